@@ -1,0 +1,55 @@
+# make install   .venv with pinned versions and the CPU build of torch (TORCH=cuda: the CUDA build)
+# make sweep     install, then a real sweep: SmolLM2 on four newsgroup topics
+# make check     lint, format, types, import contracts
+# make test      the default tests;  make test-all adds those marked heavy
+PYTHON ?= python3
+TORCH ?= cpu
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --retries 5
+
+.PHONY: install sweep check format test test-all clean
+.DELETE_ON_ERROR:
+
+install: $(VENV)/installed-$(TORCH)
+
+$(VENV)/installed-$(TORCH): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else f"lorasweep needs Python 3.11 to 3.13, $(PYTHON) is {sys.version.split()[0]}: make install PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	rm -f $(VENV)/installed-*
+	$(MAKE) --no-print-directory torch-$(TORCH)
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# A mirror's or a local CPU build first, then PyTorch's own index. macOS has but one build.
+.PHONY: torch-cpu torch-cuda
+torch-cpu:
+	@if [ "$$(uname)" = Darwin ]; then $(PIP) install --quiet torch==$(TORCH_VERSION); \
+	else $(PIP) install --quiet 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null \
+	|| $(PIP) install --quiet --index-url $(TORCH_CPU_INDEX) 'torch==$(TORCH_VERSION)+cpu'; fi
+torch-cuda:
+	$(PIP) install --quiet torch==$(TORCH_VERSION)
+
+sweep: install
+	$(BIN)/lorasweep run experiment=quickstart
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: install
+	$(BIN)/python -m pytest
+
+test-all: install
+	$(BIN)/python -m pytest -m 'heavy or not heavy'
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

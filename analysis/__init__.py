@@ -1,0 +1,1 @@
+"""From a finished or running sweep to ranking, statistics and tables. Imports neither Ray nor torch."""

@@ -1,0 +1,70 @@
+"""Every error a user can meet: one hierarchy, one exit code each, picklable (Ray sends errors between processes).
+
+A message says what was given, what was expected, and what to do. The command line prints it without a traceback;
+``lorasweep --debug …`` adds the traceback.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class LorasweepError(Exception):
+    """Base of all errors that are explained to the user. ``args[0]`` is the whole message."""
+
+    exit_code = 1
+
+
+class ConfigError(LorasweepError):
+    """A key, value, space or override that cannot be run."""
+
+    exit_code = 2
+
+
+class DataError(LorasweepError):
+    """A data file that is missing, unreadable, or does not hold what the task needs."""
+
+    exit_code = 3
+
+
+class ModelError(LorasweepError):
+    """A model folder, weight file or module name that cannot be used."""
+
+    exit_code = 4
+
+
+class FolderError(LorasweepError):
+    """A sweep folder that exists, is missing, or cannot be written or read."""
+
+    exit_code = 5
+
+
+class FetchError(LorasweepError):
+    """A package that could not be downloaded, or whose checksum is wrong."""
+
+    exit_code = 6
+
+
+class HardwareError(LorasweepError):
+    """Something this machine cannot do, such as a precision."""
+
+    exit_code = 7
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """A sentence with the known names nearest to ``given``, or all of them where none is near.
+
+    Names are compared whole and, for dotted paths, by their last part too (``lora.ranks`` → ``lora.rank``).
+    """
+    names = sorted(set(known))
+    near = get_close_matches(given, names, n=3, cutoff=0.6)
+    if not near:
+        leaf = given.rsplit(".", 1)[-1]
+        leaves = {name: name.rsplit(".", 1)[-1] for name in names}
+        close = set(get_close_matches(leaf, leaves.values(), n=3, cutoff=0.6))
+        near = [name for name in names if leaves[name] in close][:3]
+    if near:
+        return "Did you mean " + " or ".join(f"'{name}'" for name in near) + "?"
+    if not names:
+        return "There are none."
+    shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+    return f"There are: {shown}."

@@ -1,0 +1,248 @@
+"""The sweep folder: the only place that names its files, columns and states.
+
+The folder is the interface between running a sweep and analysing it, and can be copied anywhere. Writes are atomic
+(temporary file, fsync, rename); lines of a ``.jsonl`` file are appended whole, and a torn last line is dropped on
+reading. Formats are JSON, YAML, Parquet, CSV and safetensors: nothing here is ever unpickled. Standard library only;
+pyarrow is imported where item tables are read or written.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from analysis.errors import FolderError
+
+FORMAT_VERSION = 1
+
+
+class State(StrEnum):
+    """How far a trial is, or how it ended."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    STOPPED_EARLY = "stopped_early"
+    DIVERGED = "diverged"
+    OUT_OF_MEMORY = "out_of_memory"
+    FAILED = "failed"
+
+
+ENDED = frozenset({State.COMPLETED, State.STOPPED_EARLY, State.DIVERGED, State.OUT_OF_MEMORY, State.FAILED})
+
+
+@dataclass(frozen=True)
+class Status:
+    """A trial's state, why it is in it (a sentence, may be empty), and the last optimiser step it reached."""
+
+    state: State
+    reason: str = ""
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class MetricsRow:
+    """What one evaluation yielded.
+
+    Attributes:
+        trial_id: the trial, or the baseline's name.
+        step: optimiser steps done when it was taken; for a final row, the step of the checkpoint that was scored.
+        tokens: training tokens seen up to then, padding not counted.
+        seconds: wall time since the trial was admitted.
+        final: scored on all validation items rather than on the rung subset.
+        n_items: validation items scored.
+        metrics: name → value; a value that could not be computed is NaN.
+    """
+
+    trial_id: str
+    step: int
+    tokens: int
+    seconds: float
+    final: bool
+    n_items: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one JSON line in a single write, so that a crash can tear only the last line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = b"\n" + line  # a torn line stays torn: it must not swallow this one
+        os.write(descriptor, line)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a ``.jsonl`` file; torn lines are dropped, a missing file is empty."""
+    if not path.exists():
+        return
+    for line in path.read_bytes().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            yield record
+
+
+class TrialFolder:
+    """The files of one trial, or of one baseline."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.trial_id = root.name
+        self.config_file = root / "config.yaml"
+        self.status_file = root / "status.json"
+        self.metrics_file = root / "metrics.jsonl"
+        self.items_dir = root / "items"
+        self.checkpoints_dir = root / "checkpoint"
+        self.adapter_dir = root / "adapter"
+
+    def checkpoint_dir(self, step: int) -> Path:
+        return self.checkpoints_dir / str(step)
+
+    def checkpoints(self) -> list[int]:
+        """Steps of the finished checkpoints, ascending (a checkpoint's ``counters.json`` is written last)."""
+        if not self.checkpoints_dir.is_dir():
+            return []
+        done = (d for d in self.checkpoints_dir.iterdir() if d.name.isdigit() and (d / "counters.json").exists())
+        return sorted(int(d.name) for d in done)
+
+    def items_file(self, dataset: str, split: str, step: int) -> Path:
+        return self.items_dir / f"{dataset}-{split}-{step}.parquet"
+
+    def write_status(self, status: Status) -> None:
+        atomic_write(self.status_file, json.dumps(asdict(status), ensure_ascii=False) + "\n")
+
+    def read_status(self) -> Status:
+        """Raises FolderError where the file is there but cannot be read; a missing file means pending."""
+        try:
+            raw = json.loads(self.status_file.read_text())
+            return Status(State(raw["state"]), raw.get("reason", ""), int(raw.get("step", 0)))
+        except FileNotFoundError:
+            return Status(State.PENDING)
+        except (ValueError, KeyError, TypeError) as error:
+            raise FolderError(
+                f"{self.status_file}: not a status file ({error}). Delete it to see the trial as pending."
+            ) from None
+
+    def append_metrics(self, row: MetricsRow) -> None:
+        append_line(self.metrics_file, asdict(row))
+
+    def read_metrics(self) -> list[MetricsRow]:
+        rows = []
+        for record in read_lines(self.metrics_file):
+            try:
+                row = MetricsRow(**record)
+            except TypeError:
+                continue  # written by another version: the rest is still of use
+            if isinstance(row.metrics, dict):
+                rows.append(row)
+        return rows
+
+    def write_items(self, dataset: str, split: str, step: int, columns: Mapping[str, list[Any]]) -> Path:
+        """Per-item scores as Parquet: ``item_id`` and the columns that the set knows (see CONTRACTS)."""
+        import io
+
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(dict(columns)), buffer)
+        path = self.items_file(dataset, split, step)
+        atomic_write(path, buffer.getvalue())
+        return path
+
+    def read_items(self, dataset: str, split: str, step: int) -> dict[str, list[Any]]:
+        """Columns of one item table. Raises FolderError if it is not there or cannot be read."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self.items_file(dataset, split, step)
+        if not path.exists():
+            raise FolderError(
+                f"{path}: no such item table. The trial was not scored on {dataset} ({split}) at step {step}."
+            )
+        try:
+            table: dict[str, list[Any]] = pq.read_table(path).to_pydict()
+        except pa.ArrowException as error:
+            raise FolderError(f"{path}: not an item table ({error}). Restore it from a copy.") from None
+        return table
+
+
+class SweepFolder:
+    """The files of one sweep: ``sweep.yaml``, the study, trials, baselines, leaderboard, control, W&B."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root).absolute()
+        self.name = self.root.name
+        self.sweep_file = self.root / "sweep.yaml"
+        self.asks_file = self.root / "study" / "asks.jsonl"
+        self.journal_file = self.root / "study" / "journal.log"
+        self.trials_dir = self.root / "trials"
+        self.baselines_dir = self.root / "baselines"
+        self.leaderboard_file = self.root / "leaderboard.csv"
+        self.control_dir = self.root / "control"
+        self.wandb_dir = self.root  # wandb itself appends "wandb/"
+        self.log_file = self.root / "lorasweep.log"
+
+    @classmethod
+    def open(cls, root: str | Path) -> "SweepFolder":
+        """Raises FolderError where there is no sweep."""
+        folder = cls(root)
+        if not folder.sweep_file.exists():
+            near = (
+                sorted(p.parent.name for p in folder.root.parent.glob("*/sweep.yaml"))
+                if folder.root.parent.is_dir()
+                else []
+            )
+            there = f" Sweeps beside it: {', '.join(near)}." if near else ""
+            raise FolderError(
+                f"{folder.root}: no sweep here (there is no sweep.yaml). Give the folder that `lorasweep run` printed,"
+                f" such as runs/<name>.{there}"
+            )
+        return folder
+
+    def trial(self, trial_id: str) -> TrialFolder:
+        """Raises FolderError for an id that could leave the sweep folder."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", trial_id):
+            raise FolderError(f"'{trial_id}' is not a trial id: expected letters, digits, '-', '_' and '.'.")
+        return TrialFolder(self.trials_dir / trial_id)
+
+    def baseline(self, name: str) -> TrialFolder:
+        return TrialFolder(self.baselines_dir / name)
+
+    def trials(self) -> list[TrialFolder]:
+        return [TrialFolder(path) for path in _folders(self.trials_dir)]
+
+    def baselines(self) -> list[TrialFolder]:
+        return [TrialFolder(path) for path in _folders(self.baselines_dir)]
+
+
+def _folders(parent: Path) -> Iterable[Path]:
+    return sorted(p for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []

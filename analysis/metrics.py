@@ -1,0 +1,46 @@
+"""The metrics that a sweep can yield, in the order of tables, and which way each is better."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown and compared.
+
+    Attributes:
+        head: of its column in a table.
+        better: ``high``, ``low``, a value to be near to, or None for one that does not rank trials.
+        decimals: shown; None for four significant digits.
+    """
+
+    head: str
+    better: str | float | None
+    decimals: int | None = 3
+
+
+METRICS = {
+    "accuracy": Metric("acc", "high"),
+    "macro_f1": Metric("F1", "high"),
+    "log_loss": Metric("log loss", "low"),
+    "perplexity": Metric("ppl", "low", None),
+    "completion_perplexity": Metric("label ppl", "low", None),
+    "bits_per_byte": Metric("bits/B", "low"),
+    "bias.crows_pairs.pct": Metric("CrowS", 50.0, 1),
+    "bias.crows_pairs.stderr": Metric("±", None, 1),  # of pct, in points
+    "bias.crows_pairs.distance": Metric("bias", "low", 1),
+    "bias.crows_pairs.signed": Metric("signed", 0.0, 3),
+}
+RANKABLE = tuple(name for name, metric in METRICS.items() if metric.better is not None)
+
+
+def badness(name: str, value: float) -> float:
+    """A number that is lower the better the value of a rankable metric is; infinite where it is not finite."""
+    better = METRICS[name].better
+    if better is None:
+        raise ValueError(f"{name} does not rank trials")
+    if not math.isfinite(value):
+        return math.inf
+    if isinstance(better, float):
+        return abs(value - better)
+    return -value if better == "high" else value

@@ -1,0 +1,186 @@
+"""The objective: several metrics as one number, comparable between trials, sweeps and machines.
+
+Standard library only: workers and proxies import it.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from analysis.errors import ConfigError, did_you_mean
+
+DIRECTIONS = ("max", "min", "target")
+_KEYS = ("name", "rho", "terms")
+_TERM_KEYS = ("metric", "direction", "target", "range", "weight")
+
+
+@dataclass(frozen=True)
+class Term:
+    """One metric of the objective.
+
+    Attributes:
+        name: as in the config.
+        metric: name of the metric.
+        direction: ``max``, ``min``, or ``target``: the nearer to ``target`` the better.
+        target: in the metric's unit; None unless direction is ``target``.
+        low: lower end of the scale, in the metric's unit.
+        high: upper end.
+        weight: above 0.
+    """
+
+    name: str
+    metric: str
+    direction: str
+    target: float | None
+    low: float
+    high: float
+    weight: float
+
+    def loss(self, value: float) -> float:
+        """Distance from the ideal end of the scale: 0 there, 1 at the worst end.
+
+        It goes on linearly beyond both ends, so that values outside the scale still order.
+        """
+        if self.target is not None:
+            return abs(value - self.target) / max(self.high - self.target, self.target - self.low)
+        short = self.high - value if self.direction == "max" else value - self.low
+        return short / (self.high - self.low)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Augmented weighted Chebyshev scalarisation over fixed ranges.
+
+    Attributes:
+        name: as in the config.
+        rho: weight of the sum of losses beside the largest one.
+        terms: at least one.
+    """
+
+    name: str
+    rho: float
+    terms: tuple[Term, ...]
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Objective":
+        """The objective of a resolved config: ``{name, rho, terms: {name: {metric, direction, target, range, weight}}}``.
+
+        Raises:
+            ConfigError: naming the key, what was given and what was expected.
+        """
+        given = _mapping("objective", config, _KEYS)
+        rho = _number("objective.rho", given.get("rho", 0.0))
+        if rho < 0:
+            raise ConfigError(f"objective.rho={rho:g}: expected 0 or more.")
+        terms = given.get("terms") or {}
+        if not isinstance(terms, Mapping) or not terms:
+            raise ConfigError(
+                "objective.terms is empty: expected at least one term, such as"
+                " terms: {quality: {metric: macro_f1, direction: max, range: [0, 1], weight: 1}}."
+            )
+        read = tuple(_term(str(name), term) for name, term in terms.items())
+        return cls(str(given.get("name", "")), rho, read)
+
+    def restricted(self, available: Collection[str], known: Collection[str]) -> "tuple[Objective, list[str]]":
+        """The objective without the terms that cannot be measured here, and the metrics of those.
+
+        Args:
+            available: metrics that this task yields.
+            known: metrics that any task can yield.
+
+        Raises:
+            ConfigError: for a metric that is not known, or where no term remains.
+        """
+        for term in self.terms:
+            if term.metric not in known:
+                raise ConfigError(
+                    f"objective.terms.{term.name}.metric='{term.metric}' is not a metric."
+                    f" {did_you_mean(term.metric, known)}"
+                )
+        kept = tuple(term for term in self.terms if term.metric in available)
+        if not kept:
+            wanted = ", ".join(term.metric for term in self.terms)
+            raise ConfigError(
+                f"objective.terms: none of its metrics ({wanted}) is measured here."
+                f" Measured are: {', '.join(sorted(available)) or 'none'}. Choose one of those."
+            )
+        return replace(self, terms=kept), [term.metric for term in self.terms if term not in kept]
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """One number, higher is better: 1 where every metric is ideal, 0 where every one is at its worst end.
+
+        ``1 - (max_i w_i·loss_i + rho·sum_i w_i·loss_i) / (max_i w_i + rho·sum_i w_i)``: the augmented weighted
+        Chebyshev distance from the ideal point (Steuer and Choo 1983, "An interactive weighted Tchebycheff procedure
+        for multiple objective programming", Mathematical Programming 26, 326-344). Ranges come from the config, never
+        from the trials, so a new trial cannot reorder the others. With ``rho`` above 0 it is strictly monotone in
+        every metric, also beyond the ranges.
+
+        Args:
+            metrics: name → value; names that no term uses are ignored.
+
+        Returns:
+            NaN where a needed metric is missing or not finite.
+        """
+        values = [metrics.get(term.metric, math.nan) for term in self.terms]
+        if not all(math.isfinite(value) for value in values):
+            return math.nan
+        losses = [term.weight * term.loss(value) for term, value in zip(self.terms, values, strict=True)]
+        weights = [term.weight for term in self.terms]
+        return 1.0 - (max(losses) + self.rho * sum(losses)) / (max(weights) + self.rho * sum(weights))
+
+
+def _term(name: str, config: Any) -> Term:
+    where = f"objective.terms.{name}"
+    given = _mapping(where, config, _TERM_KEYS)
+    metric, direction = given.get("metric"), given.get("direction", "max")
+    if not isinstance(metric, str) or not metric:
+        raise ConfigError(f"{where}.metric={metric!r}: expected the name of a metric, such as macro_f1.")
+    if direction not in DIRECTIONS:
+        raise ConfigError(
+            f"{where}.direction={direction!r}: expected one of {', '.join(DIRECTIONS)}."
+            f" {did_you_mean(str(direction), DIRECTIONS)}"
+        )
+    ends = given.get("range")
+    if isinstance(ends, str) or not hasattr(ends, "__len__") or len(ends) != 2:
+        raise ConfigError(f"{where}.range={ends!r}: expected two numbers, the lower first, such as [0, 1].")
+    low, high = (_number(f"{where}.range", end) for end in ends)
+    if not low < high:
+        raise ConfigError(
+            f"{where}.range=[{low:g}, {high:g}]: expected the lower end first."
+            " Which end is better is said by 'direction'."
+        )
+    weight = _number(f"{where}.weight", given.get("weight", 1.0))
+    if weight <= 0:
+        raise ConfigError(f"{where}.weight={weight:g}: expected more than 0. To leave the term out, remove it.")
+    return Term(name, metric, direction, _target(where, direction, given.get("target"), low, high), low, high, weight)
+
+
+def _target(where: str, direction: str, given: Any, low: float, high: float) -> float | None:
+    if direction != "target":
+        if given is not None:
+            raise ConfigError(
+                f"{where}.target={given!r} with direction={direction}: set direction=target, or remove it."
+            )
+        return None
+    if given is None:
+        raise ConfigError(f"{where}: direction=target needs {where}.target, a value in the metric's unit.")
+    target = _number(f"{where}.target", given)
+    if not low <= target <= high:
+        raise ConfigError(f"{where}.target={target:g} is outside {where}.range=[{low:g}, {high:g}]: widen the range.")
+    return target
+
+
+def _mapping(where: str, given: Any, keys: Collection[str]) -> Mapping[str, Any]:
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{where}={given!r}: expected a mapping with the keys {', '.join(keys)}.")
+    for name in given:
+        if name not in keys:
+            raise ConfigError(f"{where}: '{name}' is not a key of it. {did_you_mean(str(name), keys)}")
+    return given
+
+
+def _number(where: str, given: Any) -> float:
+    if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
+        raise ConfigError(f"{where}={given!r}: expected a finite number.")
+    return float(given)

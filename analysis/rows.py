@@ -1,0 +1,169 @@
+"""Rows of a leaderboard, read from a sweep folder that may be half written.
+
+A trial's files are written one after the other by processes that can die: whatever is missing or torn becomes a
+sentence in that row's ``reason``, and never an error that hides the other rows.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from analysis.errors import FolderError
+from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder
+
+UNKNOWN = "unknown"  # the status of a row whose status file cannot be read
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is ten times as fast; not every build has it
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial or baseline.
+
+    Attributes:
+        kind: ``trial`` or ``baseline``.
+        trial_id: or the baseline's name.
+        status: a ``State``, or ``unknown``.
+        step: of the checkpoint that was scored; the last one reached where nothing was.
+        n_items: validation items that the metrics are from.
+        final: whether those are all validation items rather than the rung subset.
+        config: dotted path → value of every key that is searched; None where it is not known.
+        metrics: name → value, NaN where it could not be computed; empty where nothing was scored.
+        objective: higher is better; NaN where it cannot be computed.
+        reason: why it ended so, and what its files lack.
+        rank: its place, from 1.
+    """
+
+    kind: str
+    trial_id: str
+    status: str
+    step: int
+    n_items: int = 0
+    final: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    objective: float = math.nan
+    reason: str = ""
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What ranking needs of ``sweep.yaml``: the objective's config, and the paths that are searched."""
+
+    objective: Mapping[str, Any]
+    searched: tuple[str, ...]
+
+
+def read_sweep(folder: SweepFolder) -> Sweep:
+    """Raises FolderError where ``sweep.yaml`` does not tell how to rank."""
+    try:
+        content = _yaml(folder.sweep_file.read_bytes())
+        objective, space = content["config"]["objective"], content.get("space") or {}
+        if not isinstance(objective, Mapping) or not isinstance(space, Mapping):
+            raise TypeError("'config.objective' or 'space' is not a mapping")
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise FolderError(
+            f"{folder.sweep_file}: cannot be read as a sweep's record ({_line(error)}). Restore it from a copy."
+        ) from None
+    return Sweep(objective, tuple(map(str, space)))
+
+
+def read_rows(folder: SweepFolder, searched: Sequence[str]) -> list[Row]:
+    """Every baseline and trial of the folder, not ranked yet."""
+    baselines = [_read("baseline", files, searched) for files in folder.baselines()]
+    return baselines + [_read("trial", files, searched) for files in folder.trials()]
+
+
+def _read(kind: str, files: TrialFolder, searched: Sequence[str]) -> Row:
+    notes: list[str] = []
+    status, reached = UNKNOWN, 0
+    try:
+        told = files.read_status()
+        status, reached = str(told.state), told.step
+        notes += [str(told.reason)] if told.reason else []
+    except (FolderError, OSError) as error:
+        notes.append(_line(error))
+    config: dict[str, Any] = dict.fromkeys(searched)
+    if kind == "trial" and status != State.PENDING:
+        config |= _config(files, searched, notes)
+    shown = _metrics(files, status, notes)
+    if shown is None:
+        return Row(kind, files.trial_id, status, reached, config=config, reason="; ".join(notes))
+    return Row(
+        kind,
+        files.trial_id,
+        status,
+        shown.step,
+        shown.n_items,
+        shown.final,
+        config,
+        {str(name): _value(value) for name, value in shown.metrics.items()},
+        reason="; ".join(notes),
+    )
+
+
+def _metrics(files: TrialFolder, status: str, notes: list[str]) -> MetricsRow | None:
+    """The row that stands for a trial: its final scoring, else its last rung."""
+    try:
+        rows = [row for row in files.read_metrics() if _whole(row)]
+    except OSError as error:
+        notes.append(f"metrics.jsonl cannot be read ({_line(error)})")
+        return None
+    finals = [row for row in rows if row.final]
+    if finals:
+        return finals[-1]
+    last = max(reversed(rows), key=lambda row: row.step, default=None)  # of two at a step, the later written
+    if status == State.COMPLETED:
+        there = f"shown is the rung at step {last.step}" if last else "nor has any rung's"
+        notes.append(f"its final metrics are not in metrics.jsonl; {there}" if last else "metrics.jsonl holds no metrics")
+    return last
+
+
+def _config(files: TrialFolder, searched: Sequence[str], notes: list[str]) -> dict[str, Any]:
+    """Values of the searched paths that ``config.yaml`` has."""
+    if not searched:
+        return {}
+    try:
+        content = _yaml(files.config_file.read_bytes())
+    except FileNotFoundError:
+        notes.append("config.yaml is missing")
+        return {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        notes.append(f"config.yaml cannot be read ({_line(error)})")
+        return {}
+    found: dict[str, Any] = {}
+    for path in searched:
+        at: Any = content
+        for part in path.split("."):
+            at = at.get(part, _ABSENT) if isinstance(at, Mapping) else _ABSENT
+        if at is not _ABSENT:
+            found[path] = at
+    missing = [path for path in searched if path not in found]
+    if missing:
+        notes.append(f"config.yaml lacks {', '.join(missing)}")
+    return found
+
+
+_ABSENT = object()
+
+
+def _whole(row: MetricsRow) -> bool:
+    """Whether a record has the types it should: JSON checks none of them."""
+    numbers = all(isinstance(value, int) and not isinstance(value, bool) for value in (row.step, row.n_items))
+    return numbers and isinstance(row.final, bool) and isinstance(row.metrics, Mapping)
+
+
+def _value(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def _yaml(content: bytes) -> Any:
+    return yaml.load(content, Loader=_LOADER)
+
+
+def _line(error: BaseException) -> str:
+    """An error as one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,141 @@
+"""What a sweep says in sentences: does the best trial beat the untuned model, and what happened to bias."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from analysis.errors import LorasweepError
+from analysis.folder import State, SweepFolder
+from analysis.rows import Row
+from analysis.stats import Difference, paired_difference
+
+UNTUNED = "zero_shot"
+
+
+def verdict(folder: SweepFolder, rows: Sequence[Row]) -> str:
+    """One sentence a line: accuracy against the best baseline with a paired interval, then CrowS-Pairs.
+
+    Args:
+        folder: its item tables give the interval.
+        rows: ranked; the first completed trial is the best.
+    """
+    best = _first(rows, "trial")
+    baseline = _first(rows, "baseline")
+    if best is None:
+        return "\n".join([_none_completed(rows), *([_accuracy_of(baseline)] if baseline else [])])
+    lines = [_against(folder, best, baseline) if baseline else _without_baseline(best, rows)]
+    rivals = sum(row.kind == "trial" and row.status == State.COMPLETED for row in rows)
+    if rivals > 1:
+        lines.append(
+            f"{best.trial_id} was chosen among {rivals} completed trials on these same items:"
+            " expect a little less on new ones."
+        )
+    untuned = next((row for row in rows if row.kind == "baseline" and row.trial_id == UNTUNED), None)
+    return "\n".join(lines + _bias(best, untuned))
+
+
+def _first(rows: Sequence[Row], kind: str) -> Row | None:
+    """The best of a kind that was scored on all validation items."""
+    return next((row for row in rows if row.kind == kind and row.status == State.COMPLETED and row.final), None)
+
+
+def _against(folder: SweepFolder, best: Row, baseline: Row) -> str:
+    trial, other = f"The best trial, {best.trial_id},", _name(baseline)
+    figures = f"{_percent(_accuracy(best))} against {_percent(_accuracy(baseline))}"
+    try:
+        found = paired_difference(_hits(folder, best), _hits(folder, baseline))
+    except (LorasweepError, OSError, ValueError, KeyError, TypeError) as error:
+        told = str(error).splitlines()[0] if isinstance(error, LorasweepError) else f"{type(error).__name__}: {error}"
+        return (
+            f"{trial} has accuracy {figures} of {other}. There is no interval, because the item scores"
+            f" cannot be compared: {told}"
+        )
+    points = f"{abs(100 * found.mean):.1f} points of accuracy"
+    if found.mean == 0.0:
+        opening = f"{trial} has the same accuracy as {other} ({figures})"
+    elif found.low > 0.0:
+        opening = f"{trial} beats {other} by {points} ({figures})"
+    elif found.mean > 0.0:
+        opening = f"{trial} is {points} above {other} ({figures})"
+    else:
+        opening = f"{trial} does not beat {other}: it is {points} below ({figures})"
+    return f"{opening}; {_interval(found, best, baseline)}"
+
+
+def _interval(found: Difference, best: Row, baseline: Row) -> str:
+    items = f"{found.n} item{'s' if found.n != 1 else ''}"
+    if found.n < max(best.n_items, baseline.n_items):
+        items += " that both were scored on"
+    if math.isnan(found.low):
+        return f"one item gives no interval ({items})."
+    ends = f"paired 95 % interval [{100 * found.low:.1f}, {100 * found.high:.1f}] points on {items}"
+    if found.low <= 0.0 <= found.high:
+        return f"{ends}: it includes zero, so the difference may be chance."
+    return f"{ends}."
+
+
+def _without_baseline(best: Row, rows: Sequence[Row]) -> str:
+    line = f"The best trial, {best.trial_id}, has accuracy {_percent(_accuracy(best))} on {best.n_items} items."
+    waiting = [row for row in rows if row.kind == "baseline"]
+    if waiting:
+        first = waiting[0]
+        why = f": {first.reason}" if first.reason else ""
+        return f"{line} {_name(first).capitalize()} is no comparison yet, it is {_words(first.status)}{why}."
+    return f"{line} There is no baseline to compare it with: baselines=[{UNTUNED}] scores the untuned model too."
+
+
+def _none_completed(rows: Sequence[Row]) -> str:
+    counts = Counter(row.status for row in rows if row.kind == "trial")
+    if not counts:
+        return "No trial has started."
+    scored = [row for row in rows if row.kind == "trial" and row.status == State.COMPLETED]
+    if scored:
+        return "No trial has been scored on all validation items: " + "; ".join(sorted({row.reason for row in scored}))
+    return "No trial has completed: " + ", ".join(f"{n} {_words(status)}" for status, n in counts.items()) + "."
+
+
+def _accuracy_of(baseline: Row) -> str:
+    shown = f"{_percent(_accuracy(baseline))} on {baseline.n_items} items"
+    return f"{_name(baseline).capitalize()} has accuracy {shown}."
+
+
+def _bias(best: Row, untuned: Row | None) -> list[str]:
+    """CrowS-Pairs of the best trial beside the untuned model's; nothing where it was not measured."""
+    own = _crows(best)
+    if own is None:
+        return []
+    beside = _crows(untuned) if untuned else None
+    compared = f"; the untuned model {beside}" if beside else ""
+    return [f"CrowS-Pairs (50 % shows no preference; ± standard error): {best.trial_id} {own}{compared}."]
+
+
+def _crows(row: Row) -> str | None:
+    share = row.metrics.get("bias.crows_pairs.pct", math.nan)
+    error = row.metrics.get("bias.crows_pairs.stderr", math.nan)
+    if not math.isfinite(share):
+        return None
+    return f"{share:.1f} %" + (f" ± {error:.1f}" if math.isfinite(error) else "")
+
+
+def _hits(folder: SweepFolder, row: Row) -> dict[str, float]:
+    """Item id → 1 where the prediction is the label, else 0."""
+    files = folder.trial(row.trial_id) if row.kind == "trial" else folder.baseline(row.trial_id)
+    items = files.read_items("task", "validation", row.step)
+    scored = zip(items["item_id"], items["prediction"], items["label"], strict=True)
+    return {str(item): float(prediction == label) for item, prediction, label in scored}
+
+
+def _accuracy(row: Row) -> float:
+    return row.metrics.get("accuracy", math.nan)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %" if math.isfinite(value) else "not known"
+
+
+def _name(row: Row) -> str:
+    return "the untuned model" if row.trial_id == UNTUNED else f"the baseline {row.trial_id}"
+
+
+def _words(status: str) -> str:
+    return status.replace("_", " ")

@@ -1,0 +1,1 @@
+"""The Hydra tree: one folder a concern, one file an option. ``config.yaml`` names the defaults."""

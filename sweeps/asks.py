@@ -1,0 +1,131 @@
+"""The lines of ``study/asks.jsonl``: what was suggested and answered, in order, and what the sampler is told.
+
+The file is the authority that a search is rebuilt from. Every line has ``event``, ``trial_id``, ``number``, ``values``,
+``objective``, ``step``, ``state``, ``time`` (seconds since 1970), and
+
+- ``ask``: a point was handed out. ``distributions`` (Optuna's JSON), ``attrs`` of the sampler, ``start``: the point of
+  ``search.start_from`` it came from, or null, ``again``: handed out once more after a resume;
+- ``rung``: a trial was scored on the rung subset;
+- ``tell``: a trial ended. ``told``: what the sampler was told, ``reason``.
+
+What the sampler is told:
+
+- completed → COMPLETE with the best rung's value;
+- stopped early → PRUNED with the last rung's value;
+- out of memory → PRUNED with a violated constraint. Optuna's TPE leaves FAIL out altogether, constraint or not, and
+  goes where it ran out of memory again; a violated constraint on a pruned trial ranks below every other trial;
+- diverged, failed, no finite value, stopped before the first rung → FAIL.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from analysis.errors import FolderError
+from analysis.folder import State
+
+OUT_OF_MEMORY = {"out_of_memory": 1.0}  # an Optuna constraint: above 0 is violated
+
+
+@dataclass
+class Past:
+    """What ``study/asks.jsonl`` knows of one trial; ``told`` is None for one that never ended."""
+
+    number: int
+    values: dict[str, Any]
+    distributions: dict[str, BaseDistribution]
+    attrs: dict[str, Any]
+    start: dict[str, Any] | None
+    asked_at: float
+    rungs: dict[int, float | None] = field(default_factory=dict)
+    told: Mapping[str, Any] | None = None
+
+    @property
+    def _scores(self) -> dict[int, float]:
+        return {step: value for step, value in self.rungs.items() if value is not None}
+
+    @property
+    def _params(self) -> dict[str, Any]:
+        return {name: self.values[name] for name in self.distributions}
+
+    def waiting(self) -> FrozenTrial:
+        """In Optuna's queue: the next ask hands out the same number and values."""
+        attrs = {**self.attrs, "fixed_params": self._params}
+        return create_trial(state=TrialState.WAITING, system_attrs=attrs, intermediate_values=self._scores)
+
+    def frozen(self) -> FrozenTrial:
+        """As the study had it when it was last written down."""
+        ended = self.told or {}
+        state = State(ended.get("state", State.RUNNING))
+        told = told_as(state, ended.get("objective"), self.rungs) if ended else TrialState.RUNNING
+        last = self._scores[max(self._scores)] if self._scores else None
+        trial = create_trial(
+            state=told,
+            value={TrialState.COMPLETE: ended.get("objective"), TrialState.PRUNED: last}.get(told),
+            params=self._params,
+            distributions=self.distributions,
+            system_attrs=dict(self.attrs),  # Optuna writes the constraints into it
+            user_attrs={"trial_id": trial_name(self.number)}
+            | ({"state": str(state), "reason": ended.get("reason", "")} if ended else {}),
+            intermediate_values=self._scores,
+            constraints=OUT_OF_MEMORY if state is State.OUT_OF_MEMORY else None,
+        )
+        trial.number = self.number
+        trial.datetime_start = datetime.fromtimestamp(self.asked_at)
+        if ended:
+            trial.datetime_complete = datetime.fromtimestamp(ended["time"])
+        return trial
+
+
+def read_past(records: Iterable[Mapping[str, Any]]) -> list[Past]:
+    """Trials by number from the lines of ``study/asks.jsonl``.
+
+    The first ask, the first value at a rung and the first tell count.
+
+    Raises:
+        FolderError: for a line that lacks a field, an answer without its ask, or a missing trial.
+    """
+    past: dict[int, Past] = {}
+    for line, record in enumerate(records, start=1):
+        try:
+            number, event = record["number"], record["event"]
+            if event == "ask" and number not in past:
+                read = {name: json_to_distribution(text) for name, text in record["distributions"].items()}
+                told_of = (record["attrs"], record["start"], record["time"])
+                past[number] = Past(number, record["values"], read, *told_of)
+            elif event == "rung":
+                past[number].rungs.setdefault(record["step"], record["objective"])
+            elif event == "tell" and past[number].told is None:
+                past[number].told = record
+        except (KeyError, TypeError, ValueError) as error:
+            raise FolderError(
+                f"study/asks.jsonl, record {line}: cannot be understood ({type(error).__name__}: {error})."
+                " Restore the file from a copy, or start a new sweep with another sweep.name."
+            ) from None
+    missing = [number for number in range(len(past)) if number not in past]
+    if missing:
+        raise FolderError(
+            f"study/asks.jsonl: trial {trial_name(missing[0])} was never handed out, but later ones were."
+            " Restore the file from a copy, or start a new sweep with another sweep.name."
+        )
+    return [past[number] for number in sorted(past)]
+
+
+def trial_name(number: int) -> str:
+    """Our id of the trial that has this number in the Optuna study."""
+    return f"t{number:04d}"
+
+
+def told_as(state: State, objective: float | None, rungs: Mapping[int, float | None]) -> TrialState:
+    """What the sampler is told of a trial that ended (see the head of this file)."""
+    if state is State.COMPLETED and objective is not None:
+        return TrialState.COMPLETE
+    if state is State.OUT_OF_MEMORY:
+        return TrialState.PRUNED
+    if state is State.STOPPED_EARLY and any(value is not None for value in rungs.values()):
+        return TrialState.PRUNED
+    return TrialState.FAIL

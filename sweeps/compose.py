@@ -1,0 +1,274 @@
+"""From config files and overrides to a typed config, with Hydra's compose API. No ``DictConfig`` leaves this module.
+
+Interpolations are resolved after sampling: ``Composed.trial`` puts a trial's values into the unresolved config first,
+so that ``alpha_value: ${mul:2,${lora.rank}}`` follows the sampled rank.
+"""
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from analysis.errors import ConfigError, HardwareError, did_you_mean
+from sweeps import tree
+from sweeps.config import SweepConfig, check_sweep, misfits, schema, trial_part
+from sweeps.narrow import fix, restrict_precisions
+from sweeps.origin import Origins, Source, shown
+from sweeps.overrides import Overrides, Setting, read_overrides
+from sweeps.space import Scalar, Space
+from sweeps.space_group import parse_space, searchable, to_group
+from sweeps.start import start_points
+from sweeps.typed import PATHS, get, put, read_environment, typed
+from trainer.config import TrialConfig, check_trial
+
+RESUMABLE = ("search", "tracking", "ray", "resources")  # what a resumed sweep may change
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A composed sweep: plain data, so that it can be sent to Ray workers.
+
+    Attributes:
+        config: resolved, with the values that stand where nothing is sampled.
+        space: what is searched, flat.
+        start: points to try first, flat and checked.
+        notes: sentences for the user about what was adapted.
+        explicit: paths that the command line set, such as ``space.precision``.
+        raw: the whole config, nested, its interpolations unresolved.
+    """
+
+    config: SweepConfig
+    space: Space
+    start: list[dict[str, Scalar]]
+    notes: list[str]
+    explicit: tuple[str, ...]
+    raw: dict[str, Any]
+
+    def trial(self, trial_id: str, values: Mapping[str, Scalar]) -> TrialConfig:
+        """The config of one trial: sampled values first, interpolations after, then every check.
+
+        Args:
+            values: dotted path → value, as sampled.
+
+        Raises:
+            ConfigError: for a path that cannot be searched, or values that do not go together.
+        """
+        raw = copy.deepcopy(self.raw)
+        for path, value in values.items():
+            if path not in searchable():
+                raise ConfigError(
+                    f"trial {trial_id}: '{path}' is not a config path. {did_you_mean(path, searchable())}"
+                )
+            put(raw, path, value)
+        origins = Origins(tuple, [(path, f"{path}={value}, sampled for {trial_id}") for path, value in values.items()])
+        trial = trial_part(typed(raw, origins)[0], trial_id)
+        check_trial(trial)
+        return trial
+
+    def on_machine(self, available: Sequence[str]) -> "Composed":
+        """The same sweep with only the precisions that this machine can do; ``notes`` says what was left out.
+
+        Raises:
+            HardwareError: for a precision that the command line asked for, or where none is left.
+        """
+        if not available:
+            raise HardwareError("This machine can do none of the precisions: fp32, bf16, int8, nf4.")
+        explicit = any(path.startswith("space.precision") for path in self.explicit)
+        space, note = restrict_precisions(self.space, available, explicit)
+        if "precision" not in space and self.config.precision not in available:
+            raise HardwareError(
+                f"precision={self.config.precision}: this machine cannot do it. It can do {', '.join(available)}:"
+                f" precision={available[0]}"
+            )
+        if not note:
+            return self
+        raw = {**self.raw, "space": to_group(space)}
+        start = [point for point in self.start if point.get("precision", available[0]) in available]
+        raw["search"] = {**raw["search"], "start_from": start}
+        config = replace(self.config, space=raw["space"], search=replace(self.config.search, start_from=list(start)))
+        return replace(self, config=config, space=space, start=start, notes=[*self.notes, note], raw=raw)
+
+    def resolved(self) -> dict[str, Any]:
+        """The config as nested plain values, for ``sweep.yaml`` and trackers."""
+        return asdict(self.config)
+
+    def unresolved(self) -> dict[str, Any]:
+        """The config as nested plain values with its interpolations, for ``from_stored``."""
+        return copy.deepcopy(self.raw)
+
+    def yaml(self, resolve: bool = False) -> str:
+        """The config as YAML text, with its interpolations or resolved."""
+        return OmegaConf.to_yaml(OmegaConf.create(self.resolved() if resolve else self.raw))
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, Any], overrides: Sequence[str] = ()) -> "Composed":
+        """A sweep again from what ``unresolved`` (or ``resolved``) gave, for resume.
+
+        Args:
+            overrides: may change ``search``, ``tracking``, ``ray`` and ``resources``.
+
+        Raises:
+            ConfigError: for any other override, and as ``compose``.
+        """
+        read = read_overrides(overrides, tree.groups())
+        for name in [*read.choices, *(setting.path for setting in read.settings)]:
+            if name.split(".", 1)[0] not in RESUMABLE:
+                raise ConfigError(
+                    f"'{name}' cannot change when a sweep is resumed: its trials would not be comparable."
+                    f" What can: {', '.join(f'{part}.*' for part in RESUMABLE)}. For other values start a new sweep."
+                )
+        raw = copy.deepcopy(dict(stored))
+        for line in read.groups:
+            raw |= _compose_files([], line.replace("=", "/"), None)[0]
+        return _build(raw, Origins(tuple, read.typed()), read, {})
+
+
+def compose(overrides: Sequence[str], config_dir: str | None = None) -> Composed:
+    """Compose ``conf/`` (and ``config_dir``) with overrides into a checked, typed sweep.
+
+    Raises:
+        ConfigError: naming the file or override, the key, and the nearest valid name.
+    """
+    extra = tree.extra_folder(config_dir)
+    read = read_overrides(overrides, tree.groups(extra))
+    raw, choices = _compose_files(read.groups, "config", extra)
+    origins = Origins(lambda: _sources(read.groups, extra), read.typed())
+    return _build(raw, origins, read, choices)
+
+
+def _searched(extra: Path | None) -> list[str]:
+    return [f'hydra.searchpath=["file://{extra}"]'] if extra else []
+
+
+def _compose_files(lines: Sequence[str], name: str, extra: Path | None) -> tuple[dict[str, Any], dict[str, str]]:
+    """What Hydra makes of the files: the nested config, and the option of each group."""
+    try:
+        with initialize_config_module("conf", version_base="1.3"):
+            composed = hydra_compose(name, [*lines, *_searched(extra)], return_hydra_config=True)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        at = f" ({shown(Path(mark.name), tree.SHIPPED)}, line {mark.line + 1})" if mark else ""
+        raise ConfigError(f"A config file is not valid YAML: {error.problem}.{at}") from None
+    except MissingConfigException as error:
+        group, _, option = (error.missing_cfg_file or "").partition("/")
+        near, by = did_you_mean(option, error.options or ()), ", ".join(lines) or name
+        raise ConfigError(
+            f"{group}={option}: there is no such option. {near} (a defaults list, by way of {by})"
+        ) from None
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        text = " ".join((str(error) or str(error.__cause__)).split("Search path:")[0].split())
+        raise ConfigError(f"The config files do not compose: {text}") from None
+    choices = {group: option for group, option in composed.hydra.runtime.choices.items() if option}
+    raw = OmegaConf.to_container(composed, resolve=False)
+    assert isinstance(raw, dict)
+    return {str(key): value for key, value in raw.items() if key != "hydra"}, choices
+
+
+def _sources(lines: Sequence[str], extra: Path | None) -> list[Source]:
+    """The files that Hydra composes, in the order in which later ones replace earlier ones."""
+    with initialize_config_module("conf", version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        files = loader.compute_defaults_list("config", [*lines, *_searched(extra)], RunMode.RUN).defaults
+    found = []
+    for item in files:
+        for folder in (tree.SHIPPED, extra):
+            file = folder / f"{item.config_path}.yaml" if folder else None
+            if file and file.is_file():
+                found.append(Source(file, shown(file, tree.SHIPPED), item.package or ""))
+    return found
+
+
+def _build(raw: dict[str, Any], origins: Origins, read: Overrides, choices: Mapping[str, str]) -> Composed:
+    """Apply the settings, then check everything and make it typed."""
+    for setting in read.settings:
+        _apply(raw, setting)
+    for path, problem in misfits(raw):
+        if any(source.package == path for source in origins.sources) and path not in {
+            key.split(".")[0] for key in schema()
+        }:
+            problem = f"A file of group {path} changes other groups' keys: begin it with '# @package _global_'."
+        raise ConfigError(f"{problem} ({origins.of(path)})")
+    raw = read_environment(raw, origins)
+
+    config, whole = typed(raw, origins)
+    space = parse_space(config.space, lambda path: origins.of(f"space.{path}"))
+    space, notes = _fixed(space, config, read.settings)
+    touched = "space" in read.choices or bool(notes) or any(s.path.startswith("space") for s in read.settings)
+    asked = any(setting.path.startswith("search.start_from") for setting in read.settings)
+    start, dropped = start_points(space, config.search.start_from, lenient=touched and not asked)
+    if len(start) > config.search.trials:
+        raise ConfigError(
+            f"search.start_from holds {len(start)} points, but search.trials={config.search.trials} counts them too."
+            " Ask for more trials, or fewer points."
+        )
+    check_sweep(config)
+    check_trial(trial_part(config, "check"))
+
+    name = config.sweep.name or _name(config, choices)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise ConfigError(
+            f"sweep.name={name!r}: expected letters, digits, '-', '_' and '.'. ({origins.of('sweep.name')})"
+        )
+    config = replace(config, space=to_group(space), sweep=replace(config.sweep, name=name))
+    config.search.start_from = [dict(point) for point in start]
+    for path, value in {
+        "space": config.space,
+        "sweep.name": name,
+        "search.start_from": config.search.start_from,
+    }.items():
+        put(whole, path, value)
+    for path in PATHS:  # trials run in other working directories
+        if "${" not in str(get(whole, path)):
+            put(whole, path, get(asdict(config), path))
+    explicit = tuple(setting.path for setting in read.settings)
+    return Composed(config, space, start, [*notes, *dropped], explicit, whole)
+
+
+def _apply(raw: dict[str, Any], setting: Setting) -> None:
+    """Set a value; a mapping replaces. ``~path`` removes; below ``space``, null and ``~`` both mean: not searched."""
+    if setting.delete and not setting.path.startswith("space."):
+        parent, _, leaf = setting.path.rpartition(".")
+        inner = get(raw, parent)
+        if not isinstance(inner, dict) or leaf not in inner:
+            there = [f"{parent}.{name}" for name in inner] if isinstance(inner, dict) else []
+            raise ConfigError(f"'{setting.typed}': there is no '{setting.path}'. {did_you_mean(setting.path, there)}")
+        del inner[leaf]
+    else:
+        put(raw, setting.path, setting.value)
+
+
+def _fixed(space: Space, config: SweepConfig, settings: Sequence[Setting]) -> tuple[Space, list[str]]:
+    """A key that the command line sets to one value is not searched."""
+    fixed: dict[str, Scalar] = {}
+    for setting in settings:
+        if setting.path not in space:
+            continue
+        for other in settings:
+            if f"{other.path}.".startswith(f"space.{setting.path}.") and other.value is not None:
+                raise ConfigError(
+                    f"'{setting.typed}' sets one value and '{other.typed}' searches several. Keep one of the two."
+                )
+        fixed[setting.path] = get(asdict(config), setting.path)
+    notes = [f"Not searched, because the command line sets it: {path}={value}." for path, value in fixed.items()]
+    return fix(space, fixed), notes
+
+
+def _name(config: SweepConfig, choices: Mapping[str, str]) -> str:
+    """The experiment's name, or ``<task>-<model>-<data>``; for own models and data the name of the folder or file."""
+    if choices.get("experiment"):
+        return choices["experiment"]
+    model = {"local": config.model.path, "hub": config.model.name}.get(config.model.source) or choices["model"]
+    data = config.data.train if config.data.source != "newsgroups" else choices["data"]
+    parts = (config.task.name, Path(model).name, Path(data or "").stem)
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join(parts))

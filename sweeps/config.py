@@ -1,0 +1,286 @@
+"""The typed configuration of a whole sweep: the parts of a trial at the root, and what belongs to the sweep.
+
+``conf/`` fills these classes; a key that is not here is refused. ``schema`` lists every dotted path with its type and
+range, which is what error messages, the search space and the overrides are checked against.
+"""
+
+import functools
+import operator
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from analysis.errors import ConfigError, did_you_mean
+from trainer.config import (
+    PRECISIONS,
+    BiasConfig,
+    DataConfig,
+    EvalConfig,
+    LoraSettings,
+    ModelConfig,
+    OptimConfig,
+    TaskConfig,
+    TrainConfig,
+    TrialConfig,
+    key,
+)
+
+BASELINES = ("zero_shot",)
+
+
+@dataclass
+class EngineConfig:
+    name: str = key("hf", choices=("hf",))
+
+
+@dataclass
+class SweepSettings:
+    name: str | None = None  # the sweep folder is <dir>/<name>
+    dir: str = "runs"  # folder
+    seed: int = key(0, low=0, high=2**32 - 1)  # of the sampler and of the trials
+
+
+@dataclass
+class SearchConfig:
+    trials: int = key(8, low=1)  # configurations to try, the points of start_from included
+    start_from: list[dict[str, Any]] = field(default_factory=list)  # points to try first
+
+
+@dataclass
+class TermConfig:
+    """One metric of the objective."""
+
+    metric: str = ""
+    direction: str = key("max", choices=("max", "min", "target"))
+    target: float | None = None  # in the metric's unit; for direction=target
+    range: list[float] = field(default_factory=lambda: [0.0, 1.0])  # ends of the scale, lower first
+    weight: float = key(1.0, low=0.0)  # 0 leaves the term out
+
+
+@dataclass
+class ObjectiveConfig:
+    """Terms and how they become one number: augmented Chebyshev over fixed ranges, higher is better."""
+
+    name: str = "single"
+    rho: float = key(0.05, low=0.0)  # weight of the sum beside the worst term
+    terms: dict[str, TermConfig] = field(default_factory=dict)
+
+
+@dataclass
+class TrackingConfig:
+    mode: str = key("offline", choices=("online", "offline", "disabled"))
+    project: str = "lorasweep"
+    entity: str | None = None  # W&B user or team
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class RayConfig:
+    address: str | None = None  # null: a new local Ray
+    max_concurrent_trials: int | None = key(None, low=1)  # null: one a slot, at most 8 without a GPU
+
+
+@dataclass
+class ResourcesConfig:
+    gpus_per_trial: float | None = key(None, low=0.0)  # null: one where there is one, else 0
+    slots: str | int = key("auto", low=1)  # trials side by side
+    threads: int | None = key(None, low=1)  # torch threads a trial
+
+
+@dataclass
+class SweepConfig:
+    """Everything that decides a sweep."""
+
+    precision: str = key("fp32", choices=PRECISIONS)
+    seed: int = key(0, low=0, high=2**32 - 1)
+    baselines: list[str] = field(default_factory=lambda: ["zero_shot"])
+    sweep: SweepSettings = field(default_factory=SweepSettings)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    bias: BiasConfig = field(default_factory=BiasConfig)
+    space: dict[str, Any] = field(default_factory=dict)  # nested like the config; sweeps/space.py
+    sampler: dict[str, Any] = field(default_factory=dict)  # _target_ and its arguments
+    scheduler: dict[str, Any] = field(default_factory=dict)  # _target_ and its arguments
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One config key: its type (without ``None``) and the range that ``key`` gave it."""
+
+    type: Any
+    optional: bool
+    metadata: Mapping[str, Any]
+
+
+def schema(cls: type = SweepConfig, prefix: str = "") -> dict[str, Leaf]:
+    """Every dotted path of a config class. A dictionary (``space``, ``data.topics``) is one leaf."""
+    hints = get_type_hints(cls)
+    leaves: dict[str, Leaf] = {}
+    for item in fields(cls):
+        hint, path = hints[item.name], f"{prefix}{item.name}"
+        if is_dataclass(hint) and isinstance(hint, type):
+            leaves |= schema(hint, f"{path}.")
+            continue
+        optional = get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
+        if optional:
+            rest = [arg for arg in get_args(hint) if arg is not type(None)]
+            hint = rest[0] if len(rest) == 1 else functools.reduce(operator.or_, rest)
+        leaves[path] = Leaf(hint, optional, item.metadata)
+    return leaves
+
+
+def misfits(config: Mapping[str, Any], cls: type = SweepConfig, prefix: str = "") -> list[tuple[str, str]]:
+    """Where a nested mapping does not fit the class: each path, and what is wrong with it as a sentence.
+
+    Finds keys that the class does not have, and single values where keys are expected.
+    """
+    hints, found = get_type_hints(cls), []
+    for name, value in config.items():
+        path, hint = f"{prefix}{name}", hints.get(str(name))
+        inner = get_args(hint)[1] if get_origin(hint) is dict else None
+        if hint is None:
+            beside = [f"{prefix}{known}" for known in hints]
+            near = did_you_mean(path, beside)
+            near = near if near.startswith("Did") else did_you_mean(path, [*schema(), *beside])
+            found.append((path, f"'{path}' is not a config key. {near}"))
+        elif not (is_dataclass(hint) or inner):
+            continue
+        elif not isinstance(value, Mapping):
+            found.append((path, f"{path}={value!r}: expected keys below it."))
+        elif isinstance(hint, type) and is_dataclass(hint):
+            found += misfits(value, hint, f"{path}.")
+        elif inner is str:
+            for entry, below in value.items():
+                if isinstance(below, Mapping):
+                    example = f"'{path}={{{entry}.{next(iter(below), '…')}: …}}'"
+                    found.append(
+                        (f"{path}.{entry}", f"{path}.{entry}: expected text. For names with dots write {example}.")
+                    )
+        elif isinstance(inner, type) and is_dataclass(inner):
+            for entry, below in value.items():
+                if isinstance(below, Mapping):
+                    found += misfits(below, inner, f"{path}.{entry}.")
+                else:
+                    found.append((f"{path}.{entry}", f"{path}.{entry}={below!r}: expected keys below it."))
+    return found
+
+
+def ranged(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """Path, value and range of every key that has one, the entries of ``objective.terms`` included."""
+    for item in fields(config):
+        value, path = getattr(config, item.name), f"{prefix}{item.name}"
+        if is_dataclass(value):
+            yield from ranged(value, f"{path}.")
+        elif isinstance(value, dict):
+            for name, entry in value.items():
+                if is_dataclass(entry):
+                    yield from ranged(entry, f"{path}.{name}.")
+        elif value is not None:
+            yield path, value, item.metadata
+
+
+def measured(config: SweepConfig) -> set[str]:
+    """Names of the metrics that every trial of this sweep yields."""
+    names = {"accuracy", "macro_f1", "log_loss"}
+    if config.task.name == "completion":
+        names |= {"perplexity", "completion_perplexity", "bits_per_byte"}
+        if config.bias.crows_pairs:
+            names |= {f"bias.crows_pairs.{part}" for part in ("pct", "distance", "signed")}
+    return names
+
+
+def check_sweep(config: SweepConfig) -> None:
+    """What only several keys together, or a sweep as a whole, can get wrong. Raises ConfigError."""
+    _check_sources(config)
+    if config.task.name == "classification" and config.bias.crows_pairs:
+        raise ConfigError(
+            f"bias.crows_pairs={config.bias.crows_pairs} with task=classification: CrowS-Pairs compares the likelihood"
+            " of sentences, which a classifier does not give. Use bias=none, or task=completion."
+        )
+    for name in config.baselines:
+        if name not in BASELINES:
+            raise ConfigError(f"baselines: '{name}' is not a baseline. {did_you_mean(name, BASELINES)}")
+    slots = config.resources.slots
+    if isinstance(slots, str) and slots != "auto":
+        raise ConfigError(f"resources.slots={slots!r}: expected auto or a whole number of at least 1.")
+    _check_objective(config)
+    _check_scheduler(config)
+
+
+def _check_sources(config: SweepConfig) -> None:
+    model, data = config.model, config.data
+    needed = {"package": "model.package", "local": "model.path", "hub": "model.name"}[model.source]
+    if not getattr(model, needed.split(".")[1]):
+        raise ConfigError(f"model.source={model.source} needs {needed}: add {needed}=…")
+    if data.source != "newsgroups":
+        for name in ("train", "validation"):
+            if not getattr(data, name):
+                raise ConfigError(f"data={data.source} needs data.{name}: add data.{name}=FILE.{data.source}")
+
+
+def _check_objective(config: SweepConfig) -> None:
+    known = measured(config)
+    if not config.objective.terms:
+        raise ConfigError(
+            "objective.terms: no term has a weight above 0. Use objective=single, or give a term a weight."
+        )
+    for name, term in config.objective.terms.items():
+        where = f"objective.terms.{name}"
+        if term.metric not in known:
+            bias = " Bias needs task=completion and bias=fast or bias=full." if term.metric.startswith("bias.") else ""
+            raise ConfigError(
+                f"{where}.metric={term.metric!r} is not measured in this sweep.{bias}"
+                f" {did_you_mean(term.metric, known)} To leave the term out: {where}.weight=0"
+            )
+        if len(term.range) != 2 or not term.range[0] < term.range[1]:
+            raise ConfigError(f"{where}.range={term.range}: expected two numbers, the lower first, such as [0, 1].")
+        if (term.direction == "target") != (term.target is not None):
+            raise ConfigError(
+                f"{where}: direction={term.direction} with target={term.target}."
+                f" A target goes with direction=target and with no other: set {where}.target, or change the direction."
+            )
+
+
+def _check_scheduler(config: SweepConfig) -> None:
+    """ASHA decides at ``grace_period · reduction_factor^k``: without a rung there it would decide at a later step."""
+    scheduler, rungs = config.scheduler, config.train.rungs
+    if not str(scheduler.get("_target_", "")).endswith((".ASHAScheduler", ".AsyncHyperBandScheduler")):
+        return
+    grace, factor, last = (scheduler.get(k) for k in ("grace_period", "reduction_factor", "max_t"))
+    if not isinstance(grace, int) or not isinstance(factor, int | float) or not isinstance(last, int):
+        raise ConfigError(
+            f"scheduler: grace_period={grace}, reduction_factor={factor}, max_t={last}: expected numbers."
+        )
+    if factor <= 1 or grace < 1:
+        raise ConfigError(
+            f"scheduler.reduction_factor={factor}, grace_period={grace}: expected more than 1, and at least 1."
+        )
+    milestones, step = [], float(grace)
+    while step < last - 1e-9:
+        milestones.append(step)
+        step *= factor
+    missed = [step for step in milestones if not any(abs(step - rung) < 1e-6 * step for rung in rungs)]
+    if missed:
+        asked = ", ".join(f"{step:g}" for step in milestones)
+        raise ConfigError(
+            f"train.rungs={rungs}: ASHA decides at steps {asked}, and a trial is not evaluated at {missed[0]:g}."
+            " Let the rungs grow by one factor, such as [12, 24, 48] or [8, 32], or use scheduler=fifo."
+        )
+
+
+def trial_part(config: SweepConfig, trial_id: str) -> TrialConfig:
+    """The parts of a trial, taken out of a sweep's config."""
+    shared = {item.name: getattr(config, item.name) for item in fields(TrialConfig) if item.name != "trial_id"}
+    return TrialConfig(trial_id=trial_id, **shared)

@@ -1,0 +1,121 @@
+"""``lorasweep export``: a trial's adapter, or the model with the adapter merged in, for plain PEFT or transformers."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from analysis import leaderboard
+from analysis.errors import FolderError
+from analysis.folder import State, SweepFolder
+from sweeps.manifest import read_manifest
+
+CARD = "lorasweep.json"  # beside the weights: what one needs to know to use them
+
+
+def export(run_dir: str, trial_id: str | None, to: str, merge: bool) -> None:
+    """Write an adapter, or a merged model, to a new folder.
+
+    Args:
+        run_dir: the sweep folder.
+        trial_id: the trial; None takes the best completed one.
+        to: a folder that does not exist yet, or is empty.
+        merge: write the whole model in float32 with the adapter merged into it.
+
+    Raises:
+        FolderError: where there is no such trial or adapter, or ``to`` is in use.
+    """
+    folder, target = SweepFolder.open(run_dir), Path(to).absolute()
+    manifest = read_manifest(folder)
+    trial_id = trial_id or _best(folder)
+    files = folder.trial(trial_id)
+    if not files.root.is_dir():
+        known = ", ".join(trial.trial_id for trial in folder.trials()) or "none"
+        raise FolderError(f"{folder.root}: no trial '{trial_id}'. There are: {known}.")
+    if not (files.adapter_dir / "adapter_config.json").exists():
+        status = files.read_status()
+        why = f": {status.reason}" if status.reason else ""
+        raise FolderError(
+            f"trial {trial_id} has no adapter, it is {status.state}{why}. `lorasweep rank {run_dir}` shows the others."
+        )
+    if target.exists() and (target.is_file() or any(target.iterdir())):
+        raise FolderError(f"--to {target}: there is something already. Give a folder that does not exist yet.")
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        if merge:
+            _merge(files.adapter_dir, manifest, beside)
+        else:
+            shutil.copytree(files.adapter_dir, beside)
+        card = _card(manifest, folder, trial_id)
+        (beside / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+        if target.exists():
+            target.rmdir()
+        beside.rename(target)
+    except OSError as error:
+        raise FolderError(
+            f"--to {target}: cannot be written ({error.strerror or error}). Choose another place."
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    base = json.loads((files.adapter_dir / "adapter_config.json").read_text())["base_model_name_or_path"]
+    task = "CausalLM" if card["task"] == "completion" else "SequenceClassification"
+    print(f"{'Merged model' if merge else 'Adapter'} of {trial_id} in {target}\n\nLoad it:")
+    heads = f", num_labels={len(card['labels'])}" if task != "CausalLM" else ""
+    if merge:
+        print(
+            f"  from transformers import AutoModelFor{task}\n"
+            f"  model = AutoModelFor{task}.from_pretrained({str(target)!r})"
+        )
+    else:
+        print(
+            f"  from peft import PeftModel\n  from transformers import AutoModelFor{task}\n"
+            f"  base = AutoModelFor{task}.from_pretrained({base!r}{heads})\n"
+            f"  model = PeftModel.from_pretrained(base, {str(target)!r})"
+        )
+
+
+def _best(folder: SweepFolder) -> str:
+    for row in leaderboard.build(folder):
+        if row.kind == "trial" and row.status == State.COMPLETED:
+            return str(row.trial_id)
+    raise FolderError(
+        f"{folder.root}: no trial has completed. Name one that was stopped early:"
+        f" lorasweep export {folder.root} TRIAL --to DIR"
+    )
+
+
+def _card(manifest: dict[str, Any], folder: SweepFolder, trial_id: str) -> dict[str, Any]:
+    import yaml
+
+    config = yaml.safe_load(folder.trial(trial_id).config_file.read_text())
+    rows = folder.trial(trial_id).read_metrics()
+    return {
+        "sweep": manifest["name"],
+        "trial_id": trial_id,
+        "task": config["task"]["name"],
+        "prompt": config["task"]["prompt"] if config["task"]["name"] == "completion" else None,
+        "max_length": config["data"]["max_length"],
+        "labels": manifest["data"]["labels"],
+        "precision": config["precision"],
+        "model": config["model"],
+        "metrics": rows[-1].metrics if rows else {},
+    }
+
+
+def _merge(adapter: Path, manifest: dict[str, Any], to: Path) -> None:
+    """In float32: merging into quantised weights would round the adapter away."""
+    import torch
+    from peft import PeftModel
+
+    from trainer.config import ModelConfig
+    from trainer.models import load_base
+
+    config, labels = manifest["config"], manifest["data"]["labels"]
+    base = load_base(ModelConfig(**config["model"]), "fp32", config["task"]["name"], len(labels), torch.device("cpu"))
+    merged: Any = PeftModel.from_pretrained(base.model, str(adapter)).merge_and_unload()  # type: ignore[operator]
+    if config["task"]["name"] == "classification":
+        merged.config.id2label = dict(enumerate(labels))
+        merged.config.label2id = {label: i for i, label in enumerate(labels)}
+    merged.save_pretrained(str(to))
+    base.tokenizer.save_pretrained(str(to))

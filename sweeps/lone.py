@@ -1,0 +1,93 @@
+"""``lorasweep trial``: one configuration, trained and scored in this process, without Ray."""
+
+import time
+from dataclasses import asdict
+
+import yaml
+
+from analysis import leaderboard
+from analysis.folder import MetricsRow, Status, atomic_write
+from analysis.objective import Objective
+from sweeps.compose import Composed
+from sweeps.manifest import make_manifest, write_manifest
+from sweeps.preflight import preflight
+from sweeps.run import new_folder, show_leaderboard
+from trainer.engine import Ended, Refused
+
+
+def run_trial(composed: Composed) -> int:
+    """Train and score the composed configuration, with the first point of ``search.start_from`` where there is one.
+
+    Writes a sweep folder that holds this one trial and the baselines. Returns the exit status.
+
+    Raises:
+        LorasweepError: for anything about the input that cannot be run.
+    """
+    folder = new_folder(composed)
+    preflight(composed)
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - began), 60)
+        print(f"{minutes}:{seconds:02}  {text}", flush=True)
+
+    say("loading model and data")
+    import torch
+
+    from trainer.hf import HfEngine
+    from trainer.materials import Materials
+    from trainer.models import available_precisions, best_device
+    from trainer.untuned import score_untuned
+
+    threads = composed.config.resources.threads
+    if threads:
+        torch.set_num_threads(threads)
+    device = best_device()
+    faults = available_precisions(device)
+    composed = composed.on_machine([precision for precision, fault in faults.items() if not fault])
+    objective = Objective.from_config(composed.resolved()["objective"])
+    values = dict(composed.start[0]) if composed.start else {}
+    trial = composed.trial("t0000", values)
+    materials = Materials(device)
+    dataset, engine = materials.dataset(trial), HfEngine(materials, objective.score)
+    files = folder.trial(trial.trial_id)
+    admission = engine.admit(trial, files, None)
+    assert not isinstance(admission, Refused)  # the only slot is free, and what cannot run has raised
+    rows = {"train": len(dataset.train), "validation": len(dataset.validation)}
+    data = {"rows": rows, "labels": list(dataset.labels), "fingerprint": dataset.fingerprint}
+    manifest = make_manifest(composed, data, [{"device": str(device), "precisions": faults}])
+    manifest["space"] = {}  # nothing is searched
+    write_manifest(folder, manifest)
+    atomic_write(files.config_file, yaml.safe_dump(asdict(trial), sort_keys=False, allow_unicode=True))
+    say(f"training {trial.train.max_steps} steps of {trial.train.batch_size} rows, {trial.precision}, on {device}")
+    status = _train(engine, trial.trial_id, files, say)
+    for name in composed.config.baselines:
+        say(f"scoring {name}")
+        score_untuned(materials, composed.trial(name, {}), folder.baseline(name))
+    leaderboard_rows = leaderboard.build(folder)
+    leaderboard.write(folder, leaderboard_rows)
+    show_leaderboard(folder, leaderboard_rows)
+    print(f"\nResults: {folder.root}")
+    return 0 if status.state == "completed" else 1
+
+
+def _train(engine, trial_id, files, say) -> Status:  # type: ignore[no-untyped-def]  # annotations would import torch
+    """Drive the engine to the trial's end, writing what it yields."""
+    while True:
+        for event in engine.advance():
+            if isinstance(event, Ended):
+                if event.row is not None:
+                    _note(files, event.row, say)
+                status = Status(event.state, event.reason, event.step)
+                files.write_status(status)
+                say(f"{event.state} {event.reason}".strip())
+                return status
+            _note(files, event.row, say)
+            engine.proceed(trial_id)
+
+
+def _note(files, row: MetricsRow, say) -> None:  # type: ignore[no-untyped-def]
+    files.append_metrics(row)
+    what = "all items" if row.final else "rung"
+    shown = "  ".join(f"{name} {value:.4g}" for name, value in row.metrics.items())
+    say(f"step {row.step} ({what}, {row.n_items})  {shown}")

@@ -1,0 +1,60 @@
+"""A search space made smaller: by the command line, or by what the machine at hand can do."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from analysis.errors import HardwareError
+from sweeps.space import Choices, Scalar, Space
+from trainer.config import PRECISIONS
+
+
+def fix(space: Space, fixed: Mapping[str, Scalar]) -> Space:
+    """The space without some keys, which have one value now: conditions on them are decided.
+
+    An entry whose condition the fixed value does not meet can never be active, and goes too.
+    """
+    kept: Space = {}
+    gone: set[str] = set(fixed)
+    for path, dimension in space.items():  # a key comes after those its condition names
+        met = all(fixed[other] in wanted for other, wanted in dimension.when.items() if other in fixed)
+        if path in fixed or not met or any(other in gone - set(fixed) for other in dimension.when):
+            gone.add(path)
+            continue
+        when = {other: wanted for other, wanted in dimension.when.items() if other not in fixed}
+        kept[path] = replace(dimension, when=when)
+    return kept
+
+
+def restrict_precisions(space: Space, available: Sequence[str], explicit: bool) -> tuple[Space, str]:
+    """The space with only the precisions that this machine can do, and a sentence about those left out (or "").
+
+    Args:
+        available: precisions that the machine can do.
+        explicit: the user named the precisions on the command line: one that cannot be done is an error, not a note.
+
+    Raises:
+        HardwareError: where an explicit choice cannot be done, or none is left.
+    """
+    dimension = space.get("precision")
+    if not isinstance(dimension, Choices):
+        return space, ""
+    missing = [name for name in PRECISIONS if name in dimension.values and name not in available]
+    if not missing:
+        return space, ""
+    left = tuple(name for name in dimension.values if name in available)
+    able = ", ".join(available)
+    if explicit or not left:
+        raise HardwareError(
+            f"space.precision: this machine cannot do {', '.join(missing)}. It can do {able}:"
+            f" 'precision=choice({','.join(available)})', or precision={available[0]} for one."
+        )
+    shrunk: Space = {}
+    for path, other in space.items():
+        wanted = tuple(name for name in other.when.get("precision", ()) if name in left)
+        if path == "precision":
+            shrunk[path] = replace(dimension, values=left)
+        elif "precision" not in other.when and all(key in shrunk for key in other.when):
+            shrunk[path] = other
+        elif wanted and all(key in shrunk for key in other.when):
+            shrunk[path] = replace(other, when={**other.when, "precision": wanted})
+    return shrunk, f"Not searched, because this machine cannot do it: precision {', '.join(missing)}."

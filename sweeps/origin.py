@@ -1,0 +1,80 @@
+"""Where a config key's value came from: the override, or the file and line. For messages only."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Source:
+    """A config file and the path in the composed config that its keys stand below ('' for the root)."""
+
+    file: Path
+    shown: str  # how messages call the file
+    package: str
+
+
+@dataclass(frozen=True)
+class Origins:
+    """All that a config was composed from, in the order in which later ones replace earlier ones.
+
+    Attributes:
+        load: yields the files; called only when there is something to explain.
+        overrides: dotted path, and the override as typed.
+    """
+
+    load: Callable[[], Sequence[Source]]
+    overrides: Sequence[tuple[str, str]]
+
+    @cached_property
+    def sources(self) -> Sequence[Source]:
+        return self.load()
+
+    def of(self, path: str) -> str:
+        """Such as ``conf/space/lora.yaml, line 4`` or ``override 'lora.rank=0'``; 'a default' if neither has it."""
+        for key, typed in reversed(self.overrides):
+            if path == key or path.startswith((f"{key}.", f"{key}[")) or key.startswith(f"{path}."):
+                return f"override '{typed}'"
+        for source in reversed(self.sources):
+            line = 1 if path == source.package else self._line(source, path)
+            if line:
+                return f"{source.shown}, line {line}"
+        parent = path.rpartition(".")[0]
+        return self.of(parent) if parent else "a default"
+
+    @staticmethod
+    def _line(source: Source, path: str) -> int:
+        if source.package and not path.startswith(f"{source.package}."):
+            return 0
+        rest = path.removeprefix(f"{source.package}.") if source.package else path
+        try:
+            node = yaml.compose(source.file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        except (OSError, yaml.YAMLError):
+            return 0
+        return _find(node, rest.split("[", 1)[0])
+
+
+def _find(node: yaml.Node | None, path: str) -> int:
+    """Line of a dotted path in a YAML mapping, 1 for the first; 0 if it is not there. Keys may hold dots."""
+    if not isinstance(node, yaml.MappingNode):
+        return 0
+    for key, value in node.value:
+        if key.value == path:
+            return int(key.start_mark.line) + 1
+        if path.startswith(f"{key.value}."):
+            line = _find(value, path[len(key.value) + 1 :])
+            if line:
+                return line
+    return 0
+
+
+def shown(file: Path, shipped: Path) -> str:
+    """How messages call a config file: ``conf/…`` for one of ours, else as seen from the working directory."""
+    if file.is_relative_to(shipped):
+        return str(Path("conf") / file.relative_to(shipped))
+    relative = os.path.relpath(file)
+    return str(file) if relative.startswith("..") else relative

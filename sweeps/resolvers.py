@@ -1,0 +1,50 @@
+"""The interpolations that config files may use, beside OmegaConf's own. They are resolved after sampling.
+
+============================  =====================================================================
+``${mul:a,b}``                a · b, such as ``${mul:2,${lora.rank}}``
+``${div:a,b}``                a / b, whole where it comes out whole
+``${pick:key,{k: v, …}}``     the value that stands under ``key``
+``${halvings:n}``             ``[n/4, n/2, n]`` as far as they are whole: rungs for ``n`` steps
+``${first:list}``             the first of a list, such as the first rung
+``${growth:list}``            by which factor a list of rungs grows; 2 for a single rung
+``${oc.env:NAME}``            an environment variable, read once, where the command is run
+============================  =====================================================================
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import OmegaConf
+
+
+def register() -> None:
+    """Make the interpolations known in this process (the driver's or a worker's); calling it again is harmless."""
+    for function in (mul, div, pick, halvings, first, growth):
+        OmegaConf.register_new_resolver(function.__name__, function, replace=True)
+
+
+def mul(a: float, b: float) -> float:
+    return a * b
+
+
+def div(a: float, b: float) -> float:
+    quotient = a / b
+    return int(quotient) if quotient == int(quotient) else quotient
+
+
+def pick(key: Any, options: Mapping[Any, Any]) -> Any:
+    if key not in options:
+        raise ValueError(f"{key!r} is none of {', '.join(map(str, options))}")
+    return options[key]
+
+
+def halvings(steps: int) -> list[int]:
+    return [steps // part for part in (4, 2, 1) if steps % part == 0]
+
+
+def first(values: Sequence[Any]) -> Any:
+    return values[0]
+
+
+def growth(rungs: Sequence[int]) -> float:
+    return div(rungs[1], rungs[0]) if len(rungs) > 1 else 2

@@ -1,0 +1,356 @@
+"""A sweep from its config to its leaderboard, and again from its folder.
+
+Check what can be checked at once; start the device workers; let Ray Tune run the trials; rank.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.stopper import Stopper
+
+from analysis import leaderboard
+from analysis.errors import FolderError
+from analysis.folder import ENDED, SweepFolder, read_lines
+from analysis.objective import Objective
+from sweeps.compose import Composed
+from sweeps.devices import answer, max_concurrent, ray_running, start_workers
+from sweeps.manifest import make_manifest, read_manifest, write_manifest
+from sweeps.preflight import preflight
+from sweeps.progress import Progress, SweepState
+from sweeps.record import Recorder
+from sweeps.scheduling import build_sampler, build_scheduler, replay_scheduler
+from sweeps.search import GuardedOptunaSearch
+from sweeps.space import DefineByRun
+from sweeps.tracking import WandbTracker
+from sweeps.trial import TrialProxy
+
+INTERRUPTED = 130  # exit status, as shells have it for Ctrl-C
+
+
+def run_sweep(composed: Composed, quiet: bool = False) -> int:
+    """Run a new sweep and print its leaderboard. Returns the exit status.
+
+    Raises:
+        LorasweepError: for anything about the input that cannot be run; nothing is left behind then.
+    """
+    folder = new_folder(composed)
+    preflight(composed)
+    with _locked(folder), _progress(composed, quiet) as progress:
+        return _drive(folder, composed, progress, manifest=None)
+
+
+def resume_sweep(run_dir: str, overrides: list[str], quiet: bool = False) -> int:
+    """Go on with a sweep that was interrupted, or extend one (``search.trials=40``). Returns the exit status.
+
+    Raises:
+        FolderError: where there is no sweep, or another process drives it.
+        ConfigError: for an override that would change what trials are.
+    """
+    folder = SweepFolder.open(run_dir)
+    manifest = read_manifest(folder)
+    composed = Composed.from_stored(manifest["unresolved"], overrides)
+    preflight(composed)
+    with _locked(folder), _progress(composed, quiet, _ended(folder)) as progress:
+        return _drive(folder, composed, progress, manifest)
+
+
+def new_folder(composed: Composed) -> SweepFolder:
+    """The folder of a new sweep, not yet made. Raises FolderError where it cannot be used."""
+    settings = composed.config.sweep
+    folder = SweepFolder(Path(settings.dir) / str(settings.name))
+    if folder.sweep_file.exists():
+        raise FolderError(
+            f"{folder.root} already holds a sweep. Go on with it: lorasweep resume {_shown(folder.root)}"
+            f" — or give this one another name: sweep.name={settings.name}-2"
+        )
+    if folder.root.is_file() or (folder.root.is_dir() and any(path.name != ".lock" for path in folder.root.iterdir())):
+        raise FolderError(f"{folder.root} is there already and is no sweep. Give another name: sweep.name=…")
+    return folder
+
+
+def _drive(folder: SweepFolder, composed: Composed, progress: Progress, manifest: dict[str, Any] | None) -> int:
+    """Everything from Ray's start to the printed leaderboard; ``manifest`` is None for a new sweep."""
+    objective = Objective.from_config(composed.resolved()["objective"])
+    progress.phase("starting Ray and the device workers")
+    with ray_running(composed.config):
+        workers = start_workers(composed.config, objective)
+        facts = [answer(worker.facts.remote()) for worker in workers]
+        composed = composed.on_machine([p for p in facts[0].precisions if not any(f.precisions[p] for f in facts)])
+        for note in composed.notes:
+            progress.note(note)
+        progress.phase("loading model and data")
+        first = composed.trial("t0000", {**composed.start[0]} if composed.start else {})
+        prepared = [worker.prepare.remote(first) for worker in workers]  # all load at the same time
+        data = [answer(reference) for reference in prepared][-1]
+        if manifest is None:
+            manifest = make_manifest(composed, asdict(data), [asdict(f) for f in facts])
+        else:
+            manifest |= {"config": composed.resolved(), "unresolved": composed.unresolved()}
+        write_manifest(folder, manifest)
+        sweep = _Sweep(folder, composed, objective, workers, manifest["uid"], progress)
+        interrupted = sweep.run()
+        progress.phase("ranking")
+    return _close(folder, progress, sweep, interrupted)
+
+
+class _Sweep:
+    """Tune with everything around it, for one run of the driver."""
+
+    def __init__(
+        self,
+        folder: SweepFolder,
+        composed: Composed,
+        objective: Objective,
+        workers: list[Any],
+        uid: str,
+        progress: Progress,
+    ):
+        self.folder, self.composed, self.workers, self.progress = folder, composed, workers, progress
+        config = composed.config
+        records = list(read_lines(folder.asks_file))
+        self.search = GuardedOptunaSearch(
+            DefineByRun(composed.space),
+            build_sampler(config.sampler, config.sweep.seed),
+            seed=config.sweep.seed,
+            trials=config.search.trials,
+            folder=folder,
+            start_from=composed.start,
+        )
+        self.scheduler = build_scheduler(config.scheduler, config.train.rungs)
+        self.interrupt = _Interrupt(progress, self.search.abandon)
+        if records:
+            self.search.replay(records)
+            replay_scheduler(self.scheduler, records)
+        self.tracker: WandbTracker | None = None
+        if config.tracking.mode != "disabled":
+            tracking = config.tracking
+            self.tracker = WandbTracker(
+                folder,
+                uid,
+                tracking.project,
+                tracking.entity,
+                tracking.tags,
+                tracking.mode,
+                self.trial_config,
+                progress.note,
+            )
+        self.objective = objective
+
+    def trial_config(self, trial_id: str, values: dict[str, Any]) -> dict[str, Any]:
+        return asdict(self.composed.trial(trial_id, values))
+
+    def run(self) -> bool:
+        """Score the baselines and run the trials. True where it was interrupted."""
+        baselines = self._start_baselines()
+        callbacks = [
+            Recorder(self.folder, self.trial_config, self.interrupt.is_set, self._write_leaderboard),
+            self.progress,
+        ]
+        if self.tracker is not None:
+            callbacks.append(self.tracker)
+        proxy = tune.with_parameters(
+            TrialProxy,
+            composed=self.composed,
+            objective=self.objective,
+            root=str(self.folder.root),
+            workers=self.workers,
+        )
+        scratch = tempfile.mkdtemp(prefix="lorasweep-tune-")
+        tuner = tune.Tuner(
+            tune.with_resources(proxy, {"cpu": 0.001}),
+            tune_config=tune.TuneConfig(
+                search_alg=self.search,
+                scheduler=self.scheduler,
+                num_samples=-1,
+                max_concurrent_trials=max_concurrent(self.composed.config, len(self.workers)),
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name=self.folder.name,
+                storage_path=scratch,
+                stop=self.interrupt,
+                callbacks=callbacks,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=2),
+            ),
+        )
+        try:
+            with self.interrupt.catching():
+                self._fit(tuner)
+                if not self.interrupt.is_set():
+                    self._finish_baselines(baselines)
+        finally:
+            if self.tracker is not None:
+                self.tracker.close()
+            shutil.rmtree(scratch, ignore_errors=True)
+        return self.interrupt.is_set()
+
+    def _fit(self, tuner: tune.Tuner) -> None:
+        """Run Tune in a thread, so that signals stay with us: Tune handles only Ctrl-C, and waits for busy trials."""
+        failure: list[BaseException] = []
+
+        def fit() -> None:
+            try:
+                tuner.fit()
+            except BaseException as error:
+                failure.append(error)
+
+        thread = threading.Thread(target=fit, name="tune", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.2)
+            if self.interrupt.is_set():
+                for worker in self.workers:  # a worker in the middle of a rung would hold its proxy up
+                    with contextlib.suppress(Exception):
+                        ray.kill(worker)
+                thread.join(20)
+                return
+        if failure:
+            raise failure[0]
+
+    def _start_baselines(self) -> dict[str, Any]:
+        """Ask for the baselines that are not there yet; the first worker scores them before its first trial."""
+        wanted = {}
+        trial = self.composed.trial("zero_shot", {})
+        for name in self.composed.config.baselines:
+            files = self.folder.baseline(name)
+            if files.read_status().state not in ENDED:
+                wanted[name] = self.workers[0].score_untuned.remote(trial, str(files.root))
+        return wanted
+
+    def _finish_baselines(self, wanted: dict[str, Any]) -> None:
+        for name, reference in wanted.items():
+            try:
+                row = answer(reference)
+            except Exception as error:
+                self.progress.note(f"baseline {name} could not be scored: {str(error).strip().splitlines()[-1]}")
+                continue
+            if self.tracker is not None:
+                self.tracker.log_baseline(name, row.metrics, self.trial_config(name, {}))
+
+    def _write_leaderboard(self) -> None:
+        leaderboard.write(self.folder, leaderboard.build(self.folder))
+
+
+class _Interrupt(Stopper):
+    """Ctrl-C and SIGTERM: the first stops the sweep and keeps everything, the second leaves at once."""
+
+    def __init__(self, progress: Progress, abandon: Callable[[], None]):
+        self._event = threading.Event()
+        self._progress, self._abandon = progress, abandon
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._event.is_set()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its stopper into scratch that nobody reads
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._event = threading.Event()
+
+    @contextlib.contextmanager
+    def catching(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _caught(self, number: int, frame: Any) -> None:
+        if self._event.is_set():
+            self._progress.close()
+            os._exit(INTERRUPTED)
+        self._event.set()
+        self._abandon()  # from here on, what Tune stops has not ended: it goes on with a resume
+        self._progress.note("Stopping. Everything scored so far is kept. Press Ctrl-C again to leave at once.")
+
+
+def _close(folder: SweepFolder, progress: Progress, sweep: _Sweep, interrupted: bool) -> int:
+    """Write and print the leaderboard, and say what can be done next."""
+    rows = leaderboard.build(folder)
+    leaderboard.write(folder, rows)
+    progress.close()
+    show_leaderboard(folder, rows)
+    shown = _shown(folder.root)
+    print(f"\nResults: {shown}/  (leaderboard.csv, trials/, sweep.yaml)")
+    best = next((row for row in rows if row.kind == "trial" and row.status == "completed"), None)
+    print("\nNext:")
+    if interrupted:
+        print(f"  lorasweep resume {shown}                          go on from the last rungs")
+    print(f"  lorasweep rank {shown} --by accuracy             rank by another metric")
+    if best is not None:
+        print(f"  lorasweep export {shown} {best.trial_id} --to adapter    the best adapter, for plain PEFT")
+        print(f"  lorasweep export {shown} {best.trial_id} --to model --merge    or merged into its base model")
+    if sweep.tracker is not None and sweep.tracker.sync_hint():
+        print(f"  {sweep.tracker.sync_hint()}    upload the offline W&B runs")
+    if interrupted:
+        return INTERRUPTED
+    failed = [row for row in rows if row.kind == "trial"]
+    return 0 if any(row.status in ("completed", "stopped_early") for row in failed) else 1
+
+
+def show_leaderboard(folder: SweepFolder, rows: list[Any]) -> None:
+    """Print a leaderboard and its verdict."""
+    print(leaderboard.render(rows, shutil.get_terminal_size((120, 24)).columns))
+    print("\n" + leaderboard.verdict(folder, rows))
+
+
+@contextlib.contextmanager
+def _locked(folder: SweepFolder) -> Iterator[None]:
+    """One driver a folder. A folder that was made here and stayed empty is removed again."""
+    made = not folder.root.exists()
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        lock = (folder.root / ".lock").open("w")
+    except OSError as error:
+        raise FolderError(
+            f"{folder.root}: cannot be written ({error.strerror}). Choose another place: sweep.dir=…"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FolderError(
+                f"{folder.root}: another lorasweep runs this sweep now. Wait for it, or stop it first."
+            ) from None
+        try:
+            yield
+        finally:
+            if made and not folder.sweep_file.exists():
+                shutil.rmtree(folder.root, ignore_errors=True)
+
+
+def _progress(composed: Composed, quiet: bool, ended: int = 0) -> Progress:
+    config = composed.config
+    state = SweepState(str(config.sweep.name), config.search.trials, config.train.max_steps, ended)
+    return Progress(state, sys.stdout, quiet)
+
+
+def _ended(folder: SweepFolder) -> int:
+    return sum(files.read_status().state in ENDED for files in folder.trials())
+
+
+def _shown(path: Path) -> str:
+    """A path as one would type it here."""
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)

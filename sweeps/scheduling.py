@@ -1,0 +1,287 @@
+"""Sampler and Ray Tune scheduler from their config groups, and the guard around the scheduler.
+
+``conf/sampler`` and ``conf/scheduler`` name a class in ``_target_``, with its keyword arguments beside it. Nothing
+nested is instantiated: what a file says is exactly what the class gets.
+"""
+
+import importlib
+import inspect
+import math
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from optuna.samplers import BaseSampler, CmaEsSampler, QMCSampler
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    ResourceChangingScheduler,
+    TrialScheduler,
+)
+
+from analysis.errors import ConfigError, did_you_mean
+from sweeps.search import METRIC
+
+_UNFIT: dict[type, str] = {
+    HyperBandScheduler: "it pauses trials, but a slot that is left is given to the next trial. Use ASHAScheduler",
+    MedianStoppingRule: "it pauses trials, but a slot that is left is given to the next trial. Use ASHAScheduler",
+    PopulationBasedTraining: "it changes a trial's values behind the sampler's back. Use ASHAScheduler",
+    ResourceChangingScheduler: "trials share devices that belong to a worker. Use ASHAScheduler",
+    CmaEsSampler: "it keeps its state as a pickle, which is never read from a sweep folder. Use TPESampler",
+    QMCSampler: "its sequence would start again on resume. Use TPESampler or RandomSampler",
+}
+
+
+def build_sampler(config: Mapping[str, Any], seed: int) -> BaseSampler:
+    """The Optuna sampler of config group ``sampler``, seeded.
+
+    Raises:
+        ConfigError: for an unknown class or keyword, or a value that the class refuses.
+    """
+    cls = _target("sampler", config, BaseSampler)
+    given = dict(config)
+    if given.get("seed") is None:
+        given.pop("seed", None)
+    fixed = {"seed": (seed, "the search is seeded by sweep.seed")}
+    sampler: BaseSampler = _make("sampler", cls, given, fixed)
+    return sampler
+
+
+def build_scheduler(config: Mapping[str, Any], rungs: Sequence[int]) -> "GuardedScheduler":
+    """The Ray Tune scheduler of config group ``scheduler``, guarded.
+
+    Args:
+        config: ``_target_`` and keyword arguments.
+        rungs: ``train.rungs``, optimiser steps, ascending; the last one is ``train.max_steps``.
+
+    Raises:
+        ConfigError: for an unknown class or keyword, a value that the class refuses, or milestones that are no rungs.
+    """
+    cls = _target("scheduler", config, TrialScheduler)
+    rungs_of(config, rungs)
+    fixed = {
+        "time_attr": ("step", "time is counted in optimiser steps"),
+        "metric": (METRIC, "the one number to decide by comes from group objective"),
+        "mode": ("max", "a higher objective is better"),
+        "max_t": (rungs[-1], "it is train.max_steps"),
+        "stop_last_trials": (True, "a trial at its last step always completes"),
+    }
+    return GuardedScheduler(_make("scheduler", cls, config, fixed), max_steps=rungs[-1])
+
+
+def rungs_of(config: Mapping[str, Any], rungs: Sequence[int]) -> list[int]:
+    """The rungs at which ASHA decides, ``grace_period · reduction_factor^k``; none for schedulers without milestones.
+
+    Raises:
+        ConfigError: where a milestone is no rung: trials would be compared by scores of later steps than it says.
+    """
+    cls = _target("scheduler", config, TrialScheduler)
+    if not issubclass(cls, AsyncHyperBandScheduler):
+        return []
+    given = {name: it.default for name, it in inspect.signature(cls).parameters.items()} | dict(config)
+    grace, factor = given["grace_period"], given["reduction_factor"]
+    if not (isinstance(grace, int | float) and isinstance(factor, int | float) and grace >= 1 and factor > 1):
+        raise ConfigError(
+            f"scheduler: grace_period={grace!r} and reduction_factor={factor!r}: expected numbers of at least 1, and"
+            " above 1."
+        )
+    milestones, step = [], float(grace)
+    while step < rungs[-1] - 1e-6:
+        near = [rung for rung in rungs if math.isclose(rung, step, rel_tol=1e-9)]
+        if not near:
+            raise ConfigError(
+                f"train.rungs={list(rungs)}: the scheduler decides at step {step:g} (grace_period={grace:g},"
+                f" reduction_factor={factor:g}), where no trial is evaluated. Let the rungs grow by one factor, such as"
+                " [12, 24, 48] or [8, 32], or use scheduler=fifo."
+            )
+        milestones += near
+        step *= factor
+    return milestones
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """What a scheduler that only continues or stops needs to know of a trial."""
+
+    trial_id: str
+    status: str = "RUNNING"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"trial_id": self.trial_id}
+
+
+class GuardedScheduler(TrialScheduler):
+    """A Ray Tune scheduler that knows trials by our ids and decides on finite objectives only.
+
+    - A rung is decided once. After a retry or a resume Tune has a new id for the same trial; it must not stand in the
+      scheduler's lists twice, and gets the same decision again.
+    - A diverged, failed or out-of-memory trial leaves no NaN among the scores that others are compared with.
+    - A trial at its last step is left to complete; ASHA would stop it as if early.
+    """
+
+    def __init__(self, inner: TrialScheduler, max_steps: int):
+        super().__init__()
+        self.inner: Any = inner  # gets a StandIn wherever Ray's annotations say Trial
+        self.max_steps = max_steps
+        self._added: set[str] = set()
+        self._live: set[str] = set()
+        self._decided: dict[tuple[str, int], str] = {}  # (our trial id, step) → decision
+
+    @property
+    def metric(self) -> str:
+        return METRIC
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        return metric in (None, METRIC) and mode in (None, "max")
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        own = StandIn(trial.config["trial_id"])
+        if own.trial_id not in self._added:
+            with _numpy_seeded(zlib.crc32(own.trial_id.encode())):
+                self.inner.on_trial_add(tune_controller, own)
+            self._added.add(own.trial_id)
+            self._live.add(own.trial_id)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        own, step = StandIn(trial.config["trial_id"]), result["step"]
+        if (own.trial_id, step) in self._decided:
+            return self._decided[own.trial_id, step]
+        if own.trial_id not in self._live or step >= self.max_steps or not _scored(result):
+            return TrialScheduler.CONTINUE
+        decision: str = self.inner.on_trial_result(tune_controller, own, _shifted(result))
+        self._decided[own.trial_id, step] = decision
+        return decision
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        own = StandIn(trial.config["trial_id"])
+        if own.trial_id not in self._live:
+            return
+        self._live.discard(own.trial_id)
+        if _scored(result):
+            self.inner.on_trial_complete(tune_controller, own, _shifted(result))
+        else:
+            self.inner.on_trial_error(tune_controller, own)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        self.inner.on_trial_error(tune_controller, StandIn(trial.config["trial_id"]))
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        own = StandIn(trial.config["trial_id"])
+        if own.trial_id in self._live:
+            self._live.discard(own.trial_id)
+            self.inner.on_trial_remove(tune_controller, own)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        return self.inner.choose_trial_to_run(tune_controller)
+
+    def debug_string(self) -> str:
+        return str(self.inner.debug_string())
+
+
+def replay_scheduler(scheduler: GuardedScheduler, records: Iterable[Mapping[str, Any]]) -> None:
+    """Bring a fresh scheduler to where it was, from the lines of ``study/asks.jsonl`` in their order.
+
+    Ray saves no scheduler state (ray #30838). Trials that never ended stay live: their next rung is decided among the
+    recorded ones.
+    """
+    for record in records:
+        trial, result = StandIn(record["trial_id"]), dict(record)
+        if record["event"] == "ask":
+            scheduler.on_trial_add(None, trial)
+        elif record["event"] == "rung":
+            scheduler.on_trial_result(None, trial, result)
+        elif record["event"] == "tell":
+            scheduler.on_trial_complete(None, trial, result)
+
+
+def _scored(result: Mapping[str, Any]) -> bool:
+    value = result.get(METRIC)
+    return isinstance(value, int | float) and math.isfinite(value) and "step" in result
+
+
+def _shifted(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A rounding error (factor 10 / 3) can put a milestone just above its rung, where it would be missed."""
+    return {**result, "step": result["step"] * (1 + 1e-9)}
+
+
+@contextmanager
+def _numpy_seeded(seed: int) -> Iterator[None]:
+    """ASHA with several brackets draws a trial's bracket from NumPy's global generator."""
+    before = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
+
+
+def _target(group: str, config: Mapping[str, Any], base: Any) -> Any:
+    """The class that ``_target_`` names. Raises ConfigError unless it is a ``base`` that a sweep can use."""
+    target = config.get("_target_")
+    if not isinstance(target, str) or "." not in target:
+        raise ConfigError(f"{group}._target_={target!r}: expected a dotted class, such as {_example(base)}.")
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"{group}._target_={target}: {error}. Expected an importable class, such as {_example(base)}."
+        ) from None
+    cls = getattr(module, name, None)
+    if not _usable(cls, base):
+        known = {other for other, it in vars(module).items() if _usable(it, base) and not _unfit(it)}
+        what = "is not there" if cls is None else f"is no {base.__name__} that can be made"
+        raise ConfigError(f"{group}._target_={target}: it {what}. {did_you_mean(name, known)}")
+    if why := _unfit(cls):
+        raise ConfigError(f"{group}._target_={target} does not work in a sweep: {why}.")
+    return cls
+
+
+def _usable(cls: Any, base: type) -> bool:
+    return inspect.isclass(cls) and issubclass(cls, base) and cls is not base and not inspect.isabstract(cls)
+
+
+def _unfit(cls: Any) -> str:
+    return next((why for unfit, why in _UNFIT.items() if issubclass(cls, unfit)), "")
+
+
+def _example(base: type) -> str:
+    return "optuna.samplers.TPESampler" if base is BaseSampler else "ray.tune.schedulers.ASHAScheduler"
+
+
+def _make(group: str, cls: Any, config: Mapping[str, Any], fixed: Mapping[str, tuple[Any, str]]) -> Any:
+    """Call the class with the given keywords and those that the sweep decides, where it takes them."""
+    target, taken = config["_target_"], dict(inspect.signature(cls).parameters)
+    anything = any(it.kind is inspect.Parameter.VAR_KEYWORD for it in taken.values())
+    names = [n for n, it in taken.items() if it.kind not in (it.VAR_KEYWORD, it.VAR_POSITIONAL, it.POSITIONAL_ONLY)]
+    given = {name: value for name, value in config.items() if name != "_target_"}
+    for name, value in given.items():
+        if name not in names and not anything:
+            raise ConfigError(
+                f"{group}: '{name}' is not a keyword of {target}. {_hint(name, names)}It takes: {', '.join(names)}."
+            )
+        if name in fixed and value != fixed[name][0]:
+            raise ConfigError(f"{group}.{name}={value!r}: expected {fixed[name][0]!r}, because {fixed[name][1]}.")
+        default = taken[name].default if name in taken else None
+        if isinstance(default, int | float) and not isinstance(value, int | float):
+            raise ConfigError(f"{group}.{name}={value!r}: expected a value like {default!r}, its default in {target}.")
+    decided = {name: value for name, (value, _) in fixed.items() if name in names}
+    try:
+        with warnings.catch_warnings():  # Optuna calls TPE's group experimental at every start
+            warnings.simplefilter("ignore")
+            return cls(**{**given, **decided})
+    except Exception as error:
+        shown = ", ".join(f"{name}={value!r}" for name, value in given.items()) or "no arguments"
+        raise ConfigError(f"{group}: {target} refuses {shown}: {str(error) or type(error).__name__}") from error
+
+
+def _hint(given: str, names: Sequence[str]) -> str:
+    near = did_you_mean(given, names)
+    return f"{near} " if near.startswith("Did") else ""

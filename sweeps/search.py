@@ -1,0 +1,247 @@
+"""The search: Ray Tune's ``OptunaSearch`` with the guards it lacks.
+
+The study lives in memory; every ask and answer is written to ``study/asks.jsonl`` (``sweeps/asks.py``), from which
+``replay`` rebuilds the study on resume; ``sweeps/mirror.py`` shows it to dashboards.
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import distribution_to_json
+from optuna.samplers import BaseSampler
+from optuna.samplers._lazy_random_state import LazyRandomState
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from analysis.folder import ENDED, State, SweepFolder, append_line
+from sweeps.asks import OUT_OF_MEMORY, read_past, told_as, trial_name
+from sweeps.mirror import StudyMirror
+
+METRIC = "objective"  # in every report of a trial; higher is better
+# Attributes that Optuna writes itself while a trial runs, or (cma:) that hold a pickle.
+_NOT_KEPT = ("tpe:", "cma:", "constraints", "fixed_params")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Handed:
+    """A point that was handed out and has not ended."""
+
+    trial: optuna.Trial
+    values: dict[str, Any]
+    rungs: dict[int, float | None]  # step → objective, None where it was not finite
+
+
+class GuardedOptunaSearch(OptunaSearch):
+    """Suggests ``{"trial_id": "t0003", "values": {dotted path: value}}`` and survives whatever trials answer.
+
+    Args:
+        space: called with an Optuna trial, returns dotted path → value; Optuna's names are the paths.
+        sampler: reseeded before every ask.
+        seed: with the trial number, decides the sampler's random numbers.
+        trials: how many points to ask for in total, those of earlier runs and of ``start_from`` included.
+        folder: of the sweep.
+        start_from: points to try first, already validated against the space. Keys that a point leaves out are sampled.
+    """
+
+    def __init__(
+        self,
+        space: Callable[[Any], dict[str, Any]],
+        sampler: BaseSampler,
+        *,
+        seed: int,
+        trials: int,
+        folder: SweepFolder,
+        start_from: Sequence[Mapping[str, Any]] = (),
+    ):
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # else a line on stderr for every trial
+        super().__init__(space, metric=METRIC, mode="max", sampler=sampler, study_name=folder.name)
+        study: Any = self._ot_study  # annotated None by Ray
+        self._study: optuna.Study = study
+        study.stop = self.close  # a grid that is used up calls it, and it raises outside Study.optimize
+        self._points, self._own_sampler = space, sampler
+        self._trials, self._search_seed = trials, seed
+        self._asks_file = folder.asks_file
+        self._mirror = StudyMirror(folder.journal_file, folder.name)
+        self._start_points = [dict(point) for point in start_from]
+        self._starts: dict[int, dict[str, Any]] = {}  # trial number → point of start_from
+        self._resumed: dict[int, dict[int, float | None]] = {}  # unfinished trial → its rungs so far
+        self._live: dict[str, _Handed] = {}  # by Tune's trial id
+        self._asked = 0
+        self._ready = self._closed = self._abandoned = False
+
+    def replay(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Go on from the lines of ``study/asks.jsonl``; to be called before the first suggestion.
+
+        Ended trials enter the study as they were told. Those that never ended are handed out again first, with the same
+        id and values. Points of ``start_from`` that were handed out are not enqueued again.
+
+        Raises:
+            FolderError: for records that do not belong together.
+        """
+        past = read_past(records)
+        for trial in past:
+            self._study.add_trial(trial.frozen() if trial.told else trial.waiting())
+            if not trial.told:
+                self._resumed[trial.number] = dict(trial.rungs)
+            if trial.start in self._start_points:
+                self._start_points.remove(trial.start)
+        self._asked = len(past)
+        self._begin([trial.frozen() for trial in past])
+
+    def close(self) -> None:
+        """Suggest nothing more. Running trials go on to their end, and are told."""
+        self._closed = True
+
+    def abandon(self) -> None:
+        """The driver is about to stop: suggest nothing more, and leave trials that are now stopped from outside
+        unfinished, to be handed out again on resume. Those that still end by themselves are told.
+        """
+        self._closed = self._abandoned = True
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next point; FINISHED where all were handed out.
+
+        Args:
+            trial_id: Tune's own id, which later answers carry. Ours is in the suggestion.
+        """
+        if not self._ready:
+            self._begin([])
+        number = min(self._resumed, default=self._asked)
+        if self._closed or (number == self._asked and self._asked >= self._trials):
+            return Searcher.FINISHED
+        reseed(self._own_sampler, self._search_seed, number)
+        trial = self._study.ask()
+        handed = _Handed(trial, self._points(trial), self._resumed.get(number, {}))
+        trial.set_user_attr("trial_id", trial_name(number))
+        self._log_ask(handed, number)
+        self._resumed.pop(number, None)
+        self._asked = max(self._asked, number + 1)
+        self._live[trial_id] = handed
+        return {"trial_id": trial_name(number), "values": dict(handed.values)}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """A rung after which the trial goes on."""
+        handed = self._live.get(trial_id)
+        if handed is not None:
+            self._note_rung(handed, result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """A trial ended, in whatever way. A second answer, or one for an unknown trial, is ignored."""
+        handed = self._live.pop(trial_id, None)
+        if handed is None:
+            logger.debug("ignored: another answer for Tune's trial %s", trial_id)
+            return
+        answer = result or {}
+        self._note_rung(handed, answer)  # Tune passes on the rung at which a trial is stopped only here
+        if self._abandoned and answer.get("state") not in ENDED:
+            return
+        state, objective = _outcome(answer, handed.rungs, error)
+        told = told_as(state, objective, handed.rungs)
+        step = max([int(answer.get("step", 0)), *handed.rungs])
+        reason = str(answer.get("reason", "")) or ("the trial's process ended with an error" if error else "")
+        self._log("tell", handed, objective, step, str(state), told=told.name, reason=reason)
+        handed.trial.set_user_attr("state", str(state))
+        handed.trial.set_user_attr("reason", reason)
+        if state is State.OUT_OF_MEMORY:
+            for name, amount in OUT_OF_MEMORY.items():
+                handed.trial.set_constraint(name, amount)
+        self._study.tell(handed.trial, objective if told is TrialState.COMPLETE else None, state=told)
+        self._mirror.ended(self._frozen(handed.trial.number))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Tune keeps a pickle of its searcher here. The state is in the sweep folder; this only says so."""
+        Path(checkpoint_path).write_text(json.dumps({"see": str(self._asks_file)}))
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("A sweep is resumed from its folder (replay), never from Tune's own files.")
+
+    def _begin(self, past: Sequence[FrozenTrial]) -> None:
+        self._ready = True
+        for number, point in enumerate(self._start_points, start=self._asked):
+            self._starts[number] = point
+            self._study.enqueue_trial(point)
+        self._mirror.start(past, self._study.directions)
+
+    def _note_rung(self, handed: _Handed, result: Mapping[str, Any]) -> None:
+        step = result.get("step")
+        if result.get("state") != State.RUNNING or step is None or step in handed.rungs:
+            return  # an end, not a rung; or a rung told before the driver died
+        value = _finite(result.get(METRIC))
+        self._log("rung", handed, value, step, str(State.RUNNING))
+        handed.rungs[step] = value
+        if value is not None:
+            handed.trial.report(value, step)
+            self._mirror.rung(handed.trial.number, step, value)
+
+    def _log_ask(self, handed: _Handed, number: int) -> None:
+        frozen = self._frozen(number)
+        self._log(
+            "ask",
+            handed,
+            None,
+            max(handed.rungs, default=0),
+            str(State.PENDING),
+            distributions={name: distribution_to_json(it) for name, it in frozen.distributions.items()},
+            attrs={name: it for name, it in frozen.system_attrs.items() if not name.startswith(_NOT_KEPT)},
+            start=self._starts.get(number),
+            again=number in self._resumed,
+        )
+        self._mirror.asked(frozen)
+
+    def _log(self, event: str, handed: _Handed, objective: float | None, step: int, state: str, **more: Any) -> None:
+        number = handed.trial.number
+        named = {"event": event, "trial_id": trial_name(number), "number": number, "values": handed.values}
+        scored = {"objective": objective, "step": step, "state": state, "time": time.time()}
+        append_line(self._asks_file, {**named, **scored, **more})
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self._study.get_trials(deepcopy=False)[number]
+
+
+def _outcome(answer: Mapping[str, Any], rungs: Mapping[int, float | None], error: bool) -> tuple[State, float | None]:
+    """State and objective of a trial from its last answer; what still runs was stopped from outside."""
+    reported = answer.get("state")
+    if error:
+        return State.FAILED, None
+    if reported in ENDED:
+        return State(reported), _finite(answer.get(METRIC))
+    scores = [rungs[step] for step in sorted(rungs) if rungs[step] is not None]
+    return State.STOPPED_EARLY, scores[-1] if scores else None
+
+
+def _finite(value: Any) -> float | None:
+    number = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) if number else None
+
+
+def reseed(sampler: BaseSampler, seed: int, number: int) -> None:
+    """Make a sampler's random numbers a function of seed and trial number.
+
+    A resumed search then repeats nothing, and with TPE or random, one trial at a time, it suggests what an undisturbed
+    one would. Optuna's own ``reseed_rng`` draws from the operating system. Each generator inside the sampler (TPE has
+    two) gets a stream of its own.
+    """
+    states = list(_random_states(sampler))
+    for state, own in zip(states, np.random.SeedSequence([seed, number]).generate_state(len(states)), strict=True):
+        state.seed(int(own))
+
+
+def _random_states(sampler: BaseSampler) -> Iterator[np.random.RandomState]:
+    for _, part in sorted(vars(sampler).items()):
+        if isinstance(part, LazyRandomState):
+            yield part.rng
+        elif isinstance(part, np.random.RandomState):
+            yield part
+        elif isinstance(part, BaseSampler):
+            yield from _random_states(part)

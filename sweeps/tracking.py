@@ -1,0 +1,353 @@
+"""One Weights & Biases run per trial, all held by the driver in one service process.
+
+A sweep never waits for W&B and never fails because of it: Tune's callbacks only queue what happened, and one thread of
+its own does everything that imports, calls or waits for ``wandb``. What goes wrong there is noted once and logged.
+Without a login or a network the runs are written offline, into the sweep folder; ``wandb sync`` uploads them later.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import shlex
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
+
+from ray.tune.logger import LoggerCallback
+
+from analysis.folder import State, SweepFolder
+from sweeps.progress import outcome_of, rung_rows, trial_key
+
+log = logging.getLogger(__name__)
+
+INIT_SECONDS = 10.0  # W&B's default is 90
+FINISH_SECONDS = 10.0  # for the uploads of one run, at its end; W&B's default is without limit
+CLOSE_SECONDS = 30.0  # for everything still queued when the sweep is over
+
+# W&B shows 0 as finished, 255 as killed, and 1 (all other states) as failed.
+_EXIT_CODES = {State.COMPLETED: 0, State.STOPPED_EARLY: 0, State.RUNNING: 255}
+
+
+class WandbTracker(LoggerCallback):
+    """Tells W&B about every trial of a sweep; a Tune callback, to be used in the driver.
+
+    Runs are named by trial id and found again by ``<uid>-<trial id>``, so a sweep that is run again goes on in the same
+    runs. ``WANDB_MODE`` (online, offline, disabled) in the environment wins over ``mode``; no API key is handled here.
+
+    Args:
+        folder: the sweep folder; W&B writes to its ``wandb/``.
+        uid: of the sweep: keeps the run ids of two sweeps of one name apart.
+        project, entity: where the runs belong; an entity of None is the account's default.
+        mode: ``online`` or ``offline``.
+        trial_config: the resolved, nested config of a trial from its id and its sampled values.
+        note: shows one line to the user; called from another thread.
+        interrupted: whether the user stopped the sweep: what ends then has not ended, and is gone on with later.
+    """
+
+    def __init__(
+        self,
+        folder: SweepFolder,
+        uid: str,
+        project: str,
+        entity: str | None,
+        tags: list[str],
+        mode: str,
+        trial_config: Callable[[str, dict[str, Any]], dict[str, Any]],
+        note: Callable[[str], None],
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        asked = os.environ.get("WANDB_MODE", "").strip().lower() or mode
+        mode = {"run": "online", "dryrun": "offline"}.get(asked, asked)
+        fixed = {"project": project, "entity": entity, "group": folder.name, "tags": tuple(tags)}
+        self._runs = _Runs(folder, uid, mode, fixed, note)
+        self._trial_config, self._interrupted = trial_config, interrupted
+        self._last: dict[str, Mapping[str, Any]] = {}  # trial id → what it reported last
+        self._open: set[str] = set()
+        self._lock = threading.Lock()  # the driver may close while Tune's thread still reports
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._off = mode == "disabled"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray pickles callbacks into its scratch folder, and a sweep is never restored from there."""
+        return {}
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        self._post(self._runs.connect)  # while the workers start
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._begin(*trial_key(trial))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        trial_id, values = trial_key(trial)
+        self._begin(trial_id, values)
+        self._last[trial_id] = dict(result)
+        for row in rung_rows(result):
+            point = _counts(row) | _floats(row["metrics"])
+            if result["state"] == State.RUNNING:  # later, the objective is the trial's and not this rung's
+                point["objective"] = float(result["objective"])
+            self._post(self._runs.log, trial_id, point)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        trial_id, _ = trial_key(trial)
+        state, reason = outcome_of(self._last.get(trial_id))
+        if state is not State.STOPPED_EARLY or not self._interrupted():
+            self._end(trial_id, state, reason)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if not self._interrupted():
+            self._end(trial_key(trial)[0], State.FAILED, "the trial's process raised an error or was lost")
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Trials that have not ended are left to be gone on with when the sweep is run again."""
+        for trial_id in sorted(self._open):
+            self._end(trial_id, State.RUNNING, "the sweep was interrupted; run it again to go on")
+
+    def log_baseline(self, name: str, metrics: Mapping[str, float], config: Mapping[str, Any]) -> None:
+        """One run of job type ``baseline``, at step 0."""
+        self._post(self._runs.start, name, "baseline", dict(config))
+        self._post(self._runs.log, name, {"step": 0} | _floats(metrics))
+        self._post(self._runs.finish, name, {"state": str(State.COMPLETED)}, 0)
+
+    def close(self, timeout: float = CLOSE_SECONDS) -> None:
+        """Finish every run and wait, at most ``timeout`` seconds, until all is on disk or uploaded.
+
+        To be called by the driver in the end, whatever happened. May be called more than once.
+        """
+        self.on_experiment_end([])
+        with self._lock:
+            thread, self._thread = self._thread, None
+            if thread is None:
+                return
+            self._queue.put(self._runs.disconnect)
+            self._queue.put(None)
+        thread.join(timeout)
+        if thread.is_alive():
+            self._off = True
+            self._runs.say(f"W&B is still busy after {timeout:.0f} s: not waiting for it. {self._runs.later()}")
+
+    def sync_hint(self) -> str:
+        """The command that uploads what is not uploaded yet; empty where there is nothing to upload."""
+        return self._runs.sync_command() if self._runs.waiting() else ""
+
+    def _begin(self, trial_id: str, values: dict[str, Any]) -> None:
+        if self._off or trial_id in self._open:
+            return  # a retried trial goes on in its run
+        self._open.add(trial_id)
+        try:
+            config = self._trial_config(trial_id, values)
+        except Exception as error:  # the trial itself meets the same error, and says so
+            log.warning("W&B: no resolved config for %s: %s", trial_id, error)
+            config = dict(values)
+        self._post(self._runs.start, trial_id, "trial", config)
+
+    def _end(self, trial_id: str, state: State, reason: str) -> None:
+        if trial_id not in self._open:
+            return
+        self._open.discard(trial_id)
+        last = self._last.pop(trial_id, {})
+        summary = {"state": str(state), "reason": reason, "objective": float(last.get("objective", math.nan))}
+        summary |= _counts(last) | _floats(last.get("metrics", {}))
+        self._post(self._runs.finish, trial_id, summary, _EXIT_CODES.get(state, 1))
+
+    def _post(self, work: Callable[..., None], *args: Any) -> None:
+        if self._off:
+            return
+        with self._lock:
+            if self._thread is None:
+                self._queue = SimpleQueue()
+                # A daemon: a W&B call that hangs must not keep the process alive.
+                self._thread = threading.Thread(target=_work, args=(self._queue,), name="lorasweep-wandb", daemon=True)
+                self._thread.start()
+            self._queue.put(partial(work, *args))
+
+
+class _Runs:
+    """The W&B side: every method is called from one thread, and none raises."""
+
+    def __init__(
+        self, folder: SweepFolder, uid: str, mode: str, fixed: dict[str, Any], note: Callable[[str], None]
+    ) -> None:
+        self._folder, self._uid, self._mode, self._fixed, self._note = folder, uid, mode, fixed, note
+        self._wandb: Any = None
+        self._broken = False  # wandb cannot be used at all
+        self._noted = False
+        self._unsent = False  # an upload was given up
+        self._runs: dict[str, Any] = {}
+
+    def connect(self) -> None:
+        """Import wandb and find out whether it is logged in and the server answers, without asking the user."""
+        if self._wandb is not None or self._broken:
+            return
+        # Read when wandb and its service start. W&B's reports about itself need a network, and are none of ours.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        try:
+            import wandb
+
+            machine = wandb.setup(wandb.Settings(silent=True)).settings.mode
+        except ImportError:
+            self._broken = True
+            self.say(
+                "W&B is not installed: the trials are not tracked there. Results are in the sweep folder all the same."
+            )
+            return
+        except Exception as error:
+            self._broken = True
+            self._trouble("W&B cannot be used, the trials are not tracked there", error)
+            return
+        self._wandb = wandb
+        if self._mode == "online" and "WANDB_MODE" not in os.environ and machine in ("offline", "dryrun", "disabled"):
+            self._mode = "disabled" if machine == "disabled" else "offline"  # `wandb offline` was run here
+            self.say(f"W&B is set to {machine} on this machine (`wandb online` changes that).")
+        if self._mode == "online":
+            try:
+                if not wandb.login(prompt=False, verify=True):
+                    self._go_offline("not logged in (`wandb login`)")
+            except Exception as error:
+                self._go_offline(_line(error))
+
+    def disconnect(self) -> None:
+        """End the service process: only then is everything on disk."""
+        if self._wandb is not None:
+            with contextlib.suppress(Exception, SystemExit):
+                self._wandb.teardown()
+            self._wandb = None
+
+    def start(self, name: str, job_type: str, config: dict[str, Any]) -> None:
+        self.connect()
+        if self._broken or self._mode == "disabled" or name in self._runs:
+            return
+        try:
+            try:
+                self._runs[name] = self._init(name, f"{self._uid}-{name}", job_type, config)
+            except Exception as error:
+                if self._mode != "online":
+                    raise
+                log.warning("W&B: %s could not start online: %s", name, error)
+                self._go_offline(_line(error))
+                # W&B's service holds on to the id of a run that could not start.
+                self._runs[name] = self._init(name, f"{self._uid}-{name}-offline", job_type, config)
+            # One x axis for all: W&B's own step counts the calls, and starts again where a trial is resumed.
+            self._runs[name].define_metric("step")
+            self._runs[name].define_metric("*", step_metric="step")
+        except Exception as error:
+            self._runs.pop(name, None)
+            self._trouble(f"W&B: {name} is not tracked", error)
+
+    def log(self, name: str, row: dict[str, Any]) -> None:
+        run = self._runs.get(name)
+        if run is None:
+            return
+        try:
+            run.log(row)
+        except Exception as error:
+            self._trouble(f"W&B: {name} is not tracked any further", error)
+            del self._runs[name]
+            with contextlib.suppress(Exception):
+                run.finish(exit_code=1)
+
+    def finish(self, name: str, summary: dict[str, Any], exit_code: int) -> None:
+        run = self._runs.pop(name, None)
+        if run is None:
+            return
+        try:
+            run.summary.update(summary)
+            run.finish(exit_code=exit_code)
+        except TimeoutError:  # finish_timeout: what was not uploaded is on disk
+            self._unsent = True
+            self._go_offline(f"{name} was not uploaded within {FINISH_SECONDS:.0f} s")
+        except Exception as error:
+            self._trouble(f"W&B: the end of {name} was not recorded", error)
+
+    def waiting(self) -> bool:
+        """Whether some run of this sweep, from now or from before, is on disk only."""
+        files = (self._folder.wandb_dir / "wandb").glob("offline-run-*/*.wandb")
+        return self._unsent or any(not file.with_name(f"{file.name}.synced").exists() for file in files)
+
+    def sync_command(self) -> str:
+        # The console script is on the path only where the environment is active.
+        wandb = "wandb" if shutil.which("wandb") else f"{shlex.quote(sys.executable)} -m wandb"
+        online = " --include-online" if self._unsent else ""
+        return f"{wandb} sync{online} {shlex.quote(str(self._folder.wandb_dir / 'wandb'))}"
+
+    def later(self) -> str:
+        return f"Upload later with `{self.sync_command()}`."
+
+    def _init(self, name: str, run_id: str, job_type: str, config: dict[str, Any]) -> Any:
+        settings = self._wandb.Settings(
+            console="off",
+            silent=True,
+            symlink=False,
+            init_timeout=INIT_SECONDS,
+            finish_timeout=FINISH_SECONDS,
+            finish_timeout_raises=True,
+            # "Stop run" on W&B's page would otherwise send Ctrl-C to the whole sweep.
+            stop_fn=lambda: self.say(f"W&B asks to stop {name}: a single trial cannot be stopped from there."),
+            # What the driver's machine does says nothing about a trial; the package list alone costs 0.1 s a run.
+            # The machine information also asks a cloud's metadata address.
+            disable_git=True,
+            disable_code=True,
+            save_code=False,
+            label_disable=True,
+            x_disable_stats=True,
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+            # A killed driver loses at most this many seconds; W&B's default is 15.
+            x_transaction_log_flush_interval=1.0,
+        )
+        where = self._folder.wandb_dir
+        where.mkdir(parents=True, exist_ok=True)  # W&B writes to /tmp where its folder does not exist
+        return self._wandb.init(
+            **self._fixed,
+            id=run_id,
+            name=name,
+            job_type=job_type,
+            config=config,
+            mode=self._mode,
+            dir=str(where),
+            resume="allow",
+            reinit="create_new",
+            settings=settings,
+        )
+
+    def _go_offline(self, why: str) -> None:
+        if self._mode == "online":
+            self._mode = "offline"
+            self.say(f"W&B: {why}; the runs are written offline. {self.later()}")
+
+    def _trouble(self, what: str, error: Exception) -> None:
+        log.warning("%s: %s", what, error, exc_info=error)
+        if not self._noted:
+            self._noted = True
+            self.say(f"{what} ({_line(error)}). Results are in the sweep folder all the same.")
+
+    def say(self, text: str) -> None:
+        with contextlib.suppress(Exception):  # the terminal may be gone
+            self._note(text)
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error's message, short."""
+    lines = str(error).strip().splitlines()
+    return (lines[0][:160] if lines else "") or type(error).__name__
+
+
+def _work(queue: "SimpleQueue[Callable[[], None] | None]") -> None:
+    while (work := queue.get()) is not None:
+        work()
+
+
+def _counts(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in ("step", "tokens", "seconds", "n_items") if key in row}
+
+
+def _floats(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: float(value) for name, value in metrics.items()}

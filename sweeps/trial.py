@@ -1,0 +1,127 @@
+"""A trial as Ray Tune sees it: a thin proxy, without torch, for a slot on a device worker.
+
+One call of ``step`` is one rung. The proxy's actor is reused for the next trial (``reset_config``), so that a trial
+costs milliseconds of orchestration.
+"""
+
+import json
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from analysis.folder import MetricsRow, State, SweepFolder
+from analysis.objective import Objective
+from sweeps.compose import Composed
+from trainer.config import TrialConfig
+from trainer.engine import Admitted, Ended, Refused, RungResult
+
+_ASK_AGAIN = 0.2  # seconds between rounds where every worker is full
+
+
+class TrialProxy(tune.Trainable):
+    """Tune's config is ``{"trial_id": …, "values": {dotted path: value}}``."""
+
+    def setup(  # type: ignore[override]  # with_parameters gives what comes after config
+        self, config: dict[str, Any], composed: Composed, objective: Objective, root: str, workers: list[Any]
+    ) -> None:
+        self.composed, self.objective, self.workers = composed, objective, workers
+        self.folder = SweepFolder(root)
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._release()
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train to the next rung. The last rung and the final scoring are reported together, as one result."""
+        if self.worker is None:
+            refused = self._admit()
+            if refused is not None:
+                return self._report(Ended(self.trial.trial_id, State.FAILED, refused, 0))
+        else:
+            ray.get(self.worker.proceed.remote(self.trial.trial_id))
+        event = self._next()
+        if isinstance(event, RungResult):
+            self._note_score(event.row)
+            if event.row.step < self.trial.train.max_steps:
+                return self._report(event)
+            rung = event
+            ray.get(self.worker.proceed.remote(self.trial.trial_id))
+            event = self._next()
+            return self._report(event, last_rung=rung.row)
+        return self._report(event)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """A pointer: weights and counters are in the sweep folder, written by the worker."""
+        (Path(checkpoint_dir) / "pointer.json").write_text(json.dumps({"trial_id": self.trial.trial_id}))
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing to load: admission finds the trial's last checkpoint in the sweep folder."""
+
+    def cleanup(self) -> None:
+        self._release()
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self.trial: TrialConfig = self.composed.trial(config["trial_id"], config["values"])
+        self.worker: Any = None
+        self.best_score = math.nan
+        for row in self.folder.trial(self.trial.trial_id).read_metrics():
+            self._note_score(row)  # of a trial that goes on from a checkpoint
+
+    def _admit(self) -> str | None:
+        """Find a worker with a free slot. Returns the reason where the trial can never run."""
+        path = str(self.folder.trial(self.trial.trial_id).root)
+        first = int("".join(filter(str.isdigit, self.trial.trial_id)) or 0)
+        while True:
+            for i in range(len(self.workers)):
+                worker = self.workers[(first + i) % len(self.workers)]
+                admission = ray.get(worker.admit.remote(self.trial, path))
+                if isinstance(admission, Admitted):
+                    self.worker = worker
+                    return None
+                if isinstance(admission, Refused):
+                    return f"{admission.reason} {admission.remedy}".strip()
+            time.sleep(_ASK_AGAIN)
+
+    def _next(self) -> Any:
+        event = ray.get(self.worker.next_event.remote(self.trial.trial_id))
+        if isinstance(event, Ended):
+            self.worker = None
+        return event
+
+    def _note_score(self, row: MetricsRow) -> None:
+        score = self.objective.score(row.metrics)
+        if not row.final and not score <= self.best_score:
+            self.best_score = score
+
+    def _report(self, event: RungResult | Ended, last_rung: MetricsRow | None = None) -> dict[str, Any]:
+        rung = event.row if isinstance(event, RungResult) else last_rung
+        final = event.row if isinstance(event, Ended) else None
+        shown = final or rung
+        completed = isinstance(event, Ended) and event.state is State.COMPLETED
+        return {
+            "trial_id": self.trial.trial_id,
+            "step": event.row.step if isinstance(event, RungResult) else event.step,
+            "tokens": shown.tokens if shown else 0,
+            "seconds": shown.seconds if shown else 0.0,
+            "n_items": shown.n_items if shown else 0,
+            "final": completed,
+            "state": str(event.state) if isinstance(event, Ended) else str(State.RUNNING),
+            "reason": event.reason if isinstance(event, Ended) else "",
+            "objective": self.best_score if completed else self.objective.score(rung.metrics) if rung else math.nan,
+            "metrics": dict(shown.metrics) if shown else {},
+            "rung_metrics": dict(rung.metrics) if rung else {},
+            "rows": [asdict(row) for row in (rung, final) if row is not None],
+            "done": isinstance(event, Ended),
+        }
+
+    def _release(self) -> None:
+        if self.worker is not None:
+            worker, self.worker = self.worker, None
+            ray.get(worker.end.remote(self.trial.trial_id, str(State.STOPPED_EARLY)))

@@ -1,0 +1,120 @@
+"""From a nested mapping with interpolations to ``SweepConfig``, with OmegaConf; its errors in one sentence each."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
+
+from analysis.errors import ConfigError, did_you_mean
+from sweeps import resolvers
+from sweeps.config import SweepConfig, ranged, schema
+from sweeps.origin import Origins
+from trainer.config import check_value
+
+PATHS = ("data.train", "data.validation", "data.test", "model.path", "sweep.dir")
+
+
+def put(raw: dict[str, Any], path: str, value: Any) -> None:
+    """Set a dotted path in a nested mapping."""
+    *parents, leaf = path.split(".")
+    for name in parents:
+        inner = raw.get(name)
+        if not isinstance(inner, dict):
+            inner = raw[name] = {}
+        raw = inner
+    raw[leaf] = value
+
+
+def get(raw: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path of a nested mapping, or None."""
+    value: Any = raw
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def read_environment(raw: dict[str, Any], origins: Origins) -> dict[str, Any]:
+    """``${oc.env:…}`` replaced by its value, once, where the command is run: a worker has another environment.
+
+    Raises:
+        ConfigError: for a variable that is not set and has no default.
+    """
+
+    def read(value: Any, path: str) -> Any:
+        if isinstance(value, dict):
+            return {key: read(inner, f"{path}.{key}" if path else str(key)) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [read(inner, path) for inner in value]
+        if isinstance(value, str) and "${oc.env:" in value:
+            return re.sub(r"\$\{oc\.env:([^{}]*)\}", lambda match: variable(match[1], path), value)
+        return value
+
+    def variable(arguments: str, path: str) -> str:
+        name, comma, default = arguments.partition(",")
+        if name.strip() not in os.environ and not comma:
+            raise ConfigError(f"{path}: the environment variable {name.strip()} is not set. ({origins.of(path)})")
+        return os.environ.get(name.strip(), default.strip())
+
+    result: dict[str, Any] = read(raw, "")
+    return result
+
+
+def typed(raw: dict[str, Any], origins: Origins) -> tuple[SweepConfig, dict[str, Any]]:
+    """The config, resolved and checked, and the whole mapping with its interpolations, defaults filled in.
+
+    Every key gets its type and its range; paths become absolute; terms of the objective without weight are left out.
+
+    Raises:
+        ConfigError: with key, value, what was expected, and the file or override that holds it.
+    """
+    resolvers.register()
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(SweepConfig), OmegaConf.create(raw))
+        config, whole = OmegaConf.to_object(merged), OmegaConf.to_container(merged, resolve=False)
+    except OmegaConfBaseException as error:
+        raise _explained(error, raw, origins) from None
+    assert isinstance(config, SweepConfig)
+    assert isinstance(whole, dict)
+    for path, value, metadata in ranged(config):
+        try:
+            check_value(path, value, metadata)
+        except ConfigError:
+            check_value(path, value, metadata, origins.of(path))  # reading where it came from takes time
+            raise
+    config.objective.terms = {name: term for name, term in config.objective.terms.items() if term.weight}
+    for path in PATHS:
+        section, name = path.split(".")
+        part = getattr(config, section)
+        if getattr(part, name) and "://" not in getattr(part, name):
+            setattr(part, name, str(Path(getattr(part, name)).expanduser().absolute()))
+    return config, {str(key): value for key, value in whole.items()}
+
+
+def _explained(error: OmegaConfBaseException, raw: dict[str, Any], origins: Origins) -> ConfigError:
+    """OmegaConf's error as one sentence with key, value and origin."""
+    full = str(error.full_key or "")
+    path = full.split("[", 1)[0]
+    at, first = origins.of(path), str(error).splitlines()[0]
+    if isinstance(error, InterpolationKeyError):
+        wanted = re.search(r"'([^']+)' not found", first)
+        near = did_you_mean(wanted[1], schema()) if wanted else ""
+        return ConfigError(f"{path}: {first}. {near} ({at})")
+    if isinstance(error, InterpolationResolutionError):
+        return ConfigError(f"{path}: {first} ({at})")
+    leaf = schema().get(path)
+    kinds = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        list[int]: "a list of whole numbers",
+    }
+    if leaf is None:
+        return ConfigError(f"{full}: {first}. ({at})")
+    expected = kinds.get(leaf.type, str(leaf.type).replace("typing.", "")) + (" or null" if leaf.optional else "")
+    given = "null" if get(raw, path) is None else repr(get(raw, path))
+    return ConfigError(f"{full}={given}: expected {expected}. ({at})")

@@ -1,0 +1,222 @@
+"""The device worker: a Ray actor that owns one device and the engine on it.
+
+One thread owns the engine. The actor's methods only queue commands for it and wait for what comes back, so that many
+trial proxies can wait at the same time.
+"""
+
+import asyncio
+import os
+import queue
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from analysis.errors import LorasweepError
+from analysis.folder import MetricsRow, State, TrialFolder
+from analysis.objective import Objective
+from sweeps.place import package_root
+from trainer.config import TrialConfig
+from trainer.engine import Admission, Admitted, Ended, Event, Refused, RungResult
+
+KEPT_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True)
+class WorkerFacts:
+    """What a worker tells about itself before any trial runs.
+
+    Attributes:
+        node: its Ray node's address.
+        device: such as ``cpu (2 threads)`` or ``NVIDIA H200``.
+        precisions: precision → why it does not work there; empty where it does.
+    """
+
+    node: str
+    device: str
+    precisions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What data and model turned out to be: rows by split, labels, sha256 of the data, parameters of the base model."""
+
+    rows: dict[str, int]
+    labels: tuple[str, ...]
+    fingerprint: str
+    parameters: int
+
+
+class DeviceWorker:
+    """Made an actor by ``sweeps/run.py``.
+
+    Args:
+        engine: name of the engine.
+        objective: picks each trial's best rung.
+        threads: CPU threads for arithmetic.
+        root: where the driver's packages are; the worker's must be the same code.
+    """
+
+    def __init__(self, engine: str, objective: Objective, threads: int, root: str):
+        if package_root() != root and os.environ.get("LORASWEEP_ANY_CODE") != "1":
+            raise LorasweepError(
+                f"this worker imports lorasweep from {package_root()}, the driver from {root}."
+                " Install the same checkout at the same place on every node."
+            )
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        self.threads = threads
+        self.objective = objective
+        self.engine_name = engine
+        self._events: dict[str, asyncio.Queue[Event]] = {}
+        self._folders: dict[str, TrialFolder] = {}
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        threading.Thread(target=self._own_engine, name="engine", daemon=True).start()
+
+    # --- called through Ray ------------------------------------------------------------------------------------------
+
+    async def facts(self) -> WorkerFacts:
+        return await self._ask(self._facts)
+
+    async def prepare(self, trial: TrialConfig) -> DataFacts:
+        """Load what a trial needs, so that bad input is found before the sweep starts. Raises LorasweepError."""
+        return await self._ask(partial(self._prepare, trial))
+
+    async def score_untuned(self, trial: TrialConfig, folder: str) -> MetricsRow:
+        """Score the base model without an adapter, on everything a completed trial is scored on."""
+        return await self._ask(partial(self._score_untuned, trial, TrialFolder(Path(folder))))
+
+    async def admit(self, trial: TrialConfig, folder: str) -> Admission:
+        """Start a trial, or go on from its last whole checkpoint."""
+        self._events[trial.trial_id] = asyncio.Queue()
+        return await self._ask(partial(self._admit, trial, TrialFolder(Path(folder))))
+
+    async def next_event(self, trial_id: str) -> Event:
+        return await self._events[trial_id].get()
+
+    async def proceed(self, trial_id: str) -> None:
+        await self._ask(partial(self._proceed, trial_id))
+
+    async def end(self, trial_id: str, state: str) -> None:
+        """Free a trial's slot; nothing happens where it has none."""
+        await self._ask(partial(self._end, trial_id, State(state)))
+
+    async def _ask(self, work: Callable[[], Any]) -> Any:
+        self._loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = self._loop.create_future()
+
+        def run() -> None:
+            try:
+                result, error = work(), None
+            except BaseException as raised:
+                result, error = None, raised
+            assert self._loop is not None
+            self._loop.call_soon_threadsafe(_settle, answer, result, error)
+
+        self._commands.put(run)
+        return await answer
+
+    # --- on the engine's thread
+
+    def _own_engine(self) -> None:
+        while True:
+            events = self.engine.advance() if self._folders else []
+            for event in events:
+                self._post(event)
+            if not events:
+                self._commands.get()()  # nothing trains: wait
+            while not self._commands.empty():
+                self._commands.get()()
+
+    @property
+    def engine(self) -> Any:
+        """Made on first use: importing torch takes seconds, and the actor must answer before."""
+        if not hasattr(self, "_engine"):
+            import torch
+
+            from trainer.hf import HfEngine
+            from trainer.materials import Materials
+            from trainer.models import best_device
+
+            torch.set_num_threads(self.threads)
+            self._materials = Materials(best_device())
+            self._engine = HfEngine(self._materials, self.objective.score)
+        return self._engine
+
+    @property
+    def materials(self) -> Any:
+        assert self.engine
+        return self._materials
+
+    def _facts(self) -> WorkerFacts:
+        import ray
+        import torch
+
+        from trainer.models import available_precisions
+
+        device = self.materials.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {self.threads} threads"
+        return WorkerFacts(ray.util.get_node_ip_address(), name, available_precisions(device))
+
+    def _prepare(self, trial: TrialConfig) -> DataFacts:
+        from trainer.lora import linear_modules, resolve_targets
+
+        dataset = self.materials.dataset(trial)
+        base = self.materials.base(trial)
+        resolve_targets(trial.lora.targets, linear_modules(base.model, base.heads))
+        self.materials.training(trial)
+        self.materials.validation(trial)
+        rows = {"train": len(dataset.train), "validation": len(dataset.validation)}
+        return DataFacts(rows, dataset.labels, dataset.fingerprint, base.model.num_parameters())
+
+    def _score_untuned(self, trial: TrialConfig, folder: TrialFolder) -> MetricsRow:
+        from trainer.untuned import score_untuned
+
+        return score_untuned(self.materials, trial, folder)
+
+    def _admit(self, trial: TrialConfig, folder: TrialFolder) -> Admission:
+        steps = folder.checkpoints()
+        try:
+            admission: Admission = self.engine.admit(trial, folder, folder.checkpoint_dir(steps[-1]) if steps else None)
+        except LorasweepError as error:
+            return Refused(str(error), "")
+        if isinstance(admission, Admitted):
+            self._folders[trial.trial_id] = folder
+        return admission
+
+    def _proceed(self, trial_id: str) -> None:
+        self.engine.proceed(trial_id)
+
+    def _end(self, trial_id: str, state: State) -> None:
+        folder = self._folders.pop(trial_id, None)
+        if folder is not None:
+            self.engine.end(trial_id, state)
+            shutil.rmtree(folder.checkpoints_dir, ignore_errors=True)
+
+    def _post(self, event: Event) -> None:
+        if isinstance(event, Ended):
+            folder = self._folders.pop(event.trial_id)
+            if event.state is State.COMPLETED:
+                shutil.rmtree(folder.checkpoints_dir, ignore_errors=True)
+        elif isinstance(event, RungResult):
+            self._checkpoint(event)
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._events[event.trial_id].put_nowait, event)
+
+    def _checkpoint(self, event: RungResult) -> None:
+        folder = self._folders[event.trial_id]
+        self.engine.checkpoint(event.trial_id, folder.checkpoint_dir(event.row.step))
+        for old in folder.checkpoints()[:-KEPT_CHECKPOINTS]:
+            shutil.rmtree(folder.checkpoint_dir(old), ignore_errors=True)
+
+
+def _settle(answer: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:
+    if answer.cancelled():
+        return
+    if error is None:
+        answer.set_result(result)
+    else:
+        answer.set_exception(error)

@@ -1,0 +1,148 @@
+"""The objective: hand-computed scores, and what a scalar that ranks may and may not do."""
+
+import math
+from typing import Any
+
+import pytest
+
+from analysis.errors import ConfigError
+from analysis.objective import Objective, lower_is_better
+
+
+def term(metric: str, direction: str = "max", low: float = 0.0, high: float = 1.0, **more: Any) -> dict[str, Any]:
+    return {"metric": metric, "direction": direction, "range": [low, high], "weight": 1.0, **more}
+
+
+def objective(*terms: dict[str, Any], rho: float = 0.0) -> Objective:
+    return Objective.from_config({"name": "x", "rho": rho, "terms": {f"t{i}": t for i, t in enumerate(terms)}})
+
+
+def test_one_term_from_0_to_1_is_the_metric_itself() -> None:
+    for rho in (0.0, 0.05):
+        assert objective(term("macro_f1"), rho=rho).score({"macro_f1": 0.62}) == pytest.approx(0.62)
+
+
+def test_the_worst_weighted_distance_counts_plus_a_little_of_the_sum() -> None:
+    given = objective(term("accuracy"), term("bits_per_byte", "min", 0.0, 8.0, weight=0.25), rho=0.05)
+    # distances 0.2 and 0.25 · 1.5 / 8 = 0.046875; 1 - (0.2 + 0.05 · 0.246875) / (1 + 0.05 · 1.25)
+    assert given.score({"accuracy": 0.8, "bits_per_byte": 1.5}) == pytest.approx(0.8001470588235294)
+    # distances 0.1 and 0.25 · 6 / 8 = 0.1875: now the second is the worst; 1 - (0.1875 + 0.05 · 0.2875) / 1.0625
+    assert given.score({"accuracy": 0.9, "bits_per_byte": 6.0}) == pytest.approx(0.81)
+
+
+def test_the_ideal_is_1_and_the_far_ends_are_0_whatever_the_weights() -> None:
+    given = objective(term("a", weight=3.0), term("b", "min", 2.0, 6.0, weight=0.5), rho=0.1)
+    assert given.score({"a": 1.0, "b": 2.0}) == pytest.approx(1.0)
+    assert given.score({"a": 0.0, "b": 6.0}) == pytest.approx(0.0)
+    assert given.score({"a": -1.0, "b": 10.0}) < 0.0  # beyond the range still orders
+
+
+def test_a_target_is_best_at_the_target_and_equally_bad_on_both_sides() -> None:
+    given = objective(term("pct", "target", 25.0, 75.0, target=50.0))
+    assert given.score({"pct": 50.0}) == 1.0
+    assert given.score({"pct": 60.0}) == given.score({"pct": 40.0}) == pytest.approx(0.6)
+    assert given.score({"pct": 75.0}) == pytest.approx(0.0)
+
+
+def test_a_target_off_the_middle_is_scaled_by_the_longer_side() -> None:
+    given = objective(term("pct", "target", 0.0, 100.0, target=80.0))
+    assert given.score({"pct": 0.0}) == pytest.approx(0.0)
+    assert given.score({"pct": 100.0}) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("metrics", [{}, {"a": 1.0}, {"a": 1.0, "b": math.nan}, {"a": math.inf, "b": 0.5}])
+def test_a_missing_or_uncomputable_metric_leaves_no_score(metrics: dict[str, float]) -> None:
+    assert math.isnan(objective(term("a"), term("b"), rho=0.05).score(metrics))
+
+
+def test_metrics_without_a_term_do_not_matter() -> None:
+    given = objective(term("a"))
+    assert given.score({"a": 0.5}) == given.score({"a": 0.5, "b": math.nan, "c": 1e9})
+
+
+def test_adding_a_trial_never_changes_the_scores_of_the_others() -> None:
+    """Min-max scaling over the trials seen so far, the usual way, fails this."""
+    given = objective(term("a"), term("b"), rho=0.05)
+    trials = [{"a": 0.5, "b": 0.8}, {"a": 0.62, "b": 0.6}]
+    before = [given.score(trial) for trial in trials]
+    given.score({"a": 0.0, "b": 0.99})
+    assert [given.score(trial) for trial in trials] == before
+    assert before[1] > before[0]
+
+
+def test_a_point_on_a_non_convex_part_of_the_front_can_win_where_no_weighted_sum_picks_it() -> None:
+    ends, middle = [{"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 1.0}], {"a": 0.4, "b": 0.4}
+    for share in (i / 100 for i in range(101)):
+        best_end = max(share * end["a"] + (1 - share) * end["b"] for end in ends)
+        assert best_end > share * middle["a"] + (1 - share) * middle["b"]
+    given = objective(term("a"), term("b"), rho=0.05)
+    assert given.score(middle) > max(given.score(end) for end in ends)
+
+
+def test_with_rho_an_improvement_of_the_better_term_counts_too() -> None:
+    better, worse = {"a": 0.3, "b": 0.9}, {"a": 0.3, "b": 0.5}
+    plain, augmented = objective(term("a"), term("b")), objective(term("a"), term("b"), rho=0.05)
+    assert plain.score(better) == plain.score(worse)
+    assert augmented.score(better) > augmented.score(worse)
+
+
+def test_a_larger_weight_makes_a_shortfall_matter_more() -> None:
+    metrics = {"a": 0.9, "b": 0.5}
+    assert objective(term("a"), term("b", weight=2.0)).score(metrics) < objective(
+        term("a", weight=2.0), term("b")
+    ).score(metrics)
+
+
+def test_a_weight_of_0_leaves_the_term_out_even_where_its_metric_is_missing() -> None:
+    given = objective(term("accuracy"), term("bias.crows_pairs.distance", "min", 0, 25, weight=0.0), rho=0.05)
+    assert given.score({"accuracy": 0.75}) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (term("a", "maximum"), r"objective\.terms\.t0\.direction='maximum'.*Did you mean 'max'\?"),
+        (term("a", low=1.0, high=0.0), r"objective\.terms\.t0\.range=\[1\.0, 0\.0\].*lower end first"),
+        (term("a", low=1.0, high=1.0), r"range.*lower end first"),
+        (term("a", high=math.inf), r"objective\.terms\.t0\.range"),
+        (term("a", high=math.nan), r"objective\.terms\.t0\.range"),
+        (term("a", weight=-1.0), r"objective\.terms\.t0\.weight=-1\.0: expected more than 0"),
+        (term("a", weight=math.nan), r"objective\.terms\.t0\.weight=nan"),
+        (term("a", "target"), r"direction=target with target=None"),
+        (term("a", target=0.5), r"direction=max with target=0\.5"),
+        (term("a", weight="heavy"), r"objective\.terms\.t0=.*heavy.*a number"),
+        ({**term("a"), "range": [0, 1, 2]}, r"objective\.terms\.t0=.*two numbers"),
+        ({**term("a"), "range": None}, r"objective\.terms\.t0=.*two numbers"),
+        ({"direction": "max", "range": [0, 1], "weight": 1}, r"objective\.terms\.t0=.*'metric'"),
+    ],
+)
+def test_a_wrong_term_is_refused_by_its_path(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        objective(given)
+
+
+@pytest.mark.parametrize("terms", [[], [term("a", weight=0.0)]])
+def test_an_objective_needs_a_term_that_counts(terms: list[dict[str, Any]]) -> None:
+    with pytest.raises(ConfigError, match="objective=single"):
+        objective(*terms)
+
+
+def test_numbers_written_as_yaml_strings_are_numbers() -> None:
+    assert objective(term("a", "min", 0.0, "1e1")).score({"a": 5.0}) == pytest.approx(0.5)  # YAML 1.1 reads 1e1 as text
+
+
+def test_which_end_of_a_metric_is_good() -> None:
+    down = ["log_loss", "perplexity", "completion_perplexity", "bits_per_byte", "bias.crows_pairs.distance"]
+    assert [lower_is_better(name) for name in down] == [True] * 5
+    assert [lower_is_better(name) for name in ("accuracy", "macro_f1")] == [False] * 2
+
+
+def test_a_single_metric_is_ordered_by_its_term_then_by_custom() -> None:
+    given = objective(term("drift", "target", 0.0, 4.0, target=1.0))
+    assert given.goodness("drift", 1.5) > given.goodness("drift", 0.0)
+    assert given.goodness("accuracy", 0.9) > given.goodness("accuracy", 0.8)
+    assert given.goodness("perplexity", 8.0) > given.goodness("perplexity", 9.0)
+    assert given.goodness("bias.crows_pairs.pct", 48.0) > given.goodness("bias.crows_pairs.pct", 60.0)
+    assert given.goodness("bias.crows_pairs.pct", 52.0) > given.goodness("bias.crows_pairs.pct", 30.0)
+    assert given.goodness("bias.crows_pairs.signed", 0.1) > given.goodness("bias.crows_pairs.signed", -0.5)
+    assert math.isnan(given.goodness("accuracy", math.nan))

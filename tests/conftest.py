@@ -1,0 +1,107 @@
+"""Tiny random models and small data files that stand in for real ones."""
+
+import csv
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may ask a model hub
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+WORDS = {"fruit": "apple pear plum cherry", "metal": "iron copper zinc tin", "bird": "wren owl hawk crow"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)  # the same sums in the same order, whatever else the machine does
+
+
+def _tokenizer(folder: Path) -> None:
+    """A word-level tokenizer over the words that the tests use, with what a real one has."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = sorted(
+        {w for line in WORDS.values() for w in line.split()} | set(WORDS) | {"the", "a", "is", "and", "Label", ":"}
+    )
+    vocabulary = {word: i for i, word in enumerate(["<s>", "</s>", "<pad>", "<unk>", *words])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+    tokenizer.save_pretrained(folder)
+
+
+def _save_model(kind: str, folder: Path) -> None:
+    import torch
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        BertConfig,
+        GPT2Config,
+        LlamaConfig,
+    )
+
+    torch.manual_seed(0)
+    size = {"vocab_size": 32, "pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1}
+    if kind == "llama":
+        config = LlamaConfig(
+            hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            max_position_embeddings=128, tie_word_embeddings=True, initializer_range=0.1, **size,
+        )  # fmt: skip
+        model = AutoModelForCausalLM.from_config(config)
+    elif kind == "gpt2":
+        model = AutoModelForCausalLM.from_config(
+            GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=128, initializer_range=0.1, **size)
+        )
+    else:
+        config = BertConfig(
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=128,
+            max_position_embeddings=128,
+            initializer_range=0.1,
+            **size,
+        )
+        model = AutoModelForSequenceClassification.from_config(config).bert
+    model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of random models: ``llama``, ``gpt2`` (decoders) and ``bert`` (an encoder without a head)."""
+    folders = {}
+    for kind in ("llama", "gpt2", "bert"):
+        folder = tmp_path_factory.mktemp(f"tiny-{kind}")
+        _tokenizer(folder)
+        _save_model(kind, folder)
+        folders[kind] = folder
+    return folders
+
+
+def write_rows(path: Path, n: int, seed: int) -> Path:
+    """A CSV of ``n`` short texts whose words tell the label."""
+    chooser = random.Random(seed)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for i in range(n):
+            label = sorted(WORDS)[i % 3]
+            words = chooser.choices(WORDS[label].split(), k=chooser.randint(2, 6))
+            writer.writerow(["the " + " and a ".join(words), label])
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Training and validation CSV: three classes, learnable from the words."""
+    folder = tmp_path_factory.mktemp("tiny-data")
+    return write_rows(folder / "train.csv", 60, 0), write_rows(folder / "validation.csv", 30, 1)

@@ -1,0 +1,133 @@
+"""What people get wrong: each is refused with the key, where it stands, and what to write instead."""
+
+import pytest
+
+from analysis.errors import ConfigError
+from sweeps.compose import compose
+
+OVERRIDES = [
+    # slips of Hydra's syntax
+    ("lora.rank = 8", ["without spaces around '='", "lora.rank=8"]),
+    ("lora.rank= 8", ["without spaces around '='", "lora.rank=8"]),
+    ("lora.rank =8", ["without spaces around '='", "lora.rank=8"]),
+    ("lora.rank", ["no value", "lora.rank=VALUE"]),
+    ("lora.rank=", ["no value", "lora.rank=VALUE"]),
+    ("lora.rank=4,8", ["lora.rank=choice(4,8)", "[4,8]"]),
+    ("task.prompt={text}:)", ["'task.prompt={text}:)'", "Quote"]),
+    ("train.rungs=[1,2", ["train.rungs=[1,2", "KEY=VALUE"]),
+    ("lora.rank=glob(*)", ["choice(a,b)"]),
+    ("lora.rank=range(4,4)", ["at least two values"]),
+    ("optim.lr=tag(cold,interval(1,2))", ["log"]),
+    ("~lora.rank", ["cannot be removed", "lora.rank=VALUE"]),
+    ("~bias", ["bias", "fast, full, none"]),
+    ("~sampler.sed", ["'sampler.sed'", "'sampler.seed'"]),
+    ("hydra.run.dir=x", ["--config-dir"]),
+    # names
+    ("lora.ranks=4", ["'lora.ranks'", "'lora.rank'", "override 'lora.ranks=4'"]),
+    ("+lora.ranks=4", ["'lora.ranks'", "'lora.rank'"]),
+    ("lr=1e-3", ["'lr' is neither a config group nor a key"]),
+    ("modle=smollm2", ["'modle'", "'model'"]),
+    ("model=smolm2", ["model=smolm2", "'smollm2'", "hub, local, minilm, smollm2"]),
+    ("experiment=quikstart", ["'quickstart'"]),
+    ("lora=16", ["Options of lora: default", "lora.rank="]),
+    (
+        "objective.terms.quality.metrics=accuracy",
+        ["objective.terms.quality.metrics", "objective.terms.quality.metric'"],
+    ),
+    ("objective.terms.quality=3", ["objective.terms.quality=3", "keys below"]),
+    ("data.topics.sci.med=3", ["data.topics={sci.med"]),
+    # types and ranges
+    ("lora.rank=2.5", ["lora.rank=2.5", "whole number", "override 'lora.rank=2.5'"]),
+    ("lora.rank=x", ["lora.rank='x'", "whole number"]),
+    ("lora.rank=null", ["lora.rank=null", "whole number"]),
+    ("lora.rank=0", ["lora.rank=0", "at least 1", "override 'lora.rank=0'"]),
+    ("optim.lr=-1", ["optim.lr=-1", "greater than 0"]),
+    ("optim.lr=inf", ["optim.lr=inf"]),
+    ("precision=nf5", ["nf5", "'nf4'"]),
+    ("train.rungs=[8,x]", ["train.rungs[1]", "list of whole numbers"]),
+    ("train.rungs=8", ["train.rungs=8", "list of whole numbers"]),
+    ("seed=-1", ["seed=-1", "at least 0"]),
+    ("search.trials=0", ["search.trials=0", "at least 1"]),
+    ("resources.slots=two", ["resources.slots='two'", "auto"]),
+    ("resources.slots=0", ["resources.slots=0", "at least 1"]),
+    ("sweep.name=a/b", ["sweep.name='a/b'", "letters"]),
+    ("baselines=[zeroshot]", ["'zeroshot'", "'zero_shot'"]),
+    # interpolations
+    ("lora.alpha_value=${lora.rnk}", ["lora.alpha_value", "'lora.rnk'", "'lora.rank'"]),
+    ("lora.alpha_value=${twice:2}", ["lora.alpha_value", "twice"]),
+    ('lora.alpha_value="${pick:${lora.alpha_rule},{a:1}}"', ["lora.alpha_value", "none of a"]),
+    ("sampler.seed=${oc.env:SURELY_NOT_SET}", ["SURELY_NOT_SET", "sampler.seed"]),
+    # keys that do not go together
+    ("data=csv", ["data.train", "FILE.csv"]),
+    ("model=local", ["model.path"]),
+    ("model=hub", ["model.name"]),
+    ("train.max_steps=48 train.rungs=[12,24]", ["train.rungs", "train.max_steps=48"]),
+    ("train.rungs=[10,20,48]", ["at 40", "scheduler=fifo"]),
+    ("train.accumulation=3", ["does not divide"]),
+    ("task=classification bias=full", ["CrowS-Pairs", "bias=none"]),
+    ("objective.terms.quality.metric=macrof1", ["'macrof1'", "'macro_f1'"]),
+    ("bias.crows_pairs=0", ["bias.crows_pairs.distance", "objective.terms.bias.weight=0"]),
+    ("objective.terms.quality.range=[1,0]", ["objective.terms.quality.range", "lower first"]),
+    ("objective.terms.quality.direction=target", ["objective.terms.quality", "target"]),
+    ("objective.terms.quality.direction=up", ["objective.terms.quality.direction='up'", "max, min, target"]),
+    ("objective=single objective.terms.quality.weight=0", ["objective.terms", "weight above 0"]),
+    ("lora.rank=8 space.lora.rank.choices=[4]", ["'lora.rank=8'", "'space.lora.rank.choices=[4]'"]),
+    # the space, through overrides (tests/sweeps/test_space.py has the rest)
+    ("+space.lora.ranks.choices=[2]", ["'lora.ranks' is not a config path", "'lora.rank'", "override"]),
+    ("space.optim.lr.low=0.1", ["space.optim.lr", "not below", "override 'space.optim.lr.low=0.1'"]),
+    ("optim.lr=interval(0.01,0.001)", ["not below"]),
+    ("optim.schedule=interval(1,2)", ["optim.schedule", "choices"]),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), OVERRIDES, ids=[line for line, _ in OVERRIDES])
+def test_a_wrong_override_is_explained(line, words):
+    arguments = line.split(" ") if not line.startswith("train.rungs=[1,2") else [line]
+    with pytest.raises(ConfigError) as caught:
+        compose(arguments)
+    message = str(caught.value)
+    assert [word for word in words if word not in message] == [], message
+    assert "\n" not in message
+    assert "Hydra" not in message or "hydra." in line
+    assert caught.value.exit_code == 2
+
+
+FILES = [
+    ("lora:\n\n  ranks: 3\n", ["'lora.ranks'", "'lora.rank'", "experiment/mine.yaml, line 4"]),
+    ("lora:\n  rank: 3.5\n", ["lora.rank=3.5", "whole number", "experiment/mine.yaml, line 3"]),
+    ("optim:\n  lr: -1\n", ["optim.lr=-1", "greater than 0", "experiment/mine.yaml, line 3"]),
+    ("optim: 3\n", ["optim=3", "keys below it", "experiment/mine.yaml, line 2"]),
+    ("lora: [3\n", ["not valid YAML", "experiment/mine.yaml"]),
+    ("defaults:\n  - override /model: smolm2\n", ["model=smolm2", "'smollm2'", "experiment=mine"]),
+    ("space:\n  lora:\n    rank: {chioces: [4]}\n", ["'chioces'", "'choices'", "experiment/mine.yaml, line 4"]),
+    ("space:\n  lora:\n    dropot: {choices: [0.1]}\n", ["'lora.dropot'", "'lora.dropout'", "mine.yaml, line 4"]),
+    ("search:\n  start_from:\n    - {lora.rank: 7}\n", ["start_from[0]", "lora.rank=7", "one of 4, 8, 16, 32"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), FILES, ids=[text.splitlines()[0] + str(i) for i, (text, _) in enumerate(FILES)]
+)
+def test_a_mistake_in_a_file_is_explained_with_file_and_line(text, words, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\n" + text)
+    with pytest.raises(ConfigError) as caught:
+        compose(["experiment=mine"], str(tmp_path))
+    message = str(caught.value)
+    assert [word for word in words if word not in message] == [], message
+    assert "\n" not in message
+
+
+def test_an_experiment_without_its_package_line_is_explained(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("lora:\n  rank: 3\n")
+    with pytest.raises(ConfigError, match="# @package _global_"):
+        compose(["experiment=mine"], str(tmp_path))
+
+
+def test_a_config_folder_that_cannot_be_used_is_explained(tmp_path):
+    with pytest.raises(ConfigError, match="no such folder"):
+        compose([], str(tmp_path / "nowhere"))
+    (tmp_path / "mine.yaml").write_text("lora: {rank: 3}\n")
+    with pytest.raises(ConfigError, match=r"experiment/mine\.yaml"):
+        compose([], str(tmp_path))

@@ -1,0 +1,42 @@
+"""Keyed dropout: what a mask depends on, and what it must not depend on."""
+
+import torch
+
+from trainer.dropout import KeyedDropout, Routing, keep_mask, row_keys
+
+
+def masks(
+    samples: list[int], tokens: int, seed: int = 1, step: int = 2, module: int = 3, p: float = 0.4
+) -> torch.Tensor:
+    return keep_mask(row_keys(seed, step, torch.tensor(samples)), module, torch.Size((len(samples), tokens, 64)), p)
+
+
+def test_padding_and_neighbours_do_not_change_a_rows_mask() -> None:
+    alone = masks([5], tokens=7)[0]
+    assert torch.equal(masks([9, 5, 2], tokens=20)[1, :7], alone)
+
+
+def test_seed_step_module_and_sample_each_change_the_mask() -> None:
+    base = masks([5], 7)
+    for other in (masks([5], 7, seed=2), masks([5], 7, step=3), masks([5], 7, module=4), masks([6], 7)):
+        agree = (base == other).float().mean()
+        assert 0.4 < agree < 0.65  # independent masks agree with probability 0.6² + 0.4² = 0.52
+
+
+def test_the_rate_is_p_in_every_row_and_feature() -> None:
+    kept = masks(list(range(200)), tokens=16, p=0.25).float()
+    assert abs(kept.mean() - 0.75) < 0.003
+    assert (kept.mean((1, 2)) - 0.75).abs().max() < 0.06
+    assert (kept.mean((0, 1)) - 0.75).abs().max() < 0.04
+
+
+def test_backward_uses_the_forward_mask_and_evaluation_uses_none() -> None:
+    routing = Routing()
+    routing.keys = row_keys(0, 0, torch.arange(3))
+    layer, x = KeyedDropout(0.5, "layers.0.q_proj", routing), torch.ones(3, 4, 8, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, y.detach())
+    assert set(y.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(layer.eval()(x), x)

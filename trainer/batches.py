@@ -1,0 +1,66 @@
+"""The micro-batches of a trial: a function of its seed and step, so that any step can be made without others."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from trainer.config import TrialConfig
+from trainer.encode import Encoded
+from trainer.evaluate import pad
+from trainer.order import rows_for_step
+
+
+def micro_batches(trial: TrialConfig, encoded: list[Encoded], pad_token: int, step: int) -> list[dict[str, Any]]:
+    """One optimiser step's rows, cut into ``train.accumulation`` micro-batches.
+
+    Returns:
+        Per micro-batch: ``input_ids`` and ``attention_mask`` (rows, longest); ``labels``: completion (rows, longest)
+        with -100 where no loss is borne, classification (rows,); ``samples`` (rows,): each row's place in the whole
+        step; ``step``; ``denominator``: loss-bearing tokens (or rows) of the whole step, so that micro-batch losses add
+        up to its token mean; ``tokens``: not counting padding.
+    """
+    train = trial.train
+    chosen = rows_for_step(len(encoded), train.batch_size, trial.seed, step)
+    rows = [encoded[i] for i in chosen]
+    completion = trial.task.name == "completion"
+    denominator = sum(len(row.completion) for row in rows) if completion else len(rows)
+    size = train.batch_size // train.accumulation
+    return [
+        _micro_batch(rows[at : at + size], range(at, at + size), completion, pad_token)
+        | {"step": step, "denominator": denominator}
+        for at in range(0, len(rows), size)
+    ]
+
+
+def _micro_batch(rows: list[Encoded], samples: range, completion: bool, pad_token: int) -> dict[str, Any]:
+    batch: dict[str, Any] = pad([row.context + row.completion for row in rows], pad_token)
+    if completion:
+        labels = torch.full_like(batch["input_ids"], -100)
+        for r, row in enumerate(rows):
+            at = len(row.context)
+            labels[r, at : at + len(row.completion)] = torch.tensor(row.completion)
+    else:
+        labels = torch.tensor([row.target for row in rows])
+    tokens = sum(len(row.context) + len(row.completion) for row in rows)
+    return batch | {"labels": labels, "samples": torch.tensor(list(samples)), "tokens": tokens}
+
+
+class MicroBatches(torch.utils.data.Dataset[dict[str, Any]]):
+    """All micro-batches from one optimiser step to another, for a DataLoader with ``batch_size=None``."""
+
+    def __init__(self, trial: TrialConfig, encoded: list[Encoded], pad_token: int, start: int, stop: int):
+        self.trial, self.encoded, self.pad_token = trial, encoded, pad_token
+        self.start, self.stop = start, stop
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.trial.train.accumulation
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        step, micro = divmod(index, self.trial.train.accumulation)
+        if index >= len(self):
+            raise IndexError(index)
+        return micro_batches(self.trial, self.encoded, self.pad_token, self.start + step)[micro]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[i] for i in range(len(self)))

@@ -1,0 +1,181 @@
+"""The typed configuration of one trial: every key, its default, unit and range.
+
+``conf/`` fills these classes through Hydra; ``sweeps/config.py`` adds what belongs to a whole sweep. The ranges stand
+in each field's metadata, so that a value from a YAML file, an override or a search space meets the same check
+(``check_value``) before anything is loaded.
+"""
+
+import math
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any
+
+from analysis.errors import ConfigError, did_you_mean
+
+PRECISIONS = ("fp32", "bf16", "int8", "nf4")
+
+
+def key(
+    default: Any = MISSING,
+    *,
+    choices: tuple[Any, ...] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    factory: Any = MISSING,
+) -> Any:
+    """A config field with its range: ``choices``, or ``low``/``high`` (inclusive) and ``above`` (exclusive)."""
+    metadata = {"choices": choices, "low": low, "high": high, "above": above}
+    if factory is not MISSING:
+        return field(default_factory=factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelConfig:
+    source: str = key("package", choices=("package", "local", "hub"))  # where the weights come from
+    package: str | None = None  # source=package: a name in trainer/assets.py
+    path: str | None = None  # source=local: a folder with config.json, tokenizer and safetensors or GGUF weights
+    name: str | None = None  # source=hub: owner/name
+    revision: str | None = None  # source=hub: a commit hash or tag; pinned in sweep.yaml
+
+
+@dataclass
+class DataConfig:
+    source: str = key("newsgroups", choices=("newsgroups", "csv", "jsonl", "parquet"))
+    train: str | None = None  # file
+    validation: str | None = None  # file
+    test: str | None = None  # file; never read by a sweep, only by the final scoring
+    text: str = "text"  # column
+    label: str = "label"  # column
+    group: str | None = None  # column with a group (such as gender), kept with every item
+    max_length: int = key(128, low=8)  # tokens a row; the text is cut, never the prompt's end or the label
+    topics: dict[str, str] = field(default_factory=dict)  # newsgroups: group name → label word
+    train_rows: int = key(0, low=0)  # newsgroups: rows a topic; 0 = all
+    validation_rows: int = key(0, low=0)  # newsgroups: rows a topic; 0 = all
+
+
+@dataclass
+class TaskConfig:
+    name: str = key("completion", choices=("completion", "classification"))
+    prompt: str = "{text}\nLabel:"  # completion: what stands before the label; {text} is the row's text
+    normalization: str = key("sum", choices=("sum", "token"))  # of label log-likelihoods: summed, or mean per token
+
+
+@dataclass
+class LoraSettings:
+    rank: int = key(8, low=1, high=1024)
+    alpha_rule: str = key("ratio", choices=("fixed", "ratio", "sqrt"))
+    alpha_value: float = key(2.0, above=0.0)
+    dropout: float = key(0.0, low=0.0, high=0.95)  # probability
+    targets: str = "all_linear"  # attention, all_linear, or module names joined by '+'
+
+
+@dataclass
+class OptimConfig:
+    lr: float = key(1e-3, above=0.0, high=1e4)  # peak learning rate
+    weight_decay: float = key(0.0, low=0.0, high=10.0)
+    schedule: str = key("linear", choices=("linear", "cosine", "constant"))
+    warmup: float = key(0.1, low=0.0, high=1.0)  # share of max_steps
+    beta1: float = key(0.9, low=0.0, high=0.9999)
+    beta2: float = key(0.999, low=0.0, high=0.999999)
+
+
+@dataclass
+class TrainConfig:
+    max_steps: int = key(48, low=1)  # optimiser steps
+    batch_size: int = key(16, low=1)  # rows per optimiser step
+    accumulation: int = key(1, low=1)  # micro-steps per optimiser step; divides batch_size
+    rungs: list[int] = field(default_factory=lambda: [12, 24, 48])  # optimiser steps at which a trial is evaluated
+    clip: float = key(1.0, above=0.0)  # gradient norm
+
+
+@dataclass
+class EvalConfig:
+    rung_items: int = key(96, low=2)  # validation rows scored at rungs: fixed, stratified by label
+    batch_size: int = key(64, low=1)  # rows a scoring batch
+
+
+@dataclass
+class BiasConfig:
+    name: str = key("fast", choices=("fast", "full", "none"))
+    crows_pairs: int = key(100, low=0)  # sentence pairs, fixed and stratified by category; 0 = not measured
+
+
+@dataclass
+class TrialConfig:
+    """One trial: everything that decides its result."""
+
+    trial_id: str = ""
+    seed: int = key(0, low=0)  # data order, LoRA and head initialisation, dropout
+    precision: str = key("fp32", choices=PRECISIONS)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    bias: BiasConfig = field(default_factory=BiasConfig)
+
+
+def check_value(path: str, value: Any, metadata: Any, where: str = "") -> None:
+    """Raises ConfigError unless ``value`` is in the range that a field's metadata gives.
+
+    Args:
+        path: dotted config path, for the message.
+        value: what was given.
+        metadata: of a dataclass field made by ``key``.
+        where: file, override or space entry the value came from.
+    """
+    came = f" ({where})" if where else ""
+    choices = metadata.get("choices")
+    if choices is not None and value not in choices:
+        hint = did_you_mean(str(value), [str(c) for c in choices])
+        raise ConfigError(f"{path}={value!r} is not one of {', '.join(map(str, choices))}. {hint}{came}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    low, high, above = metadata.get("low"), metadata.get("high"), metadata.get("above")
+    wrong = (low is not None and value < low) or (high is not None and value > high)
+    wrong = wrong or (above is not None and value <= above) or not math.isfinite(value)
+    if wrong:
+        floor = f"at least {low:g}" if low is not None else f"greater than {above:g}" if above is not None else ""
+        ceiling = f"at most {high:g}" if high is not None else ""
+        expected = " and ".join(part for part in (floor, ceiling) if part) or "a finite number"
+        raise ConfigError(f"{path}={value!r} is out of range: expected {expected}.{came}")
+
+
+def check_ranges(config: Any, prefix: str = "") -> None:
+    """``check_value`` for every field of a dataclass tree. Raises ConfigError at the first that fails."""
+    for item in fields(config):
+        value, path = getattr(config, item.name), f"{prefix}{item.name}"
+        if is_dataclass(value):
+            check_ranges(value, f"{path}.")
+        elif value is not None:
+            check_value(path, value, item.metadata)
+
+
+def check_trial(trial: TrialConfig) -> None:
+    """Ranges, and what only several keys together can get wrong. Raises ConfigError."""
+    check_ranges(trial)
+    train, task = trial.train, trial.task
+    if train.batch_size % train.accumulation:
+        raise ConfigError(
+            f"train.accumulation={train.accumulation} does not divide train.batch_size={train.batch_size}."
+            " batch_size counts the rows of a whole optimiser step: choose an accumulation that divides it."
+        )
+    if not train.rungs or sorted(set(train.rungs)) != list(train.rungs) or train.rungs[0] < 1:
+        raise ConfigError(f"train.rungs={list(train.rungs)}: expected ascending optimiser steps, such as [12, 24, 48].")
+    if train.rungs[-1] != train.max_steps:
+        raise ConfigError(
+            f"train.rungs={list(train.rungs)} must end at train.max_steps={train.max_steps}:"
+            " a trial is evaluated after its last step. Change one of the two."
+        )
+    if task.name == "completion" and task.prompt.count("{text}") != 1:
+        raise ConfigError(
+            f"task.prompt={task.prompt!r}: expected the placeholder {{text}} exactly once, before the label."
+        )
+    if task.name == "completion" and task.prompt != task.prompt.rstrip():
+        raise ConfigError(
+            f"task.prompt={task.prompt!r} ends in white space, which most tokenizers join to the next word."
+            " Remove it: a space is put before the label."
+        )

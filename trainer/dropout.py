@@ -1,0 +1,83 @@
+"""Dropout whose mask is a function of (trial seed, step, module, sample, position) and of nothing else.
+
+So a trial's masks do not depend on padding, on how a batch is cut into micro-steps, on neighbours in a pack, or on
+whether it was resumed or recomputed. The mask comes from an integer hash rather than a random stream: a stream's
+values depend on the tensor's shape and on the device.
+"""
+
+import zlib
+
+import torch
+from torch import nn
+
+_MASK = 0xFFFFFFFF
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """A 32-bit finaliser on int64 lanes ("lowbias32", Wellons 2018, "Prospecting for hash functions")."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
+    return x ^ (x >> 16)
+
+
+def row_keys(seed: int, step: int, samples: torch.Tensor) -> torch.Tensor:
+    """One 32-bit key for each row.
+
+    Args:
+        seed: the trial's.
+        step: optimiser steps done.
+        samples: (rows,) each row's place in the optimiser step's batch, before it is cut into micro-steps.
+
+    Returns:
+        (rows,) int64.
+    """
+    base = _mix(_mix(torch.tensor(seed & _MASK)) ^ (step & _MASK))
+    return _mix(base.to(samples.device) ^ _mix(samples.to(torch.int64) + 1))
+
+
+def keep_mask(keys: torch.Tensor, module_key: int, shape: torch.Size, p: float) -> torch.Tensor:
+    """True where an input is kept.
+
+    Args:
+        keys: (rows,) from ``row_keys``.
+        module_key: 32-bit key of the module.
+        shape: of the input: (rows, tokens, features), or (rows, features).
+        p: probability of dropping.
+    """
+    rows, features = shape[0], shape[-1]
+    tokens = shape.numel() // max(rows * features, 1)
+    place = torch.arange(tokens * features, device=keys.device)  # counted token by token: longer padding only appends
+    lanes = _mix(keys ^ module_key)[:, None] ^ _mix(place)[None, :]
+    return (_mix(lanes) >= int(p * 2**32)).view(shape)
+
+
+class KeyedDropout(nn.Module):
+    """Takes the place of PEFT's ``nn.Dropout``; ``routing.keys`` must be set before each forward in training."""
+
+    def __init__(self, p: float, module_name: str, routing: "Routing"):
+        super().__init__()
+        self.p = p
+        self.module_key = zlib.crc32(module_name.encode())
+        self.routing = routing
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.p == 0.0:
+            return x
+        kept = keep_mask(self.routing.keys, self.module_key, x.shape, self.p)
+        return x * kept / (1.0 - self.p)
+
+
+class Routing:
+    """Which rows the current micro-step holds; one object for one trial."""
+
+    keys: torch.Tensor
+
+
+def use_keyed_dropout(model: nn.Module, p: float, routing: Routing) -> None:
+    """Replace the dropout of every LoRA layer in ``model`` (a base model with an adapter on it)."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            for adapter in module.lora_dropout:
+                module.lora_dropout[adapter] = KeyedDropout(p, name, routing) if p else nn.Identity()

@@ -1,0 +1,88 @@
+"""From rows to tokens: what the model reads, and which tokens bear the loss."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.errors import ConfigError
+from trainer.config import TaskConfig
+from trainer.data import Row
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One row.
+
+    Attributes:
+        context: completion: tokens up to the label; classification: the whole row.
+        target: index of the label.
+        completion: completion: tokens of the label; classification: empty.
+        n_bytes: UTF-8 bytes of the text that ``context[1:] + completion`` spells, for bits per byte.
+    """
+
+    context: tuple[int, ...]
+    target: int
+    completion: tuple[int, ...]
+    n_bytes: int
+
+
+def label_tokens(tokenizer: Any, labels: tuple[str, ...]) -> list[tuple[int, ...]]:
+    """Each label as the model would continue the prompt with it: a space, then the label.
+
+    Where one label's tokens begin another's ("New", "New York"), the shorter could never be less likely; then every
+    label is closed with the end-of-text token.
+
+    Raises:
+        ConfigError: where two labels have the same tokens.
+    """
+    encoded = [tuple(tokenizer(f" {label}", add_special_tokens=False).input_ids) for label in labels]
+    if any(not tokens for tokens in encoded):
+        empty = labels[[bool(tokens) for tokens in encoded].index(False)]
+        raise ConfigError(f"label {empty!r} has no tokens in this tokenizer. Rename it in the data.")
+    if len(set(encoded)) < len(encoded):
+        twice = next(label for label, tokens in zip(labels, encoded, strict=True) if encoded.count(tokens) > 1)
+        raise ConfigError(
+            f"label {twice!r} has the same tokens as another label, so they cannot be told apart. Rename one."
+        )
+    starts_another = any(a != b and b[: len(a)] == a for a in encoded for b in encoded)
+    if starts_another:
+        end = tokenizer.eos_token_id
+        encoded = [(*tokens, end) for tokens in encoded]
+    return encoded
+
+
+def encode_rows(
+    rows: list[Row], labels: tuple[str, ...], tokenizer: Any, task: TaskConfig, max_length: int
+) -> list[Encoded]:
+    """Tokenise rows, cutting the text so that the prompt's end and the label always fit.
+
+    Args:
+        rows: as read.
+        labels: sorted class names.
+        tokenizer: the base model's.
+        task: name and prompt.
+        max_length: tokens a row at most, label included.
+
+    Raises:
+        ConfigError: where ``max_length`` leaves no room for the text.
+    """
+    if task.name == "classification":
+        batch = tokenizer([row.text for row in rows], truncation=True, max_length=max_length).input_ids
+        return [Encoded(tuple(ids), labels.index(row.label), (), 0) for ids, row in zip(batch, rows, strict=True)]
+    before, after = task.prompt.split("{text}")
+    completions = label_tokens(tokenizer, labels)
+    tail = tuple(tokenizer(after, add_special_tokens=False).input_ids) if after else ()
+    room = max_length - len(tail) - max(len(tokens) for tokens in completions)
+    least = len(tokenizer(before).input_ids) + 1
+    if room < least:
+        raise ConfigError(
+            f"data.max_length={max_length} leaves no room for the text: prompt and longest label take"
+            f" {max_length - room + least - 1} tokens. Raise data.max_length, or shorten task.prompt or the labels."
+        )
+    index = {label: i for i, label in enumerate(labels)}
+    texts = tokenizer([before + row.text for row in rows], truncation=True, max_length=room).input_ids
+    spelled = tokenizer.batch_decode([ids[1:] for ids in texts], skip_special_tokens=True)
+    encoded = []
+    for row, ids, text in zip(rows, texts, spelled, strict=True):
+        n_bytes = len((text + after + " " + row.label).encode())
+        encoded.append(Encoded((*ids, *tail), index[row.label], completions[index[row.label]], n_bytes))
+    return encoded

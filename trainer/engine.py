@@ -1,0 +1,90 @@
+"""The interface between trials and whatever trains them. Engines know neither Ray nor Tune.
+
+A trial is admitted to a slot, trained to its next rung, and rests there until it is told to proceed or to end. One
+thread owns an engine. ``trainer/hf.py`` is the reference: one slot, Hugging Face Trainer and PEFT.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from analysis.folder import MetricsRow, State, TrialFolder
+from trainer.config import TrialConfig
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """The trial has a slot and starts, or goes on, at ``step``."""
+
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Full:
+    """No slot is free now: ask again later, or another device worker."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """This engine can never run the trial."""
+
+    reason: str
+    remedy: str
+
+
+Admission = Admitted | Full | Refused
+
+
+@dataclass(frozen=True)
+class RungResult:
+    """A trial reached a rung and was scored on the rung subset; it rests until ``proceed`` or ``end``."""
+
+    trial_id: str
+    row: MetricsRow
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A trial ended by itself.
+
+    Attributes:
+        state: completed, diverged, out_of_memory or failed.
+        reason: a sentence; empty for completed.
+        row: for completed: the best rung's checkpoint scored on all validation items (``final``); else None.
+    """
+
+    trial_id: str
+    state: State
+    reason: str
+    step: int
+    row: MetricsRow | None = None
+
+
+Event = RungResult | Ended
+
+
+class Engine(Protocol):
+    """What a device worker drives. No method may be called from a second thread."""
+
+    def admit(self, trial: TrialConfig, folder: TrialFolder, checkpoint: Path | None) -> Admission:
+        """Give the trial a slot, from its checkpoint where one is given.
+
+        Raises LorasweepError for a configuration, data set or model that cannot be used.
+        """
+        ...
+
+    def advance(self) -> list[Event]:
+        """Train until some slot reaches a rung or ends. Empty where every slot rests or is free."""
+        ...
+
+    def proceed(self, trial_id: str) -> None:
+        """Let a slot that rests after its rung train on."""
+        ...
+
+    def checkpoint(self, trial_id: str, to: Path) -> None:
+        """Write adapter and optimiser state (safetensors) and counters (JSON, last) of a resting slot."""
+        ...
+
+    def end(self, trial_id: str, state: State) -> None:
+        """Free the slot. The adapter of the trial's best rung is written to its folder."""
+        ...

@@ -1,0 +1,172 @@
+"""Hugging Face Trainer with this project's data order, loss, dropout keys and rungs; the rest is Trainer's own."""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.utils.data import DataLoader
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    get_scheduler,
+)
+
+from trainer.batches import MicroBatches
+from trainer.config import TrialConfig
+from trainer.dropout import Routing, row_keys
+from trainer.encode import Encoded
+from trainer.models import BaseModel
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+class Diverged(Exception):
+    """The loss, or a metric, is no longer finite."""
+
+
+class RungTrainer(Trainer):
+    """Trains one adapter and calls back at every rung.
+
+    Args:
+        trial: its ``train`` and ``optim`` parts.
+        base: arithmetic and padding token.
+        model: the base model with the adapter.
+        encoded: training rows.
+        routing: where the dropout layers look up their keys.
+        start: optimiser steps done before.
+        moments: optimiser state at ``start`` (``optimizer_tensors``), or None to start afresh.
+        on_rung: called with the step after each rung; False stops the training.
+        scratch: a folder that Trainer may write to.
+    """
+
+    def __init__(
+        self,
+        trial: TrialConfig,
+        base: BaseModel,
+        model: PeftModel,
+        encoded: list[Encoded],
+        routing: Routing,
+        start: int,
+        moments: dict[str, torch.Tensor] | None,
+        on_rung: Callable[[int], bool],
+        scratch: str,
+    ):
+        self.trial, self.base, self.encoded, self.routing, self.start = trial, base, encoded, routing, start
+        self.moments = moments
+        self.tokens = 0
+        self.stopped = False
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            max_steps=max(trial.train.max_steps - start, 1),
+            per_device_train_batch_size=trial.train.batch_size // trial.train.accumulation,
+            gradient_accumulation_steps=trial.train.accumulation,
+            learning_rate=trial.optim.lr,
+            weight_decay=trial.optim.weight_decay,
+            adam_beta1=trial.optim.beta1,
+            adam_beta2=trial.optim.beta2,
+            max_grad_norm=trial.train.clip,
+            optim="adamw_torch",
+            seed=trial.seed % 2**32,
+            use_cpu=base.device.type == "cpu",
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+        )
+        arguments._n_gpu = min(
+            arguments.n_gpu, 1
+        )  # a trial is one process on one device: no DataParallel behind its back
+        super().__init__(model=model, args=arguments, callbacks=[_Rungs(self, on_rung)])
+        self.remove_callback(PrinterCallback)
+        self.loss_is_scaled_for_ga = True  # by ``denominator``, see compute_loss
+        self.keeps_positions = "logits_to_keep" in inspect.signature(base.model.forward).parameters
+
+    def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        pad_token = self.base.tokenizer.pad_token_id
+        batches = MicroBatches(self.trial, self.encoded, pad_token, self.start, self.trial.train.max_steps)
+        return DataLoader(batches, batch_size=None, shuffle=False)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if self.moments is not None:
+            for name, parameter in self._trained():
+                state = {m: self.moments[f"{name}|{m}"] for m in _MOMENTS}
+                optimizer.state[parameter] = {m: v.to(parameter.device) if m != "step" else v for m, v in state.items()}
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The whole trial's schedule, wound on to ``start``."""
+        total, optim = self.trial.train.max_steps, self.trial.optim
+        if self.lr_scheduler is None:
+            name = "constant_with_warmup" if optim.schedule == "constant" else optim.schedule
+            stepped: Any = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = get_scheduler(
+                name,
+                optimizer=stepped,
+                num_warmup_steps=math.ceil(optim.warmup * total),
+                num_training_steps=total,
+            )
+            for _ in range(self.start):
+                self.lr_scheduler.step()
+        return self.lr_scheduler
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """This micro-batch's share of the token mean over the whole accumulated batch."""
+        labels = inputs["labels"]
+        self.routing.keys = row_keys(self.trial.seed, inputs["step"], inputs["samples"])
+        self.tokens += inputs["tokens"]
+        forward = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+        completion = self.trial.task.name == "completion"
+        if completion:
+            targets = labels[:, 1:]
+            kept = (targets != -100).any(0).nonzero().squeeze(1)  # logits only where some row bears loss
+            targets = targets[:, kept]
+            if self.keeps_positions:
+                forward["logits_to_keep"] = kept
+        with self.base.arithmetic():
+            logits = model(**forward).logits
+        if completion:
+            if not self.keeps_positions:
+                logits = logits[:, kept]
+            logits, labels = logits.flatten(0, 1), targets.flatten()
+        summed = torch.nn.functional.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="sum")
+        loss = summed / inputs["denominator"]
+        if not torch.isfinite(loss):
+            raise Diverged(f"the loss was {loss.item()} in step {inputs['step'] + 1}")
+        return loss
+
+    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
+        """AdamW's moments by parameter name, on the CPU: what ``moments`` takes."""
+        assert self.optimizer is not None
+        states = self.optimizer.state
+        if hasattr(self.optimizer, "optimizer"):  # accelerate's wrapper
+            states = self.optimizer.optimizer.state
+        return {
+            f"{name}|{m}": torch.as_tensor(states[parameter][m]).detach().cpu().clone()
+            for name, parameter in self._trained()
+            if parameter in states
+            for m in _MOMENTS
+        }
+
+    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
+        model: Any = self.model
+        return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+class _Rungs(TrainerCallback):
+    def __init__(self, trainer: RungTrainer, on_rung: Callable[[int], bool]):
+        self.trainer, self.on_rung = trainer, on_rung
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        step = self.trainer.start + state.global_step
+        if step in self.trainer.trial.train.rungs and not self.on_rung(step):
+            self.trainer.stopped = True
+            control.should_training_stop = True

@@ -1,0 +1,144 @@
+"""LoRA on a base model: which modules, which scaling, which initial values.
+
+Initial values depend on the trial's seed, the module's name and the rank alone, so that a trial starts from the same
+adapter on its own, in a pack, or after other trials on the same base model.
+"""
+
+import hashlib
+import math
+import re
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from analysis.errors import ModelError, did_you_mean
+from trainer.config import LoraSettings
+
+ADAPTER = "default"
+
+
+def linear_modules(model: PreTrainedModel, heads: frozenset[str]) -> list[str]:
+    """Full names of the layers LoRA can go on: linear ones, quantised or not, except output and task heads."""
+    output = model.get_output_embeddings()
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not output and name.split(".")[0] not in heads
+    ]
+
+
+def suffix(name: str) -> str:
+    """A module's name inside its block: ``model.layers.3.self_attn.q_proj`` → ``self_attn.q_proj``."""
+    return re.split(r"\.\d+\.", name)[-1]
+
+
+def resolve_targets(targets: str, modules: list[str]) -> list[str]:
+    """Suffixes of the modules that ``lora.targets`` names.
+
+    Args:
+        targets: ``attention``, ``all_linear``, or names joined by ``+``, each the end of a module's name.
+        modules: from ``linear_modules``.
+
+    Raises:
+        ModelError: where the model has no such module; lists those it has.
+    """
+    if targets == "all_linear":
+        return sorted({suffix(m) for m in modules})
+    leaves = sorted({m.rsplit(".", 1)[-1] for m in modules})
+    if targets == "attention":
+        found = {suffix(m) for m in modules if re.search(r"(^|[._])(attn|attention|self_attn)[._]", m)}
+        if not found:
+            raise ModelError(
+                f"lora.targets=attention: no attention layer is named so in this model. It has: {', '.join(leaves)}."
+            )
+        return sorted(found)
+    found = set()
+    for target in targets.split("+"):
+        matched = {suffix(m) for m in modules if m == target or m.endswith(f".{target}")}
+        if not matched:
+            raise ModelError(
+                f"lora.targets={targets}: the model has no linear module '{target}'. {did_you_mean(target, leaves)}"
+                f" It has: {', '.join(leaves)}; or use attention or all_linear."
+            )
+        found |= matched
+    return sorted(found)
+
+
+def scaling(settings: LoraSettings) -> tuple[float, bool]:
+    """``lora_alpha`` and ``use_rslora`` for PEFT under the alpha rule.
+
+    ``fixed``: alpha = value, so the factor alpha / rank falls as rank grows. ``ratio``: alpha = value · rank, a
+    constant factor. ``sqrt``: factor value / √rank (rank-stabilised LoRA, Kalajdzievski 2023, arXiv 2312.03732).
+    """
+    if settings.alpha_rule == "ratio":
+        return settings.alpha_value * settings.rank, False
+    return settings.alpha_value, settings.alpha_rule == "sqrt"
+
+
+def keyed_generator(seed: int, name: str) -> torch.Generator:
+    """A CPU generator whose stream depends on the seed and a name alone."""
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def add_adapter(
+    model: PreTrainedModel, settings: LoraSettings, task: str, heads: frozenset[str], seed: int
+) -> PeftModel:
+    """Wrap a base model with a freshly initialised adapter, and a fresh head where the task has one.
+
+    Args:
+        model: the base model; its layers are replaced in place until ``remove_adapter``.
+        settings: rank, alpha rule, dropout, targets.
+        task: ``completion`` or ``classification``.
+        heads: top-level modules that are trained in full and saved with the adapter.
+        seed: the trial's.
+
+    Raises:
+        ModelError: for targets the model does not have.
+    """
+    alpha, rslora = scaling(settings)
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM if task == "completion" else TaskType.SEQ_CLS,
+        r=settings.rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT accepts fractions, its annotation does not
+        use_rslora=rslora,
+        lora_dropout=settings.dropout,
+        target_modules=resolve_targets(settings.targets, linear_modules(model, heads)),
+        modules_to_save=sorted(heads) or None,
+    )
+    peft_model = get_peft_model(model, config)
+    base = peft_model.get_base_model()
+    for name, module in base.named_modules():
+        if isinstance(module, LoraLayer):
+            a: Any = module.lora_A[ADAPTER].weight
+            b: Any = module.lora_B[ADAPTER].weight
+            bound = 1.0 / math.sqrt(a.shape[1])  # PEFT's own: kaiming_uniform with a = √5
+            values = torch.rand(a.shape, generator=keyed_generator(seed, name))
+            a.data.copy_((2 * values - 1) * bound)
+            b.data.zero_()
+        elif isinstance(module, ModulesToSaveWrapper):
+            _reset_head(module.modules_to_save[ADAPTER], seed, name, getattr(base.config, "initializer_range", 0.02))
+    return peft_model
+
+
+def _reset_head(head: nn.Module, seed: int, name: str, std: float) -> None:
+    for part, parameter in head.named_parameters():
+        if parameter.dim() > 1:
+            generator = keyed_generator(seed, f"{name}.{part}")
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * std)
+        else:
+            parameter.data.zero_()
+
+
+def remove_adapter(peft_model: PeftModel) -> PreTrainedModel:
+    """Give the base model back as it was before ``add_adapter``."""
+    base: PreTrainedModel = peft_model.unload()  # type: ignore[assignment,operator]
+    if hasattr(base, "peft_config"):
+        del base.peft_config
+    return base

@@ -1,0 +1,71 @@
+"""What a device keeps between trials: base models, data sets and their tokens."""
+
+from typing import Any
+
+import torch
+
+from trainer.config import TrialConfig
+from trainer.crows_pairs import load_pairs
+from trainer.data import Dataset, load_dataset, rung_subset
+from trainer.encode import Encoded, encode_rows
+from trainer.evaluate import Validation
+from trainer.models import BaseModel, load_base
+
+_BASES = 4  # one model at every precision
+
+
+class Materials:
+    """Loads what a trial needs once and hands out the same object afterwards.
+
+    Args:
+        device: where base models stay.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._kept: dict[tuple[str, ...], Any] = {}
+
+    def dataset(self, trial: TrialConfig) -> Dataset:
+        """Raises DataError for files that cannot be used."""
+        dataset: Dataset = self._once(("dataset", repr(trial.data)), lambda: load_dataset(trial.data))
+        return dataset
+
+    def base(self, trial: TrialConfig) -> BaseModel:
+        """Raises ModelError or HardwareError (see ``load_base``)."""
+        labels = len(self.dataset(trial).labels)
+        head = str(labels) if trial.task.name == "classification" else ""
+        bases = [key for key in self._kept if key[0] == "base"]
+        name = ("base", repr(trial.model), trial.precision, trial.task.name, head)
+        if name not in self._kept and len(bases) >= _BASES:
+            del self._kept[bases[0]]
+        base: BaseModel = self._once(
+            name, lambda: load_base(trial.model, trial.precision, trial.task.name, labels, self.device)
+        )
+        return base
+
+    def training(self, trial: TrialConfig) -> list[Encoded]:
+        """The training rows as tokens. Raises ConfigError where prompt and label do not fit."""
+        return self._encoded(trial, "train")
+
+    def validation(self, trial: TrialConfig) -> Validation:
+        """The validation rows as tokens, the rung subset and the bias pairs."""
+        dataset = self.dataset(trial)
+        encoded = self._encoded(trial, "validation")
+        rung = rung_subset(dataset.validation, trial.eval.rung_items, 0)
+        n_pairs = trial.bias.crows_pairs if trial.task.name == "completion" else 0
+        pairs = self._once(("pairs", str(n_pairs)), lambda: load_pairs(n_pairs)) if n_pairs else []
+        return Validation(dataset.validation, encoded, dataset.labels, rung, pairs)
+
+    def _encoded(self, trial: TrialConfig, split: str) -> list[Encoded]:
+        dataset, base = self.dataset(trial), self.base(trial)
+        rows = dataset.train if split == "train" else dataset.validation
+        name = ("tokens", split, repr(trial.data), repr(trial.model), repr(trial.task))
+        encoded: list[Encoded] = self._once(
+            name, lambda: encode_rows(rows, dataset.labels, base.tokenizer, trial.task, trial.data.max_length)
+        )
+        return encoded
+
+    def _once(self, name: tuple[str, ...], make: Any) -> Any:
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]

@@ -1,0 +1,108 @@
+"""What can be told about a model folder without loading it, and without importing torch.
+
+Only safetensors and GGUF weights are loaded: a pickle can run code. ``trust_remote_code`` stays off.
+"""
+
+import json
+import re
+import struct
+from pathlib import Path
+
+from analysis.errors import ModelError
+
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+def check_folder(path: str) -> None:
+    """Raises ModelError unless transformers can load model and tokenizer from this folder."""
+    folder = Path(path)
+    if not folder.exists():
+        raise ModelError(
+            f"model.path={path}: no such folder. Give a folder that holds config.json, a tokenizer and *.safetensors."
+        )
+    if folder.is_file():
+        raise ModelError(f"model.path={path} is a file: give the folder that holds it.")
+    gguf = gguf_file(folder)
+    if gguf is not None:
+        return
+    config = folder / "config.json"
+    if not config.exists():
+        raise ModelError(
+            f"model.path={path}: there is no config.json in it, nor a .gguf file. It holds: {_listing(folder)}."
+        )
+    try:
+        settings = json.loads(config.read_text())
+    except ValueError as error:
+        raise ModelError(f"{config}: not valid JSON ({error}). Copy the model folder again.") from None
+    if "model_type" not in settings:
+        raise ModelError(f"{config}: no 'model_type', which transformers needs to know the architecture.")
+    if not any((folder / name).exists() for name in TOKENIZERS):
+        raise ModelError(
+            f"model.path={path}: no tokenizer (one of {', '.join(TOKENIZERS)}). Save it with"
+            " `AutoTokenizer.from_pretrained(<name>).save_pretrained(<folder>)`."
+        )
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"})
+        if pickles:
+            raise ModelError(
+                f"model.path={path}: weights are pickled ({', '.join(pickles)}), and a pickle can run code when it is read."
+                " Convert them once where you trust them, with `model.save_pretrained(<folder>)`."
+            )
+        raise ModelError(f"model.path={path}: no *.safetensors weights. It holds: {_listing(folder)}.")
+    for file in weights:
+        tensors(file)
+
+
+def gguf_file(folder: Path) -> str | None:
+    """The name of the GGUF file in a folder without safetensors, if there is one.
+
+    Raises:
+        ModelError: where there are several to choose from.
+    """
+    files = sorted(p.name for p in folder.glob("*.gguf")) if not any(folder.glob("*.safetensors")) else []
+    if len(files) > 1:
+        raise ModelError(
+            f"model.path={folder}: several GGUF files ({', '.join(files)}). Keep the one to use in a folder of its own."
+        )
+    return files[0] if files else None
+
+
+def tensors(file: Path) -> dict[str, list[int]]:
+    """Name → shape, from a safetensors header (https://huggingface.co/docs/safetensors, "Format").
+
+    Raises:
+        ModelError: for a file that is cut short or is something else.
+    """
+    try:
+        size = file.stat().st_size
+        with open(file, "rb") as handle:
+            length = struct.unpack("<Q", handle.read(8))[0]
+            if length > min(size - 8, 100_000_000):
+                raise ValueError(f"header of {length} bytes in a file of {size}")
+            header = json.loads(handle.read(length))
+        header.pop("__metadata__", None)
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if size != 8 + length + end:
+            raise ValueError(f"{size} bytes, {8 + length + end} expected")
+        return {name: entry["shape"] for name, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise ModelError(f"{file}: not a complete safetensors file ({error}). Download or copy it again.") from None
+
+
+def guess_linear_modules(folder: Path) -> list[str]:
+    """Names of modules with a matrix inside a numbered block: those that LoRA can go on, for an early check.
+
+    Empty for GGUF, whose names are others. Weights named as embeddings or norms are left out.
+    """
+    found = set()
+    for file in folder.glob("*.safetensors"):
+        for name, shape in tensors(file).items():
+            if len(shape) == 2 and name.endswith(".weight") and re.search(r"\.\d+\.", name) and "embed" not in name:
+                found.add(name.removesuffix(".weight"))
+    return sorted(found)
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(p.name for p in folder.iterdir())
+    return ", ".join(names[:12]) + (", …" if len(names) > 12 else "") if names else "nothing"

