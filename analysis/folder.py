@@ -37,11 +37,19 @@ ENDED = frozenset({State.COMPLETED, State.STOPPED_EARLY, State.DIVERGED, State.O
 
 @dataclass(frozen=True)
 class Status:
-    """A trial's state, why it is in it (a sentence, may be empty), and the last optimiser step it reached."""
+    """How a trial stands.
+
+    Attributes:
+        state: how far it is, or how it ended.
+        reason: why, in a sentence; may be empty.
+        step: the last optimiser step it reached.
+        where: node and device it ran on last; empty where nobody says so.
+    """
 
     state: State
     reason: str = ""
     step: int = 0
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,7 @@ class TrialFolder:
         """Raises FolderError where the file is there but cannot be read; a missing file means pending."""
         try:
             raw = json.loads(self.status_file.read_text())
-            return Status(State(raw["state"]), raw.get("reason", ""), int(raw.get("step", 0)))
+            return Status(State(raw["state"]), raw.get("reason", ""), int(raw.get("step", 0)), raw.get("where", ""))
         except FileNotFoundError:
             return Status(State.PENDING)
         except (ValueError, KeyError, TypeError) as error:

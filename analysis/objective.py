@@ -64,7 +64,10 @@ class Objective:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Objective":
-        """The objective of a resolved config: ``{name, rho, terms: {name: {metric, direction, target, range, weight}}}``.
+        """The objective of a resolved config.
+
+        Args:
+            config: ``{name, rho, terms: {name: {metric, direction, target, range, weight}}}``.
 
         Raises:
             ConfigError: naming the key, what was given and what was expected.
@@ -142,7 +145,7 @@ def _term(name: str, config: Any) -> Term:
             f" {did_you_mean(str(direction), DIRECTIONS)}"
         )
     ends = given.get("range")
-    if isinstance(ends, str) or not hasattr(ends, "__len__") or len(ends) != 2:
+    if not isinstance(ends, list | tuple) or len(ends) != 2:
         raise ConfigError(f"{where}.range={ends!r}: expected two numbers, the lower first, such as [0, 1].")
     low, high = (_number(f"{where}.range", end) for end in ends)
     if not low < high:

@@ -117,8 +117,8 @@ def _metrics(files: TrialFolder, status: str, notes: list[str]) -> MetricsRow | 
         return finals[-1]
     last = max(reversed(rows), key=lambda row: row.step, default=None)  # of two at a step, the later written
     if status == State.COMPLETED:
-        there = f"shown is the rung at step {last.step}" if last else "nor has any rung's"
-        notes.append(f"its final metrics are not in metrics.jsonl; {there}" if last else "metrics.jsonl holds no metrics")
+        instead = f"shown is the rung at step {last.step}" if last else "nor is a rung's"
+        notes.append(f"its final scoring is not in metrics.jsonl, {instead}")
     return last
 
 

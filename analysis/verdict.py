@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from analysis.errors import LorasweepError
 from analysis.folder import State, SweepFolder
+from analysis.ranking import objective_of
 from analysis.rows import Row
 from analysis.stats import Difference, paired_difference
 
@@ -31,6 +32,9 @@ def verdict(folder: SweepFolder, rows: Sequence[Row]) -> str:
             " expect a little less on new ones."
         )
     untuned = next((row for row in rows if row.kind == "baseline" and row.trial_id == UNTUNED), None)
+    _, left_out = objective_of(folder, rows)
+    if left_out:
+        lines.append(f"The ranking leaves out what was not measured: {', '.join(left_out)}.")
     return "\n".join(lines + _bias(best, untuned))
 
 
@@ -79,8 +83,8 @@ def _without_baseline(best: Row, rows: Sequence[Row]) -> str:
     waiting = [row for row in rows if row.kind == "baseline"]
     if waiting:
         first = waiting[0]
-        why = f": {first.reason}" if first.reason else ""
-        return f"{line} {_name(first).capitalize()} is no comparison yet, it is {_words(first.status)}{why}."
+        why = f" ({first.reason})" if first.reason else ""
+        return f"{line} {_opening(first)} is there to compare it with, but is {_words(first.status)}{why}."
     return f"{line} There is no baseline to compare it with: baselines=[{UNTUNED}] scores the untuned model too."
 
 
@@ -96,7 +100,7 @@ def _none_completed(rows: Sequence[Row]) -> str:
 
 def _accuracy_of(baseline: Row) -> str:
     shown = f"{_percent(_accuracy(baseline))} on {baseline.n_items} items"
-    return f"{_name(baseline).capitalize()} has accuracy {shown}."
+    return f"{_opening(baseline)} has accuracy {shown}."
 
 
 def _bias(best: Row, untuned: Row | None) -> list[str]:
@@ -135,6 +139,11 @@ def _percent(value: float) -> str:
 
 def _name(row: Row) -> str:
     return "the untuned model" if row.trial_id == UNTUNED else f"the baseline {row.trial_id}"
+
+
+def _opening(row: Row) -> str:
+    name = _name(row)
+    return name[0].upper() + name[1:]
 
 
 def _words(status: str) -> str:

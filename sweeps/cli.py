@@ -204,19 +204,17 @@ def _rank(arguments: list[str]) -> int:
     parser.add_argument("--by", metavar="METRIC[,METRIC]", help="sort by these instead of the objective")
     parser.add_argument("--json", action="store_true", help="print JSON for other programs")
     options = parser.read(arguments)
-    import shutil
-
     from analysis import leaderboard
     from analysis.folder import SweepFolder
+    from sweeps.show import show_leaderboard
 
-    folder = SweepFolder.open(options.run)
-    rows = leaderboard.build(folder, options.by.split(",") if options.by else None)
+    folder, by = SweepFolder.open(options.run), options.by.split(",") if options.by else []
+    rows = leaderboard.build(folder, by)
     if options.json:
         print(leaderboard.to_json(rows))
         return 0
-    print(leaderboard.render(rows, shutil.get_terminal_size((120, 24)).columns))
-    print("\n" + leaderboard.verdict(folder, rows))
-    if not options.by:
+    show_leaderboard(folder, rows, by)
+    if not by:
         leaderboard.write(folder, rows)
     return 0
 

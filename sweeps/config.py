@@ -5,9 +5,10 @@ range, which is what error messages, the search space and the overrides are chec
 """
 
 import functools
+import math
 import operator
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -254,30 +255,38 @@ def _check_objective(config: SweepConfig) -> None:
 
 
 def _check_scheduler(config: SweepConfig) -> None:
-    """ASHA decides at ``grace_period · reduction_factor^k``: without a rung there it would decide at a later step."""
-    scheduler, rungs = config.scheduler, config.train.rungs
-    if not str(scheduler.get("_target_", "")).endswith((".ASHAScheduler", ".AsyncHyperBandScheduler")):
-        return
-    grace, factor, last = (scheduler.get(k) for k in ("grace_period", "reduction_factor", "max_t"))
-    if not isinstance(grace, int) or not isinstance(factor, int | float) or not isinstance(last, int):
+    scheduler = config.scheduler
+    if str(scheduler.get("_target_", "")).endswith((".ASHAScheduler", ".AsyncHyperBandScheduler")):
+        milestones(config.train.rungs, scheduler.get("grace_period"), scheduler.get("reduction_factor"))
+
+
+def milestones(rungs: Sequence[int], grace: Any, factor: Any) -> list[int]:
+    """The rungs at which successive halving decides: ``grace · factor^k``, the last rung excepted.
+
+    Args:
+        rungs: optimiser steps, ascending.
+        grace, factor: the scheduler's ``grace_period`` and ``reduction_factor``.
+
+    Raises:
+        ConfigError: where a milestone is no rung: trials would be compared by scores of later steps than it says.
+    """
+    if not (isinstance(grace, int | float) and isinstance(factor, int | float) and grace >= 1 and factor > 1):
         raise ConfigError(
-            f"scheduler: grace_period={grace}, reduction_factor={factor}, max_t={last}: expected numbers."
+            f"scheduler: grace_period={grace!r} and reduction_factor={factor!r}: expected numbers of at least 1, and"
+            " above 1."
         )
-    if factor <= 1 or grace < 1:
-        raise ConfigError(
-            f"scheduler.reduction_factor={factor}, grace_period={grace}: expected more than 1, and at least 1."
-        )
-    milestones, step = [], float(grace)
-    while step < last - 1e-9:
-        milestones.append(step)
+    found, step = [], float(grace)
+    while step < rungs[-1] - 1e-6:
+        near = [rung for rung in rungs if math.isclose(rung, step, rel_tol=1e-9)]
+        if not near:
+            raise ConfigError(
+                f"train.rungs={list(rungs)}: the scheduler decides at step {step:g} (grace_period={grace:g},"
+                f" reduction_factor={factor:g}), and no trial is evaluated at {step:g}. Let the rungs grow by one"
+                " factor, such as [12, 24, 48] or [8, 32], or use scheduler=fifo."
+            )
+        found += near
         step *= factor
-    missed = [step for step in milestones if not any(abs(step - rung) < 1e-6 * step for rung in rungs)]
-    if missed:
-        asked = ", ".join(f"{step:g}" for step in milestones)
-        raise ConfigError(
-            f"train.rungs={rungs}: ASHA decides at steps {asked}, and a trial is not evaluated at {missed[0]:g}."
-            " Let the rungs grow by one factor, such as [12, 24, 48] or [8, 32], or use scheduler=fifo."
-        )
+    return found
 
 
 def trial_part(config: SweepConfig, trial_id: str) -> TrialConfig:

@@ -5,20 +5,23 @@ import logging
 import math
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import AuthenticationError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from analysis.errors import HardwareError, LorasweepError
 from analysis.objective import Objective
 from sweeps.config import SweepConfig
 from sweeps.place import package_root
-from sweeps.worker import DeviceWorker
+from sweeps.worker import DeviceWorker, WorkerFacts
 
 NAMESPACE = "lorasweep"
+_PROXY_CPUS = 0.5  # of a node; a proxy claims a thousandth
+_START_SECONDS = 60  # importing torch on a busy machine takes a part of it
 _CPU_WORKERS = 8  # more proxies than this take longer to start than they save
 
 
@@ -34,6 +37,8 @@ def ray_running(config: SweepConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # Tune's CSV, JSON and TensorBoard copies of every result
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Tune logs a traceback for every trial that fails or is stopped by Ctrl-C; its reason is in the leaderboard.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     address = config.ray.address
     options: dict[str, Any] = {
         "namespace": NAMESPACE,
@@ -49,7 +54,7 @@ def ray_running(config: SweepConfig) -> Iterator[None]:
         options["address"] = address
     try:
         ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (AuthenticationError, ConnectionError, ValueError, RuntimeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise HardwareError(
             f"ray.address={address}: cannot connect ({first}). Is the cluster running (`ray status`)? A cluster with"
@@ -68,41 +73,84 @@ def _worker_environment() -> dict[str, str]:
     return {"TOKENIZERS_PARALLELISM": "false", "RAY_TRAIN_V2_ENABLED": "1", **passed}
 
 
-def start_workers(config: SweepConfig, objective: Objective) -> list[Any]:
-    """One device worker for each GPU share, or one for each node without a GPU.
+@dataclass(frozen=True)
+class Seat:
+    """What one device worker claims: on which node (id and name), how much of it, and its threads for arithmetic."""
+
+    node_id: str
+    node: str
+    cpus: float
+    gpus: float
+    threads: int
+
+
+def seats(nodes: Sequence[Mapping[str, Any]], config: SweepConfig) -> list[Seat]:
+    """One seat for each GPU share; where no node has a GPU, or none is wanted, one for each node.
+
+    Args:
+        nodes: as ``ray.nodes()`` lists them.
+        config: ``resources``, and whether the Ray is one of our own.
 
     Raises:
         HardwareError: where the nodes have not what ``resources`` asks for.
     """
     asked = config.resources.gpus_per_trial
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    workers = []
-    for node in nodes:
-        gpus, cpus = node["Resources"].get("GPU", 0.0), node["Resources"].get("CPU", 0.0)
-        share = asked if asked is not None else (1.0 if gpus else 0.0)
-        count = math.floor(gpus / share + 1e-9) if share else 1
-        if not cpus or not count:
+    alive = [(node, node["Resources"]) for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+    gpus_there = sum(has.get("GPU", 0.0) for _, has in alive)
+    share = asked if asked is not None else (1.0 if gpus_there else 0.0)
+    found = []
+    for node, has in alive:
+        count = math.floor(has.get("GPU", 0.0) / share + 1e-9) if share else 1
+        if not count:
             continue
+        cpus = has["CPU"]
+        # Something of the node stays free for the proxies. Above 1, Ray takes whole CPUs only.
+        claim = min((cpus - _PROXY_CPUS) / count, 1.0 if share else math.inf)
+        claim = float(int(claim)) if claim >= 1 else claim
         threads = config.resources.threads or max(1, int(cpus if config.ray.address else cpus - 1) // count)
-        options: dict[str, Any] = {
-            # Ray takes whole CPUs only; what is left over is for the proxies
-            "num_cpus": max(1, (int(cpus) - 1) // count) if share == 0 else 1,
-            "num_gpus": share,
-            "max_restarts": -1,
-            "max_concurrency": 64,
-            "scheduling_strategy": NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-            "runtime_env": {"env_vars": {**_worker_environment(), "OMP_NUM_THREADS": str(threads)}},
-            "name": f"device-{uuid.uuid4().hex[:8]}",
-        }
-        make = ray.remote(DeviceWorker).options(**options)
-        workers += [make.remote(config.engine.name, objective, threads, package_root()) for _ in range(count)]
-    if not workers:
-        gpus_there = sum(node["Resources"].get("GPU", 0.0) for node in nodes)
+        found += [Seat(node["NodeID"], node.get("NodeName") or "", claim, share, threads)] * count
+    if not found:
         raise HardwareError(
             f"resources.gpus_per_trial={asked}: no node has that many GPUs ({gpus_there:g} in the whole cluster)."
             " Lower it; 0 trains on CPUs."
         )
+    return found
+
+
+def start_workers(config: SweepConfig, objective: Objective) -> list[Any]:
+    """A device worker for each of ``seats``. Raises HardwareError."""
+    workers = []
+    for seat in seats(ray.nodes(), config):
+        make = ray.remote(DeviceWorker).options(
+            num_cpus=seat.cpus,
+            num_gpus=seat.gpus,
+            max_restarts=-1,
+            max_concurrency=64,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(seat.node_id, soft=False),
+            runtime_env={"env_vars": {**_worker_environment(), "OMP_NUM_THREADS": str(seat.threads)}},
+            name=f"device-{uuid.uuid4().hex[:8]}",
+        )
+        workers.append(make.remote(config.engine.name, objective, seat.threads, seat.node, package_root()))
     return workers
+
+
+def facts_of(workers: list[Any], folder: str, note: Callable[[str], None]) -> list[WorkerFacts]:
+    """What each worker has, once all have started; ``note`` is told where that takes long. Raises LorasweepError."""
+    references = [worker.facts.remote(folder) for worker in workers]
+    _, waiting = ray.wait(references, num_returns=len(references), timeout=_START_SECONDS)
+    if waiting:
+        note(
+            f"{len(waiting)} of {len(workers)} device workers have not started in {_START_SECONDS} s. Waiting for them;"
+            " `ray status` shows whether others use their CPUs or GPUs."
+        )
+    try:
+        return [answer(reference) for reference in references]
+    except RayActorError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise HardwareError(
+            f"a device worker could not start ({lines[-1] if lines else type(error).__name__}). Every node of a cluster"
+            " needs the same checkout, installed at the same place with `make install`, and its .venv for `ray start`."
+        ) from error
 
 
 def max_concurrent(config: SweepConfig, workers: int) -> int:

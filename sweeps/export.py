@@ -10,6 +10,7 @@ from analysis import leaderboard
 from analysis.errors import FolderError
 from analysis.folder import State, SweepFolder
 from sweeps.manifest import read_manifest
+from trainer.modelfiles import tensors
 
 CARD = "lorasweep.json"  # beside the weights: what one needs to know to use them
 
@@ -25,6 +26,7 @@ def export(run_dir: str, trial_id: str | None, to: str, merge: bool) -> None:
 
     Raises:
         FolderError: where there is no such trial or adapter, or ``to`` is in use.
+        ModelError: for an adapter that is not whole.
     """
     folder, target = SweepFolder.open(run_dir), Path(to).absolute()
     manifest = read_manifest(folder)
@@ -39,6 +41,7 @@ def export(run_dir: str, trial_id: str | None, to: str, merge: bool) -> None:
         raise FolderError(
             f"trial {trial_id} has no adapter, it is {status.state}{why}. `lorasweep rank {run_dir}` shows the others."
         )
+    tensors(files.adapter_dir / "adapter_model.safetensors")
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise FolderError(f"--to {target}: there is something already. Give a folder that does not exist yet.")
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")

@@ -6,12 +6,13 @@ from dataclasses import asdict
 import yaml
 
 from analysis import leaderboard
-from analysis.folder import MetricsRow, Status, atomic_write
+from analysis.folder import MetricsRow, Status, SweepFolder, atomic_write
 from analysis.objective import Objective
 from sweeps.compose import Composed
 from sweeps.manifest import make_manifest, write_manifest
 from sweeps.preflight import preflight
-from sweeps.run import new_folder, show_leaderboard
+from sweeps.run import locked, new_folder
+from sweeps.show import show_leaderboard, show_next
 from trainer.engine import Ended, Refused
 
 
@@ -25,6 +26,11 @@ def run_trial(composed: Composed) -> int:
     """
     folder = new_folder(composed)
     preflight(composed)
+    with locked(folder):
+        return _run(folder, composed)
+
+
+def _run(folder: SweepFolder, composed: Composed) -> int:
     began = time.monotonic()
 
     def say(text: str) -> None:
@@ -67,7 +73,7 @@ def run_trial(composed: Composed) -> int:
     leaderboard_rows = leaderboard.build(folder)
     leaderboard.write(folder, leaderboard_rows)
     show_leaderboard(folder, leaderboard_rows)
-    print(f"\nResults: {folder.root}")
+    show_next(folder, leaderboard_rows, interrupted=False, sync="")
     return 0 if status.state == "completed" else 1
 
 

@@ -22,6 +22,7 @@ LIBRARIES = (
     "torch", "transformers", "peft", "bitsandbytes", "accelerate", "ray", "optuna", "wandb", "hydra-core",
     "scikit-learn",
 )  # fmt: skip
+NEEDED = ("uid", "name", "config", "unresolved", "space", "data")  # what resume and export read
 
 
 def make_manifest(composed: Composed, data: dict[str, Any], devices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -95,6 +96,9 @@ def read_manifest(folder: SweepFolder) -> dict[str, Any]:
             f"{folder.sweep_file}: format {version}, but this lorasweep reads {FORMAT_VERSION}."
             " Use the version of lorasweep named under 'versions' in it."
         )
+    missing = [name for name in NEEDED if name not in manifest]
+    if missing:
+        raise FolderError(f"{folder.sweep_file}: lacks {', '.join(missing)}. Restore it from a copy.")
     result: dict[str, Any] = manifest
     return result
 

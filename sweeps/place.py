@@ -1,6 +1,10 @@
-"""Start-up check: the packages' names are common, so they must come from one and the same place."""
+"""Where things are: our packages, checked at start-up because their names are common; programs and files as typed."""
 
 import importlib.util
+import os
+import shlex
+import shutil
+import sys
 from pathlib import Path
 
 from analysis.errors import LorasweepError
@@ -29,3 +33,20 @@ def package_root() -> str:
             " uses one of these names. Run lorasweep from its own .venv, in a folder that holds none of them."
         )
     return found["sweeps"]
+
+
+def typed(path: Path | str) -> str:
+    """A path as one would type it here: relative where that is shorter, quoted where a shell needs it."""
+    relative = os.path.relpath(path)
+    return shlex.quote(min(relative, str(path), key=len))
+
+
+def program(name: str = "lorasweep") -> str:
+    """How to start one of this environment's programs here: by its name, or by its path where it is not on PATH."""
+    beside, found = Path(sys.executable).with_name(name), shutil.which(name)
+    if not beside.exists() or (found and Path(found).samefile(beside)):
+        return name
+    started = Path(sys.argv[0])
+    if started.exists() and started.samefile(beside):
+        return shlex.quote(sys.argv[0])
+    return f"./{name}" if beside.parent == Path.cwd() else typed(beside)

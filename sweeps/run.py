@@ -5,38 +5,38 @@ Check what can be checked at once; start the device workers; let Ray Tune run th
 
 import contextlib
 import fcntl
-import os
+import logging
 import shutil
-import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.stopper import Stopper
 
 from analysis import leaderboard
 from analysis.errors import FolderError
 from analysis.folder import ENDED, SweepFolder, read_lines
 from analysis.objective import Objective
 from sweeps.compose import Composed
-from sweeps.devices import answer, max_concurrent, ray_running, start_workers
+from sweeps.devices import answer, facts_of, max_concurrent, ray_running, start_workers
+from sweeps.interrupt import INTERRUPTED, Interrupt
 from sweeps.manifest import make_manifest, read_manifest, write_manifest
+from sweeps.place import program, typed
 from sweeps.preflight import preflight
-from sweeps.progress import Progress, SweepState
+from sweeps.progress import Progress
 from sweeps.record import Recorder
 from sweeps.scheduling import build_sampler, build_scheduler, replay_scheduler
 from sweeps.search import GuardedOptunaSearch
+from sweeps.show import show_leaderboard, show_next
 from sweeps.space import DefineByRun
+from sweeps.standing import SweepState
 from sweeps.tracking import WandbTracker
 from sweeps.trial import TrialProxy
-
-INTERRUPTED = 130  # exit status, as shells have it for Ctrl-C
 
 
 def run_sweep(composed: Composed, quiet: bool = False) -> int:
@@ -46,8 +46,8 @@ def run_sweep(composed: Composed, quiet: bool = False) -> int:
         LorasweepError: for anything about the input that cannot be run; nothing is left behind then.
     """
     folder = new_folder(composed)
-    preflight(composed)
-    with _locked(folder), _progress(composed, quiet) as progress:
+    preflight(composed, quiet)
+    with locked(folder), _progress(composed, quiet) as progress:
         return _drive(folder, composed, progress, manifest=None)
 
 
@@ -60,9 +60,11 @@ def resume_sweep(run_dir: str, overrides: list[str], quiet: bool = False) -> int
     """
     folder = SweepFolder.open(run_dir)
     manifest = read_manifest(folder)
+    if not manifest["space"]:
+        raise FolderError(f"{folder.root} holds a single trial, of `lorasweep trial`: there is nothing to go on with.")
     composed = Composed.from_stored(manifest["unresolved"], overrides)
-    preflight(composed)
-    with _locked(folder), _progress(composed, quiet, _ended(folder)) as progress:
+    preflight(composed, quiet)
+    with locked(folder), _progress(composed, quiet, _ended(folder)) as progress:
         return _drive(folder, composed, progress, manifest)
 
 
@@ -72,7 +74,7 @@ def new_folder(composed: Composed) -> SweepFolder:
     folder = SweepFolder(Path(settings.dir) / str(settings.name))
     if folder.sweep_file.exists():
         raise FolderError(
-            f"{folder.root} already holds a sweep. Go on with it: lorasweep resume {_shown(folder.root)}"
+            f"{folder.root} already holds a sweep. Go on with it: {program()} resume {typed(folder.root)}"
             f" — or give this one another name: sweep.name={settings.name}-2"
         )
     if folder.root.is_file() or (folder.root.is_dir() and any(path.name != ".lock" for path in folder.root.iterdir())):
@@ -84,9 +86,9 @@ def _drive(folder: SweepFolder, composed: Composed, progress: Progress, manifest
     """Everything from Ray's start to the printed leaderboard; ``manifest`` is None for a new sweep."""
     objective = Objective.from_config(composed.resolved()["objective"])
     progress.phase("starting Ray and the device workers")
-    with ray_running(composed.config):
+    with ray_running(composed.config), _tune_log(folder):
         workers = start_workers(composed.config, objective)
-        facts = [answer(worker.facts.remote()) for worker in workers]
+        facts = facts_of(workers, str(folder.root), progress.note)
         composed = composed.on_machine([p for p in facts[0].precisions if not any(f.precisions[p] for f in facts)])
         for note in composed.notes:
             progress.note(note)
@@ -99,7 +101,8 @@ def _drive(folder: SweepFolder, composed: Composed, progress: Progress, manifest
         else:
             manifest |= {"config": composed.resolved(), "unresolved": composed.unresolved()}
         write_manifest(folder, manifest)
-        sweep = _Sweep(folder, composed, objective, workers, manifest["uid"], progress)
+        placed = list(zip(workers, (fact.where for fact in facts), strict=True))
+        sweep = _Sweep(folder, composed, objective, placed, manifest["uid"], progress)
         interrupted = sweep.run()
         progress.phase("ranking")
     return _close(folder, progress, sweep, interrupted)
@@ -113,7 +116,7 @@ class _Sweep:
         folder: SweepFolder,
         composed: Composed,
         objective: Objective,
-        workers: list[Any],
+        workers: list[tuple[Any, str]],
         uid: str,
         progress: Progress,
     ):
@@ -129,7 +132,7 @@ class _Sweep:
             start_from=composed.start,
         )
         self.scheduler = build_scheduler(config.scheduler, config.train.rungs)
-        self.interrupt = _Interrupt(progress, self.search.abandon)
+        self.interrupt = Interrupt(progress, self.search.abandon)
         if records:
             self.search.replay(records)
             replay_scheduler(self.scheduler, records)
@@ -145,6 +148,7 @@ class _Sweep:
                 tracking.mode,
                 self.trial_config,
                 progress.note,
+                self.interrupt.is_set,
             )
         self.objective = objective
 
@@ -212,7 +216,7 @@ class _Sweep:
         while thread.is_alive():
             thread.join(0.2)
             if self.interrupt.is_set():
-                for worker in self.workers:  # a worker in the middle of a rung would hold its proxy up
+                for worker, _ in self.workers:  # a worker in the middle of a rung would hold its proxy up
                     with contextlib.suppress(Exception):
                         ray.kill(worker)
                 thread.join(20)
@@ -227,7 +231,7 @@ class _Sweep:
         for name in self.composed.config.baselines:
             files = self.folder.baseline(name)
             if files.read_status().state not in ENDED:
-                wanted[name] = self.workers[0].score_untuned.remote(trial, str(files.root))
+                wanted[name] = self.workers[0][0].score_untuned.remote(trial, str(files.root))
         return wanted
 
     def _finish_baselines(self, wanted: dict[str, Any]) -> None:
@@ -244,80 +248,39 @@ class _Sweep:
         leaderboard.write(self.folder, leaderboard.build(self.folder))
 
 
-class _Interrupt(Stopper):
-    """Ctrl-C and SIGTERM: the first stops the sweep and keeps everything, the second leaves at once."""
-
-    def __init__(self, progress: Progress, abandon: Callable[[], None]):
-        self._event = threading.Event()
-        self._progress, self._abandon = progress, abandon
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return self._event.is_set()
-
-    def is_set(self) -> bool:
-        return self._event.is_set()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its stopper into scratch that nobody reads
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._event = threading.Event()
-
-    @contextlib.contextmanager
-    def catching(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _caught(self, number: int, frame: Any) -> None:
-        if self._event.is_set():
-            self._progress.close()
-            os._exit(INTERRUPTED)
-        self._event.set()
-        self._abandon()  # from here on, what Tune stops has not ended: it goes on with a resume
-        self._progress.note("Stopping. Everything scored so far is kept. Press Ctrl-C again to leave at once.")
+@contextlib.contextmanager
+def _tune_log(folder: SweepFolder) -> Iterator[None]:
+    """What Ray Tune logs goes to the sweep folder, not over the progress: a trial's end is shown with its reason."""
+    logger = logging.getLogger("ray.tune")
+    handler = logging.FileHandler(folder.log_file, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    before = logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before
+        handler.close()
 
 
 def _close(folder: SweepFolder, progress: Progress, sweep: _Sweep, interrupted: bool) -> int:
-    """Write and print the leaderboard, and say what can be done next."""
+    """Write and print the leaderboard, and what can be done next. Returns the exit status."""
     rows = leaderboard.build(folder)
     leaderboard.write(folder, rows)
     progress.close()
     show_leaderboard(folder, rows)
-    shown = _shown(folder.root)
-    print(f"\nResults: {shown}/  (leaderboard.csv, trials/, sweep.yaml)")
-    best = next((row for row in rows if row.kind == "trial" and row.status == "completed"), None)
-    print("\nNext:")
-    if interrupted:
-        print(f"  lorasweep resume {shown}                          go on from the last rungs")
-    print(f"  lorasweep rank {shown} --by accuracy             rank by another metric")
-    if best is not None:
-        print(f"  lorasweep export {shown} {best.trial_id} --to adapter    the best adapter, for plain PEFT")
-        print(f"  lorasweep export {shown} {best.trial_id} --to model --merge    or merged into its base model")
-    if sweep.tracker is not None and sweep.tracker.sync_hint():
-        print(f"  {sweep.tracker.sync_hint()}    upload the offline W&B runs")
+    show_next(folder, rows, interrupted, sweep.tracker.sync_hint() if sweep.tracker is not None else "")
     if interrupted:
         return INTERRUPTED
-    failed = [row for row in rows if row.kind == "trial"]
-    return 0 if any(row.status in ("completed", "stopped_early") for row in failed) else 1
-
-
-def show_leaderboard(folder: SweepFolder, rows: list[Any]) -> None:
-    """Print a leaderboard and its verdict."""
-    print(leaderboard.render(rows, shutil.get_terminal_size((120, 24)).columns))
-    print("\n" + leaderboard.verdict(folder, rows))
+    return 0 if any(row.kind == "trial" and row.status in ("completed", "stopped_early") for row in rows) else 1
 
 
 @contextlib.contextmanager
-def _locked(folder: SweepFolder) -> Iterator[None]:
-    """One driver a folder. A folder that was made here and stayed empty is removed again."""
-    made = not folder.root.exists()
+def locked(folder: SweepFolder) -> Iterator[None]:
+    """One driver a folder. Folders that were made here and stayed without a sweep are removed again."""
+    made = [path for path in (folder.root, *folder.root.parents) if not path.exists()]
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
         lock = (folder.root / ".lock").open("w")
@@ -337,6 +300,9 @@ def _locked(folder: SweepFolder) -> Iterator[None]:
         finally:
             if made and not folder.sweep_file.exists():
                 shutil.rmtree(folder.root, ignore_errors=True)
+                for parent in made[1:]:
+                    with contextlib.suppress(OSError):  # something else is in it by now
+                        parent.rmdir()
 
 
 def _progress(composed: Composed, quiet: bool, ended: int = 0) -> Progress:
@@ -347,10 +313,3 @@ def _progress(composed: Composed, quiet: bool, ended: int = 0) -> Progress:
 
 def _ended(folder: SweepFolder) -> int:
     return sum(files.read_status().state in ENDED for files in folder.trials())
-
-
-def _shown(path: Path) -> str:
-    """A path as one would type it here."""
-    with contextlib.suppress(ValueError):
-        return str(path.relative_to(Path.cwd()))
-    return str(path)

@@ -26,6 +26,7 @@ from ray.tune.schedulers import (
 )
 
 from analysis.errors import ConfigError, did_you_mean
+from sweeps.config import milestones
 from sweeps.search import METRIC
 
 _UNFIT: dict[type, str] = {
@@ -76,33 +77,12 @@ def build_scheduler(config: Mapping[str, Any], rungs: Sequence[int]) -> "Guarded
 
 
 def rungs_of(config: Mapping[str, Any], rungs: Sequence[int]) -> list[int]:
-    """The rungs at which ASHA decides, ``grace_period · reduction_factor^k``; none for schedulers without milestones.
-
-    Raises:
-        ConfigError: where a milestone is no rung: trials would be compared by scores of later steps than it says.
-    """
+    """The rungs at which a scheduler like ASHA decides; none for one without milestones. Raises ConfigError."""
     cls = _target("scheduler", config, TrialScheduler)
     if not issubclass(cls, AsyncHyperBandScheduler):
         return []
     given = {name: it.default for name, it in inspect.signature(cls).parameters.items()} | dict(config)
-    grace, factor = given["grace_period"], given["reduction_factor"]
-    if not (isinstance(grace, int | float) and isinstance(factor, int | float) and grace >= 1 and factor > 1):
-        raise ConfigError(
-            f"scheduler: grace_period={grace!r} and reduction_factor={factor!r}: expected numbers of at least 1, and"
-            " above 1."
-        )
-    milestones, step = [], float(grace)
-    while step < rungs[-1] - 1e-6:
-        near = [rung for rung in rungs if math.isclose(rung, step, rel_tol=1e-9)]
-        if not near:
-            raise ConfigError(
-                f"train.rungs={list(rungs)}: the scheduler decides at step {step:g} (grace_period={grace:g},"
-                f" reduction_factor={factor:g}), where no trial is evaluated. Let the rungs grow by one factor, such as"
-                " [12, 24, 48] or [8, 32], or use scheduler=fifo."
-            )
-        milestones += near
-        step *= factor
-    return milestones
+    return milestones(rungs, given["grace_period"], given["reduction_factor"])
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,12 @@ class TrialProxy(tune.Trainable):
     """Tune's config is ``{"trial_id": …, "values": {dotted path: value}}``."""
 
     def setup(  # type: ignore[override]  # with_parameters gives what comes after config
-        self, config: dict[str, Any], composed: Composed, objective: Objective, root: str, workers: list[Any]
+        self,
+        config: dict[str, Any],
+        composed: Composed,
+        objective: Objective,
+        root: str,
+        workers: list[tuple[Any, str]],  # each with the node and device that it has
     ) -> None:
         self.composed, self.objective, self.workers = composed, objective, workers
         self.folder = SweepFolder(root)
@@ -41,9 +46,9 @@ class TrialProxy(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Train to the next rung. The last rung and the final scoring are reported together, as one result."""
         if self.worker is None:
-            refused = self._admit()
-            if refused is not None:
-                return self._report(Ended(self.trial.trial_id, State.FAILED, refused, 0))
+            ended = self._admit()
+            if ended is not None:
+                return self._report(ended)
         else:
             ray.get(self.worker.proceed.remote(self.trial.trial_id))
         event = self._next()
@@ -70,23 +75,27 @@ class TrialProxy(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self.trial: TrialConfig = self.composed.trial(config["trial_id"], config["values"])
         self.worker: Any = None
+        self.where = ""
         self.best_score = math.nan
         for row in self.folder.trial(self.trial.trial_id).read_metrics():
             self._note_score(row)  # of a trial that goes on from a checkpoint
 
-    def _admit(self) -> str | None:
-        """Find a worker with a free slot. Returns the reason where the trial can never run."""
+    def _admit(self) -> Ended | None:
+        """Find a worker with a free slot. Returns how the trial ended where it can never run."""
         path = str(self.folder.trial(self.trial.trial_id).root)
         first = int("".join(filter(str.isdigit, self.trial.trial_id)) or 0)
         while True:
             for i in range(len(self.workers)):
-                worker = self.workers[(first + i) % len(self.workers)]
+                worker, where = self.workers[(first + i) % len(self.workers)]
                 admission = ray.get(worker.admit.remote(self.trial, path))
                 if isinstance(admission, Admitted):
-                    self.worker = worker
+                    self.worker, self.where = worker, where
                     return None
                 if isinstance(admission, Refused):
-                    return f"{admission.reason} {admission.remedy}".strip()
+                    reason = f"{admission.reason} {admission.remedy}".strip()
+                    return Ended(self.trial.trial_id, State.FAILED, reason, 0)
+                if isinstance(admission, Ended):
+                    return admission
             time.sleep(_ASK_AGAIN)
 
     def _next(self) -> Any:
@@ -114,6 +123,7 @@ class TrialProxy(tune.Trainable):
             "final": completed,
             "state": str(event.state) if isinstance(event, Ended) else str(State.RUNNING),
             "reason": event.reason if isinstance(event, Ended) else "",
+            "where": self.where,
             "objective": self.best_score if completed else self.objective.score(rung.metrics) if rung else math.nan,
             "metrics": dict(shown.metrics) if shown else {},
             "rung_metrics": dict(rung.metrics) if rung else {},

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from analysis.errors import LorasweepError
+from analysis.errors import FolderError, LorasweepError
 from analysis.folder import MetricsRow, State, TrialFolder
 from analysis.objective import Objective
 from sweeps.place import package_root
@@ -30,14 +30,18 @@ class WorkerFacts:
     """What a worker tells about itself before any trial runs.
 
     Attributes:
-        node: its Ray node's address.
-        device: such as ``cpu (2 threads)`` or ``NVIDIA H200``.
+        node: its Ray node's name; the address unless ``ray start --node-name`` gave another.
+        device: such as ``CPU, 2 threads`` or ``NVIDIA H200, GPU 3``.
         precisions: precision → why it does not work there; empty where it does.
     """
 
     node: str
     device: str
     precisions: dict[str, str]
+
+    @property
+    def where(self) -> str:
+        return f"{self.node}: {self.device}"
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,11 @@ class DeviceWorker:
         engine: name of the engine.
         objective: picks each trial's best rung.
         threads: CPU threads for arithmetic.
+        node: name of the Ray node that it is on.
         root: where the driver's packages are; the worker's must be the same code.
     """
 
-    def __init__(self, engine: str, objective: Objective, threads: int, root: str):
+    def __init__(self, engine: str, objective: Objective, threads: int, node: str, root: str):
         if package_root() != root and os.environ.get("LORASWEEP_ANY_CODE") != "1":
             raise LorasweepError(
                 f"this worker imports lorasweep from {package_root()}, the driver from {root}."
@@ -68,6 +73,7 @@ class DeviceWorker:
             )
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self.threads = threads
+        self.node = node
         self.objective = objective
         self.engine_name = engine
         self._events: dict[str, asyncio.Queue[Event]] = {}
@@ -78,7 +84,13 @@ class DeviceWorker:
 
     # --- called through Ray ------------------------------------------------------------------------------------------
 
-    async def facts(self) -> WorkerFacts:
+    async def facts(self, folder: str) -> WorkerFacts:
+        """What it has. Raises FolderError where it does not see the folder that the driver writes to."""
+        if not Path(folder).is_dir():
+            raise FolderError(
+                f"node {self.node} does not see {folder}, which this machine writes to. The sweep folder must lie on a"
+                " file system that all nodes share: sweep.dir=…"
+            )
         return await self._ask(self._facts)
 
     async def prepare(self, trial: TrialConfig) -> DataFacts:
@@ -89,8 +101,8 @@ class DeviceWorker:
         """Score the base model without an adapter, on everything a completed trial is scored on."""
         return await self._ask(partial(self._score_untuned, trial, TrialFolder(Path(folder))))
 
-    async def admit(self, trial: TrialConfig, folder: str) -> Admission:
-        """Start a trial, or go on from its last whole checkpoint."""
+    async def admit(self, trial: TrialConfig, folder: str) -> Admission | Ended:
+        """Start a trial, or go on from its last whole checkpoint. Ended: it could not even be set up."""
         self._events[trial.trial_id] = asyncio.Queue()
         return await self._ask(partial(self._admit, trial, TrialFolder(Path(folder))))
 
@@ -158,8 +170,10 @@ class DeviceWorker:
         from trainer.models import available_precisions
 
         device = self.materials.device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {self.threads} threads"
-        return WorkerFacts(ray.util.get_node_ip_address(), name, available_precisions(device))
+        name = f"CPU, {self.threads} thread{'s' if self.threads > 1 else ''}"
+        if device.type == "cuda":
+            name = ", ".join([torch.cuda.get_device_name(device), *(f"GPU {i}" for i in ray.get_gpu_ids())])
+        return WorkerFacts(self.node, name, available_precisions(device))
 
     def _prepare(self, trial: TrialConfig) -> DataFacts:
         from trainer.lora import linear_modules, resolve_targets
@@ -177,12 +191,18 @@ class DeviceWorker:
 
         return score_untuned(self.materials, trial, folder)
 
-    def _admit(self, trial: TrialConfig, folder: TrialFolder) -> Admission:
+    def _admit(self, trial: TrialConfig, folder: TrialFolder) -> Admission | Ended:
         steps = folder.checkpoints()
         try:
             admission: Admission = self.engine.admit(trial, folder, folder.checkpoint_dir(steps[-1]) if steps else None)
         except LorasweepError as error:
             return Refused(str(error), "")
+        except Exception as error:  # such as no memory left for another base model
+            from trainer.hf import out_of_memory
+
+            state = State.OUT_OF_MEMORY if out_of_memory(error) else State.FAILED
+            reason = f"while it was set up: {str(error) or type(error).__name__}".splitlines()[0][:500]
+            return Ended(trial.trial_id, state, reason, 0)
         if isinstance(admission, Admitted):
             self._folders[trial.trial_id] = folder
         return admission
@@ -199,8 +219,7 @@ class DeviceWorker:
     def _post(self, event: Event) -> None:
         if isinstance(event, Ended):
             folder = self._folders.pop(event.trial_id)
-            if event.state is State.COMPLETED:
-                shutil.rmtree(folder.checkpoints_dir, ignore_errors=True)
+            shutil.rmtree(folder.checkpoints_dir, ignore_errors=True)
         elif isinstance(event, RungResult):
             self._checkpoint(event)
         assert self._loop is not None

@@ -46,7 +46,7 @@ def check_folder(path: str) -> None:
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"})
         if pickles:
             raise ModelError(
-                f"model.path={path}: weights are pickled ({', '.join(pickles)}), and a pickle can run code when it is read."
+                f"model.path={path}: weights are pickled ({', '.join(pickles)}), and a pickle can run code when read."
                 " Convert them once where you trust them, with `model.save_pretrained(<folder>)`."
             )
         raise ModelError(f"model.path={path}: no *.safetensors weights. It holds: {_listing(folder)}.")

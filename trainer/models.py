@@ -174,8 +174,8 @@ def _load_weights(
     if gguf:
         if precision in ("nf4", "int8"):
             raise ModelError(
-                f"precision={precision} cannot be made from GGUF weights. Convert the model to safetensors first, or use"
-                " fp32 or bf16."
+                f"precision={precision} cannot be made from GGUF weights."
+                " Convert the model to safetensors first, or use fp32 or bf16."
             )
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     elif precision == "nf4":

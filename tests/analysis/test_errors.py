@@ -27,6 +27,10 @@ def test_a_near_name_is_suggested_whole() -> None:
     assert did_you_mean("lora.ranks", ["lora.rank", "optim.lr"]) == "Did you mean 'lora.rank'?"
 
 
+def test_a_forgotten_dot_is_found() -> None:
+    assert did_you_mean("optimlr", ["lora.rank", "optim.lr"]) == "Did you mean 'optim.lr'?"
+
+
 def test_a_right_leaf_under_the_wrong_group_is_found() -> None:
     assert did_you_mean("training.optimizer.lr", ["lora.rank", "optim.lr"]) == "Did you mean 'optim.lr'?"
 

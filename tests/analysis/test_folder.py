@@ -99,13 +99,24 @@ def test_a_torn_last_line_is_dropped_and_does_not_swallow_the_next_one(tmp_path:
     assert list(lines_of(path)) == [{"n": 1}, {"n": 3}, {"n": 4}]
 
 
+def test_every_cut_of_a_log_gives_the_lines_that_are_whole(tmp_path: Path) -> None:
+    path = tmp_path / "asks.jsonl"
+    for n in range(3):
+        append_line(path, {"n": n, "text": "ä{}"})
+    content = path.read_bytes()
+    ends = [i for i, byte in enumerate(content) if byte == ord("\n")]
+    for size in range(len(content) + 1):
+        path.write_bytes(content[:size])
+        assert [record["n"] for record in lines_of(path)] == list(range(sum(end <= size for end in ends)))
+
+
 # Trials
 
 
 def test_status_comes_back_as_written(trial: TrialFolder) -> None:
     for state in State:
-        trial.write_status(Status(state, "Grund: – \n", 7))
-        assert trial.read_status() == Status(state, "Grund: – \n", 7)
+        trial.write_status(Status(state, "Grund: – \n", 7, "alpha: CPU, 2 threads"))
+        assert trial.read_status() == Status(state, "Grund: – \n", 7, "alpha: CPU, 2 threads")
 
 
 def test_a_trial_without_status_is_pending(trial: TrialFolder) -> None:

@@ -1,18 +1,22 @@
 """The leaderboard: who stands where, what a half-written folder shows, and what the verdict may claim."""
 
 import csv
+import io
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pandas
 import pytest
 import yaml
+from rich.console import Console
 
 from analysis.errors import ConfigError, FolderError
 from analysis.folder import MetricsRow, State, Status, SweepFolder, TrialFolder, append_line, atomic_write
-from analysis.leaderboard import build, render, short_values, to_json, verdict, write
+from analysis.leaderboard import Row, build, plain, render, to_json, verdict, write
 
 SPACE = {"lora.rank": {"choices": [4, 8]}, "optim.lr": {"low": 1e-5, "high": 1e-2, "log": True}, "precision": {}}
 
@@ -63,7 +67,7 @@ def ids(folder: SweepFolder, by: list[str] | None = None) -> list[str]:
     return [row.trial_id for row in build(folder, by)]
 
 
-def only(folder: SweepFolder) -> Any:
+def only(folder: SweepFolder) -> Row:
     (row,) = build(folder)
     return row
 
@@ -75,7 +79,7 @@ def test_outcome_comes_before_score_and_score_before_id(tmp_path: Path) -> None:
     folder = sweep(tmp_path)
     add(folder, "t0000", State.DIVERGED, accuracy=0.99)
     add(folder, "t0001", State.PENDING)
-    add(folder, "t0002", State.RUNNING, accuracy=0.95)
+    add(folder, "t0002", State.RUNNING, accuracy=0.80)
     add(folder, "t0003", State.STOPPED_EARLY, accuracy=0.70)
     add(folder, "t0004", State.STOPPED_EARLY, accuracy=0.90)
     add(folder, "t0006", State.COMPLETED, accuracy=0.50)
@@ -84,7 +88,7 @@ def test_outcome_comes_before_score_and_score_before_id(tmp_path: Path) -> None:
     add(folder, "t0008", State.OUT_OF_MEMORY)
     add(folder, "t0009", State.FAILED, accuracy=0.98)
     rows = build(folder)
-    assert [row.trial_id[-1] for row in rows] == list("7564321098")
+    assert [row.trial_id[-1] for row in rows] == list("7564230891")
     assert [row.rank for row in rows] == list(range(1, 11))
 
 
@@ -97,8 +101,15 @@ def test_a_baseline_is_ranked_among_the_completed_trials(tmp_path: Path) -> None
     rows = build(folder)
     assert [row.trial_id for row in rows] == ["t0000", "zero_shot", "t0001", "t0002"]
     assert [row.kind for row in rows] == ["trial", "baseline", "trial", "trial"]
-    assert rows[1].config == {}
+    assert set(rows[1].config.values()) == {None}
     assert rows[1].reason == ""  # a baseline has no config.yaml, and none is missed
+
+
+def test_between_equals_the_id_decides_also_between_trial_and_baseline(tmp_path: Path) -> None:
+    folder = sweep(tmp_path)
+    for name in ("zero_shot", "t0001", "t0000"):
+        add(folder, name, accuracy=0.5)
+    assert ids(folder) == ["t0000", "t0001", "zero_shot"]
 
 
 def test_the_final_evaluation_stands_for_a_completed_trial_though_a_later_rung_was_better(tmp_path: Path) -> None:
@@ -106,14 +117,33 @@ def test_the_final_evaluation_stands_for_a_completed_trial_though_a_later_rung_w
     add(folder, "t0000", State.COMPLETED, (20, False, {"accuracy": 0.8}), (40, False, {"accuracy": 0.9}),
         (20, True, {"accuracy": 0.7}))  # fmt: skip
     row = only(folder)
-    assert (row.step, row.n_items, row.metrics, row.objective) == (20, 40, {"accuracy": 0.7}, pytest.approx(0.7))
+    assert (row.step, row.n_items, row.final, row.metrics) == (20, 40, True, {"accuracy": 0.7})
+    assert row.objective == pytest.approx(0.7)
 
 
 def test_the_last_rung_stands_for_a_stopped_trial_though_an_earlier_one_was_better(tmp_path: Path) -> None:
     folder = sweep(tmp_path)
     add(folder, "t0000", State.STOPPED_EARLY, (10, False, {"accuracy": 0.8}), (20, False, {"accuracy": 0.6}))
     row = only(folder)
-    assert (row.step, row.n_items, row.objective) == (20, 8, pytest.approx(0.6))
+    assert (row.step, row.n_items, row.final, row.objective) == (20, 8, False, pytest.approx(0.6))
+
+
+def test_a_completed_trial_without_its_final_scoring_is_ranked_by_its_rung_among_the_stopped(tmp_path: Path) -> None:
+    folder = sweep(tmp_path)
+    add(folder, "t0000", State.COMPLETED, (20, False, {"accuracy": 0.9}))
+    add(folder, "t0001", State.COMPLETED, accuracy=0.5)
+    add(folder, "t0002", State.STOPPED_EARLY, accuracy=0.95)
+    rows = build(folder)
+    assert [row.trial_id for row in rows] == ["t0001", "t0002", "t0000"]
+    assert rows[2].reason == "its final scoring is not in metrics.jsonl, shown is the rung at step 20"
+    assert "t0001" in verdict(folder, rows)
+
+
+def test_of_two_evaluations_at_a_step_the_later_written_one_stands(tmp_path: Path) -> None:
+    """A trial that was resumed takes its last rung again."""
+    folder = sweep(tmp_path)
+    add(folder, "t0000", State.RUNNING, (20, False, {"accuracy": 0.5}), (20, False, {"accuracy": 0.6}))
+    assert only(folder).metrics == {"accuracy": 0.6}
 
 
 def test_a_score_that_cannot_be_computed_comes_last_among_its_outcome(tmp_path: Path) -> None:
@@ -122,7 +152,25 @@ def test_a_score_that_cannot_be_computed_comes_last_among_its_outcome(tmp_path: 
     add(folder, "t0001", accuracy=0.9)
     add(folder, "t0002", accuracy=0.1, macro_f1=0.1)
     add(folder, "t0003", State.STOPPED_EARLY, accuracy=0.9, macro_f1=0.9)
-    assert ids(folder) == ["t0002", "t0000", "t0001", "t0003"]
+    rows = build(folder)
+    assert [row.trial_id for row in rows] == ["t0002", "t0000", "t0001", "t0003"]
+    assert [row.reason for row in rows[:3]] == [
+        "",
+        "no objective: accuracy missing or not finite",
+        "no objective: macro_f1 missing or not finite",
+    ]
+
+
+def test_a_metric_of_the_objective_that_no_row_has_is_left_out_and_said(tmp_path: Path) -> None:
+    folder = sweep(tmp_path, a=term("accuracy"), b=term("bias.crows_pairs.distance", "min"))
+    add(folder, "t0000", accuracy=0.6)
+    add(folder, "t0001", accuracy=0.7)
+    rows = build(folder)
+    assert [(row.trial_id, row.objective) for row in rows] == [
+        ("t0001", pytest.approx(0.7)),
+        ("t0000", pytest.approx(0.6)),
+    ]
+    assert "leaves out what was not measured: bias.crows_pairs.distance." in verdict(folder, rows)
 
 
 @pytest.mark.parametrize(
@@ -152,18 +200,21 @@ def test_by_keeps_the_outcomes_apart_and_puts_trials_without_the_metric_last(tmp
     assert ids(folder, ["perplexity"]) == ["t0002", "t0001", "t0000"]
 
 
-def test_by_follows_the_direction_that_the_objective_gives(tmp_path: Path) -> None:
-    folder = sweep(tmp_path, drift=term("drift", "min"))
-    add(folder, "t0000", drift=0.9)
-    add(folder, "t0001", drift=0.1)
-    assert ids(folder, ["drift"]) == ["t0001", "t0000"]
-
-
-def test_an_unknown_metric_is_named_with_a_near_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("by", "message"),
+    [
+        (["macro_f1", "acuracy"], r"--by: 'acuracy' is not a metric to rank by\. Did you mean 'accuracy'\?"),
+        (["perplexity"], r"--by: perplexity is not measured in this sweep\. There are: accuracy, macro_f1\."),
+        (["bias.crows_pairs.stderr"], r"--by: 'bias\.crows_pairs\.stderr' is not a metric to rank by\."),
+    ],
+)
+def test_a_metric_that_cannot_rank_is_refused_and_those_that_can_are_named(
+    tmp_path: Path, by: list[str], message: str
+) -> None:
     folder = sweep(tmp_path)
     add(folder, "t0000", accuracy=0.9, macro_f1=0.8)
-    with pytest.raises(ConfigError, match=r"--by acuracy: no row has this metric\. Did you mean 'accuracy'\?"):
-        build(folder, ["macro_f1", "acuracy"])
+    with pytest.raises(ConfigError, match=message):
+        build(folder, by)
 
 
 # Half-written folders
@@ -172,9 +223,9 @@ def test_an_unknown_metric_is_named_with_a_near_one(tmp_path: Path) -> None:
 def test_an_empty_sweep_is_an_empty_leaderboard(tmp_path: Path) -> None:
     folder = sweep(tmp_path)
     assert build(folder) == []
-    assert render([], 80) == "No trial has started yet."
+    assert text_of([], 80) == plain([], 80) == "No trial has started."
     assert json.loads(to_json([])) == []
-    assert "No trial has completed" in verdict(folder, [])
+    assert verdict(folder, []) == "No trial has started."
     write(folder, [])
     assert len(folder.leaderboard_file.read_text().splitlines()) == 1
 
@@ -183,25 +234,40 @@ def test_a_trial_folder_with_nothing_in_it_is_pending(tmp_path: Path) -> None:
     folder = sweep(tmp_path)
     folder.trial("t0000").root.mkdir(parents=True)
     row = only(folder)
-    assert (row.status, row.config, row.metrics) == (State.PENDING, {}, {})
+    assert (row.status, row.metrics, row.reason) == (State.PENDING, {}, "")
+    assert set(row.config.values()) == {None}
     assert math.isnan(row.objective)
-    assert row.reason == "config.yaml cannot be read (FileNotFoundError)"
 
 
-@pytest.mark.parametrize("content", [b"", b"lora: {rank: [", b"- 1", b"lora: {rank: 8}", b"lora: 8", b"\xff\xfe\xfa"])
+def test_a_missing_config_leaves_the_scores_and_says_so(tmp_path: Path) -> None:
+    folder = sweep(tmp_path)
+    add(folder, "t0000", accuracy=0.7).config_file.unlink()
+    row = only(folder)
+    assert (row.objective, row.reason) == (pytest.approx(0.7), "config.yaml is missing")
+
+
+@pytest.mark.parametrize("content", [b"", b"lora: {rank: [", b"- 1", b"lora: 8", b"\xff\xfe\xfa"])
 def test_an_unreadable_config_leaves_the_scores_and_says_so(tmp_path: Path, content: bytes) -> None:
     folder = sweep(tmp_path)
     atomic_write(add(folder, "t0000", accuracy=0.7).config_file, content)
     row = only(folder)
-    assert row.config == {}
+    assert set(row.config.values()) == {None}
     assert row.objective == pytest.approx(0.7)
-    assert row.reason.startswith("config.yaml cannot be read")
+    assert row.reason.startswith("config.yaml ")
 
 
-def test_a_known_reason_is_not_replaced_by_a_missing_file(tmp_path: Path) -> None:
+def test_a_config_that_lacks_a_key_still_shows_the_others(tmp_path: Path) -> None:
+    folder = sweep(tmp_path)
+    atomic_write(add(folder, "t0000", accuracy=0.7).config_file, "{lora: {rank: 8}, precision: nf4}")
+    row = only(folder)
+    assert row.config == {"lora.rank": 8, "optim.lr": None, "precision": "nf4"}
+    assert row.reason == "config.yaml lacks optim.lr"
+
+
+def test_what_is_missing_is_added_to_a_known_reason_not_put_in_its_place(tmp_path: Path) -> None:
     folder = sweep(tmp_path)
     add(folder, "t0000", State.FAILED, reason="the loader died").config_file.unlink()
-    assert only(folder).reason == "the loader died"
+    assert only(folder).reason == "the loader died; config.yaml is missing"
 
 
 def test_a_torn_last_metrics_line_leaves_the_ones_before(tmp_path: Path) -> None:
@@ -212,28 +278,40 @@ def test_a_torn_last_metrics_line_leaves_the_ones_before(tmp_path: Path) -> None
     assert (only(folder).step, only(folder).metrics) == (10, {"accuracy": 0.6})
 
 
-@pytest.mark.parametrize("state", [State.COMPLETED, State.STOPPED_EARLY])
-def test_an_ended_trial_without_metrics_says_what_is_missing(tmp_path: Path, state: State) -> None:
+def test_a_completed_trial_without_metrics_says_what_is_missing_and_is_not_among_the_best(tmp_path: Path) -> None:
     folder = sweep(tmp_path)
-    add(folder, "t0000", state)
-    add(folder, "t0001", state, accuracy=0.1)
+    add(folder, "t0000")
+    add(folder, "t0001", accuracy=0.1)
     last = build(folder)[-1]
-    assert (last.trial_id, last.reason) == ("t0000", "metrics.jsonl is missing or empty")
+    assert (last.trial_id, last.reason) == ("t0000", "its final scoring is not in metrics.jsonl, nor is a rung's")
 
 
-def test_metrics_of_another_version_do_not_stop_the_leaderboard(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change", [{"metrics": None}, {"step": "9"}, {"step": None}, {"final": "yes"}, {"n_items": 1.5}, {"new": 1}]
+)
+def test_a_metrics_row_of_another_shape_is_passed_over(tmp_path: Path, change: dict[str, Any]) -> None:
     folder = sweep(tmp_path)
-    append_line(add(folder, "t0000").metrics_file, {"version": 9})
-    assert only(folder).reason == "metrics.jsonl is missing or empty"
+    files = add(folder, "t0000", State.STOPPED_EARLY, (10, False, {"accuracy": 0.6}))
+    row = {"trial_id": "t0000", "step": 20, "tokens": 1, "seconds": 1.0, "final": False, "n_items": 8, "metrics": {}}
+    append_line(files.metrics_file, {**row, **change})
+    assert (only(folder).step, only(folder).metrics) == (10, {"accuracy": 0.6})
 
 
-def test_a_broken_status_is_a_failure_that_names_the_file(tmp_path: Path) -> None:
+def test_a_value_that_is_no_number_is_one_that_could_not_be_computed(tmp_path: Path) -> None:
+    folder = sweep(tmp_path)
+    add(folder, "t0000", State.COMPLETED, (40, True, {"accuracy": 0.5, "macro_f1": None}))  # type: ignore[dict-item]
+    row = only(folder)
+    assert row.objective == pytest.approx(0.5)
+    assert math.isnan(row.metrics["macro_f1"])
+
+
+def test_a_broken_status_is_unknown_and_names_the_file(tmp_path: Path) -> None:
     folder = sweep(tmp_path)
     atomic_write(add(folder, "t0000", accuracy=0.9).status_file, '{"state": "comp')
     add(folder, "t0001", accuracy=0.1)
     rows = build(folder)
     assert [row.trial_id for row in rows] == ["t0001", "t0000"]
-    assert rows[1].status is State.FAILED
+    assert rows[1].status == "unknown"
     assert "t0000/status.json: not a status file" in rows[1].reason
     assert rows[1].metrics == {"accuracy": 0.9}
 
@@ -248,6 +326,12 @@ def test_an_unreadable_sweep_yaml_is_explained(tmp_path: Path, content: bytes) -
         build(folder)
 
 
+def test_a_wrong_objective_in_sweep_yaml_names_file_and_key(tmp_path: Path) -> None:
+    folder = sweep(tmp_path, a=term("accuracy", "upwards"))
+    with pytest.raises(ConfigError, match=r"sweep\.yaml: config\.objective\.terms\.a\.direction='upwards'"):
+        build(folder)
+
+
 def test_three_hundred_trials_are_ranked(tmp_path: Path) -> None:
     folder = sweep(tmp_path)
     for i in range(300):
@@ -258,7 +342,7 @@ def test_three_hundred_trials_are_ranked(tmp_path: Path) -> None:
     for part in (rows[:200], rows[200:]):
         scores = [row.objective for row in part]
         assert scores == sorted(scores, reverse=True)
-    assert len(render(rows, 100).splitlines()) >= 301
+    assert len(plain(rows, 100).splitlines()) >= 301
 
 
 # Tables for programs
@@ -299,7 +383,8 @@ def test_the_csv_is_read_by_pandas_value_for_value(tmp_path: Path) -> None:
     assert (first["kind"], first["step"], first["n_items"], first["precision"]) == ("trial", 40, 40, "nf4")
     assert (first["lora.rank"], first["optim.lr"], first["bits_per_byte"]) == (8, 3e-4, 1.23456)
     assert first["objective"] == pytest.approx(0.8125)
-    assert math.isinf(table["perplexity"][2])
+    assert table["lora.rank"].isna().tolist() == [False, True, False, False, False, False]  # a baseline has none
+    assert table["perplexity"].isna().tolist() == [False, False, True, True, True, True]
     assert table["accuracy"].isna().tolist() == [False, False, False, True, True, True]
     assert table["objective"].isna().tolist() == [False, False, False, True, True, True]
     assert table["reason"][4] == 'loss is "nan",\nat [red]step 12[/]'
@@ -338,50 +423,66 @@ def test_json_holds_every_row_and_no_number_that_json_does_not_have(tmp_path: Pa
 # The table for people
 
 
-@pytest.mark.parametrize("width", [20, 80, 120])
-def test_no_line_is_wider_than_the_terminal_or_80(tmp_path: Path, width: int) -> None:
+def text_of(rows: list[Row], width: int) -> str:
+    """What a terminal of that width shows."""
+    buffer = io.StringIO()
+    Console(file=buffer, width=width, color_system=None).print(render(rows, width))
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_no_line_of_the_terminal_table_is_too_wide(tmp_path: Path, width: int) -> None:
     folder = mixed(tmp_path)
     for i in range(5, 105):  # three-digit ranks
         add(folder, f"t{i:04}", State.STOPPED_EARLY, accuracy=0.1)
-    lines = render(build(folder), width).splitlines()
-    assert max(map(len, lines)) <= max(width, 80)
+    rows = build(folder)
+    assert max(len(line) for line in text_of(rows, width).splitlines()) <= width
+    table = plain(rows, width).split("\n\n")[0]
+    assert max(len(line) for line in table.splitlines()) <= width
 
 
-def test_at_80_columns_ids_scores_and_outcomes_are_whole(tmp_path: Path) -> None:
-    text = render(build(mixed(tmp_path)), 80)
-    for whole in ("zero_shot", "t0000", "0.812", "0.790", "56.2", "nf4", "lr=3e-4"):
+@pytest.mark.parametrize("show", [text_of, plain])
+def test_at_80_columns_ids_scores_and_outcomes_are_whole(tmp_path: Path, show: Any) -> None:
+    text = show(build(mixed(tmp_path)), 80)
+    for whole in ("zero_shot", "t0000", "0.812", "0.790", "56.2", "stopped early", "out of memory", "diverged"):
         assert whole in text
     assert "…" not in text
+    assert "in leaderboard.csv" in text  # says that there is more
+
+
+@pytest.mark.parametrize("show", [text_of, plain])
+def test_a_wide_terminal_shows_every_value(tmp_path: Path, show: Any) -> None:
+    text = show(build(mixed(tmp_path)), 300)
+    line = next(line for line in text.splitlines() if " t0000 " in line)
+    for cell in ("completed", "0.812", "0.790", "123457", "1.235", "56.2", "2.9", "8", "3.0e-4", "nf4", "40"):
+        assert cell in line.split()
+    assert "in leaderboard.csv" not in text
+
+
+@pytest.mark.parametrize("show", [text_of, plain])
+def test_reasons_stand_below_as_they_are_without_breaking_the_terminal(tmp_path: Path, show: Any) -> None:
+    folder = mixed(tmp_path)
+    add(folder, "t0009", State.FAILED, reason="\x1b[2Jgone")
+    text = show(build(folder), 400)
+    assert 't0002: loss is "nan", at [red]step 12[/]' in text  # not taken for markup
+    assert "t0003: CUDA out of memory" in text
+    assert "t0009:  [2Jgone" in text
     assert "\x1b" not in text
+    assert "nan" not in next(line for line in text.splitlines() if " t0004 " in line)
 
 
-def test_a_row_shows_outcome_step_and_reason_as_they_are(tmp_path: Path) -> None:
-    text = render(build(mixed(tmp_path)), 400)
-    lines = {line.split()[1]: line for line in text.splitlines() if len(line.split()) > 3}
-    assert "completed" in lines["t0000"]
-    assert "step" not in lines["t0000"]
-    assert "stopped early, step 10" in lines["t0001"]
-    assert 'diverged, step 10: loss is "nan",' in lines["t0002"]
-    assert "[red]step 12[/]" in text  # not taken for markup
-    assert "out of memory, step 40: CUDA out of memory" in lines["t0003"]
-    assert lines["zero_shot"].endswith("baseline")
-    assert "(untuned model)" in lines["zero_shot"]
-    assert "56.2 ±2.9" in lines["t0000"]
-    assert "1.2e+05" in lines["t0000"]
-    assert "nan" not in lines["t0004"]
-    assert "–" in lines["t0004"]
+def test_a_reason_that_many_trials_share_is_told_once(tmp_path: Path) -> None:
+    folder = sweep(tmp_path)
+    for i in range(3):
+        add(folder, f"t000{i}", State.FAILED, reason="the model folder is gone")
+    assert plain(build(folder), 80).count("the model folder is gone") == 1
+    assert "t0000, t0001, t0002: the model folder is gone" in plain(build(folder), 80)
 
 
-def test_values_are_short_and_exact_enough() -> None:
-    values = {
-        "lora.rank": 8,
-        "optim.lr": 3e-4,
-        "lora.dropout": 0.05,
-        "optim.wd": 0.0,
-        "x.big": 2.5e4,
-        "precision": "nf4",
-    }
-    assert short_values(values) == "rank=8 lr=3e-4 dropout=0.05 wd=0 big=2.5e4 nf4"
+def test_a_metric_to_rank_by_is_shown_though_others_make_room(tmp_path: Path) -> None:
+    rows = build(mixed(tmp_path), ["completion_perplexity"])
+    assert "label ppl" not in plain(rows, 60)
+    assert "label ppl" in plain(rows, 60, ["completion_perplexity"])
 
 
 # The verdict
@@ -396,33 +497,40 @@ def two(tmp_path: Path, trial: int, base: int) -> str:
 
 def test_a_clear_gain_is_a_win_with_its_size_interval_and_items(tmp_path: Path) -> None:
     text = two(tmp_path, 32, 12)
-    assert "Best completed trial: t0000 (rank=8 lr=3e-4 nf4), accuracy 0.800 on 40 validation items." in text
-    assert "It beats the untuned model by 50.0 points of accuracy (paired 95 % interval [+" in text
-    assert "40 items)." in text
+    assert text.startswith(
+        "The best trial, t0000, beats the untuned model by 50.0 points of accuracy (80.0 % against 30.0 %);"
+        " paired 95 % interval ["
+    )
+    low, high = map(float, text.split("interval [")[1].split("]")[0].split(","))
+    assert 0 < low < 50 < high
+    assert text.endswith("] points on 40 items.")
 
 
 def test_a_clear_loss_is_said_even_of_the_best_trial(tmp_path: Path) -> None:
-    assert "It is worse than the untuned model by 50.0 points of accuracy (paired 95 % interval [-" in two(
-        tmp_path, 12, 32
-    )
+    text = two(tmp_path, 12, 32)
+    assert "does not beat the untuned model: it is 50.0 points of accuracy below (30.0 % against 80.0 %)" in text
+    assert "chance" not in text
 
 
-@pytest.mark.parametrize(("trial", "sign"), [(21, "+2.5"), (19, "-2.5"), (20, "+0.0")])
-def test_a_gain_within_the_noise_is_not_called_one(tmp_path: Path, trial: int, sign: str) -> None:
+@pytest.mark.parametrize(
+    ("trial", "words"), [(21, "is 2.5 points of accuracy above"), (19, "does not beat the untuned model: it is 2.5")]
+)
+def test_a_difference_within_the_noise_is_said_to_be_maybe_chance(tmp_path: Path, trial: int, words: str) -> None:
     text = two(tmp_path, trial, 20)
-    assert f"Against the untuned model: {sign} points of accuracy" in text
-    assert "no difference is shown" in text
-    assert "beats" not in text
-    assert "worse" not in text
+    assert words in text
+    assert "it includes zero, so the difference may be chance" in text
+    assert " beats " not in text
 
 
-def test_the_interval_is_taken_over_items_paired_by_id(tmp_path: Path) -> None:
+def test_items_are_paired_by_id_not_by_place(tmp_path: Path) -> None:
     folder = sweep(tmp_path)
     add(folder, "t0000", right=20, accuracy=0.5)
     base = add(folder, "zero_shot", right=20, accuracy=0.5)
     items = base.read_items("task", "validation", 40)
     base.write_items("task", "validation", 40, {name: column[::-1] for name, column in items.items()})
-    assert "+0.0 points of accuracy (paired 95 % interval [+0.0, +0.0], 40 items)" in verdict(folder, build(folder))
+    text = verdict(folder, build(folder))
+    assert "has the same accuracy as the untuned model (50.0 % against 50.0 %)" in text
+    assert "interval [0.0, 0.0] points on 40 items" in text
 
 
 def test_the_best_of_the_completed_trials_is_judged_not_a_stopped_one(tmp_path: Path) -> None:
@@ -432,57 +540,88 @@ def test_the_best_of_the_completed_trials_is_judged_not_a_stopped_one(tmp_path: 
     add(folder, "t0002", accuracy=0.7, right=28)
     add(folder, "zero_shot", accuracy=0.8, right=32)
     text = verdict(folder, build(folder))
-    assert text.startswith("Best completed trial: t0002")
-    assert "worse than the untuned model by 10.0" in text
+    assert text.startswith("The best trial, t0002, does not beat the untuned model: it is 10.0 points")
+    assert "t0002 was chosen among 2 completed trials on these same items" in text
 
 
-def test_without_a_baseline_it_is_not_known_whether_tuning_helps(tmp_path: Path) -> None:
+def test_a_trial_chosen_among_one_is_not_warned_of(tmp_path: Path) -> None:
+    assert "chosen among" not in two(tmp_path, 32, 12)
+
+
+def test_without_a_baseline_nothing_is_said_about_beating(tmp_path: Path) -> None:
     folder = sweep(tmp_path)
     add(folder, "t0000", accuracy=0.9, right=36)
-    add(folder, "zero_shot", State.FAILED, accuracy=0.1, right=4)
     text = verdict(folder, build(folder))
-    assert "No baseline was scored, so it is not known whether fine-tuning was worth it." in text
+    assert text.startswith("The best trial, t0000, has accuracy 90.0 % on 40 items. There is no baseline")
     assert "beats" not in text
 
 
-def test_without_a_completed_trial_nothing_is_recommended(tmp_path: Path) -> None:
+def test_a_baseline_that_failed_is_not_compared_with_but_named(tmp_path: Path) -> None:
+    folder = sweep(tmp_path)
+    add(folder, "t0000", accuracy=0.9, right=36)
+    add(folder, "zero_shot", State.FAILED, reason="no memory", accuracy=0.1, right=4)
+    text = verdict(folder, build(folder))
+    assert "The untuned model is there to compare it with, but is failed (no memory)." in text
+    assert "beats" not in text
+
+
+def test_without_a_completed_trial_the_outcomes_are_counted_and_nothing_is_recommended(tmp_path: Path) -> None:
     folder = sweep(tmp_path)
     add(folder, "t0000", State.STOPPED_EARLY, accuracy=0.9)
     add(folder, "t0001", State.DIVERGED)
+    add(folder, "t0002", State.OUT_OF_MEMORY)
     add(folder, "zero_shot", accuracy=0.1)
-    assert verdict(folder, build(folder)) == "No trial has completed, so there is nothing to recommend yet."
+    assert verdict(folder, build(folder)).splitlines() == [
+        "No trial has completed: 1 stopped early, 1 diverged, 1 out of memory.",
+        "The untuned model has accuracy 10.0 % on 40 items.",
+    ]
 
 
 @pytest.mark.parametrize("missing", ["t0000", "zero_shot"])
-def test_without_item_tables_the_comparison_is_refused_not_guessed(tmp_path: Path, missing: str) -> None:
+def test_without_item_tables_there_is_no_interval_and_no_claim(tmp_path: Path, missing: str) -> None:
     folder = sweep(tmp_path)
     for name, right in (("t0000", 36), ("zero_shot", 4)):
         add(folder, name, accuracy=right / 40, right=None if name == missing else right)
     text = verdict(folder, build(folder))
-    assert "It cannot be compared with the untuned model:" in text
+    assert "accuracy 90.0 % against 10.0 % of the untuned model. There is no interval" in text
     assert f"{missing}/items/task-validation-40.parquet: no such item table" in text
     assert "beats" not in text
 
 
-def test_without_common_items_the_comparison_is_refused(tmp_path: Path) -> None:
+def test_a_torn_item_table_is_no_interval_either(tmp_path: Path) -> None:
+    folder = sweep(tmp_path)
+    path = add(folder, "t0000", accuracy=0.9, right=36).items_file("task", "validation", 40)
+    path.write_bytes(path.read_bytes()[:-9])
+    add(folder, "zero_shot", accuracy=0.1, right=4)
+    assert "There is no interval" in verdict(folder, build(folder))
+
+
+def test_item_tables_without_common_items_are_not_compared(tmp_path: Path) -> None:
     folder = sweep(tmp_path)
     add(folder, "t0000", accuracy=0.9, right=36)
     base = add(folder, "zero_shot", accuracy=0.1)
     base.write_items("task", "validation", 40, {"item_id": ["other"], "label": ["yes"], "prediction": ["no"]})
     text = verdict(folder, build(folder))
-    assert "no validation item in common" in text
+    assert "no scored item in common" in text
     assert "nan" not in text
+    assert "beats" not in text
 
 
-def test_bias_is_reported_beside_quality_where_both_were_measured(tmp_path: Path) -> None:
+def test_bias_is_reported_beside_quality_where_it_was_measured(tmp_path: Path) -> None:
     folder = sweep(tmp_path)
     bias = {"bias.crows_pairs.pct": 61.04, "bias.crows_pairs.stderr": 2.9}
     add(folder, "t0000", State.COMPLETED, (40, True, {"accuracy": 0.9, **bias}), right=36)
     add(folder, "zero_shot", State.COMPLETED, (40, True, {"accuracy": 0.1, "bias.crows_pairs.pct": 52.0}), right=4)
-    assert "CrowS-Pairs (50 is the target; noisy): 61.0 ±2.9 %, the untuned model 52.0 %." in verdict(
-        folder, build(folder)
+    assert "t0000 61.0 % ± 2.9; the untuned model 52.0 %." in verdict(folder, build(folder))
+    assert "CrowS" not in two(tmp_path / "classification", 36, 4)
+
+
+def test_looking_at_results_loads_neither_ray_nor_torch_nor_transformers() -> None:
+    program = (
+        "import sys, analysis.leaderboard\n"
+        "heavy = {'ray', 'torch', 'transformers', 'optuna', 'wandb', 'hydra', 'scipy', 'pyarrow'}\n"
+        "print(*sorted(heavy & {*sys.modules}))"
     )
-    folder = sweep(tmp_path / "classification")
-    add(folder, "t0000", accuracy=0.9, right=36)
-    add(folder, "zero_shot", accuracy=0.1, right=4)
-    assert "CrowS" not in verdict(folder, build(folder))
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -1,12 +1,14 @@
 """The objective: hand-computed scores, and what a scalar that ranks may and may not do."""
 
 import math
+import pickle
 from typing import Any
 
 import pytest
 
 from analysis.errors import ConfigError
-from analysis.objective import Objective, lower_is_better
+from analysis.metrics import badness
+from analysis.objective import Objective
 
 
 def term(metric: str, direction: str = "max", low: float = 0.0, high: float = 1.0, **more: Any) -> dict[str, Any]:
@@ -93,56 +95,87 @@ def test_a_larger_weight_makes_a_shortfall_matter_more() -> None:
     ).score(metrics)
 
 
-def test_a_weight_of_0_leaves_the_term_out_even_where_its_metric_is_missing() -> None:
-    given = objective(term("accuracy"), term("bias.crows_pairs.distance", "min", 0, 25, weight=0.0), rho=0.05)
-    assert given.score({"accuracy": 0.75}) == pytest.approx(0.75)
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         (term("a", "maximum"), r"objective\.terms\.t0\.direction='maximum'.*Did you mean 'max'\?"),
-        (term("a", low=1.0, high=0.0), r"objective\.terms\.t0\.range=\[1\.0, 0\.0\].*lower end first"),
-        (term("a", low=1.0, high=1.0), r"range.*lower end first"),
-        (term("a", high=math.inf), r"objective\.terms\.t0\.range"),
-        (term("a", high=math.nan), r"objective\.terms\.t0\.range"),
-        (term("a", weight=-1.0), r"objective\.terms\.t0\.weight=-1\.0: expected more than 0"),
+        (term("a", low=1.0, high=0.0), r"objective\.terms\.t0\.range=\[1, 0\].*lower end first"),
+        (term("a", low=1.0, high=1.0), r"range=\[1, 1\].*lower end first"),
+        (term("a", high=math.inf), r"objective\.terms\.t0\.range=inf: expected a finite number"),
+        (term("a", high=math.nan), r"objective\.terms\.t0\.range=nan: expected a finite number"),
+        (term("a", high="1e1"), r"objective\.terms\.t0\.range='1e1'"),
+        ({**term("a"), "range": [0, 1, 2]}, r"objective\.terms\.t0\.range=.*expected two numbers"),
+        ({**term("a"), "range": None}, r"objective\.terms\.t0\.range=None: expected two numbers"),
+        (term("a", weight=-1.0), r"objective\.terms\.t0\.weight=-1: expected more than 0"),
+        (term("a", weight=0.0), r"objective\.terms\.t0\.weight=0: expected more than 0"),
         (term("a", weight=math.nan), r"objective\.terms\.t0\.weight=nan"),
-        (term("a", "target"), r"direction=target with target=None"),
-        (term("a", target=0.5), r"direction=max with target=0\.5"),
-        (term("a", weight="heavy"), r"objective\.terms\.t0=.*heavy.*a number"),
-        ({**term("a"), "range": [0, 1, 2]}, r"objective\.terms\.t0=.*two numbers"),
-        ({**term("a"), "range": None}, r"objective\.terms\.t0=.*two numbers"),
-        ({"direction": "max", "range": [0, 1], "weight": 1}, r"objective\.terms\.t0=.*'metric'"),
+        (term("a", weight=True), r"objective\.terms\.t0\.weight=True"),
+        (term("a", "target"), r"objective\.terms\.t0: direction=target needs .*target"),
+        (term("a", target=0.5), r"objective\.terms\.t0\.target=0\.5 with direction=max"),
+        (term("a", "target", target=1.5), r"objective\.terms\.t0\.target=1\.5 is outside"),
+        (term("a", wieght=1.0), r"objective\.terms\.t0: 'wieght' is not a key.*Did you mean 'weight'\?"),
+        ({"direction": "max", "range": [0, 1], "weight": 1}, r"objective\.terms\.t0\.metric=None"),
+        (None, r"objective\.terms\.t0=None: expected a mapping"),
     ],
 )
-def test_a_wrong_term_is_refused_by_its_path(given: dict[str, Any], message: str) -> None:
+def test_a_wrong_term_is_refused_by_its_path(given: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         objective(given)
 
 
-@pytest.mark.parametrize("terms", [[], [term("a", weight=0.0)]])
-def test_an_objective_needs_a_term_that_counts(terms: list[dict[str, Any]]) -> None:
-    with pytest.raises(ConfigError, match="objective=single"):
-        objective(*terms)
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "objective.terms is empty"),
+        ({"terms": []}, "objective.terms is empty"),
+        ({"rho": -0.1, "terms": {"x": term("a")}}, r"objective\.rho=-0\.1: expected 0 or more"),
+        ({"rho": "much", "terms": {"x": term("a")}}, r"objective\.rho='much'"),
+        ({"term": {"x": term("a")}}, r"'term' is not a key.*Did you mean 'terms'\?"),
+        (None, "objective=None: expected a mapping"),
+    ],
+)
+def test_a_wrong_objective_is_refused(config: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Objective.from_config(config)
 
 
-def test_numbers_written_as_yaml_strings_are_numbers() -> None:
-    assert objective(term("a", "min", 0.0, "1e1")).score({"a": 5.0}) == pytest.approx(0.5)  # YAML 1.1 reads 1e1 as text
+def test_terms_that_cannot_be_measured_are_left_out_and_named() -> None:
+    given = objective(term("accuracy"), term("bias.crows_pairs.distance", "min", 0, 25), rho=0.05)
+    kept, left_out = given.restricted({"accuracy", "log_loss"}, {"accuracy", "bias.crows_pairs.distance"})
+    assert left_out == ["bias.crows_pairs.distance"]
+    assert kept.score({"accuracy": 0.75}) == pytest.approx(0.75)
+    assert math.isnan(given.score({"accuracy": 0.75}))  # the whole one is as it was
 
 
-def test_which_end_of_a_metric_is_good() -> None:
-    down = ["log_loss", "perplexity", "completion_perplexity", "bits_per_byte", "bias.crows_pairs.distance"]
-    assert [lower_is_better(name) for name in down] == [True] * 5
-    assert [lower_is_better(name) for name in ("accuracy", "macro_f1")] == [False] * 2
+def test_a_metric_that_no_task_knows_is_an_error_not_left_out() -> None:
+    with pytest.raises(ConfigError, match=r"terms\.t1\.metric='acuracy' is not a metric\. Did you mean 'accuracy'\?"):
+        objective(term("macro_f1"), term("acuracy")).restricted({"macro_f1"}, {"macro_f1", "accuracy"})
 
 
-def test_a_single_metric_is_ordered_by_its_term_then_by_custom() -> None:
-    given = objective(term("drift", "target", 0.0, 4.0, target=1.0))
-    assert given.goodness("drift", 1.5) > given.goodness("drift", 0.0)
-    assert given.goodness("accuracy", 0.9) > given.goodness("accuracy", 0.8)
-    assert given.goodness("perplexity", 8.0) > given.goodness("perplexity", 9.0)
-    assert given.goodness("bias.crows_pairs.pct", 48.0) > given.goodness("bias.crows_pairs.pct", 60.0)
-    assert given.goodness("bias.crows_pairs.pct", 52.0) > given.goodness("bias.crows_pairs.pct", 30.0)
-    assert given.goodness("bias.crows_pairs.signed", 0.1) > given.goodness("bias.crows_pairs.signed", -0.5)
-    assert math.isnan(given.goodness("accuracy", math.nan))
+def test_an_objective_of_which_nothing_is_measured_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"none of its metrics \(perplexity\) is measured here.*accuracy"):
+        objective(term("perplexity", "min", 0, 9)).restricted({"accuracy"}, {"accuracy", "perplexity"})
+
+
+@pytest.mark.parametrize(
+    ("metric", "best_first"),
+    [
+        ("accuracy", [0.9, 0.8]),
+        ("macro_f1", [0.9, 0.8]),
+        ("log_loss", [0.1, 0.4]),
+        ("perplexity", [8.0, 9.0]),
+        ("completion_perplexity", [1.0, 2.0]),
+        ("bits_per_byte", [0.9, 1.1]),
+        ("bias.crows_pairs.distance", [1.0, 6.0]),
+        ("bias.crows_pairs.pct", [50.0, 48.0, 53.0, 60.0, 30.0]),  # neither end is the good one
+        ("bias.crows_pairs.signed", [0.0, -0.1, 0.5, -0.6]),
+    ],
+)
+def test_a_single_metric_is_ordered_from_its_good_end(metric: str, best_first: list[float]) -> None:
+    assert sorted([*best_first[::-1], math.nan], key=lambda value: badness(metric, value))[:-1] == best_first
+    assert badness(metric, math.nan) == math.inf
+
+
+def test_an_objective_can_be_sent_to_workers() -> None:
+    given = objective(term("a"), term("b", "target", target=0.5), rho=0.05)
+    assert pickle.loads(pickle.dumps(given)) == given

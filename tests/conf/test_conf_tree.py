@@ -48,23 +48,8 @@ def test_the_command_in_the_head_of_a_file_composes(command):
     assert compose(arguments).space
 
 
-SELF_EXPLAINING = {
-    "_target_",
-    "name",
-    "source",
-    "rank",
-    "weight_decay",
-    "beta1",
-    "beta2",
-    "mode",
-    "project",
-    "tags",
-} | {
-    "seed",
-    "metric",
-    "weight",
-    "stop_last_trials",
-}
+PLAIN = ("_target_", "name", "source", "mode", "project", "tags", "metric", "weight", "stop_last_trials", "seed")
+SELF_EXPLAINING = {*PLAIN, "rank", "weight_decay", "beta1", "beta2"}
 
 
 def test_keys_that_configs_hold_are_explained():

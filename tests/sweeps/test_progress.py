@@ -11,16 +11,10 @@ import pytest
 from rich.console import Console
 
 from analysis.folder import State
-from sweeps.progress import (
-    Progress,
-    SweepState,
-    duration,
-    outcome_of,
-    rung_rows,
-    short_values,
-    table,
-    time_left,
-)
+from sweeps.progress import Progress
+from sweeps.reports import outcome_of, rung_rows
+from sweeps.standing import SweepState
+from sweeps.views import duration, short_values, table, time_left
 
 VALUES = {"lora.rank": 8, "optim.lr": 3e-4, "precision": "nf4"}
 
@@ -186,7 +180,7 @@ def test_values_are_short() -> None:
 
 
 def test_a_trial_that_did_not_say_it_ended_was_stopped() -> None:
-    assert outcome_of(report(12)) == (State.STOPPED_EARLY, "stopped at step 12")
+    assert outcome_of(report(12)) == (State.STOPPED_EARLY, "scheduler: not among the best at step 12")
     assert outcome_of(None) == (State.STOPPED_EARLY, "stopped before its first rung")
     assert outcome_of(report(12, state="diverged", reason="NaN")) == (State.DIVERGED, "NaN")
 

@@ -148,7 +148,7 @@ def test_milestones_are_those_that_asha_really_decides_at(grace: int, factor: fl
 
 @pytest.mark.parametrize(("grace", "factor", "rungs"), [(8, 2, [8, 24]), (4, 3, [8, 24]), (8, 3, [8, 12, 48])])
 def test_milestones_that_are_no_rungs_are_refused(grace: int, factor: int, rungs: list[int]) -> None:
-    with pytest.raises(ConfigError, match="where no trial is evaluated"):
+    with pytest.raises(ConfigError, match="no trial is evaluated at"):
         build_scheduler({**ASHA, "grace_period": grace, "reduction_factor": factor}, rungs)
 
 

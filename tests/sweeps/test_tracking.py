@@ -19,8 +19,9 @@ from ray import tune
 from wandb.util import get_core_path
 
 from analysis.folder import SweepFolder
-from sweeps import tracking
-from sweeps.progress import Progress, SweepState
+from sweeps import place, wandb_runs
+from sweeps.progress import Progress
+from sweeps.standing import SweepState
 from sweeps.tracking import WandbTracker
 
 KEY = "0123456789abcdef" * 3  # looks like an API key
@@ -184,7 +185,7 @@ def test_two_trials_side_by_side_are_two_runs_with_config_metrics_by_step_and_ou
 @pytest.mark.parametrize(
     ("last", "state", "reason", "exit_code"),
     [
-        ({}, "stopped_early", "stopped at step 24", 0),
+        ({}, "stopped_early", "scheduler: not among the best at step 24", 0),
         ({"state": "completed", "final": True}, "completed", "", 0),
         (
             {"state": "diverged", "reason": "the loss is NaN", "objective": math.nan, "metrics": {}},
@@ -393,7 +394,7 @@ def test_a_server_that_is_lost_later_means_offline_from_then_on(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(wandb, "login", lambda **_: True)
-    monkeypatch.setattr(tracking, "INIT_SECONDS", 1.0)
+    monkeypatch.setattr(wandb_runs, "INIT_SECONDS", 1.0)
     mine = tracker("online")
     for one in (trial("t0000"), trial("t0001")):
         start(mine, one)
@@ -483,9 +484,10 @@ def test_the_hint_is_a_command_that_finds_the_runs_and_empty_once_they_are_synce
     assert mine.sync_hint() == ""
     mine.log_baseline("zero_shot", {"accuracy": 0.3}, {})
     mine.close()
-    monkeypatch.setattr(tracking.shutil, "which", lambda name: None)  # the environment is not active
+    monkeypatch.chdir(folder.root.parent.parent)
+    monkeypatch.setattr(place.shutil, "which", lambda name: None)  # the environment is not active
     hint = mine.sync_hint()
-    assert hint == f"{sys.executable} -m wandb sync '{folder.root}/wandb'"
+    assert hint.endswith("/bin/wandb sync 'runs/my sweep/wandb'")
     shown = subprocess.run(f"{hint} --dry-run", shell=True, capture_output=True, text=True, check=True)
     assert "Would sync 1 run(s)" in shown.stdout + shown.stderr
     (file,) = folder.root.glob("wandb/*/*.wandb")

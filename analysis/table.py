@@ -1,0 +1,168 @@
+"""The leaderboard to look at: a Rich table for a terminal, aligned text for a pipe. Both drop what does not fit."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from analysis.folder import State
+from analysis.metrics import METRICS
+from analysis.rows import Row
+
+_HEADS = {"precision": "prec"}  # of config keys whose name is much wider than their values
+_ALWAYS, _WANTED, _CONFIG, _MORE = range(4)  # the higher, the sooner a column is dropped
+_WANTED_METRICS = ("accuracy", "macro_f1", "perplexity", "bias.crows_pairs.pct")
+_STYLES: dict[str, str] = {
+    State.STOPPED_EARLY: "dim",
+    State.PENDING: "dim",
+    State.DIVERGED: "red",
+    State.OUT_OF_MEMORY: "red",
+    State.FAILED: "red",
+}
+
+
+@dataclass(frozen=True)
+class _Column:
+    """``head`` may have two lines."""
+
+    head: tuple[str, ...]
+    cells: list[str]
+    keep: int
+    left: bool = False
+
+    @property
+    def width(self) -> int:
+        return max(cell_len(text) for text in (*self.head, *self.cells))
+
+
+def render(rows: Sequence[Row], width: int, by: Sequence[str] = ()) -> RenderableType:
+    """A Rich table no wider than ``width``, with the reasons below it.
+
+    Args:
+        rows: ranked.
+        width: in terminal cells.
+        by: metrics that they are ranked by: their columns are dropped last.
+    """
+    if not rows:
+        return Text("No trial has started.")
+    columns, gap, dropped = _fit(_columns(rows, by), width)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0))
+    for column in columns:
+        table.add_column("\n".join(column.head), justify="left" if column.left else "right", no_wrap=True)
+    best = next((row for row in rows if row.kind == "trial" and row.status == State.COMPLETED and row.final), None)
+    for i, row in enumerate(rows):
+        style = "bold green" if row is best else "cyan" if row.kind == "baseline" else _STYLES.get(row.status, "")
+        table.add_row(*(Text(column.cells[i]) for column in columns), style=style)
+    return Group(table, *(Text(line, style="dim") for line in _below(rows, dropped)))
+
+
+def plain(rows: Sequence[Row], width: int = 120, by: Sequence[str] = ()) -> str:
+    """The same as aligned text, for pipes and logs."""
+    if not rows:
+        return "No trial has started."
+    columns, gap, dropped = _fit(_columns(rows, by), width)
+    heads = max(len(column.head) for column in columns)
+    lines = [[(*[""] * (heads - len(c.head)), *c.head)[i] for c in columns] for i in range(heads)]
+    lines += [[column.cells[i] for column in columns] for i in range(len(rows))]
+    text = [(" " * gap).join(_pad(cell, c) for cell, c in zip(line, columns, strict=True)) for line in lines]
+    return "\n".join(line.rstrip() for line in [*text, *_below(rows, dropped)])
+
+
+def _columns(rows: Sequence[Row], by: Sequence[str]) -> list[_Column]:
+    columns = [
+        _Column(("#",), [str(row.rank) for row in rows], _ALWAYS),
+        _Column(("trial",), [row.trial_id for row in rows], _ALWAYS, left=True),
+        _Column(("status",), [row.status.replace("_", " ") for row in rows], _ALWAYS, left=True),
+        _Column(("score",), [_decimals(row.objective, 3) for row in rows], _ALWAYS),
+    ]
+    there = {name for row in rows for name in row.metrics}
+    for name, metric in METRICS.items():
+        if name in there:
+            keep = _ALWAYS if name in by else _WANTED if name in _WANTED_METRICS else _MORE
+            values = [row.metrics.get(name, math.nan) for row in rows]
+            digits = metric.decimals
+            cells = [_significant(v) if digits is None else _decimals(v, digits) for v in values]
+            columns.append(_Column((metric.head,), cells, keep))
+    paths = list(dict.fromkeys(path for row in rows for path in row.config))
+    for path in paths:
+        cells = [_setting(row.config.get(path)) for row in rows]
+        columns.append(_Column(_config_head(path, paths), cells, _CONFIG))
+    columns.append(_Column(("step",), [str(row.step) for row in rows], _MORE))
+    columns.append(_Column(("items",), [str(row.n_items) if row.metrics else "-" for row in rows], _MORE))
+    return columns
+
+
+def _fit(columns: list[_Column], width: int) -> tuple[list[_Column], int, int]:
+    """The columns that fit, the cells between them, and how many columns were dropped."""
+    shown = list(columns)
+    while _total(shown, 1) > width and (droppable := [c for c in shown if c.keep != _ALWAYS]):
+        worst = max(column.keep for column in droppable)
+        shown.remove([column for column in droppable if column.keep == worst][-1])
+    return shown, 2 if _total(shown, 2) <= width else 1, len(columns) - len(shown)
+
+
+def _total(columns: list[_Column], gap: int) -> int:
+    return sum(column.width for column in columns) + gap * (len(columns) - 1)
+
+
+def _below(rows: Sequence[Row], dropped: int) -> list[str]:
+    """Why trials ended, each reason once, and where the columns are that did not fit."""
+    trials: dict[str, list[str]] = {}
+    for row in rows:
+        if row.reason:
+            trials.setdefault(row.reason, []).append(row.trial_id)
+    lines = [f"{', '.join(ids)}: {_printable(reason)}" for reason, ids in trials.items()]
+    if dropped:
+        lines.append(f"{dropped} more column{'s' if dropped > 1 else ''} in leaderboard.csv")
+    return ["", *lines] if lines else []
+
+
+def _config_head(path: str, paths: Sequence[str]) -> tuple[str, ...]:
+    """The last part of a path, a line a word; the whole path where another one ends alike."""
+    leaf = path.rsplit(".", 1)[-1]
+    if sum(other.rsplit(".", 1)[-1] == leaf for other in paths) > 1:
+        return tuple(path.split(".", 1))
+    return tuple(_HEADS.get(path, leaf).split("_"))
+
+
+def _pad(text: str, column: _Column) -> str:
+    space = " " * (column.width - cell_len(text))
+    return text + space if column.left else space + text
+
+
+def _decimals(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+
+
+def _significant(value: float) -> str:
+    """Four significant digits, never an exponent below a million."""
+    if not math.isfinite(value):
+        return "-"
+    if abs(value) >= 1e6:
+        return _exponent(value)
+    return f"{value:.{max(0, 3 - math.floor(math.log10(max(abs(value), 1.0))))}f}"
+
+
+def _setting(value: Any) -> str:
+    if value is None:
+        return "-"
+    if not isinstance(value, float):
+        return _printable(str(value))
+    return _exponent(value) if value and abs(value) < 0.01 else f"{value:.3g}"
+
+
+def _exponent(value: float) -> str:
+    """Such as 4.2e-4: two digits, no padding of the exponent."""
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def _printable(text: str) -> str:
+    """Without line breaks and terminal escapes, which an error's message may hold."""
+    return "".join(c if c.isprintable() else " " for c in text)

@@ -1,0 +1,50 @@
+"""What a sweep prints at its end: its leaderboard, and the commands that come next. Imports neither Ray nor torch."""
+
+import shutil
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from analysis import leaderboard
+from analysis.folder import SweepFolder
+from analysis.leaderboard import Row
+from sweeps.place import program, typed
+
+
+def show_leaderboard(folder: SweepFolder, rows: Sequence[Row], by: Sequence[str] = ()) -> None:
+    """Print ranked rows and the verdict on them: a table on a terminal, plain text in a pipe.
+
+    Args:
+        by: metrics that they are ranked by, where it is not the objective.
+    """
+    width = shutil.get_terminal_size((120, 24)).columns
+    if sys.stdout.isatty():
+        Console(width=width).print(leaderboard.render(rows, width, by))
+    else:
+        print(leaderboard.plain(rows, width, by))
+    print("\n" + leaderboard.verdict(folder, rows))
+
+
+def show_next(folder: SweepFolder, rows: Sequence[Row], interrupted: bool, sync: str) -> None:
+    """Print where the results are, and commands that can be typed as they stand.
+
+    Args:
+        interrupted: the sweep can be gone on with.
+        sync: uploads offline W&B runs; empty where there is nothing to upload.
+    """
+    shown, lorasweep = typed(folder.root), program()
+    print(f"\nResults: {shown}/  (leaderboard.csv, trials/, sweep.yaml)")
+    commands = []
+    if interrupted:
+        commands.append((f"{lorasweep} resume {shown}", "go on from the last rungs"))
+    commands.append((f"{lorasweep} rank {shown} --by accuracy", "rank by another metric"))
+    best = next((row for row in rows if row.kind == "trial" and row.status == "completed"), None)
+    if best is not None:
+        export = f"{lorasweep} export {shown} {best.trial_id}"
+        commands.append((f"{export} --to adapter", "the best adapter, for plain PEFT"))
+        commands.append((f"{export} --to model --merge", "or merged into its base model"))
+    if sync:
+        commands.append((sync, "upload the offline W&B runs"))
+    width = max(len(command) for command, _ in commands)
+    print("\nNext:", *(f"  {command:<{width}}  # {what}" for command, what in commands), sep="\n")

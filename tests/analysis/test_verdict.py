@@ -1,0 +1,174 @@
+"""The sentences below the leaderboard."""
+
+from typing import Any
+
+import pytest
+
+from analysis import leaderboard
+from analysis.folder import State
+
+
+def verdict(sweep: Any, by: list[str] | None = None) -> list[str]:
+    return leaderboard.verdict(sweep.folder, leaderboard.build(sweep.folder, by)).splitlines()
+
+
+def test_a_clear_win_is_told_in_points_with_a_paired_interval_above_zero(sweep: Any) -> None:
+    sweep.untuned(0.65, hits=104)
+    sweep.trial("t0003", 0.875, hits=140, step=16)
+    line = verdict(sweep)[0]
+    assert line.startswith(
+        "The best trial, t0003, beats the untuned model by 22.5 points of accuracy (87.5 % against 65.0 %);"
+        " paired 95 % interval [16."
+    )
+    assert line.endswith("] points on 160 items.")
+
+
+def test_an_interval_with_zero_in_it_is_called_that(sweep: Any) -> None:
+    sweep.untuned(0.65, hits=104)
+    sweep.trial("t0003", 0.66, hits=0)
+    files = sweep.folder.trial("t0003")
+    sweep.items(files, 24, hits=56, n=160)  # the first 56 right …
+    items = files.read_items("task", "validation", 24)
+    flip = {"sport": "science", "science": "sport"}
+    items["prediction"][104:154] = [flip[p] for p in items["prediction"][104:154]]  # … and 50 others
+    files.write_items("task", "validation", 24, items)
+    line = verdict(sweep)[0]
+    assert "t0003, is 1.2 points of accuracy above the untuned model (66.0 % against 65.0 %)" in line
+    assert line.endswith("on 160 items: it includes zero, so the difference may be chance.")
+
+
+def test_a_trial_below_the_untuned_model_does_not_beat_it(sweep: Any) -> None:
+    sweep.untuned(0.75, hits=120)
+    sweep.trial("t0003", 0.65, hits=104)
+    line = verdict(sweep)[0]
+    assert "t0003, does not beat the untuned model: it is 10.0 points of accuracy below (65.0 % against 75.0 %)" in line
+    assert "includes zero" not in line
+
+
+def test_the_same_answers_are_no_difference(sweep: Any) -> None:
+    sweep.untuned(0.75, hits=120)
+    sweep.trial("t0003", 0.75, hits=120)
+    line = verdict(sweep)[0]
+    assert "t0003, has the same accuracy as the untuned model (75.0 % against 75.0 %)" in line
+    assert "interval [0.0, 0.0] points on 160 items: it includes zero" in line
+
+
+def test_only_items_that_both_were_scored_on_are_compared_and_that_is_said(sweep: Any) -> None:
+    sweep.trial("t0003", 0.9, hits=160)
+    sweep.items(sweep.untuned(0.6), 0, hits=80, shift=40)
+    assert "on 120 items that both were scored on." in verdict(sweep)[0]
+
+
+def test_the_best_baseline_is_the_one_to_beat(sweep: Any) -> None:
+    sweep.untuned(0.5, hits=80, crows=60.0)
+    sweep.trial("few_shot", 0.7, hits=112, kind="baseline", step=0)
+    sweep.trial("t0000", 0.9, hits=144)
+    assert "beats the baseline few_shot by 20.0 points" in verdict(sweep)[0]
+
+
+def test_the_best_trial_is_the_first_that_completed_and_by_another_metric_another(sweep: Any) -> None:
+    sweep.untuned(0.5, hits=80)
+    sweep.trial("t0000", sweep.metrics(0.8) | {"log_loss": 0.1}, hits=128)
+    sweep.trial("t0001", 0.9, hits=144)
+    sweep.trial("t0002", 0.99, State.STOPPED_EARLY)
+    assert verdict(sweep)[0].startswith("The best trial, t0001,")
+    assert verdict(sweep, ["log_loss"])[0].startswith("The best trial, t0000,")
+
+
+def test_the_best_of_several_is_called_optimistic_and_a_lone_one_not(sweep: Any) -> None:
+    sweep.untuned(0.5, hits=80)
+    sweep.trial("t0000", 0.8, hits=128)
+    assert not any("chosen" in line for line in verdict(sweep))
+    sweep.trial("t0001", 0.7, hits=112)
+    assert verdict(sweep)[1] == (
+        "t0000 was chosen among 2 completed trials on these same items: expect a little less on new ones."
+    )
+
+
+def test_without_a_baseline_it_says_how_to_get_one(sweep: Any) -> None:
+    sweep.trial("t0000", 0.8, hits=128)
+    assert verdict(sweep)[0] == (
+        "The best trial, t0000, has accuracy 80.0 % on 160 items. There is no baseline to compare it with:"
+        " baselines=[zero_shot] scores the untuned model too."
+    )
+
+
+def test_a_baseline_that_was_not_scored_is_no_comparison(sweep: Any) -> None:
+    sweep.trial("t0000", 0.8, hits=128)
+    sweep.trial("zero_shot", None, State.FAILED, kind="baseline", reason="worker died")
+    line = verdict(sweep)[0]
+    assert line.endswith("The untuned model is there to compare it with, but is failed (worker died).")
+
+
+def test_without_a_completed_trial_it_counts_the_outcomes_and_tells_the_baseline(sweep: Any) -> None:
+    sweep.untuned(0.656, hits=105)
+    sweep.trial("t0000", 0.8, State.STOPPED_EARLY)
+    sweep.trial("t0001", 0.7, State.STOPPED_EARLY)
+    sweep.trial("t0002", None, State.OUT_OF_MEMORY)
+    assert verdict(sweep) == [
+        "No trial has completed: 2 stopped early, 1 out of memory.",
+        "The untuned model has accuracy 65.6 % on 160 items.",
+    ]
+
+
+def test_a_trial_called_completed_whose_final_scoring_is_lost_is_not_the_best(sweep: Any) -> None:
+    files = sweep.trial("t0000", 0.8)
+    lines = files.metrics_file.read_text().splitlines()
+    files.metrics_file.write_text(lines[0] + "\n" + lines[1][:40])
+    [line] = verdict(sweep)
+    assert line.startswith("No trial has been scored on all validation items: its final scoring is not in")
+
+
+def test_an_empty_sweep_says_that_nothing_started(sweep: Any) -> None:
+    assert verdict(sweep) == ["No trial has started."]
+
+
+@pytest.mark.parametrize("damage", ["missing", "torn", "stub", "column"])
+def test_item_tables_that_cannot_be_used_leave_the_figures_without_an_interval(sweep: Any, damage: str) -> None:
+    sweep.untuned(0.5, hits=80)
+    files = sweep.trial("t0000", 0.8, hits=128)
+    table = files.items_file("task", "validation", 24)
+    if damage == "missing":
+        table.unlink()
+    elif damage == "stub":
+        table.write_bytes(b"PAR1")
+    elif damage == "torn":
+        table.write_bytes(table.read_bytes()[:-20])
+    else:
+        files.write_items("task", "validation", 24, {"item_id": ["a"], "label": ["b"]})
+    line = verdict(sweep)[0]
+    assert line.startswith(
+        "The best trial, t0000, has accuracy 80.0 % against 50.0 % of the untuned model. There is no"
+    )
+    assert "interval" in line
+
+
+def test_item_tables_without_a_common_item_leave_no_interval(sweep: Any) -> None:
+    sweep.items(sweep.untuned(0.5), 0, hits=5, n=10, shift=1000)
+    sweep.trial("t0000", 0.8, hits=128)
+    assert "The two have no scored item in common" in verdict(sweep)[0]
+
+
+def test_bias_of_the_best_trial_stands_beside_the_untuned_models(sweep: Any) -> None:
+    sweep.untuned(0.5, hits=80, crows=65.0)
+    sweep.trial("t0000", sweep.metrics(0.8, crows=58.3), hits=128)
+    assert verdict(sweep)[-1] == (
+        "CrowS-Pairs (50 % shows no preference; ± standard error): t0000 58.3 % ± 6.3; the untuned model 65.0 % ± 6.3."
+    )
+
+
+def test_bias_stands_alone_without_the_untuned_model(sweep: Any) -> None:
+    sweep.trial("t0000", sweep.metrics(0.8, crows=58.3))
+    assert verdict(sweep)[-1].endswith("t0000 58.3 % ± 6.3.")
+
+
+def test_bias_that_was_not_measured_is_not_mentioned_but_that_the_ranking_leaves_it_out(sweep: Any) -> None:
+    sweep.trial("t0000", {"accuracy": 0.8, "macro_f1": 0.8})
+    lines = verdict(sweep)
+    assert not any("CrowS" in line for line in lines)
+    assert lines[-1] == "The ranking leaves out what was not measured: bias.crows_pairs.distance."
+
+
+def test_an_accuracy_that_could_not_be_computed_is_not_known(sweep: Any) -> None:
+    sweep.trial("t0000", {"macro_f1": 0.8, "accuracy": float("nan")})
+    assert "t0000, has accuracy not known on 160 items" in verdict(sweep)[0]

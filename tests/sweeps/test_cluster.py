@@ -1,0 +1,105 @@
+"""A sweep on a running Ray cluster: two nodes, both on this machine, that ask for a token."""
+
+import csv
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from analysis.folder import SweepFolder
+from sweeps.place import package_root
+
+LOOK = """
+import json, ray, sys, time
+ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
+nodes = sorted(node["NodeName"] for node in ray.nodes() if node["Alive"])
+gives_up = time.monotonic() + 30
+while (free := ray.available_resources().get("CPU")) != 4 and time.monotonic() < gives_up:
+    time.sleep(0.2)  # Ray takes a moment to see that the driver is gone
+print(json.dumps([nodes, free]))
+"""
+
+
+@dataclass
+class RayCluster:
+    address: str
+    environment: dict[str, str]
+    processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+
+    def start_node(self, name: str, log: Path, *options: str) -> None:
+        command = [Path(sys.executable).with_name("ray"), "start", "--block", f"--node-name={name}", "--num-cpus=2"]
+        # Two nodes on one machine: no port may be a fixed one.
+        command += ["--object-store-memory=80000000", "--min-worker-port=0", "--max-worker-port=0", *options]
+        with log.open("wb") as out:
+            process = subprocess.Popen(command, env={**os.environ, **self.environment}, stdout=out, stderr=out)
+        self.processes.append(process)
+        gives_up = time.monotonic() + 60
+        while b"Ray runtime started" not in log.read_bytes():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < gives_up, log.read_text()
+            time.sleep(0.1)
+
+    def look(self) -> tuple[list[str], float]:
+        """Names of the living nodes, and CPUs that nobody claims."""
+        command, environment = [sys.executable, "-c", LOOK, self.address], {**os.environ, **self.environment}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
+        assert done.returncode == 0, done.stderr
+        nodes, free = json.loads(done.stdout)
+        return nodes, free
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def cluster() -> Iterator[RayCluster]:
+    """Nodes ``alpha`` and ``beta`` with two CPUs each."""
+    scratch = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # the path of a socket must be short
+    (scratch / "token").write_text("a-token-of-this-test-0123456789abcdef")
+    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(scratch / "token")}
+    environment |= {"PYTHONPATH": package_root(), "RAY_USAGE_STATS_ENABLED": "0"}
+    port = free_port()
+    running = RayCluster(f"127.0.0.1:{port}", environment)
+    try:
+        head = ("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={scratch}/s")
+        running.start_node("alpha", scratch / "alpha.log", *head)
+        running.start_node("beta", scratch / "beta.log", f"--address={running.address}")
+        yield running
+    finally:
+        for process in reversed(running.processes):
+            process.terminate()
+            process.wait(60)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def test_a_sweep_uses_all_nodes_of_a_cluster_and_leaves_it_running(cluster, lorasweep, tiny, tmp_path):
+    command = lorasweep(tmp_path, cluster.environment)
+    done = command(
+        "run", *tiny("llama", "search.trials=3", "sweep.name=two", "resources.threads=1", "tracking=none"),
+        f"ray.address={cluster.address}",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    folder = SweepFolder(tmp_path / "runs" / "two")
+    statuses = [trial.read_status() for trial in folder.trials()]
+    assert {status.where for status in statuses} == {"alpha: CPU, 1 thread", "beta: CPU, 1 thread"}
+    assert {status.state for status in statuses} <= {"completed", "stopped_early"}
+    for trial in folder.trials():
+        assert trial.read_items("task", "validation", trial.read_metrics()[-1].step)["item_id"]
+        assert (trial.adapter_dir / "adapter_config.json").exists()
+    with folder.leaderboard_file.open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4
+    assert command.processes() == []
+    assert cluster.look() == (["alpha", "beta"], 4)
+    assert [process.poll() for process in cluster.processes] == [None, None]
