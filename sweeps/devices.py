@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import os
+import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from sweeps.worker import DeviceWorker, WorkerFacts
 
 NAMESPACE = "lorasweep"
 _PROXY_CPUS = 0.5  # of a node; a proxy claims a thousandth
+_CONNECT_SECONDS = 10
 _START_SECONDS = 60  # importing torch on a busy machine takes a part of it
 _CPU_WORKERS = 8  # more proxies than this take longer to start than they save
 
@@ -37,8 +39,9 @@ def ray_running(config: SweepConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # Tune's CSV, JSON and TensorBoard copies of every result
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # Tune logs a traceback for every trial that fails or is stopped by Ctrl-C; its reason is in the leaderboard.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray of our own reports to nobody
+    # Ray prints a traceback for every trial that fails or is stopped by Ctrl-C; its reason is in the leaderboard.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     address = config.ray.address
     options: dict[str, Any] = {
         "namespace": NAMESPACE,
@@ -53,8 +56,9 @@ def ray_running(config: SweepConfig) -> Iterator[None]:
     else:
         options["address"] = address
     try:
+        _check_listening(address)
         ray.init(**options)
-    except (AuthenticationError, ConnectionError, ValueError, RuntimeError) as error:
+    except (AuthenticationError, OSError, OverflowError, ValueError, RuntimeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise HardwareError(
             f"ray.address={address}: cannot connect ({first}). Is the cluster running (`ray status`)? A cluster with"
@@ -65,6 +69,13 @@ def ray_running(config: SweepConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_listening(address: str | None) -> None:
+    """Raises OSError where nothing listens at HOST:PORT: Ray itself would try for many minutes."""
+    host, separator, port = (address or "").removeprefix("ray://").rpartition(":")
+    if separator and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
 
 
 def _worker_environment() -> dict[str, str]:

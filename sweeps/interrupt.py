@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -55,6 +56,8 @@ class Interrupt(Stopper):
     def _caught(self, number: int, frame: Any) -> None:
         if self._event.is_set():
             self._progress.close()
+            # Threads that are still at work find no Ray any more; what they say of it helps nobody.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
             # In a thread, and not for long: what the signal interrupted may hold Ray's locks.
             shutdown = threading.Thread(target=ray.shutdown, daemon=True)
             shutdown.start()

@@ -4,6 +4,7 @@ One call of ``step`` is one rung. The proxy's actor is reused for the next trial
 costs milliseconds of orchestration.
 """
 
+import contextlib
 import json
 import math
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayActorError
 
 from analysis.folder import MetricsRow, State, SweepFolder
 from analysis.objective import Objective
@@ -134,4 +136,5 @@ class TrialProxy(tune.Trainable):
     def _release(self) -> None:
         if self.worker is not None:
             worker, self.worker = self.worker, None
-            ray.get(worker.end.remote(self.trial.trial_id, str(State.STOPPED_EARLY)))
+            with contextlib.suppress(RayActorError):  # a worker that is gone has no slots to free
+                ray.get(worker.end.remote(self.trial.trial_id, str(State.STOPPED_EARLY)))

