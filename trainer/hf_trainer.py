@@ -143,6 +143,13 @@ class RungTrainer(Trainer):
             raise Diverged(f"the loss was {loss.item()} in step {inputs['step'] + 1}")
         return loss
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Trainer's hook after clipping: an infinite norm would have clipped every step to nothing, unseen."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not math.isfinite(float(norm)):
+            raise Diverged(f"the gradient norm was {float(norm)} in step {self.start + self.state.global_step + 1}")
+        return norm
+
     def optimizer_tensors(self) -> dict[str, torch.Tensor]:
         """AdamW's moments by parameter name, on the CPU: what ``moments`` takes."""
         assert self.optimizer is not None

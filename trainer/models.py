@@ -143,12 +143,19 @@ def load_base(config: ModelConfig, precision: str, task: str, labels: int, devic
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **arguments)
         model, missing = _load_weights(where, precision, task, labels, device, arguments, bool(gguf))
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{where}: cannot be loaded for task={task}: {first}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     model.config.pad_token_id = tokenizer.pad_token_id  # heads of decoders find a row's last token by it
+    if task == "completion" and missing:
+        raise ModelError(
+            f"{where}: the weights hold no language-model head (missing: {', '.join(sorted(missing)[:3])}), so it"
+            " cannot complete text. Use task=classification, or a decoder."
+        )
     heads: frozenset[str] = frozenset()
     if task == "classification":
         top = {name for name, _ in model.named_children()}

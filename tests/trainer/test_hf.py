@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, get_scheduler
 
+from analysis.errors import ModelError
 from analysis.folder import State, TrialFolder
 from trainer.batches import micro_batches
 from trainer.config import TrialConfig
@@ -214,6 +215,21 @@ def test_a_loss_that_is_not_finite_is_a_result_and_frees_the_slot(
     assert isinstance(ended, Ended)
     assert (ended.state, ended.reason, ended.step) == (State.DIVERGED, "the loss was nan in step 3", 2)
     assert isinstance(run(engine, make_trial("llama"), tmp_path / "next")[-1], Ended)
+
+
+def test_an_infinite_gradient_norm_is_a_result_and_not_a_trial_that_never_steps(
+    make_trial: Callable[..., TrialConfig], materials: Materials, tmp_path: Path
+) -> None:
+    trial = make_trial("llama", alpha_rule="fixed", alpha_value=1e38)
+    (ended,) = run(HfEngine(materials, accuracy), trial, tmp_path)
+    assert isinstance(ended, Ended)
+    assert (ended.state, ended.reason) == (State.DIVERGED, "the gradient norm was inf in step 1")
+
+
+def test_an_encoder_is_no_model_for_completion(make_trial: Callable[..., TrialConfig], materials: Materials) -> None:
+    trial = make_trial("bert", name="completion")
+    with pytest.raises(ModelError, match="no language-model head"):
+        materials.base(trial)
 
 
 def test_a_metric_that_is_not_finite_is_a_result(
