@@ -79,7 +79,7 @@ def _check_listening(address: str | None) -> None:
 
 
 def _worker_environment() -> dict[str, str]:
-    names = ("HF_HUB_OFFLINE", "HF_HOME", "LORASWEEP_CACHE", "LORASWEEP_ANY_CODE", "TRANSFORMERS_OFFLINE")
+    names = ("HF_HUB_OFFLINE", "HF_HOME", "LORASWEEP_CACHE", "TRANSFORMERS_OFFLINE")
     passed = {name: os.environ[name] for name in names if name in os.environ}
     return {"TOKENIZERS_PARALLELISM": "false", "RAY_TRAIN_V2_ENABLED": "1", **passed}
 

@@ -66,7 +66,7 @@ class DeviceWorker:
     """
 
     def __init__(self, engine: str, objective: Objective, threads: int, node: str, root: str):
-        if package_root() != root and os.environ.get("LORASWEEP_ANY_CODE") != "1":
+        if package_root() != root:
             raise LorasweepError(
                 f"this worker imports lorasweep from {package_root()}, the driver from {root}."
                 " Install the same checkout at the same place on every node."
@@ -110,7 +110,7 @@ class DeviceWorker:
         return await self._events[trial_id].get()
 
     async def proceed(self, trial_id: str) -> None:
-        await self._ask(partial(self._proceed, trial_id))
+        await self._ask(lambda: self.engine.proceed(trial_id))
 
     async def end(self, trial_id: str, state: str) -> None:
         """Free a trial's slot; nothing happens where it has none."""
@@ -149,13 +149,13 @@ class DeviceWorker:
         if not hasattr(self, "_engine"):
             import torch
 
-            from trainer.hf import HfEngine
+            from trainer.engines import make_engine
             from trainer.materials import Materials
             from trainer.models import best_device
 
             torch.set_num_threads(self.threads)
             self._materials = Materials(best_device())
-            self._engine = HfEngine(self._materials, self.objective.score)
+            self._engine = make_engine(self.engine_name, self._materials, self.objective.score)
         return self._engine
 
     @property
@@ -206,9 +206,6 @@ class DeviceWorker:
         if isinstance(admission, Admitted):
             self._folders[trial.trial_id] = folder
         return admission
-
-    def _proceed(self, trial_id: str) -> None:
-        self.engine.proceed(trial_id)
 
     def _end(self, trial_id: str, state: State) -> None:
         folder = self._folders.pop(trial_id, None)
