@@ -17,6 +17,7 @@ from trainer.config import (
     PRECISIONS,
     BiasConfig,
     DataConfig,
+    EngineConfig,
     EvalConfig,
     LoraSettings,
     ModelConfig,
@@ -25,14 +26,10 @@ from trainer.config import (
     TrainConfig,
     TrialConfig,
     key,
+    pack_refusal,
 )
 
 BASELINES = ("zero_shot",)
-
-
-@dataclass
-class EngineConfig:
-    name: str = key("hf", choices=("hf",))
 
 
 @dataclass
@@ -216,8 +213,25 @@ def check_sweep(config: SweepConfig) -> None:
     slots = config.resources.slots
     if isinstance(slots, str) and slots != "auto":
         raise ConfigError(f"resources.slots={slots!r}: expected auto or a whole number of at least 1.")
+    _check_engine(config)
     _check_objective(config)
     _check_scheduler(config)
+
+
+def _check_engine(config: SweepConfig) -> None:
+    engine = config.engine
+    if engine.name == "packed":
+        refusal = pack_refusal(config.lora)
+        if refusal:
+            raise ConfigError(refusal)
+        return
+    if engine.kernel != "auto":
+        raise ConfigError(f"engine.kernel={engine.kernel} with engine=hf: only packs have kernels. Use engine=packed.")
+    if isinstance(config.resources.slots, int) and config.resources.slots > 1:
+        raise ConfigError(
+            f"resources.slots={config.resources.slots} with engine=hf, which trains one trial at a time."
+            " Use engine=packed, or a share of a GPU for each trial: resources.gpus_per_trial=0.5"
+        )
 
 
 def _check_sources(config: SweepConfig) -> None:

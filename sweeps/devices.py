@@ -24,7 +24,6 @@ NAMESPACE = "lorasweep"
 _PROXY_CPUS = 0.5  # of a node; a proxy claims a thousandth
 _CONNECT_SECONDS = 10
 _START_SECONDS = 60  # importing torch on a busy machine takes a part of it
-_CPU_WORKERS = 8  # more proxies than this take longer to start than they save
 
 
 @contextlib.contextmanager
@@ -141,7 +140,9 @@ def start_workers(config: SweepConfig, objective: Objective) -> list[Any]:
             runtime_env={"env_vars": {**_worker_environment(), "OMP_NUM_THREADS": str(seat.threads)}},
             name=f"device-{uuid.uuid4().hex[:8]}",
         )
-        workers.append(make.remote(config.engine.name, objective, seat.threads, seat.node, package_root()))
+        slots = config.resources.slots if isinstance(config.resources.slots, int) else None
+        arguments = (config.engine, slots, objective, seat.threads, seat.node, package_root())
+        workers.append(make.remote(*arguments))
     return workers
 
 
@@ -164,11 +165,15 @@ def facts_of(workers: list[Any], folder: str, note: Callable[[str], None]) -> li
         ) from error
 
 
-def max_concurrent(config: SweepConfig, workers: int) -> int:
-    """Trials that run at a time: a slot each, unless the config says fewer."""
-    most = config.ray.max_concurrent_trials or _CPU_WORKERS
-    slots = config.resources.slots
-    return max(1, min(most, workers * (slots if isinstance(slots, int) else 1)))
+def max_concurrent(config: SweepConfig, capacities: Sequence[int]) -> int:
+    """Trials that run at a time: as many as the devices take side by side, unless the config says fewer.
+
+    Args:
+        config: ``ray.max_concurrent_trials`` and ``search.trials``.
+        capacities: trials that each device worker takes.
+    """
+    asked = config.ray.max_concurrent_trials or sum(capacities)
+    return max(1, min(asked, sum(capacities), config.search.trials))
 
 
 def answer(reference: Any) -> Any:

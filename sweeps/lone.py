@@ -55,7 +55,7 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     values = dict(composed.start[0]) if composed.start else {}
     trial = composed.trial("t0000", values)
     materials = Materials(device)
-    dataset, engine = materials.dataset(trial), make_engine(composed.config.engine.name, materials, objective.score)
+    dataset, engine = materials.dataset(trial), make_engine(composed.config.engine, materials, objective.score, 1)
     files = folder.trial(trial.trial_id)
     admission = engine.admit(trial, files, None)
     assert not isinstance(admission, Refused)  # the only slot is free, and what cannot run has raised

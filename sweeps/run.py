@@ -95,14 +95,16 @@ def _drive(folder: SweepFolder, composed: Composed, progress: Progress, manifest
         progress.phase("loading model and data")
         first = composed.trial("t0000", {**composed.start[0]} if composed.start else {})
         prepared = [worker.prepare.remote(first) for worker in workers]  # all load at the same time
-        data = [answer(reference) for reference in prepared][-1]
+        found = [asdict(answer(reference)) for reference in prepared]
+        capacities = [data.pop("slots") for data in found]
         if manifest is None:
-            manifest = make_manifest(composed, asdict(data), [asdict(f) for f in facts])
+            manifest = make_manifest(composed, found[-1], [asdict(f) for f in facts])
         else:
             manifest |= {"config": composed.resolved(), "unresolved": composed.unresolved()}
         write_manifest(folder, manifest)
         placed = list(zip(workers, (fact.where for fact in facts), strict=True))
-        sweep = _Sweep(folder, composed, objective, placed, manifest["uid"], progress)
+        concurrent = max_concurrent(composed.config, capacities)
+        sweep = _Sweep(folder, composed, objective, placed, concurrent, manifest["uid"], progress)
         interrupted = sweep.run()
         progress.phase("ranking")
     return _close(folder, progress, sweep, interrupted)
@@ -117,9 +119,11 @@ class _Sweep:
         composed: Composed,
         objective: Objective,
         workers: list[tuple[Any, str]],
+        concurrent: int,
         uid: str,
         progress: Progress,
     ):
+        self.concurrent = concurrent
         self.folder, self.composed, self.workers, self.progress = folder, composed, workers, progress
         config = composed.config
         records = list(read_lines(folder.asks_file))
@@ -178,7 +182,7 @@ class _Sweep:
                 search_alg=self.search,
                 scheduler=self.scheduler,
                 num_samples=-1,
-                max_concurrent_trials=max_concurrent(self.composed.config, len(self.workers)),
+                max_concurrent_trials=self.concurrent,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(

@@ -19,7 +19,7 @@ from analysis.errors import FolderError, LorasweepError
 from analysis.folder import MetricsRow, State, TrialFolder
 from analysis.objective import Objective
 from sweeps.place import package_root
-from trainer.config import TrialConfig
+from trainer.config import EngineConfig, TrialConfig
 from trainer.engine import Admission, Admitted, Ended, Event, Refused, RungResult
 
 KEPT_CHECKPOINTS = 2
@@ -46,26 +46,38 @@ class WorkerFacts:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What data and model turned out to be: rows by split, labels, sha256 of the data, parameters of the base model."""
+    """What data and model turned out to be, and what the device can do with them.
+
+    Attributes:
+        rows: by split.
+        labels: sorted class names.
+        fingerprint: sha256 of the data.
+        parameters: of the base model.
+        slots: trials like the one asked about that the device takes side by side.
+    """
 
     rows: dict[str, int]
     labels: tuple[str, ...]
     fingerprint: str
     parameters: int
+    slots: int
 
 
 class DeviceWorker:
     """Made an actor by ``sweeps/run.py``.
 
     Args:
-        engine: name of the engine.
+        engine: which engine, and how it trains.
+        slots: most trials at a time; None leaves it to the engine.
         objective: picks each trial's best rung.
         threads: CPU threads for arithmetic.
         node: name of the Ray node that it is on.
         root: where the driver's packages are; the worker's must be the same code.
     """
 
-    def __init__(self, engine: str, objective: Objective, threads: int, node: str, root: str):
+    def __init__(
+        self, engine: EngineConfig, slots: int | None, objective: Objective, threads: int, node: str, root: str
+    ):
         if package_root() != root:
             raise LorasweepError(
                 f"this worker imports lorasweep from {package_root()}, the driver from {root}."
@@ -75,7 +87,7 @@ class DeviceWorker:
         self.threads = threads
         self.node = node
         self.objective = objective
-        self.engine_name = engine
+        self.settings, self.slots = engine, slots
         self._events: dict[str, asyncio.Queue[Event]] = {}
         self._folders: dict[str, TrialFolder] = {}
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -135,13 +147,17 @@ class DeviceWorker:
 
     def _own_engine(self) -> None:
         while True:
-            events = self.engine.advance() if self._folders else []
+            events = self.engine.advance(self._asked) if self._folders else []
             for event in events:
                 self._post(event)
             if not events:
                 self._commands.get()()  # nothing trains: wait
             while not self._commands.empty():
                 self._commands.get()()
+
+    def _asked(self) -> bool:
+        """Whether somebody wants something between two steps: a slot refilled, a rung's decision."""
+        return not self._commands.empty()
 
     @property
     def engine(self) -> Any:
@@ -155,7 +171,7 @@ class DeviceWorker:
 
             torch.set_num_threads(self.threads)
             self._materials = Materials(best_device())
-            self._engine = make_engine(self.engine_name, self._materials, self.objective.score)
+            self._engine = make_engine(self.settings, self._materials, self.objective.score, self.slots)
         return self._engine
 
     @property
@@ -184,7 +200,8 @@ class DeviceWorker:
         self.materials.training(trial)
         self.materials.validation(trial)
         rows = {"train": len(dataset.train), "validation": len(dataset.validation)}
-        return DataFacts(rows, dataset.labels, dataset.fingerprint, base.model.num_parameters())
+        slots = self.engine.capacity(trial)
+        return DataFacts(rows, dataset.labels, dataset.fingerprint, base.model.num_parameters(), slots)
 
     def _score_untuned(self, trial: TrialConfig, folder: TrialFolder) -> MetricsRow:
         from trainer.untuned import score_untuned
@@ -198,7 +215,7 @@ class DeviceWorker:
         except LorasweepError as error:
             return Refused(str(error), "")
         except Exception as error:  # such as no memory left for another base model
-            from trainer.hf import out_of_memory
+            from trainer.outcomes import out_of_memory
 
             state = State.OUT_OF_MEMORY if out_of_memory(error) else State.FAILED
             reason = f"while it was set up: {str(error) or type(error).__name__}".splitlines()[0][:500]

@@ -33,6 +33,14 @@ def micro_batches(trial: TrialConfig, encoded: list[Encoded], pad_token: int, st
     ]
 
 
+def batch_of(trial: TrialConfig, rows: list[Encoded], pad_token: int) -> dict[str, Any]:
+    """Any rows as one micro-batch of step 0, to try what such a batch costs."""
+    completion = trial.task.name == "completion"
+    denominator = sum(len(row.completion) for row in rows) if completion else len(rows)
+    batch = _micro_batch(rows, range(len(rows)), completion, pad_token)
+    return batch | {"step": 0, "denominator": denominator}
+
+
 def _micro_batch(rows: list[Encoded], samples: range, completion: bool, pad_token: int) -> dict[str, Any]:
     batch: dict[str, Any] = pad([row.context + row.completion for row in rows], pad_token)
     if completion:

@@ -68,6 +68,23 @@ class LoraSettings:
     alpha_value: float = key(2.0, above=0.0)
     dropout: float = key(0.0, low=0.0, high=0.95)  # probability
     targets: str = "all_linear"  # attention, all_linear, or module names joined by '+'
+    # what only engine=hf can do:
+    dora: bool = False  # weight-decomposed LoRA (Liu et al. 2024, arXiv 2402.09353)
+    bias: str = key("none", choices=("none", "all", "lora_only"))  # which biases of the base model are trained
+    modules_to_save: list[str] = field(default_factory=list)  # modules trained in full, such as [embed_tokens]
+
+
+HEAD_NAMES = frozenset({"classifier", "score"})  # what models call the head of a classification task
+KERNELS = ("auto", "loop", "bmm", "grouped")
+
+
+@dataclass
+class EngineConfig:
+    """How trials are trained. Nothing here changes a result, but for rounding."""
+
+    name: str = key("packed", choices=("packed", "hf"))
+    kernel: str = key("auto", choices=KERNELS)  # packed: of the LoRA products; auto chooses by shape
+    activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
 
 
 @dataclass
@@ -179,3 +196,21 @@ def check_trial(trial: TrialConfig) -> None:
             f"task.prompt={task.prompt!r} ends in white space, which most tokenizers join to the next word."
             " Remove it: a space is put before the label."
         )
+
+
+def pack_refusal(lora: LoraSettings) -> str:
+    """Why a pack cannot hold such an adapter, naming the option and the way out; empty where it can."""
+    options = []
+    if lora.dora:
+        options.append("lora.dora=true")
+    if lora.bias != "none":
+        options.append(f"lora.bias={lora.bias}")
+    others = [name for name in lora.modules_to_save if name not in HEAD_NAMES]
+    if others:
+        options.append(f"lora.modules_to_save=[{','.join(others)}]")
+    if not options:
+        return ""
+    return (
+        f"engine=packed cannot train {' and '.join(options)}: the trials of a pack share one frozen base model."
+        " Use engine=hf for it, or leave the option out."
+    )

@@ -35,45 +35,63 @@ def row_keys(seed: int, step: int, samples: torch.Tensor) -> torch.Tensor:
     return _mix(base.to(samples.device) ^ _mix(samples.to(torch.int64) + 1))
 
 
-def keep_mask(keys: torch.Tensor, module_key: int, shape: torch.Size, p: float) -> torch.Tensor:
-    """True where an input is kept.
+def module_key(name: str) -> int:
+    """The 32-bit key of a module, from its full name in the base model."""
+    return zlib.crc32(name.encode())
+
+
+def drop(x: torch.Tensor, keys: torch.Tensor, module_key: int, p: "float | torch.Tensor") -> torch.Tensor:
+    """``x`` with dropped inputs at zero and the others divided by 1 - p.
 
     Args:
+        x: (rows, tokens, features), or (rows, features).
         keys: (rows,) from ``row_keys``.
         module_key: 32-bit key of the module.
-        shape: of the input: (rows, tokens, features), or (rows, features).
-        p: probability of dropping.
+        p: probability of dropping; for rows that differ in it, (rows,).
     """
+    kept = keep_mask(keys, module_key, x.shape, p)
+    if isinstance(p, torch.Tensor):
+        keep_probability = (1.0 - p).to(x.dtype).view(-1, *[1] * (x.dim() - 1))
+        return x * kept / keep_probability
+    return x * kept / (1.0 - p)
+
+
+def keep_mask(keys: torch.Tensor, module_key: int, shape: torch.Size, p: "float | torch.Tensor") -> torch.Tensor:
+    """True where an input is kept; the arguments are those of ``drop``."""
+    threshold: int | torch.Tensor
+    if isinstance(p, torch.Tensor):
+        threshold = (p.double() * 2**32).to(torch.int64)[:, None]
+    else:
+        threshold = int(p * 2**32)
     rows, features = shape[0], shape[-1]
     tokens = shape.numel() // max(rows * features, 1)
     place = torch.arange(tokens * features, device=keys.device)  # counted token by token: longer padding only appends
     lanes = _mix(keys ^ module_key)[:, None] ^ _mix(place)[None, :]
-    return (_mix(lanes) >= int(p * 2**32)).view(shape)
+    return (_mix(lanes) >= threshold).view(shape)
 
 
 class KeyedDropout(nn.Module):
     """Takes the place of PEFT's ``nn.Dropout``; ``routing.keys`` must be set before each forward in training."""
 
-    def __init__(self, p: float, module_name: str, routing: "Routing"):
+    def __init__(self, p: float, module_name: str, routing: "DropoutKeys"):
         super().__init__()
         self.p = p
-        self.module_key = zlib.crc32(module_name.encode())
+        self.module_key = module_key(module_name)
         self.routing = routing
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or self.p == 0.0:
             return x
-        kept = keep_mask(self.routing.keys, self.module_key, x.shape, self.p)
-        return x * kept / (1.0 - self.p)
+        return drop(x, self.routing.keys, self.module_key, self.p)
 
 
-class Routing:
-    """Which rows the current micro-step holds; one object for one trial."""
+class DropoutKeys:
+    """Keys of the rows in the current micro-step; one object for one trial."""
 
     keys: torch.Tensor
 
 
-def use_keyed_dropout(model: nn.Module, p: float, routing: Routing) -> None:
+def use_keyed_dropout(model: nn.Module, p: float, routing: DropoutKeys) -> None:
     """Replace the dropout of every LoRA layer in ``model`` (a base model with an adapter on it)."""
     from peft.tuners.lora import LoraLayer
 

@@ -1,9 +1,11 @@
 """The interface between trials and whatever trains them. Engines know neither Ray nor Tune.
 
 A trial is admitted to a slot, trained to its next rung, and rests there until it is told to proceed or to end. One
-thread owns an engine. ``trainer/hf.py`` is the reference: one slot, Hugging Face Trainer and PEFT.
+thread owns an engine. ``trainer/packed.py`` has many slots on one base model;
+``trainer/hf.py`` is the reference: one slot, Hugging Face Trainer and PEFT.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -63,8 +65,16 @@ class Ended:
 Event = RungResult | Ended
 
 
+def never() -> bool:
+    return False
+
+
 class Engine(Protocol):
     """What a device worker drives. No method may be called from a second thread."""
+
+    def capacity(self, trial: TrialConfig) -> int:
+        """Trials like this one that the device takes side by side."""
+        ...
 
     def admit(self, trial: TrialConfig, folder: TrialFolder, checkpoint: Path | None) -> Admission:
         """Give the trial a slot, from its checkpoint where one is given.
@@ -73,8 +83,12 @@ class Engine(Protocol):
         """
         ...
 
-    def advance(self) -> list[Event]:
-        """Train until some slot reaches a rung or ends. Empty where every slot rests or is free."""
+    def advance(self, until: Callable[[], bool] = never) -> list[Event]:
+        """Train until some slot reaches a rung or ends. Empty where every slot rests or is free.
+
+        Args:
+            until: asked between steps; where it is true, return what there is. An engine of one slot need not ask.
+        """
         ...
 
     def proceed(self, trial_id: str) -> None:

@@ -1,18 +1,24 @@
 """Which engine a config's ``engine.name`` means. Importing this imports torch."""
 
+from trainer.config import EngineConfig
 from trainer.engine import Engine
-from trainer.hf import HfEngine, Score
+from trainer.ledger import Score
 from trainer.materials import Materials
 
-ENGINES = {"hf": HfEngine}
 
-
-def make_engine(name: str, materials: Materials, score: Score) -> Engine:
+def make_engine(settings: EngineConfig, materials: Materials, score: Score, slots: int | None = None) -> Engine:
     """The engine of that name on a device.
 
     Args:
-        name: checked by the config; a key of ``ENGINES``.
+        settings: checked by the config.
         materials: base models and data of the device.
         score: the sweep's objective, higher is better.
+        slots: most trials at a time; None leaves it to the engine.
     """
-    return ENGINES[name](materials, score)
+    if settings.name == "hf":
+        from trainer.hf import HfEngine  # Hugging Face Trainer takes seconds to import
+
+        return HfEngine(materials, score, settings.activation_checkpointing)
+    from trainer.packed import PackedEngine
+
+    return PackedEngine(materials, score, settings, slots)

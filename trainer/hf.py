@@ -5,35 +5,28 @@ rests at a rung; engine and trial never run at the same time.
 """
 
 import gc
-import json
-import math
-import os
 import queue
 import shutil
 import tempfile
 import threading
-import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from analysis.errors import FolderError, LorasweepError
-from analysis.folder import MetricsRow, State, TrialFolder, atomic_write
+from analysis.folder import State, TrialFolder
 from trainer.config import TrialConfig, check_trial
-from trainer.dropout import Routing, use_keyed_dropout
-from trainer.engine import Admission, Admitted, Ended, Event, Full, RungResult
-from trainer.evaluate import PAIRS, Evaluation, evaluate, metrics_of
-from trainer.hf_trainer import Diverged, RungTrainer
+from trainer.dropout import DropoutKeys, use_keyed_dropout
+from trainer.engine import Admission, Admitted, Ended, Event, Full, RungResult, never
+from trainer.evaluate import evaluate
+from trainer.hf_trainer import RungTrainer
+from trainer.ledger import Ledger, Score
 from trainer.lora import add_adapter, remove_adapter
 from trainer.materials import Materials
-
-Score = Callable[[Mapping[str, float]], float]
+from trainer.outcomes import ended_by
 
 
 class HfEngine:
@@ -42,21 +35,26 @@ class HfEngine:
     Args:
         materials: base models and data of this device.
         score: the sweep's objective, higher is better; picks each trial's best rung.
+        activation_checkpointing: recompute activations in the backward pass.
     """
 
-    def __init__(self, materials: Materials, score: Score):
+    def __init__(self, materials: Materials, score: Score, activation_checkpointing: bool = False):
         self.materials = materials
         self.score = score
+        self.activation_checkpointing = activation_checkpointing
         self.run: _Run | None = None
 
     def admit(self, trial: TrialConfig, folder: TrialFolder, checkpoint: Path | None) -> Admission:
         if self.run is not None:
             return Full()
         check_trial(trial)
-        self.run = _Run(trial, folder, self.materials, self.score, checkpoint)
+        self.run = _Run(trial, folder, self.materials, self.score, checkpoint, self.activation_checkpointing)
         return Admitted(self.run.start_step)
 
-    def advance(self) -> list[Event]:
+    def capacity(self, trial: TrialConfig) -> int:
+        return 1
+
+    def advance(self, until: Callable[[], bool] = never) -> list[Event]:
         if self.run is None or self.run.resting:
             return []
         event = self.run.next_event()
@@ -86,39 +84,44 @@ class HfEngine:
             torch.cuda.empty_cache()
 
 
-@dataclass
-class _Best:
-    """The best rung so far: its step, its objective, the adapter's weights then (on the CPU), and how it was scored."""
-
-    step: int
-    score: float
-    weights: dict[str, torch.Tensor]
-    evaluation: Evaluation | None
-
-
 class _Run:
     """One trial on the device, from admission to its end."""
 
     def __init__(
-        self, trial: TrialConfig, folder: TrialFolder, materials: Materials, score: Score, checkpoint: Path | None
+        self,
+        trial: TrialConfig,
+        folder: TrialFolder,
+        materials: Materials,
+        score: Score,
+        checkpoint: Path | None,
+        activation_checkpointing: bool,
     ):
-        self.trial, self.folder, self.score = trial, folder, score
+        self.trial = trial
         self.base = materials.base(trial)
         self.encoded = materials.training(trial)
         self.validation = materials.validation(trial)
+        self.ledger = Ledger(trial, folder, self.validation, score)
         self.resting = False
-        self.best: _Best | None = None
-        self.tokens_before = 0
-        self.started = time.monotonic()
-        self.start_step = 0
-        routing = Routing()
+        keys = DropoutKeys()
         self._scratch = tempfile.mkdtemp(prefix="lorasweep-")  # Trainer insists on a folder
+        biases = self.base.model.named_parameters() if trial.lora.bias != "none" else ()
+        self._biases = [(p, p.detach().clone()) for name, p in biases if name.rsplit(".", 1)[-1] == "bias"]
         self.model: PeftModel = add_adapter(self.base.model, trial.lora, trial.task.name, self.base.heads, trial.seed)
         try:
-            use_keyed_dropout(self.model.get_base_model(), trial.lora.dropout, routing)
+            use_keyed_dropout(self.model.get_base_model(), trial.lora.dropout, keys)
             moments = self._read_checkpoint(checkpoint) if checkpoint else None
+            self.start_step, self.tokens_before = self.ledger.step, self.ledger.tokens
             self.trainer: RungTrainer | None = RungTrainer(
-                trial, self.base, self.model, self.encoded, routing, self.start_step, moments, self._rest, self._scratch
+                trial,
+                self.base,
+                self.model,
+                self.encoded,
+                keys,
+                self.start_step,
+                moments,
+                self._rest,
+                self._scratch,
+                activation_checkpointing,
             )
         except BaseException:
             self._clean_up()
@@ -153,34 +156,21 @@ class _Run:
             self._clean_up()
 
     def save_checkpoint(self, to: Path) -> None:
-        """Adapter, optimiser state and counters; ``counters.json`` is written last and makes it whole."""
+        """Adapter, optimiser state and counters."""
         shutil.rmtree(to, ignore_errors=True)
         self.model.save_pretrained(str(to))
         save_file(self._training.optimizer_tensors(), to / "optimizer.safetensors")
-        counters: dict[str, Any] = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
-        if self.best is not None:
-            counters |= {"best_step": self.best.step, "best_score": self.best.score}
-            save_file(self.best.weights, to / "best.safetensors")
-        atomic_write(to / "counters.json", json.dumps(counters))
+        self._count()
+        self.ledger.save(to)
 
     @property
     def _training(self) -> RungTrainer:
         assert self.trainer is not None, "the trial has ended"
         return self.trainer
 
-    @property
-    def step(self) -> int:
-        """Optimiser steps done."""
-        return self.start_step + int(self._training.state.global_step)
-
-    @property
-    def tokens(self) -> int:
-        """Training tokens seen, padding not counted."""
-        return self.tokens_before + self._training.tokens
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.started
+    def _count(self) -> None:
+        self.ledger.step = self.start_step + int(self._training.state.global_step)
+        self.ledger.tokens = self.tokens_before + self._training.tokens
 
     # --- the trial's own thread
 
@@ -192,117 +182,53 @@ class _Run:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
                 self._training.train()
+            self._count()
             if self._training.stopped:
-                return Ended(self.trial.trial_id, State.STOPPED_EARLY, "", self.step)
+                return Ended(self.trial.trial_id, State.STOPPED_EARLY, "", self.ledger.step)
             return self._finish()
-        except Diverged as error:
-            return Ended(self.trial.trial_id, State.DIVERGED, str(error), self.step)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                return self._failed(error)
-            return Ended(self.trial.trial_id, State.OUT_OF_MEMORY, _first_line(error), self.step)
         except Exception as error:
-            return self._failed(error)
-
-    def _failed(self, error: Exception) -> Ended:
-        name = "" if isinstance(error, LorasweepError) else f"{type(error).__name__}: "
-        return Ended(self.trial.trial_id, State.FAILED, name + _first_line(error), self.step)
+            self._count()
+            self._save_best()
+            return ended_by(error, self.trial.trial_id, self.ledger.step)
 
     def _rest(self, step: int) -> bool:
         """Score the rung, hand its result out, and wait. True to go on."""
+        self._count()
         evaluation = evaluate(self.base, self.model, self.trial, self.validation, self.validation.rung)
-        _require_finite(evaluation, step)
-        score = self.score(evaluation.metrics)
-        if self.best is None or score >= self.best.score:  # on a tie, the longer trained
-            self.best = _Best(step, score, self._weights(), evaluation)
-        self._write_items(evaluation, step)
-        self._events.put(RungResult(self.trial.trial_id, self._row(evaluation, step, final=False)))
+        self._events.put(self.ledger.rung(evaluation, self._weights))
         return self._go.get()
 
     def _finish(self) -> Ended:
         """Score the best rung's adapter on all validation items and write it."""
-        best = self.best
-        if best is None:
-            raise Diverged("no rung had a finite objective")
-        self._restore(best)
+        best = self.ledger.require_best()
+        set_peft_model_state_dict(self.model, best.weights)
         everything = list(range(len(self.validation.rows)))
         evaluation = evaluate(self.base, self.model, self.trial, self.validation, everything, best.evaluation)
-        _require_finite(evaluation, best.step)
-        self._write_items(evaluation, best.step)
+        ended = self.ledger.completed(evaluation)
         self._save_best()
-        row = self._row(evaluation, best.step, final=True)
-        return Ended(self.trial.trial_id, State.COMPLETED, "", self.step, row)
-
-    def _row(self, evaluation: Evaluation, step: int, final: bool) -> MetricsRow:
-        return MetricsRow(
-            self.trial.trial_id, step, self.tokens, self.seconds, final, evaluation.n_items, evaluation.metrics
-        )
-
-    def _write_items(self, evaluation: Evaluation, step: int) -> None:
-        for dataset, columns in evaluation.tables.items():
-            self.folder.write_items(dataset, "validation", step, columns)
+        return ended
 
     # --- weights
 
     def _weights(self) -> dict[str, torch.Tensor]:
         return {name: tensor.detach().cpu().clone() for name, tensor in get_peft_model_state_dict(self.model).items()}
 
-    def _restore(self, best: _Best) -> None:
-        set_peft_model_state_dict(self.model, best.weights)
-
     def _save_best(self) -> None:
-        """The adapter as plain PEFT; written beside and renamed, so that it is whole or not there."""
-        if self.best is None:
-            return
-        self._restore(self.best)
-        final = self.folder.adapter_dir
-        beside = final.with_name(f".adapter.{os.getpid()}.tmp")
-        shutil.rmtree(beside, ignore_errors=True)
-        self.model.save_pretrained(str(beside))
-        shutil.rmtree(final, ignore_errors=True)
-        beside.rename(final)
+        if self.ledger.best is not None:
+            set_peft_model_state_dict(self.model, self.ledger.best.weights)
+            self.ledger.write_adapter(lambda to: self.model.save_pretrained(str(to)))
 
     def _read_checkpoint(self, checkpoint: Path) -> dict[str, torch.Tensor]:
         """Put a checkpoint's weights and counters in place; returns the optimiser's moments."""
-        counters: dict[str, Any] = json.loads((checkpoint / "counters.json").read_text())
         set_peft_model_state_dict(self.model, load_peft_weights(str(checkpoint), device="cpu"))
-        self.start_step = int(counters["step"])
-        self.tokens_before = int(counters["tokens"])
-        self.started -= float(counters["seconds"])
-        if "best_step" in counters:
-            weights = load_file(checkpoint / "best.safetensors")
-            step = int(counters["best_step"])
-            self.best = _Best(step, float(counters["best_score"]), weights, self._read_evaluation(step))
+        self.ledger.load(checkpoint)
         return load_file(checkpoint / "optimizer.safetensors")
-
-    def _read_evaluation(self, step: int) -> Evaluation | None:
-        """A rung's evaluation from its item tables; None where they are not there (they are scored again then)."""
-        names = ["task", PAIRS] if self.validation.pairs else ["task"]
-        try:
-            tables = {name: self.folder.read_items(name, "validation", step) for name in names}
-        except FolderError:
-            return None
-        return Evaluation(metrics_of(tables, self.validation.labels), tables, len(tables["task"]["item_id"]))
 
     def _clean_up(self) -> None:
         self.trainer = None  # it holds the model and the optimiser
         remove_adapter(self.model)
+        with torch.no_grad():
+            for parameter, before in self._biases:
+                parameter.copy_(before)
+        self.base.model.requires_grad_(False)
         shutil.rmtree(self._scratch, ignore_errors=True)
-
-
-def _require_finite(evaluation: Evaluation, step: int) -> None:
-    """Raises Diverged where a metric is not finite."""
-    bad = sorted(name for name, value in evaluation.metrics.items() if not math.isfinite(value))
-    if bad:
-        raise Diverged(f"{', '.join(bad)} not finite after step {step}")
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device's or the host's memory is used up."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return "not enough memory" in str(error) or "out of memory" in str(error).lower()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]

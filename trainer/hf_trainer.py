@@ -20,15 +20,12 @@ from transformers import (
 
 from trainer.batches import MicroBatches
 from trainer.config import TrialConfig
-from trainer.dropout import Routing, row_keys
+from trainer.dropout import DropoutKeys, row_keys
 from trainer.encode import Encoded
 from trainer.models import BaseModel
+from trainer.outcomes import Diverged
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-
-
-class Diverged(Exception):
-    """The loss, or a metric, is no longer finite."""
 
 
 class RungTrainer(Trainer):
@@ -44,6 +41,7 @@ class RungTrainer(Trainer):
         moments: optimiser state at ``start`` (``optimizer_tensors``), or None to start afresh.
         on_rung: called with the step after each rung; False stops the training.
         scratch: a folder that Trainer may write to.
+        activation_checkpointing: recompute activations in the backward pass.
     """
 
     def __init__(
@@ -52,11 +50,12 @@ class RungTrainer(Trainer):
         base: BaseModel,
         model: PeftModel,
         encoded: list[Encoded],
-        routing: Routing,
+        routing: DropoutKeys,
         start: int,
         moments: dict[str, torch.Tensor] | None,
         on_rung: Callable[[int], bool],
         scratch: str,
+        activation_checkpointing: bool,
     ):
         self.trial, self.base, self.encoded, self.routing, self.start = trial, base, encoded, routing, start
         self.moments = moments
@@ -80,6 +79,8 @@ class RungTrainer(Trainer):
             report_to=[],
             disable_tqdm=True,
             remove_unused_columns=False,
+            gradient_checkpointing=activation_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
         )
         arguments._n_gpu = min(
             arguments.n_gpu, 1

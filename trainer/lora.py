@@ -33,6 +33,13 @@ def linear_modules(model: PreTrainedModel, heads: frozenset[str]) -> list[str]:
     ]
 
 
+def linear_shape(layer: Any) -> tuple[int, int]:
+    """(d_in, d_out) of a linear layer; a quantised weight's own shape says neither."""
+    if hasattr(layer, "in_features"):
+        return layer.in_features, layer.out_features
+    return layer.weight.shape[0], layer.weight.shape[1]  # Conv1D keeps its weight transposed
+
+
 def suffix(name: str) -> str:
     """A module's name inside its block: ``model.layers.3.self_attn.q_proj`` → ``self_attn.q_proj``."""
     return re.split(r"\.\d+\.", name)[-1]
@@ -87,6 +94,64 @@ def keyed_generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
+def initial_a(rank: int, d_in: int, seed: int, name: str) -> torch.Tensor:
+    """The start values of a module's A: PEFT's own distribution, uniform in ±1/√d_in. B starts at zero.
+
+    Args:
+        rank: rows.
+        d_in: columns.
+        seed: the trial's.
+        name: the module's full name in the base model.
+
+    Returns:
+        (rank, d_in) float32 on the CPU.
+    """
+    return (2 * torch.rand(rank, d_in, generator=keyed_generator(seed, name)) - 1) / math.sqrt(d_in)
+
+
+def fresh_head(head: nn.Module, seed: int, name: str, std: float) -> None:
+    """Give a task head its start values, in place, as float32: AdamW's small updates are lost in half precision."""
+    head.float()
+    for part, parameter in head.named_parameters():
+        if parameter.dim() > 1:
+            generator = keyed_generator(seed, f"{name}.{part}")
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * std)
+        else:
+            parameter.data.zero_()
+
+
+def head_std(model: PreTrainedModel) -> float:
+    """Standard deviation of a fresh head's weights."""
+    return float(getattr(model.config, "initializer_range", None) or 0.02)
+
+
+def peft_config(model: PreTrainedModel, settings: LoraSettings, task: str, heads: frozenset[str]) -> LoraConfig:
+    """A trial's adapter in PEFT's terms.
+
+    Args:
+        model: the base model.
+        settings: rank, alpha rule, dropout, targets and what else PEFT offers.
+        task: ``completion`` or ``classification``.
+        heads: top-level modules that are trained in full and saved with the adapter.
+
+    Raises:
+        ModelError: for targets the model does not have.
+    """
+    alpha, rslora = scaling(settings)
+    return LoraConfig(
+        task_type=TaskType.CAUSAL_LM if task == "completion" else TaskType.SEQ_CLS,
+        base_model_name_or_path=model.__dict__.get("name_or_path"),
+        r=settings.rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT accepts fractions, its annotation does not
+        use_rslora=rslora,
+        use_dora=settings.dora,
+        bias=settings.bias,  # type: ignore[arg-type]  # checked against the same three words
+        lora_dropout=settings.dropout,
+        target_modules=resolve_targets(settings.targets, linear_modules(model, heads)),
+        modules_to_save=sorted({*heads, *settings.modules_to_save}) or None,
+    )
+
+
 def add_adapter(
     model: PreTrainedModel, settings: LoraSettings, task: str, heads: frozenset[str], seed: int
 ) -> PeftModel:
@@ -94,46 +159,34 @@ def add_adapter(
 
     Args:
         model: the base model; its layers are replaced in place until ``remove_adapter``.
-        settings: rank, alpha rule, dropout, targets.
+        settings: see ``peft_config``.
         task: ``completion`` or ``classification``.
         heads: top-level modules that are trained in full and saved with the adapter.
         seed: the trial's.
 
     Raises:
-        ModelError: for targets the model does not have.
+        ModelError: for targets the model does not have, or modules to save that it does not have.
     """
-    alpha, rslora = scaling(settings)
-    config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM if task == "completion" else TaskType.SEQ_CLS,
-        r=settings.rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT accepts fractions, its annotation does not
-        use_rslora=rslora,
-        lora_dropout=settings.dropout,
-        target_modules=resolve_targets(settings.targets, linear_modules(model, heads)),
-        modules_to_save=sorted(heads) or None,
-    )
-    peft_model = get_peft_model(model, config)
+    names = {name for name, _ in model.named_modules()}
+    leaves = {name.rsplit(".", 1)[-1] for name in names}
+    for wanted in settings.modules_to_save:
+        if wanted not in leaves:
+            raise ModelError(
+                f"lora.modules_to_save={settings.modules_to_save}: the model has no module '{wanted}'."
+                f" {did_you_mean(wanted, sorted(leaves))}"
+            )
+    std = head_std(model)
+    peft_model = get_peft_model(model, peft_config(model, settings, task, heads))
     base = peft_model.get_base_model()
     for name, module in base.named_modules():
         if isinstance(module, LoraLayer):
             a: Any = module.lora_A[ADAPTER].weight
             b: Any = module.lora_B[ADAPTER].weight
-            bound = 1.0 / math.sqrt(a.shape[1])  # PEFT's own: kaiming_uniform with a = √5
-            values = torch.rand(a.shape, generator=keyed_generator(seed, name))
-            a.data.copy_((2 * values - 1) * bound)
+            a.data.copy_(initial_a(a.shape[0], a.shape[1], seed, name))
             b.data.zero_()
-        elif isinstance(module, ModulesToSaveWrapper):
-            _reset_head(module.modules_to_save[ADAPTER], seed, name, getattr(base.config, "initializer_range", 0.02))
+        elif isinstance(module, ModulesToSaveWrapper) and name in heads:
+            fresh_head(module.modules_to_save[ADAPTER], seed, name, std)
     return peft_model
-
-
-def _reset_head(head: nn.Module, seed: int, name: str, std: float) -> None:
-    for part, parameter in head.named_parameters():
-        if parameter.dim() > 1:
-            generator = keyed_generator(seed, f"{name}.{part}")
-            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * std)
-        else:
-            parameter.data.zero_()
 
 
 def remove_adapter(peft_model: PeftModel) -> PreTrainedModel:

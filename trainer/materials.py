@@ -30,12 +30,16 @@ class Materials:
         dataset: Dataset = self._once(("dataset", repr(trial.data)), lambda: load_dataset(trial.data))
         return dataset
 
+    def base_key(self, trial: TrialConfig) -> tuple[str, ...]:
+        """What trials must have in common to share a base model: model and revision, precision, task head."""
+        head = str(len(self.dataset(trial).labels)) if trial.task.name == "classification" else ""
+        return ("base", repr(trial.model), trial.precision, trial.task.name, head)
+
     def base(self, trial: TrialConfig) -> BaseModel:
         """Raises ModelError or HardwareError (see ``load_base``)."""
         labels = len(self.dataset(trial).labels)
-        head = str(labels) if trial.task.name == "classification" else ""
         bases = [key for key in self._kept if key[0] == "base"]
-        name = ("base", repr(trial.model), trial.precision, trial.task.name, head)
+        name = self.base_key(trial)
         if name not in self._kept and len(bases) >= _BASES:
             del self._kept[bases[0]]
         base: BaseModel = self._once(

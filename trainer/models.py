@@ -17,10 +17,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from analysis.errors import HardwareError, ModelError
-from trainer.config import PRECISIONS, ModelConfig
+from trainer.config import HEAD_NAMES, PRECISIONS, ModelConfig
 from trainer.modelfiles import check_folder, gguf_file
-
-HEAD_NAMES = frozenset({"classifier", "score"})
 
 
 @dataclass

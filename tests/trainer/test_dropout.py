@@ -2,7 +2,7 @@
 
 import torch
 
-from trainer.dropout import KeyedDropout, Routing, keep_mask, row_keys
+from trainer.dropout import DropoutKeys, KeyedDropout, keep_mask, row_keys
 
 
 def masks(
@@ -31,7 +31,7 @@ def test_the_rate_is_p_in_every_row_and_feature() -> None:
 
 
 def test_backward_uses_the_forward_mask_and_evaluation_uses_none() -> None:
-    routing = Routing()
+    routing = DropoutKeys()
     routing.keys = row_keys(0, 0, torch.arange(3))
     layer, x = KeyedDropout(0.5, "layers.0.q_proj", routing), torch.ones(3, 4, 8, requires_grad=True)
     y = layer(x)

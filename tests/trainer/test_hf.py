@@ -16,7 +16,7 @@ from analysis.errors import ModelError
 from analysis.folder import State, TrialFolder
 from trainer.batches import micro_batches
 from trainer.config import TrialConfig
-from trainer.dropout import Routing, row_keys, use_keyed_dropout
+from trainer.dropout import DropoutKeys, row_keys, use_keyed_dropout
 from trainer.engine import Admitted, Ended, Event, Full, RungResult
 from trainer.evaluate import Evaluation, evaluate
 from trainer.hf import HfEngine
@@ -100,7 +100,7 @@ def test_a_trial_equals_a_plain_peft_training_loop(
     run(HfEngine(materials, lambda metrics: 0.0), trial, tmp_path)  # every rung ties: the last is kept
 
     base = materials.base(trial)
-    routing = Routing()
+    routing = DropoutKeys()
     peft_model = add_adapter(base.model, trial.lora, trial.task.name, base.heads, trial.seed)
     use_keyed_dropout(peft_model.get_base_model(), trial.lora.dropout, routing)
     trained = {name: p for name, p in peft_model.named_parameters() if p.requires_grad}

@@ -1,0 +1,87 @@
+"""Drivers for the tests of packs: the same trials alone (Hugging Face Trainer and PEFT) and in a pack."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from analysis.folder import State, TrialFolder
+from trainer.config import EngineConfig, TrialConfig
+from trainer.engine import Admitted, Ended, Event, RungResult
+from trainer.hf import HfEngine
+from trainer.materials import Materials
+from trainer.packed import PackedEngine
+
+Weights = dict[str, torch.Tensor]
+
+
+def score(metrics: Any) -> float:
+    return -float(metrics["log_loss"])
+
+
+def packed_engine(
+    materials: Materials, kernel: str = "auto", slots: int = 16, checkpointing: bool = False
+) -> PackedEngine:
+    return PackedEngine(materials, score, EngineConfig(kernel=kernel, activation_checkpointing=checkpointing), slots)
+
+
+def drive(
+    engine: Any,
+    trials: Sequence[TrialConfig],
+    root: Path,
+    checkpoints: dict[str, Path] | None = None,
+    on_rung: Callable[[RungResult], bool] = lambda event: True,
+) -> dict[str, list[Event]]:
+    """Admit the trials (as many at a time as the engine takes) and drive them to their ends.
+
+    A checkpoint is written at every rung. Where ``on_rung`` says False, the trial is stopped there.
+    """
+    waiting, events = list(trials), {trial.trial_id: [] for trial in trials}
+    by_id = {trial.trial_id: trial for trial in trials}
+    running: set[str] = set()
+    while waiting or running:
+        while waiting:
+            trial = waiting[0]
+            at = (checkpoints or {}).get(trial.trial_id)
+            if not isinstance(engine.admit(trial, TrialFolder(root / trial.trial_id), at), Admitted):
+                break
+            running.add(waiting.pop(0).trial_id)
+        for event in engine.advance():
+            events[event.trial_id].append(event)
+            if isinstance(event, Ended):
+                running.discard(event.trial_id)
+                continue
+            folder = TrialFolder(root / by_id[event.trial_id].trial_id)
+            engine.checkpoint(event.trial_id, folder.checkpoint_dir(event.row.step))
+            if on_rung(event):
+                engine.proceed(event.trial_id)
+            else:
+                engine.end(event.trial_id, State.STOPPED_EARLY)
+                running.discard(event.trial_id)
+    return events
+
+
+def at_step(root: Path, trial: TrialConfig, step: int) -> Weights:
+    """A trial's adapter as its checkpoint at a rung holds it."""
+    return load_file(TrialFolder(root / trial.trial_id).checkpoint_dir(step) / "adapter_model.safetensors")
+
+
+def alone(materials: Materials, trials: Sequence[TrialConfig], root: Path) -> list[Weights]:
+    """Final weights of each trial, trained by the reference engine."""
+    for trial in trials:
+        drive(HfEngine(materials, score), [trial], root)
+    return [at_step(root, trial, trial.train.max_steps) for trial in trials]
+
+
+def together(materials: Materials, trials: Sequence[TrialConfig], root: Path, kernel: str = "auto") -> list[Weights]:
+    """Final weights of each trial, trained in one pack."""
+    drive(packed_engine(materials, kernel), trials, root)
+    return [at_step(root, trial, trial.train.max_steps) for trial in trials]
+
+
+def distance(a: Weights, b: Weights) -> float:
+    """The largest absolute difference of any weight."""
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)

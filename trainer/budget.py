@@ -1,0 +1,164 @@
+"""How many trials a device takes side by side: measured by two probe steps, not guessed from a table.
+
+Two passes over one trial's rows, the second with twice as many, give a line each for time and for memory: what a pass
+costs at all, and what a token adds. Memory then is adapters and optimiser (16 bytes a parameter: weight, gradient and
+AdamW's two moments in float32) plus activations; packing pays as long as a pass's fixed cost is still worth sharing.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import psutil
+import torch
+
+from trainer.batches import batch_of
+from trainer.config import TrialConfig
+from trainer.lora import linear_modules, linear_shape
+from trainer.models import BaseModel
+from trainer.pack import Pack
+from trainer.slot import Slot
+
+_BYTES_A_PARAMETER = 16
+_SHARE = 0.8  # of the free memory; the rest is for scoring, the allocator and others on the machine
+_WORTH = 0.05  # another slot must add this much to the throughput
+_LEAST = 2  # one trains while Ray Tune decides about the other
+_MOST = {"cpu": 8, "cuda": 32}  # a trial has a process of its own in Ray Tune, of about 110 MB
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a pass costs on this device.
+
+    Attributes:
+        fixed: seconds of a pass, however many tokens.
+        per_token: seconds.
+        bytes_per_token: of activations kept for the backward pass.
+        bytes_free: for slots and their activations.
+        adapter_parameters: of an adapter of rank 1 on every linear layer.
+        width: tokens of the longest row at ``max_length``.
+        max_length: of the probe's trial.
+        most: slots a device of this kind takes at all.
+    """
+
+    fixed: float
+    per_token: float
+    bytes_per_token: float
+    bytes_free: float
+    adapter_parameters: int
+    width: int
+    max_length: int
+    most: int
+
+    def tokens(self, trial: TrialConfig) -> int:
+        """Of one micro-step, padding included, at most."""
+        width = self.width if trial.data.max_length == self.max_length else trial.data.max_length
+        return trial.train.batch_size // trial.train.accumulation * width
+
+    def slot_bytes(self, trial: TrialConfig) -> float:
+        """Predicted memory of one more slot: adapter with optimiser, and its share of a pass."""
+        adapter = self.adapter_parameters * trial.lora.rank * _BYTES_A_PARAMETER
+        return adapter + self.tokens(trial) * self.bytes_per_token
+
+    def slots(self, trial: TrialConfig) -> int:
+        """Trials like this one that fit and are worth it: throughput k / (fixed + k · tokens · per_token) grows."""
+        cost = self.tokens(trial) * self.per_token
+        k = 1
+        while k < self.most and (k + 1) / k * (self.fixed + k * cost) / (self.fixed + (k + 1) * cost) >= 1 + _WORTH:
+            k += 1
+        return max(1, min(max(k, _LEAST), int(self.bytes_free / self.slot_bytes(trial))))
+
+    def holds(self, pack: Pack, trial: TrialConfig, n_slots: int | None) -> bool:
+        """Whether one more slot fits beside those of the pack.
+
+        Args:
+            pack: where it would go.
+            trial: the newcomer.
+            n_slots: slots in use on the device, where their number is left to this budget.
+        """
+        if n_slots is not None and n_slots >= self.slots(trial):
+            return False
+        trials = [slot.trial for slot in pack.slots] + [trial]
+        return sum(self.slot_bytes(each) for each in trials) <= self.bytes_free
+
+
+def measure(pack: Pack, slot: Slot) -> Budget:
+    """Probe a device with a trial's own rows; slots that are in the pack are not touched.
+
+    Args:
+        pack: of the trial's base model.
+        slot: a slot of the trial that nobody else uses; spoiled afterwards.
+    """
+    trial = slot.trial
+    rows = trial.train.batch_size // trial.train.accumulation
+    longest = sorted(slot.encoded, key=lambda row: -(len(row.context) + len(row.completion)))
+    chosen = [longest[i % len(longest)] for i in range(2 * rows)]
+    pad = pack.base.tokenizer.pad_token_id
+    once, twice = (batch_of(trial, chosen[:n], pad) for n in (rows, 2 * rows))
+    tokens = [batch["input_ids"].numel() for batch in (once, twice)]
+    pack.add(slot)
+    try:
+        pack.run_pass([slot], [once])  # the first allocates, compiles and caches
+        seconds = [_least_time(partial(pack.run_pass, [slot], [batch]), pack.base.device) for batch in (once, twice)]
+        kept = [_kept_bytes(partial(pack.run_pass, [slot], [batch]), pack.base) for batch in (once, twice)]
+    finally:
+        pack.remove(slot)
+    per_token = max((seconds[1] - seconds[0]) / (tokens[1] - tokens[0]), 0.0)
+    modules = dict(pack.base.model.named_modules())
+    shapes = [linear_shape(modules[name]) for name in linear_modules(pack.base.model, pack.base.heads)]
+    return Budget(
+        fixed=max(seconds[0] - per_token * tokens[0], 0.0),
+        per_token=per_token,
+        bytes_per_token=max((kept[1] - kept[0]) / (tokens[1] - tokens[0]), 1.0),
+        bytes_free=_SHARE * _free_bytes(pack.base.device),
+        adapter_parameters=sum(d_in + d_out for d_in, d_out in shapes),
+        width=once["input_ids"].shape[1],
+        max_length=trial.data.max_length,
+        most=_MOST.get(pack.base.device.type, 1),
+    )
+
+
+def _least_time(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the faster of two runs: the other one met a neighbour."""
+    times = []
+    for _ in range(2):
+        _wait(device)
+        began = time.perf_counter()
+        work()
+        _wait(device)
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _kept_bytes(work: Callable[[], object], base: BaseModel) -> int:
+    """Bytes that a pass adds at its peak: on a GPU the allocator's word, on a CPU what autograd saves."""
+    if base.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(base.device)
+        before = torch.cuda.memory_allocated(base.device)
+        work()
+        return torch.cuda.max_memory_allocated(base.device) - before
+    weights = {parameter.untyped_storage().data_ptr() for parameter in base.model.parameters()}
+    saved: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        work()
+    return sum(saved.values())
+
+
+def _free_bytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + unused)
+    return float(psutil.virtual_memory().available)

@@ -1,0 +1,134 @@
+"""What a trial has yielded so far: its rungs, the best of them, its counters; the same for every engine."""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from analysis.errors import FolderError
+from analysis.folder import MetricsRow, State, TrialFolder, atomic_write
+from trainer.config import TrialConfig
+from trainer.engine import Ended, RungResult
+from trainer.evaluate import PAIRS, Evaluation, Validation, metrics_of
+from trainer.outcomes import Diverged
+
+Score = Callable[[Mapping[str, float]], float]
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass
+class Best:
+    """The best rung so far: its step, its objective, the adapter's weights then (on the CPU), and how it was scored."""
+
+    step: int
+    score: float
+    weights: Weights
+    evaluation: Evaluation | None
+
+
+class Ledger:
+    """Keeps a trial's best rung and writes what its rungs yield.
+
+    Args:
+        trial: whose it is.
+        folder: where item tables, checkpoints and the adapter go.
+        validation: what the trial is scored on.
+        score: the sweep's objective, higher is better.
+
+    Attributes:
+        step: optimiser steps done.
+        tokens: training tokens seen, padding not counted.
+    """
+
+    def __init__(self, trial: TrialConfig, folder: TrialFolder, validation: Validation, score: Score):
+        self.trial, self.folder, self.validation, self.score = trial, folder, validation, score
+        self.best: Best | None = None
+        self.step = 0
+        self.tokens = 0
+        self._started = time.monotonic()
+
+    def rung(self, evaluation: Evaluation, weights: Callable[[], Weights]) -> RungResult:
+        """Note a rung. ``weights`` is called where it is the best so far. Raises Diverged."""
+        self._require_finite(evaluation, self.step)
+        score = self.score(evaluation.metrics)
+        if self.best is None or score >= self.best.score:  # on a tie, the longer trained
+            self.best = Best(self.step, score, weights(), evaluation)
+        self._write_items(evaluation, self.step)
+        return RungResult(self.trial.trial_id, self._row(evaluation, self.step, final=False))
+
+    def require_best(self) -> Best:
+        """The rung that the final scoring is about. Raises Diverged where there is none."""
+        if self.best is None:
+            raise Diverged("no rung had a finite objective")
+        return self.best
+
+    def completed(self, evaluation: Evaluation) -> Ended:
+        """Note the final scoring, on all validation items, of the best rung's adapter. Raises Diverged."""
+        step = self.require_best().step
+        self._require_finite(evaluation, step)
+        self._write_items(evaluation, step)
+        row = self._row(evaluation, step, final=True)
+        return Ended(self.trial.trial_id, State.COMPLETED, "", self.step, row)
+
+    def write_adapter(self, write: Callable[[Path], None]) -> None:
+        """The adapter as plain PEFT; written beside and renamed, so that it is whole or not there."""
+        final = self.folder.adapter_dir
+        beside = final.with_name(f".adapter.{os.getpid()}.tmp")
+        shutil.rmtree(beside, ignore_errors=True)
+        write(beside)
+        shutil.rmtree(final, ignore_errors=True)
+        beside.rename(final)
+
+    def save(self, to: Path) -> None:
+        """Best rung and counters; ``counters.json`` is written last and makes a checkpoint whole."""
+        counters: dict[str, Any] = {"step": self.step, "tokens": self.tokens, "seconds": self._seconds}
+        if self.best is not None:
+            counters |= {"best_step": self.best.step, "best_score": self.best.score}
+            save_file(self.best.weights, to / "best.safetensors")
+        atomic_write(to / "counters.json", json.dumps(counters))
+
+    def load(self, checkpoint: Path) -> None:
+        """Take up what ``save`` wrote."""
+        counters: dict[str, Any] = json.loads((checkpoint / "counters.json").read_text())
+        self.step = int(counters["step"])
+        self.tokens = int(counters["tokens"])
+        self._started = time.monotonic() - float(counters["seconds"])
+        if "best_step" in counters:
+            weights = load_file(checkpoint / "best.safetensors")
+            step = int(counters["best_step"])
+            self.best = Best(step, float(counters["best_score"]), weights, self._read_evaluation(step))
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def _row(self, evaluation: Evaluation, step: int, final: bool) -> MetricsRow:
+        return MetricsRow(
+            self.trial.trial_id, step, self.tokens, self._seconds, final, evaluation.n_items, evaluation.metrics
+        )
+
+    def _write_items(self, evaluation: Evaluation, step: int) -> None:
+        for dataset, columns in evaluation.tables.items():
+            self.folder.write_items(dataset, "validation", step, columns)
+
+    def _read_evaluation(self, step: int) -> Evaluation | None:
+        """A rung's evaluation from its item tables; None where they are not there (they are scored again then)."""
+        names = ["task", PAIRS] if self.validation.pairs else ["task"]
+        try:
+            tables = {name: self.folder.read_items(name, "validation", step) for name in names}
+        except FolderError:
+            return None
+        return Evaluation(metrics_of(tables, self.validation.labels), tables, len(tables["task"]["item_id"]))
+
+    def _require_finite(self, evaluation: Evaluation, step: int) -> None:
+        bad = sorted(name for name, value in evaluation.metrics.items() if not math.isfinite(value))
+        if bad:
+            raise Diverged(f"{', '.join(bad)} not finite after step {step}")

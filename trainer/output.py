@@ -1,0 +1,100 @@
+"""Language-model output at chosen positions only: logits are the largest tensor there is, and few are asked for."""
+
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from trainer.models import BaseModel
+
+_LOGITS = 1 << 26  # numbers of a chunk of logits: 256 MiB in float32
+
+
+class TokenLogits:
+    """A causal model cut in two: hidden states of all positions, then logits of some.
+
+    Where the two parts do not give what the whole gives (a model with steps of its own after the head), the whole is
+    used, and all logits are in memory at once.
+
+    Args:
+        base: the base model; adapters on it take part.
+    """
+
+    def __init__(self, base: BaseModel):
+        self.base = base
+        model: Any = base.model
+        self.head: Any = model.get_output_embeddings()
+        self.body: Any = getattr(model, model.base_model_prefix, None)
+        text_config = model.config.get_text_config()
+        self.softcap = getattr(text_config, "final_logit_softcapping", None)
+        self.vocabulary = int(text_config.vocab_size)
+        self.separable = self.head is not None and self.body is not None and self._agrees()
+
+    @torch.no_grad()
+    def _agrees(self) -> bool:
+        ids = torch.arange(4, device=self.base.device).view(1, 4) % self.vocabulary
+        with self.base.arithmetic():
+            try:
+                hidden = self.body(input_ids=ids, use_cache=False)[0]
+                parts = self._head(hidden)
+            except (TypeError, AttributeError, RuntimeError):
+                return False
+            whole = self.base.model(input_ids=ids, use_cache=False).logits
+        return parts.shape == whole.shape and torch.equal(parts, whole)
+
+    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(hidden)
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+    def hidden(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """(rows, tokens, width); where the model cannot be cut, its logits."""
+        if self.separable:
+            hidden: torch.Tensor = self.body(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+            return hidden
+        whole: torch.Tensor = self.base.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return whole
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(positions, vocabulary) of chosen hidden states, (positions, width)."""
+        return self._head(hidden) if self.separable else hidden
+
+    def summed(self, hidden: torch.Tensor, targets: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:
+        """Cross-entropy summed over each slot's positions, in chunks whose logits are computed again in the backward.
+
+        Args:
+            hidden: (positions, width), sorted by slot.
+            targets: (positions,) token ids.
+            counts: positions of each slot.
+
+        Returns:
+            For each slot a scalar, in nats.
+        """
+        size = max(1, _LOGITS // self.vocabulary)
+        sums: list[torch.Tensor | None] = [None] * len(counts)
+        ends = torch.tensor(counts).cumsum(0).tolist()
+        for at in range(0, len(targets), size):
+            stop = min(at + size, len(targets))
+            pieces = []
+            for k, (count, end) in enumerate(zip(counts, ends, strict=True)):
+                first, last = max(at, end - count), min(stop, end)
+                if first < last:
+                    pieces.append((k, first - at, last - at))
+            arguments = (hidden[at:stop], targets[at:stop], [(first, last) for _, first, last in pieces])
+            whole = at == 0 and stop == len(targets)  # one chunk only: nothing is saved by computing it twice
+            losses = self._chunk(*arguments) if whole else checkpoint(self._chunk, *arguments, use_reentrant=False)
+            for (k, _, _), loss in zip(pieces, losses, strict=True):
+                before = sums[k]
+                sums[k] = loss if before is None else before + loss
+        return [hidden.new_zeros(()) if loss is None else loss for loss in sums]
+
+    def _chunk(
+        self, hidden: torch.Tensor, targets: torch.Tensor, pieces: list[tuple[int, int]]
+    ) -> tuple[torch.Tensor, ...]:
+        with self.base.arithmetic():
+            logits = self.logits(hidden)
+        return tuple(
+            torch.nn.functional.cross_entropy(logits[first:last].float(), targets[first:last], reduction="sum")
+            for first, last in pieces
+        )

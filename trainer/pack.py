@@ -1,0 +1,242 @@
+"""A pack: adapters of several trials trained together over one frozen base model.
+
+One pass holds a micro-batch of each slot that is not resting, rows sorted by slot. The base model runs once over all
+rows; each slot's adapter sees its own. The loss is the sum over slots of each slot's own token mean, so that no slot's
+gradient knows another; clipping, optimiser, schedule and counters are per slot (``trainer/slot.py``).
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from trainer.dropout import row_keys
+from trainer.engine import Ended, Event
+from trainer.evaluate import Evaluation, evaluate
+from trainer.lora import linear_modules
+from trainer.lora_kernels import Routing, Segment
+from trainer.models import BaseModel
+from trainer.outcomes import Diverged, ended_by, out_of_memory
+from trainer.output import TokenLogits
+from trainer.pack_layers import PackedHead, PackedLora
+from trainer.slot import Slot
+
+
+class Pack:
+    """All slots on one base model.
+
+    Args:
+        base: model, precision and task head that the trials share.
+        task: ``completion`` or ``classification``.
+        kernel: of the LoRA products: auto, loop, bmm or grouped.
+        activation_checkpointing: recompute activations in the backward pass.
+
+    Attributes:
+        slots: the oldest first.
+        pass_tokens: most tokens (padding included) of one pass, or None; halved when memory runs out.
+    """
+
+    def __init__(self, base: BaseModel, task: str, kernel: str = "auto", activation_checkpointing: bool = False):
+        self.base, self.kernel = base, kernel
+        self.slots: list[Slot] = []
+        self.pass_tokens: int | None = None
+        self.checkpointed = activation_checkpointing
+        self._routing: Routing | None = None
+        self._logits = TokenLogits(base) if task == "completion" else None
+        stacked = {"loop": 0, "bmm": 1, "grouped": 8, "auto": 8 if base.device.type == "cuda" else 0}
+        model: Any = base.model
+        modules = dict(model.named_modules())
+        self._layers = {
+            name: PackedLora(name, modules[name], lambda: self._routing, stacked[kernel])
+            for name in linear_modules(model, base.heads)
+        }
+        self._heads = {name: PackedHead(modules[name], lambda: self._routing) for name in base.heads}
+        for name, head in self._heads.items():
+            setattr(model, name, head)
+        if activation_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def close(self) -> None:
+        """Give the base model back as it was."""
+        for layer in self._layers.values():
+            layer.remove()
+        for name, head in self._heads.items():
+            setattr(self.base.model, name, head.original)
+        if self.checkpointed:
+            self.base.model.gradient_checkpointing_disable()
+
+    def add(self, slot: Slot) -> None:
+        self.slots.append(slot)
+        self._restack()
+
+    def remove(self, slot: Slot) -> None:
+        self.slots.remove(slot)
+        self._restack()
+
+    def _restack(self) -> None:
+        for name, layer in self._layers.items():
+            layer.restack([slot.modules.get(name) for slot in self.slots], self.base.device)
+        for name, head in self._heads.items():
+            head.slots = [slot.heads[name] for slot in self.slots]
+
+    # --- training
+
+    def step(self) -> list[Event]:
+        """One micro-step of every slot that trains, and the optimiser step of those that have all of theirs.
+
+        Returns:
+            How slots ended that diverged or have no room; those stay in the pack until they are removed.
+        """
+        training = [slot for slot in self.slots if self.trains(slot)]
+        events: list[Event] = []
+        for group in self._passes(training):
+            events += self._try_pass(group)
+        lost = {event.trial_id for event in events}
+        ready = [slot for slot in training if slot.ready and slot.trial.trial_id not in lost]
+        if ready:
+            checked = torch.stack([slot.update() for slot in ready]).tolist()  # one wait for the device
+            for slot, (loss, norm) in zip(ready, checked, strict=True):
+                try:
+                    slot.count((loss, norm))
+                except Diverged as error:
+                    events.append(ended_by(error, slot.trial.trial_id, slot.ledger.step))
+        return events
+
+    @staticmethod
+    def trains(slot: Slot) -> bool:
+        return not slot.resting and slot.ledger.step < slot.trial.train.max_steps
+
+    def _passes(self, slots: list[Slot]) -> Iterable[list[Slot]]:
+        """Cut the slots into passes of at most ``pass_tokens``; a slot that is larger alone gets a pass of its own."""
+        group: list[Slot] = []
+        rows = width = 0
+        for slot in slots:
+            n, w = slot.next_batch()["input_ids"].shape
+            if group and self.pass_tokens and (rows + n) * max(width, w) > self.pass_tokens:
+                yield group
+                group, rows, width = [], 0, 0
+            group, rows, width = [*group, slot], rows + n, max(width, w)
+        if group:
+            yield group
+
+    def _try_pass(self, group: list[Slot]) -> list[Event]:
+        """One pass; where memory runs out, the same slots in passes of half the tokens, down to one slot alone."""
+        try:
+            self.run_pass(group, [slot.next_batch() for slot in group])
+            return []
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            for slot in group:
+                slot.forget_micro_steps()
+            if len(group) == 1:
+                return [ended_by(error, group[0].trial.trial_id, group[0].ledger.step)]
+        if self.base.device.type == "cuda":
+            torch.cuda.empty_cache()
+        shapes = [slot.next_batch()["input_ids"].shape for slot in group]
+        self.pass_tokens = max(1, sum(n for n, _ in shapes) * max(w for _, w in shapes) // 2)
+        events: list[Event] = []
+        for smaller in (group[: len(group) // 2], group[len(group) // 2 :]):
+            events += self._try_pass(smaller)
+        return events
+
+    def run_pass(self, slots: list[Slot], batches: list[dict[str, Any]]) -> None:
+        """Forward and backward over one micro-batch of each slot; leaves gradients in place."""
+        places = {id(slot): k for k, slot in enumerate(self.slots)}
+        counts = [len(batch["input_ids"]) for batch in batches]
+        ends = torch.tensor(counts).cumsum(0).tolist()
+        keys = None
+        if any(slot.trial.lora.dropout for slot in slots):
+            of_slots = [row_keys(s.trial.seed, b["step"], b["samples"]) for s, b in zip(slots, batches, strict=True)]
+            keys = torch.cat(of_slots).to(self.base.device)
+        segments = tuple(
+            Segment(places[id(slot)], end - n, end) for slot, n, end in zip(slots, counts, ends, strict=True)
+        )
+        ids = self._stack_rows(batches, "input_ids", self.base.tokenizer.pad_token_id)
+        mask = self._stack_rows(batches, "attention_mask", 0)
+        model: Any = self.base.model
+        model.train()
+        self._routing = Routing(segments, len(self.slots), keys, self.kernel)
+        try:
+            summed = (
+                self._completion_losses(batches, ids, mask) if self._logits else self._class_losses(batches, ids, mask)
+            )
+            losses = [loss / batch["denominator"] for loss, batch in zip(summed, batches, strict=True)]
+            torch.stack(losses).sum().backward()
+        finally:
+            self._routing = None
+        for slot, loss in zip(slots, losses, strict=True):
+            slot.note(loss)
+
+    def _stack_rows(self, batches: list[dict[str, Any]], name: str, fill: int) -> torch.Tensor:
+        """All batches' rows, padded on the right to the longest, on the device."""
+        width = max(batch[name].shape[1] for batch in batches)
+        padded = [torch.nn.functional.pad(b[name], (0, width - b[name].shape[1]), value=fill) for b in batches]
+        return torch.cat(padded).to(self.base.device, non_blocking=True)
+
+    def _completion_losses(
+        self, batches: list[dict[str, Any]], ids: torch.Tensor, mask: torch.Tensor
+    ) -> list[torch.Tensor]:
+        assert self._logits is not None
+        targets = self._stack_rows(batches, "labels", -100)[:, 1:]
+        borne = targets != -100
+        with self.base.arithmetic():
+            hidden = self._logits.hidden(ids, mask)[:, :-1]
+        counts = [int((batch["labels"][:, 1:] != -100).sum()) for batch in batches]
+        return self._logits.summed(hidden[borne], targets[borne], counts)
+
+    def _class_losses(self, batches: list[dict[str, Any]], ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+        model: Any = self.base.model
+        with self.base.arithmetic():
+            logits = model(input_ids=ids, attention_mask=mask).logits
+        targets = torch.cat([batch["labels"] for batch in batches]).to(self.base.device)
+        sizes = [len(batch["labels"]) for batch in batches]
+        return [
+            torch.nn.functional.cross_entropy(part.float(), wanted, reduction="sum")
+            for part, wanted in zip(logits.split(sizes), targets.split(sizes), strict=True)
+        ]
+
+    # --- scoring
+
+    def rung(self, slot: Slot) -> Event:
+        """Score a slot on the rung subset. It rests afterwards."""
+        try:
+            evaluation = self._evaluate(slot, slot.validation.rung, None)
+            result = slot.ledger.rung(evaluation, slot.weights)
+        except Exception as error:
+            return ended_by(error, slot.trial.trial_id, slot.ledger.step)
+        slot.resting = True
+        return result
+
+    def finish(self, slot: Slot) -> Ended:
+        """Score the best rung's adapter on all validation items and write it."""
+        try:
+            best = slot.ledger.require_best()
+            slot.restore(best.weights)
+            evaluation = self._evaluate(slot, list(range(len(slot.validation.rows))), best.evaluation)
+            ended = slot.ledger.completed(evaluation)
+            slot.write_best()
+            return ended
+        except Exception as error:
+            return ended_by(error, slot.trial.trial_id, slot.ledger.step)
+
+    def _evaluate(self, slot: Slot, indices: list[int], known: Evaluation | None) -> Evaluation:
+        model: Any = _SlotModel(self, self.slots.index(slot))
+        return evaluate(self.base, model, slot.trial, slot.validation, indices, known)
+
+
+class _SlotModel(torch.nn.Module):
+    """The base model with one slot's adapter, for scoring."""
+
+    def __init__(self, pack: Pack, slot: int):
+        super().__init__()
+        self.pack, self.slot = pack, slot
+        self.model = pack.base.model
+
+    def forward(self, input_ids: torch.Tensor, **inputs: Any) -> Any:
+        pack = self.pack
+        pack._routing = Routing((Segment(self.slot, 0, len(input_ids)),), len(pack.slots), None, pack.kernel)
+        try:
+            return self.model(input_ids=input_ids, **inputs)
+        finally:
+            pack._routing = None

@@ -1,0 +1,129 @@
+"""The layers of a base model as a pack sees them: many slots' adapters on each target, many slots' heads.
+
+Nothing in the base model is replaced but its task heads: adapters are added by a forward hook, so that any linear
+layer, quantised or not, keeps its own code, and the model is its old self when the pack is gone.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer import lora_kernels
+from trainer.dropout import drop, module_key
+from trainer.lora_kernels import Routing, SlotLora
+
+
+class SlotModule:
+    """One slot's trained tensors on one module: parameters of their own, or views into the module's stack.
+
+    Args:
+        a: (rank, d_in) start values.
+        b: (d_out, rank)
+        scale: the factor on B A x.
+        p: dropout probability.
+    """
+
+    def __init__(self, a: torch.Tensor, b: torch.Tensor, scale: float, p: float):
+        self.a, self.b = nn.Parameter(a), nn.Parameter(b)
+        self.scale, self.p = scale, p
+
+    @property
+    def rank(self) -> int:
+        return len(self.a)
+
+
+class PackedLora:
+    """All slots' adapters on one linear layer. Called as the layer's forward hook.
+
+    ``a``: (slots, r_max, d_in) and ``b``: (slots, d_out, r_max) are zero beyond a slot's own rank and for slots that
+    leave the module alone. There the gradient is zero too: each of the two is multiplied by the other's zeros. Where
+    only the loop can run, nothing is stacked: a product of strided rows is rounded otherwise than PEFT's.
+
+    Args:
+        name: the layer's full name in the base model, which keys dropout and start values.
+        layer: linear, ``Conv1D``, or a quantised linear layer.
+        routing: what the batch at hand is; None leaves the layer alone.
+        rank_multiple: r_max is rounded up to it (strides for ``grouped``); 0: no stack, for the loop alone.
+    """
+
+    def __init__(self, name: str, layer: nn.Module, routing: Callable[[], Routing | None], rank_multiple: int):
+        self.name, self.routing, self.rank_multiple = name, routing, rank_multiple
+        self.key = module_key(name)
+        self.slots: list[SlotModule | None] = []
+        self.a = self.b = self.scale = self.p = torch.empty(0)
+        self._hook = layer.register_forward_hook(self)
+
+    def remove(self) -> None:
+        self._hook.remove()
+
+    def restack(self, slots: list[SlotModule | None], device: torch.device) -> None:
+        """Lay the slots' tensors and gradients out anew; their values do not change."""
+        self.slots = slots
+        present = [slot for slot in slots if slot is not None]
+        if not present or not self.rank_multiple:
+            return
+        rank = -(-max(slot.rank for slot in present) // self.rank_multiple) * self.rank_multiple
+        d_in, d_out = present[0].a.shape[1], present[0].b.shape[0]
+        self.a = torch.zeros(len(slots), rank, d_in, device=device, requires_grad=True)
+        self.b = torch.zeros(len(slots), d_out, rank, device=device, requires_grad=True)
+        self.a.grad, self.b.grad = torch.zeros_like(self.a), torch.zeros_like(self.b)
+        self.scale = torch.tensor([slot.scale if slot else 0.0 for slot in slots], device=device)
+        self.p = torch.tensor([slot.p if slot else 0.0 for slot in slots], device=device)
+        for k, slot in enumerate(slots):
+            if slot is None:
+                continue
+            for parameter, stack, place in (
+                (slot.a, self.a, (k, slice(slot.rank))),
+                (slot.b, self.b, (k, slice(None), slice(slot.rank))),
+            ):
+                value, gradient = stack.data[place], stack.grad[place]  # type: ignore[index]
+                value.copy_(parameter.data)
+                if parameter.grad is not None:
+                    gradient.copy_(parameter.grad)
+                parameter.data = value
+                parameter.grad = gradient
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        routing = self.routing()
+        if routing is None or not any(self.slots[k] for k in routing.slots):
+            return output
+        x = inputs[0]
+        autocast = torch.is_autocast_enabled(x.device.type)
+        if not autocast:
+            x = x.to(torch.float32)  # as the adapters, and as in PEFT; under autocast the products choose
+        kernel = lora_kernels.choose(routing, x.device, autocast)
+        if kernel == "loop":
+            slots = [SlotLora(slot.a, slot.b, slot.scale, slot.p) if slot else None for slot in self.slots]
+            return lora_kernels.loop(output, x, slots, routing, self.key)
+        index = torch.tensor(routing.slots, device=x.device)
+        if routing.keys is not None and any(self.slots[k].p for k in routing.slots if self.slots[k]):  # type: ignore[union-attr]
+            counts = torch.tensor([s.stop - s.start for s in routing.segments], device=x.device)
+            x = drop(x, routing.keys, self.key, self.p[index].repeat_interleave(counts))
+        if kernel == "grouped":
+            rows = {segment.slot: segment.stop - segment.start for segment in routing.segments}
+            return lora_kernels.grouped(
+                output, x, self.a, self.b, self.scale, [rows.get(k, 0) for k in range(routing.n_slots)]
+            )
+        whole = len(routing.segments) == routing.n_slots
+        a, b, scale = (t if whole else t[index] for t in (self.a, self.b, self.scale))
+        return lora_kernels.bmm(output, x, a, b, scale)
+
+
+class PackedHead(nn.Module):
+    """A task head of which each slot has its own; the base model's where nothing is routed."""
+
+    def __init__(self, original: nn.Module, routing: Callable[[], Routing | None]):
+        super().__init__()
+        self.original = original
+        self._routing = routing
+        self.slots: list[nn.Module] = []
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        routing = self._routing()
+        if routing is None:
+            result: torch.Tensor = self.original(x, *args, **kwargs)
+            return result
+        pieces = [self.slots[s.slot](x[s.start : s.stop], *args, **kwargs) for s in routing.segments]
+        return torch.cat(pieces)

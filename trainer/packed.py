@@ -1,0 +1,147 @@
+"""The packed engine: the trials of a device share its base models and train side by side."""
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from analysis.folder import State, TrialFolder
+from trainer.budget import Budget, measure
+from trainer.config import EngineConfig, TrialConfig, check_trial, pack_refusal
+from trainer.engine import Admission, Admitted, Ended, Event, Full, Refused, never
+from trainer.ledger import Score
+from trainer.materials import Materials
+from trainer.outcomes import out_of_memory
+from trainer.pack import Pack
+from trainer.slot import Slot
+
+
+class PackedEngine:
+    """Packs keyed by base model (model, revision, precision, task head), trained in turns.
+
+    Args:
+        materials: base models and data of this device.
+        score: the sweep's objective, higher is better; picks each trial's best rung.
+        settings: kernel and activation checkpointing.
+        slots: most trials at a time over all packs; None: as many as memory holds and packing pays for.
+    """
+
+    def __init__(self, materials: Materials, score: Score, settings: EngineConfig, slots: int | None = None):
+        self.materials, self.score, self.settings, self.slots = materials, score, settings, slots
+        self._packs: list[Pack] = []
+        self._budgets: dict[tuple[str, ...], Budget] = {}
+
+    def admit(self, trial: TrialConfig, folder: TrialFolder, checkpoint: Path | None) -> Admission:
+        check_trial(trial)
+        refusal = pack_refusal(trial.lora)
+        if refusal:
+            return Refused(refusal, "")
+        alone = not any(pack.slots for pack in self._packs)
+        if not alone and self.slots is not None and self._n_slots() >= self.slots:
+            return Full()
+        try:
+            pack = self._pack(trial)
+            budget = self._budget(pack, trial)
+            if not alone and not budget.holds(pack, trial, None if self.slots else self._n_slots()):
+                return Full()
+            slot = self._slot(trial, folder, pack, checkpoint)
+            pack.add(slot)
+        except (MemoryError, RuntimeError) as error:
+            if alone or not out_of_memory(error):
+                raise
+            self._collect()
+            return Full()  # there is room when others have ended
+        return Admitted(slot.ledger.step)
+
+    def capacity(self, trial: TrialConfig) -> int:
+        """Trials like this one that this device takes side by side."""
+        if self.slots is not None:
+            return self.slots
+        if pack_refusal(trial.lora):
+            return 1
+        pack = self._pack(trial)
+        return self._budget(pack, trial).slots(trial)
+
+    def advance(self, until: Callable[[], bool] = never) -> list[Event]:
+        while True:
+            events: list[Event] = []
+            for pack in list(self._packs):  # packs take turns, a step each
+                events += self._advance(pack)
+            if events or until() or not any(Pack.trains(s) for pack in self._packs for s in pack.slots):
+                return events
+
+    def _advance(self, pack: Pack) -> list[Event]:
+        done = [s for s in pack.slots if not s.resting and s.ledger.step == s.trial.train.max_steps]
+        events: list[Event] = [pack.finish(slot) for slot in done]
+        before = {id(slot): slot.ledger.step for slot in pack.slots}
+        events += pack.step()
+        ended = {event.trial_id for event in events}
+        for slot in pack.slots:
+            at_rung = slot.ledger.step in slot.trial.train.rungs and slot.ledger.step > before[id(slot)]
+            if at_rung and slot.trial.trial_id not in ended:
+                events.append(pack.rung(slot))
+        for event in events:
+            if isinstance(event, Ended):
+                slot = self._find(event.trial_id)[1]
+                if event.state is not State.COMPLETED:
+                    slot.write_best()
+                self._remove(event.trial_id)
+        return events
+
+    def proceed(self, trial_id: str) -> None:
+        self._find(trial_id)[1].resting = False
+
+    def checkpoint(self, trial_id: str, to: Path) -> None:
+        self._find(trial_id)[1].save(to)
+
+    def end(self, trial_id: str, state: State) -> None:
+        self._find(trial_id)[1].write_best()
+        self._remove(trial_id)
+
+    # --- packs
+
+    def _n_slots(self) -> int:
+        return sum(len(pack.slots) for pack in self._packs)
+
+    def _pack(self, trial: TrialConfig) -> Pack:
+        base = self.materials.base(trial)
+        for pack in self._packs:
+            if pack.base is base:
+                return pack
+        settings = self.settings
+        pack = Pack(base, trial.task.name, settings.kernel, settings.activation_checkpointing)
+        self._packs.append(pack)
+        return pack
+
+    def _slot(self, trial: TrialConfig, folder: TrialFolder, pack: Pack, checkpoint: Path | None) -> Slot:
+        encoded, validation = self.materials.training(trial), self.materials.validation(trial)
+        return Slot(trial, folder, pack.base, encoded, validation, self.score, checkpoint)
+
+    def _budget(self, pack: Pack, trial: TrialConfig) -> Budget:
+        key = self.materials.base_key(trial)
+        if key not in self._budgets:
+            slot = self._slot(trial, TrialFolder(Path("probe")), pack, None)
+            self._budgets[key] = measure(pack, slot)
+        return self._budgets[key]
+
+    def _find(self, trial_id: str) -> tuple[Pack, Slot]:
+        for pack in self._packs:
+            for slot in pack.slots:
+                if slot.trial.trial_id == trial_id:
+                    return pack, slot
+        raise ValueError(f"trial {trial_id} has no slot here")
+
+    def _remove(self, trial_id: str) -> None:
+        pack, slot = self._find(trial_id)
+        pack.remove(slot)
+        if not pack.slots:
+            pack.close()
+            self._packs.remove(pack)
+            self._collect()
+
+    @staticmethod
+    def _collect() -> None:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -1,0 +1,239 @@
+"""One trial in a pack: its trained tensors, optimiser, schedule, place in the data, and checkpoints."""
+
+import copy
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import get_scheduler
+
+from analysis.folder import TrialFolder
+from trainer.batches import micro_batches
+from trainer.config import TrialConfig
+from trainer.encode import Encoded
+from trainer.evaluate import Validation
+from trainer.ledger import Ledger, Score, Weights
+from trainer.lora import ADAPTER, fresh_head, head_std, initial_a, linear_modules, linear_shape, peft_config, scaling
+from trainer.models import BaseModel
+from trainer.outcomes import Diverged
+from trainer.pack_layers import PackedHead, SlotModule
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_PREFIX = "base_model.model."  # PEFT's, before the base model's own names
+# As in Hugging Face Trainer: biases and norms are not decayed.
+_NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
+
+
+class Slot:
+    """Set up from a trial's config, or from its checkpoint.
+
+    Args:
+        trial: checked, and one that a pack can hold.
+        folder: where its results go.
+        base: the frozen model.
+        encoded: training rows.
+        validation: what it is scored on.
+        score: the sweep's objective, higher is better.
+        checkpoint: a folder that ``save`` wrote, of this engine or the other, or None.
+
+    Attributes:
+        modules: target module → trained tensors, in the model's order.
+        heads: task head → the slot's own copy.
+        resting: whether it waits after a rung.
+        micro: micro-steps done of the optimiser step at hand.
+    """
+
+    def __init__(
+        self,
+        trial: TrialConfig,
+        folder: TrialFolder,
+        base: BaseModel,
+        encoded: list[Encoded],
+        validation: Validation,
+        score: Score,
+        checkpoint: Path | None,
+    ):
+        self.trial, self.base, self.encoded, self.validation = trial, base, encoded, validation
+        self.ledger = Ledger(trial, folder, validation, score)
+        self.config: LoraConfig = peft_config(base.model, trial.lora, trial.task.name, base.heads)
+        self.modules: dict[str, SlotModule] = {}
+        self.heads: dict[str, nn.Module] = {}
+        self._tensors: dict[str, tuple[str, nn.Parameter]] = {}  # PEFT's name of the parameter → (its key, itself)
+        self._make_tensors()
+        self.resting = False
+        self.micro = 0
+        self._batches: list[dict[str, Any]] = []
+        self._losses: list[torch.Tensor] = []
+        if checkpoint is not None:
+            self.restore(load_file(checkpoint / "adapter_model.safetensors"))
+            self.ledger.load(checkpoint)
+        self.optimizer = self._make_optimizer(checkpoint)
+        self.scheduler = self._make_scheduler()
+
+    # --- training
+
+    def next_batch(self) -> dict[str, Any]:
+        """The micro-batch that comes next (see ``micro_batches``)."""
+        if not self._batches:
+            self._batches = micro_batches(self.trial, self.encoded, self.base.tokenizer.pad_token_id, self.ledger.step)
+        return self._batches[self.micro]
+
+    def note(self, loss: torch.Tensor) -> None:
+        """A micro-step's gradient is in place."""
+        self._losses.append(loss.detach())
+        self.micro += 1
+
+    @property
+    def ready(self) -> bool:
+        """Whether all micro-steps of the optimiser step are done."""
+        return self.micro == self.trial.train.accumulation
+
+    def forget_micro_steps(self) -> None:
+        """Start the optimiser step at hand over, after a pass that failed."""
+        self.micro = 0
+        self._losses = []
+        self._clear_gradients()
+
+    def update(self) -> torch.Tensor:
+        """Clip, step, advance the schedule. Returns (2,): the step's largest loss and the gradient's norm."""
+        views = []
+        for _, parameter in self.parameters():
+            views.append(parameter.grad)
+            if parameter.grad is not None:  # the layout that the parameter has alone, and so the same rounding
+                parameter.grad = parameter.grad.contiguous()
+        trained = [parameter for _, parameter in self.parameters()]
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.trial.train.clip)
+        self.optimizer.step()
+        self.scheduler.step()
+        for parameter, view in zip(trained, views, strict=True):
+            parameter.grad = view
+        self._clear_gradients()
+        checked = torch.stack([torch.stack(self._losses).abs().max(), norm.to(self._losses[0].device)])
+        self._losses, self.micro = [], 0
+        return checked
+
+    def count(self, checked: tuple[float, float]) -> None:
+        """Count an optimiser step, once what ``update`` returned is here. Raises Diverged."""
+        for what, value in zip(("loss", "gradient norm"), checked, strict=True):
+            if not math.isfinite(value):
+                raise Diverged(f"the {what} was {value} in step {self.ledger.step + 1}")
+        self.ledger.tokens += sum(batch["tokens"] for batch in self._batches)
+        self.ledger.step += 1
+        self._batches = []
+
+    def _clear_gradients(self) -> None:
+        for _, parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+
+    # --- tensors
+
+    def parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Trained parameters with PEFT's names, in PEFT's order."""
+        return [(name, parameter) for name, (_, parameter) in self._tensors.items()]
+
+    def weights(self) -> Weights:
+        """A copy on the CPU, by the keys of a PEFT adapter file."""
+        return {key: p.detach().cpu().clone().contiguous() for key, p in self._tensors.values()}
+
+    @torch.no_grad()
+    def restore(self, weights: Weights) -> None:
+        for key, parameter in self._tensors.values():
+            parameter.copy_(weights[key])
+
+    def save(self, to: Path) -> None:
+        """A plain PEFT adapter, the optimiser's moments, the best rung; the counters last."""
+        shutil.rmtree(to, ignore_errors=True)
+        self._write(self.weights(), to)
+        moments = {
+            f"{name}|{m}": torch.as_tensor(self.optimizer.state[parameter][m]).detach().cpu().contiguous()
+            for name, parameter in self.parameters()
+            if parameter in self.optimizer.state
+            for m in _MOMENTS
+        }
+        save_file(moments, to / "optimizer.safetensors")
+        self.ledger.save(to)
+
+    def write_best(self) -> None:
+        """The best rung's adapter into the trial's folder; nothing where there was no rung."""
+        best = self.ledger.best
+        if best is not None:
+            self.ledger.write_adapter(lambda to: self._write(best.weights, to))
+
+    def _write(self, weights: Weights, to: Path) -> None:
+        to.mkdir(parents=True)
+        save_file(weights, to / "adapter_model.safetensors", metadata={"format": "pt"})
+        config = copy.copy(self.config)
+        config.inference_mode = True
+        config.save_pretrained(str(to))
+
+    def _make_tensors(self) -> None:
+        trial, model = self.trial, self.base.model
+        device = self.base.device
+        alpha, rslora = scaling(trial.lora)
+        scale = alpha / (math.sqrt(trial.lora.rank) if rslora else trial.lora.rank)
+        linear = set(linear_modules(model, self.base.heads))
+        targets = tuple(f".{target}" for target in self.config.target_modules or ())
+        for name, module in model.named_modules():
+            if name in self.base.heads:
+                head = copy.deepcopy(module.original if isinstance(module, PackedHead) else module)
+                fresh_head(head, trial.seed, name, head_std(model))
+                head.requires_grad_(True)
+                self.heads[name] = head
+                for part, parameter in head.named_parameters():
+                    named = f"{_PREFIX}{name}.modules_to_save.{ADAPTER}.{part}"
+                    self._tensors[named] = (f"{_PREFIX}{name}.{part}", parameter)
+            elif name in linear and f".{name}".endswith(targets):
+                d_in, d_out = linear_shape(module)
+                a = initial_a(trial.lora.rank, d_in, trial.seed, name).to(device)
+                b = torch.zeros(d_out, trial.lora.rank, device=device)
+                tensors = SlotModule(a, b, scale, trial.lora.dropout)
+                self.modules[name] = tensors
+                for letter, parameter in (("A", tensors.a), ("B", tensors.b)):
+                    self._tensors[f"{_PREFIX}{name}.lora_{letter}.{ADAPTER}.weight"] = (
+                        f"{_PREFIX}{name}.lora_{letter}.weight",
+                        parameter,
+                    )
+
+    # --- optimiser
+
+    def _make_optimizer(self, checkpoint: Path | None) -> torch.optim.AdamW:
+        optim = self.trial.optim
+        groups: list[dict[str, Any]] = [
+            {"params": [p for name, p in self.parameters() if not _NOT_DECAYED.search(name.lower())]},
+            {
+                "params": [p for name, p in self.parameters() if _NOT_DECAYED.search(name.lower())],
+                "weight_decay": 0.0,
+            },
+        ]
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=optim.lr,
+            betas=(optim.beta1, optim.beta2),
+            weight_decay=optim.weight_decay,
+        )
+        if checkpoint is not None:
+            moments = load_file(checkpoint / "optimizer.safetensors")
+            for name, parameter in self.parameters():
+                state = {m: moments[f"{name}|{m}"] for m in _MOMENTS}
+                optimizer.state[parameter] = {m: v.to(parameter.device) if m != "step" else v for m, v in state.items()}
+        return optimizer
+
+    def _make_scheduler(self) -> Any:
+        """The whole trial's schedule, wound on to where it stands."""
+        optim, total = self.trial.optim, self.trial.train.max_steps
+        scheduler = get_scheduler(
+            "constant_with_warmup" if optim.schedule == "constant" else optim.schedule,
+            optimizer=self.optimizer,
+            num_warmup_steps=math.ceil(optim.warmup * total),
+            num_training_steps=total,
+        )
+        for _ in range(self.ledger.step):
+            scheduler.step()
+        return scheduler
