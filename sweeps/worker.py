@@ -5,10 +5,12 @@ trial proxies can wait at the same time.
 """
 
 import asyncio
+import contextlib
 import os
 import queue
 import shutil
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -147,13 +149,28 @@ class DeviceWorker:
 
     def _own_engine(self) -> None:
         while True:
-            events = self.engine.advance(self._asked) if self._folders else []
+            try:
+                events = self.engine.advance(self._asked) if self._folders else []
+            except Exception as error:
+                events = self._broken(error)
             for event in events:
                 self._post(event)
             if not events:
                 self._commands.get()()  # nothing trains: wait
             while not self._commands.empty():
                 self._commands.get()()
+
+    def _broken(self, error: Exception) -> list[Event]:
+        """The engine itself failed: so have the trials in it, and the next ones find a new engine."""
+        traceback.print_exc()
+        del self._engine, self._materials
+        return [self._failed(trial_id, error, "the engine broke") for trial_id in self._folders]
+
+    def _failed(self, trial_id: str, error: Exception, what: str) -> Ended:
+        first = (str(error).strip().splitlines() or [""])[0][:500]
+        rows = self._folders[trial_id].read_metrics()
+        reason = f"{what}: {type(error).__name__}: {first}"
+        return Ended(trial_id, State.FAILED, reason, rows[-1].step if rows else 0)
 
     def _asked(self) -> bool:
         """Whether somebody wants something between two steps: a slot refilled, a rung's decision."""
@@ -209,7 +226,9 @@ class DeviceWorker:
         return score_untuned(self.materials, trial, folder)
 
     def _admit(self, trial: TrialConfig, folder: TrialFolder) -> Admission | Ended:
-        steps = folder.checkpoints()
+        # A rung whose row the driver did not get to record must be reported again: go on from the one before.
+        recorded = {row.step for row in folder.read_metrics()}
+        steps = [step for step in folder.checkpoints() if step in recorded]
         try:
             admission: Admission = self.engine.admit(trial, folder, folder.checkpoint_dir(steps[-1]) if steps else None)
         except LorasweepError as error:
@@ -231,11 +250,17 @@ class DeviceWorker:
             shutil.rmtree(folder.checkpoints_dir, ignore_errors=True)
 
     def _post(self, event: Event) -> None:
+        if isinstance(event, RungResult):
+            try:
+                self._checkpoint(event)
+            except Exception as error:  # such as a full disk: this trial's end, not its neighbours'
+                traceback.print_exc()
+                event = self._failed(event.trial_id, error, "its checkpoint could not be written")
+                with contextlib.suppress(OSError):
+                    self.engine.end(event.trial_id, State.FAILED)
         if isinstance(event, Ended):
             folder = self._folders.pop(event.trial_id)
             shutil.rmtree(folder.checkpoints_dir, ignore_errors=True)
-        elif isinstance(event, RungResult):
-            self._checkpoint(event)
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._events[event.trial_id].put_nowait, event)
 

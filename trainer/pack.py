@@ -43,35 +43,50 @@ class Pack:
         self.checkpointed = activation_checkpointing
         self._routing: Routing | None = None
         self._logits = TokenLogits(base) if task == "completion" else None
-        stacked = {"loop": 0, "bmm": 1, "grouped": 8, "auto": 8 if base.device.type == "cuda" else 0}
-        model: Any = base.model
+        self._layers: dict[str, PackedLora] = {}
+        self._heads: dict[str, PackedHead] = {}
+
+    def add(self, slot: Slot) -> None:
+        """Take a slot in. Where there is no memory for it, the pack is as before."""
+        if not self.slots:
+            self._attach()
+        self.slots.append(slot)
+        try:
+            self._restack()
+        except (MemoryError, RuntimeError):
+            self.remove(slot)
+            raise
+
+    def remove(self, slot: Slot) -> None:
+        """Let a slot go; with the last one the base model is its old self, and free for others."""
+        self.slots.remove(slot)
+        if self.slots:
+            self._restack()
+        else:
+            self._detach()
+
+    def _attach(self) -> None:
+        stacked = {"loop": 0, "bmm": 1, "grouped": 8, "auto": 8 if self.base.device.type == "cuda" else 0}
+        model: Any = self.base.model
         modules = dict(model.named_modules())
         self._layers = {
-            name: PackedLora(name, modules[name], lambda: self._routing, stacked[kernel])
-            for name in linear_modules(model, base.heads)
+            name: PackedLora(name, modules[name], lambda: self._routing, stacked[self.kernel])
+            for name in linear_modules(model, self.base.heads)
         }
-        self._heads = {name: PackedHead(modules[name], lambda: self._routing) for name in base.heads}
+        self._heads = {name: PackedHead(modules[name], lambda: self._routing) for name in self.base.heads}
         for name, head in self._heads.items():
             setattr(model, name, head)
-        if activation_checkpointing:
+        if self.checkpointed:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
-    def close(self) -> None:
-        """Give the base model back as it was."""
+    def _detach(self) -> None:
         for layer in self._layers.values():
             layer.remove()
         for name, head in self._heads.items():
             setattr(self.base.model, name, head.original)
         if self.checkpointed:
             self.base.model.gradient_checkpointing_disable()
-
-    def add(self, slot: Slot) -> None:
-        self.slots.append(slot)
-        self._restack()
-
-    def remove(self, slot: Slot) -> None:
-        self.slots.remove(slot)
-        self._restack()
+        self._layers, self._heads = {}, {}
 
     def _restack(self) -> None:
         for name, layer in self._layers.items():
@@ -120,21 +135,24 @@ class Pack:
             yield group
 
     def _try_pass(self, group: list[Slot]) -> list[Event]:
-        """One pass; where memory runs out, the same slots in passes of half the tokens, down to one slot alone."""
+        """One pass; where it fails, the same slots in two passes, down to the one slot whose fault it is.
+
+        Where memory ran out, later passes have at most half the tokens too.
+        """
         try:
             self.run_pass(group, [slot.next_batch() for slot in group])
             return []
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
+        except Exception as error:
             for slot in group:
                 slot.forget_micro_steps()
             if len(group) == 1:
                 return [ended_by(error, group[0].trial.trial_id, group[0].ledger.step)]
-        if self.base.device.type == "cuda":
-            torch.cuda.empty_cache()
-        shapes = [slot.next_batch()["input_ids"].shape for slot in group]
-        self.pass_tokens = max(1, sum(n for n, _ in shapes) * max(w for _, w in shapes) // 2)
+            no_memory = out_of_memory(error)
+        if no_memory:
+            if self.base.device.type == "cuda":
+                torch.cuda.empty_cache()
+            shapes = [slot.next_batch()["input_ids"].shape for slot in group]
+            self.pass_tokens = max(1, sum(n for n, _ in shapes) * max(w for _, w in shapes) // 2)
         events: list[Event] = []
         for smaller in (group[: len(group) // 2], group[len(group) // 2 :]):
             events += self._try_pass(smaller)

@@ -84,9 +84,11 @@ class PackedEngine:
         for event in events:
             if isinstance(event, Ended):
                 slot = self._find(event.trial_id)[1]
-                if event.state is not State.COMPLETED:
-                    slot.write_best()
-                self._remove(event.trial_id)
+                try:
+                    if event.state is not State.COMPLETED:
+                        slot.write_best()
+                finally:
+                    self._remove(event.trial_id)
         return events
 
     def proceed(self, trial_id: str) -> None:
@@ -96,8 +98,10 @@ class PackedEngine:
         self._find(trial_id)[1].save(to)
 
     def end(self, trial_id: str, state: State) -> None:
-        self._find(trial_id)[1].write_best()
-        self._remove(trial_id)
+        try:
+            self._find(trial_id)[1].write_best()
+        finally:
+            self._remove(trial_id)
 
     # --- packs
 
@@ -136,7 +140,6 @@ class PackedEngine:
         pack, slot = self._find(trial_id)
         pack.remove(slot)
         if not pack.slots:
-            pack.close()
             self._packs.remove(pack)
             self._collect()
 

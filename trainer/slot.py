@@ -4,6 +4,7 @@ import copy
 import math
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,8 @@ class Slot:
             num_warmup_steps=math.ceil(optim.warmup * total),
             num_training_steps=total,
         )
-        for _ in range(self.ledger.step):
-            scheduler.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the optimiser's steps were made before the checkpoint
+            for _ in range(self.ledger.step):
+                scheduler.step()
         return scheduler

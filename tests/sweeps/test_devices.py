@@ -12,6 +12,7 @@ from sweeps.config import RayConfig, ResourcesConfig, SweepConfig
 from sweeps.devices import seats
 from sweeps.place import package_root
 from sweeps.worker import DeviceWorker
+from trainer.config import EngineConfig
 
 
 def node(name: str, alive: bool = True, **has: float) -> dict[str, Any]:
@@ -60,6 +61,8 @@ def test_more_gpus_than_a_node_has_are_refused() -> None:
 
 
 def test_a_worker_that_does_not_see_the_sweep_folder_says_what_to_do(tmp_path: Path) -> None:
-    worker = DeviceWorker("hf", Objective("single", 0.05, ()), threads=1, node="beta", root=package_root())
+    worker = DeviceWorker(
+        EngineConfig(), None, Objective("single", 0.05, ()), threads=1, node="beta", root=package_root()
+    )
     with pytest.raises(FolderError, match=r"node beta does not see .*sweep\.dir"):
         asyncio.run(worker.facts(str(tmp_path / "elsewhere")))

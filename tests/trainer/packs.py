@@ -22,7 +22,7 @@ def score(metrics: Any) -> float:
 
 
 def packed_engine(
-    materials: Materials, kernel: str = "auto", slots: int = 16, checkpointing: bool = False
+    materials: Materials, kernel: str = "auto", slots: int | None = 16, checkpointing: bool = False
 ) -> PackedEngine:
     return PackedEngine(materials, score, EngineConfig(kernel=kernel, activation_checkpointing=checkpointing), slots)
 

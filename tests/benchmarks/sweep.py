@@ -1,0 +1,133 @@
+"""A sweep of MiniLM in three ways, whole commands, alternating: a plain Ray Tune script, ours, a bare loop.
+
+python tests/benchmarks/sweep.py [--setting long|short] [--repeat 3] [--asha]
+
+``long``: 8 trials × 30 steps, 400 validation rows. ``short``: 32 trials × 5 steps, 64 rows. LoRA on query and value, 8
+rows a step, 64 tokens, no early stopping but with ``--asha`` (ours only, told apart). Prints a table of medians and
+ratios; every figure is of this run and this machine.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SETTINGS = {"long": (8, 30, 400), "short": (32, 5, 64)}  # trials, steps, validation rows
+TOPICS = {"alt.atheism": "atheism", "comp.windows.x": "X", "rec.motorcycles": "motorcycles", "sci.med": "medicine"}
+
+
+def write_data(folder: Path, validation_rows: int) -> dict[str, Path]:
+    """Four newsgroups as CSV files, the rows of each topic in turn."""
+    from trainer.config import DataConfig
+    from trainer.newsgroups import load_newsgroups
+
+    each = {"train": 300, "validation": validation_rows // len(TOPICS)}
+    config = DataConfig(topics=TOPICS, train_rows=each["train"], validation_rows=each["validation"])
+    files = {}
+    for split, table in zip(each, load_newsgroups(config, print), strict=True):
+        files[split] = folder / f"{split}.csv"
+        with files[split].open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "label"])
+            writer.writerows(zip(table.columns["text"], table.columns["label"], strict=True))
+    return files
+
+
+def commands(setting: str, folder: Path, asha: bool) -> dict[str, list[str]]:
+    from trainer.config import ModelConfig
+    from trainer.models import model_folder
+
+    trials, steps, rows = SETTINGS[setting]
+    files = write_data(folder, rows)
+    model = Path(model_folder(ModelConfig(source="package", package="minilm")))
+    shared = [
+        *("--model", str(model), "--train", str(files["train"]), "--validation", str(files["validation"])),
+        *("--trials", str(trials), "--steps", str(steps)),
+    ]
+    rungs = [1, 5] if setting == "short" else [10, 30]
+    ours = [
+        *(
+            "run",
+            "task=classification",
+            "model=local",
+            f"model.path={model}",
+            "data=csv",
+            f"data.train={files['train']}",
+        ),
+        *(f"data.validation={files['validation']}", "data.max_length=64", "lora.targets=query+value"),
+        *("space=lora", "space.lora.rank.choices=[4,8,16,32]", "space.optim.lr={low: 1e-5, high: 1e-2, log: true}"),
+        *("objective=single", "bias=none", "baselines=[]", "train.batch_size=8", f"train.max_steps={steps}"),
+        *(f"eval.rung_items={rows}", f"search.trials={trials}", f"sweep.dir={folder}/runs"),
+    ]
+    plan = ["scheduler=fifo", f"train.rungs=[{steps}]"]
+    if asha:
+        plan = [f"train.rungs={rungs}".replace(" ", ""), f"scheduler.grace_period={rungs[0]}"]
+        plan += [f"scheduler.reduction_factor={rungs[1] // rungs[0]}"]
+    return {
+        "plain script": [sys.executable, str(HERE / "plain_tune.py"), *shared],
+        "lorasweep": [str(Path(sys.executable).with_name("lorasweep")), *ours, *plan],
+        "bare loop": [sys.executable, str(HERE / "bare_loop.py"), *shared],
+    }
+
+
+def run(name: str, command: list[str], number: int) -> dict[str, float]:
+    """Wall and CPU seconds of a whole command. Raises CalledProcessError with its output where it fails."""
+    if name == "lorasweep":
+        command = [*command, f"sweep.name=run{number}"]
+    before = os.times()
+    began = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True)
+    wall = time.perf_counter() - began
+    after = os.times()
+    if done.returncode:
+        sys.stderr.write(done.stdout[-3000:] + done.stderr[-3000:])
+        raise SystemExit(f"{name} failed with exit status {done.returncode}")
+    return {
+        "wall": wall,
+        "cpu": after.children_user + after.children_system - before.children_user - before.children_system,
+    }
+
+
+def accuracies(folder: Path, number: int) -> list[float]:
+    lines = (folder / "runs" / f"run{number}" / "leaderboard.csv").open()
+    return [float(row["accuracy"]) for row in csv.DictReader(lines) if row["accuracy"]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--setting", choices=SETTINGS, default="long")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--asha", action="store_true", help="ours with early stopping; the others have none")
+    parser.add_argument("--only", help="names to run, joined by a comma")
+    parser.add_argument("overrides", nargs="*", help="more overrides for ours")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-sweep-") as name:
+        folder = Path(name)
+        todo = commands(options.setting, folder, options.asha)
+        todo["lorasweep"] += options.overrides
+        if options.only:
+            todo = {kind: todo[kind] for kind in options.only.split(",")}
+        times: dict[str, list[dict[str, float]]] = {kind: [] for kind in todo}
+        for number in range(options.repeat):
+            for kind, command in todo.items():
+                times[kind].append(run(kind, command, number))
+                print(json.dumps({"run": number, "kind": kind, **times[kind][-1]}), flush=True)
+        print(f"\n{options.setting}{' with ASHA' if options.asha else ''}: medians of {options.repeat}")
+        medians = {kind: statistics.median(t["wall"] for t in runs) for kind, runs in times.items()}
+        for kind, wall in medians.items():
+            cpu = statistics.median(t["cpu"] for t in times[kind])
+            of = "  ".join(f"{wall / other:.2f} of {what}" for what, other in medians.items() if what != kind)
+            print(f"{kind:14}{wall:8.1f} s wall{cpu:8.1f} s CPU  {of}")
+        if "lorasweep" in todo:
+            print("accuracies of ours, best first:", accuracies(folder, 0))
+
+
+if __name__ == "__main__":
+    main()
