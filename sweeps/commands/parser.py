@@ -1,0 +1,31 @@
+"""How every subcommand reads its command line."""
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from analysis.errors import ConfigError, did_you_mean
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses what it does not know with the nearest name, and takes options between overrides."""
+
+    def __init__(self, command: str, description: str, epilog: str = "") -> None:
+        super().__init__(
+            prog=f"lorasweep {command}",
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def read(self, arguments: Sequence[str]) -> argparse.Namespace:
+        for argument in arguments:
+            option = argument.split("=", 1)[0]
+            if option.startswith("-") and len(option) > 1 and option not in self._option_string_actions:
+                known = [name for name in self._option_string_actions if name.startswith("--")]
+                raise ConfigError(f"{option} is not an option of `{self.prog}`. {did_you_mean(option, known)}")
+        return self.parse_intermixed_args(arguments)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}. See {self.prog} --help.")

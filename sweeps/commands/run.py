@@ -1,0 +1,22 @@
+"""``lorasweep run``: run a sweep."""
+
+from analysis.errors import ConfigError
+from sweeps.commands.composing import composed, composing_parser
+
+
+def main(arguments: list[str]) -> int:
+    description = "Run a sweep. Ctrl-C stops it cleanly; `lorasweep resume` goes on with it."
+    parser = composing_parser("run", description, arguments)
+    parser.add_argument("--quiet", action="store_true", help="print only the leaderboard and errors")
+    options = parser.read(arguments)
+    sweep = composed(options)
+    if sweep is None:
+        return 0
+    if not sweep.space:
+        raise ConfigError(
+            "Nothing is searched: the space is empty. Use `lorasweep trial` for one configuration,"
+            " or search something, such as 'optim.lr=tag(log,interval(1e-4,1e-2))'."
+        )
+    from sweeps.run import run_sweep
+
+    return run_sweep(sweep, quiet=options.quiet)
