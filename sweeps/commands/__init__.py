@@ -1,1 +1,1 @@
-"""The subcommands of ``lorasweep``, each a module with ``main(arguments) -> exit code``; ``sweeps/cli.py`` lists them."""
+"""The subcommands of ``lorasweep``: modules with ``main(arguments) -> exit code``, listed in ``sweeps/cli.py``."""
