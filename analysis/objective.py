@@ -11,7 +11,7 @@ from typing import Any
 from analysis.errors import ConfigError, did_you_mean
 
 DIRECTIONS = ("max", "min", "target")
-_KEYS = ("name", "rho", "terms")
+_KEYS = ("name", "rho", "terms", "constraints")  # constraints: analysis/constraints.py
 _TERM_KEYS = ("metric", "direction", "target", "range", "weight")
 
 
@@ -67,7 +67,8 @@ class Objective:
         """The objective of a resolved config.
 
         Args:
-            config: ``{name, rho, terms: {name: {metric, direction, target, range, weight}}}``.
+            config: ``{name, rho, terms: {name: {metric, direction, target, range, weight}}}``; ``constraints`` beside
+                them are read by ``analysis.constraints``.
 
         Raises:
             ConfigError: naming the key, what was given and what was expected.

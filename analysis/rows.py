@@ -32,6 +32,7 @@ class Row:
         config: dotted path → value of every key that is searched; None where it is not known.
         metrics: name → value, NaN where it could not be computed; empty where nothing was scored.
         objective: higher is better; NaN where it cannot be computed.
+        broken: a sentence for each constraint that it does not keep; a trial without any is feasible.
         reason: why it ended so, and what its files lack.
         rank: its place, from 1.
     """
@@ -45,6 +46,7 @@ class Row:
     config: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     objective: float = math.nan
+    broken: tuple[str, ...] = ()
     reason: str = ""
     rank: int = 0
 

@@ -57,7 +57,8 @@ def render(rows: Sequence[Row], width: int, by: Sequence[str] = ()) -> Renderabl
         table.add_column("\n".join(column.head), justify="left" if column.left else "right", no_wrap=True)
     best = next((row for row in rows if row.kind == "trial" and row.status == State.COMPLETED and row.final), None)
     for i, row in enumerate(rows):
-        style = "bold green" if row is best else "cyan" if row.kind == "baseline" else _STYLES.get(row.status, "")
+        style = "cyan" if row.kind == "baseline" else "yellow" if row.broken else _STYLES.get(row.status, "")
+        style = "bold green" if row is best and not row.broken else style
         table.add_row(*(Text(column.cells[i]) for column in columns), style=style)
     return Group(table, *(Text(line, style="dim") for line in _below(rows, dropped)))
 
@@ -78,7 +79,7 @@ def _columns(rows: Sequence[Row], by: Sequence[str]) -> list[_Column]:
     columns = [
         _Column(("#",), [str(row.rank) for row in rows], _ALWAYS),
         _Column(("trial",), [row.trial_id for row in rows], _ALWAYS, left=True),
-        _Column(("status",), [row.status.replace("_", " ") for row in rows], _ALWAYS, left=True),
+        _Column(("status",), [_status(row) for row in rows], _ALWAYS, left=True),
         _Column(("score",), [_decimals(row.objective, 3) for row in rows], _ALWAYS),
     ]
     there = {name for row in rows for name in row.metrics}
@@ -96,6 +97,11 @@ def _columns(rows: Sequence[Row], by: Sequence[str]) -> list[_Column]:
     columns.append(_Column(("step",), [str(row.step) for row in rows], _MORE))
     columns.append(_Column(("items",), [str(row.n_items) if row.metrics else "-" for row in rows], _MORE))
     return columns
+
+
+def _status(row: Row) -> str:
+    """With a mark where a constraint is broken; which one stands in the reason."""
+    return row.status.replace("_", " ") + (" !" if row.broken else "")
 
 
 def _fit(columns: list[_Column], width: int) -> tuple[list[_Column], int, int]:

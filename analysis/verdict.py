@@ -25,6 +25,8 @@ def verdict(folder: SweepFolder, rows: Sequence[Row]) -> str:
     if best is None:
         return "\n".join([_none_completed(rows), *([_accuracy_of(baseline)] if baseline else [])])
     lines = [_against(folder, best, baseline) if baseline else _without_baseline(best, rows)]
+    if best.broken:
+        lines.append(f"No completed trial keeps the constraints. Of {best.trial_id}: {'; '.join(best.broken)}.")
     rivals = sum(row.kind == "trial" and row.status == State.COMPLETED for row in rows)
     if rivals > 1:
         lines.append(

@@ -9,9 +9,10 @@ import math
 import operator
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from analysis.constraints import Constraints
 from analysis.errors import ConfigError, did_you_mean
 from trainer.config import (
     PRECISIONS,
@@ -57,12 +58,25 @@ class TermConfig:
 
 
 @dataclass
+class ConstraintConfig:
+    """A bound that a trial has to keep: ``at_least`` and ``at_most``, or not worse than a baseline by over a margin."""
+
+    metric: str = ""
+    at_least: float | None = None  # in the metric's unit
+    at_most: float | None = None  # in the metric's unit
+    baseline: str | None = None  # such as zero_shot; it must be among baselines
+    margin: float = key(0.0, low=0.0)  # with baseline: how much worse is allowed, in the metric's unit
+    enabled: bool = True  # false leaves it out
+
+
+@dataclass
 class ObjectiveConfig:
     """Terms and how they become one number: augmented Chebyshev over fixed ranges, higher is better."""
 
     name: str = "single"
     rho: float = key(0.05, low=0.0)  # weight of the sum beside the worst term
     terms: dict[str, TermConfig] = field(default_factory=dict)
+    constraints: dict[str, ConstraintConfig] = field(default_factory=dict)  # trials that break one rank last
 
 
 @dataclass
@@ -266,6 +280,7 @@ def _check_objective(config: SweepConfig) -> None:
                 f"{where}: direction={term.direction} with target={term.target}."
                 f" A target goes with direction=target and with no other: set {where}.target, or change the direction."
             )
+    Constraints.from_config(asdict(config.objective)).check(known, config.baselines)
 
 
 def _check_scheduler(config: SweepConfig) -> None:

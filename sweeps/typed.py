@@ -66,7 +66,8 @@ def read_environment(raw: dict[str, Any], origins: Origins) -> dict[str, Any]:
 def typed(raw: dict[str, Any], origins: Origins) -> tuple[SweepConfig, dict[str, Any]]:
     """The config, resolved and checked, and the whole mapping with its interpolations, defaults filled in.
 
-    Every key gets its type and its range; paths become absolute; terms of the objective without weight are left out.
+    Every key gets its type and its range; paths become absolute; left out are terms of the objective without weight and
+    constraints that are not enabled.
 
     Raises:
         ConfigError: with key, value, what was expected, and the file or override that holds it.
@@ -86,6 +87,8 @@ def typed(raw: dict[str, Any], origins: Origins) -> tuple[SweepConfig, dict[str,
             check_value(path, value, metadata, origins.of(path))  # reading where it came from takes time
             raise
     config.objective.terms = {name: term for name, term in config.objective.terms.items() if term.weight}
+    constraints = config.objective.constraints
+    config.objective.constraints = {name: item for name, item in constraints.items() if item.enabled}
     for path in PATHS:
         section, name = path.split(".")
         part = getattr(config, section)

@@ -89,6 +89,15 @@ def evaluate(
         model.train(was_training)
 
 
+def restricted(evaluation: Evaluation, validation: Validation, indices: list[int]) -> Evaluation:
+    """The evaluation of some of its task rows, from its item tables: nothing is scored. Bias tables stay whole."""
+    items = evaluation.tables["task"]
+    places = {item: i for i, item in enumerate(items["item_id"])}
+    kept = [places[validation.rows[i].item_id] for i in indices]
+    tables = evaluation.tables | {"task": {name: [column[i] for i in kept] for name, column in items.items()}}
+    return Evaluation(metrics_of(tables, validation.labels), tables, len(indices))
+
+
 def metrics_of(tables: dict[str, dict[str, list[Any]]], labels: tuple[str, ...]) -> dict[str, float]:
     """All metrics of an evaluation, from its item tables alone."""
     items = tables["task"]

@@ -4,13 +4,13 @@ import time
 
 from analysis.folder import MetricsRow, State, Status, TrialFolder
 from trainer.config import TrialConfig
-from trainer.evaluate import evaluate
+from trainer.evaluate import evaluate, restricted
 from trainer.lora import add_adapter, remove_adapter
 from trainer.materials import Materials
 
 
 def score_untuned(materials: Materials, trial: TrialConfig, folder: TrialFolder) -> MetricsRow:
-    """Score the base model on all validation items and the bias pairs, and write row, items and status.
+    """Score the base model on all validation items and the bias pairs, and write rows, items and status.
 
     For classification the head is the seeded random one that trials start from: that row shows where training began.
     """
@@ -26,6 +26,8 @@ def score_untuned(materials: Materials, trial: TrialConfig, folder: TrialFolder)
     else:
         evaluation = evaluate(base, base.model, trial, validation, everything)
     seconds = time.monotonic() - started
+    rung = restricted(evaluation, validation, validation.rung)  # what constraints compare trials at their rungs with
+    folder.append_metrics(MetricsRow(folder.trial_id, 0, 0, seconds, False, rung.n_items, rung.metrics))
     row = MetricsRow(folder.trial_id, 0, 0, seconds, True, evaluation.n_items, evaluation.metrics)
     for dataset, columns in evaluation.tables.items():
         folder.write_items(dataset, "validation", 0, columns)

@@ -72,6 +72,12 @@ OVERRIDES = [
     ("objective.terms.quality.direction=up", ["objective.terms.quality.direction='up'", "max, min, target"]),
     ("objective=single objective.terms.quality.weight=0", ["objective.terms", "weight above 0"]),
     ("lora.rank=8 space.lora.rank.choices=[4]", ["'lora.rank=8'", "'space.lora.rank.choices=[4]'"]),
+    # constraints
+    ("+objective.constraints.x.metric=accuracy", ["objective.constraints.x", "either baseline", "got neither"]),
+    ("+objective.constraints.x={metric: acuracy, at_least: 0.5}", ["x.metric='acuracy'", "'accuracy'", "x.enabled"]),
+    ("+objective.constraints.x={metric: accuracy, atleast: 0.5}", ["x.atleast'", "x.at_least'"]),
+    ("+objective.constraints.x={metric: accuracy, baseline: zero_shot, margin: -1}", ["margin=-1", "at least 0"]),
+    ("objective=guarded baselines=[]", ["capability.baseline=zero_shot", "baselines=[]"]),
     # the space, through overrides (tests/sweeps/test_space.py has the rest)
     ("+space.lora.ranks.choices=[2]", ["'lora.ranks' is not a config path", "'lora.rank'", "override"]),
     ("space.optim.lr.low=0.1", ["space.optim.lr", "not below", "override 'space.optim.lr.low=0.1'"]),
@@ -82,7 +88,7 @@ OVERRIDES = [
 
 @pytest.mark.parametrize(("line", "words"), OVERRIDES, ids=[line for line, _ in OVERRIDES])
 def test_a_wrong_override_is_explained(line, words):
-    arguments = line.split(" ") if not line.startswith("train.rungs=[1,2") else [line]
+    arguments = line.split(" ") if not line.startswith(("train.rungs=[1,2", "+objective.constraints")) else [line]
     with pytest.raises(ConfigError) as caught:
         compose(arguments)
     message = str(caught.value)

@@ -2,17 +2,20 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from analysis.folder import TrialFolder
 from trainer.bias import pair_metrics, score_pairs
 from trainer.config import TrialConfig
 from trainer.crows_pairs import Pair
 from trainer.encode import encode_rows, label_tokens
 from trainer.evaluate import class_metrics, evaluate, metric_names, text_metrics
 from trainer.materials import Materials
+from trainer.untuned import score_untuned
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +140,16 @@ def test_a_length_without_room_for_the_text_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r"max_length=8 leaves no room.*take 10 tokens"):
         encode_rows([Row("0", "x", "dog", None)], ("cat", "dog"), Spelling(), TaskConfig(prompt="Q: {text}\nA:"), 8)
+
+
+def test_the_untuned_model_has_a_row_on_the_rungs_items_too_without_scoring_them_twice(
+    make_trial: Callable[..., TrialConfig], kept: Materials, tmp_path: Path
+) -> None:
+    trial = make_trial("llama")
+    base, validation = kept.base(trial), kept.validation(trial)
+    score_untuned(kept, trial, TrialFolder(tmp_path))
+    rung, final = TrialFolder(tmp_path).read_metrics()
+    assert (rung.final, rung.n_items, final.final, final.n_items) == (False, len(validation.rung), True, 30)
+    alone = evaluate(base, base.model, trial, validation, validation.rung)
+    assert rung.metrics == pytest.approx(alone.metrics, abs=1e-5)
+    assert rung.metrics["bits_per_byte"] != final.metrics["bits_per_byte"]

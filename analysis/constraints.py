@@ -1,0 +1,184 @@
+"""Bounds that a trial has to keep, however good its objective is: ``objective.constraints``.
+
+A bias figure alone is easily won by a model that can do nothing, so it is ranked under a capability guard: a metric
+that must not pass a bound, or must not be worse than a baseline's by more than a margin. Standard library only:
+workers and proxies may import it.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.errors import ConfigError, did_you_mean
+from analysis.metrics import METRICS, RANKABLE, badness
+
+_KEYS = ("metric", "at_least", "at_most", "baseline", "margin", "enabled")
+
+Baselines = Mapping[str, Mapping[str, float]]  # name → metrics
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """One bound. Either ``at_least`` and/or ``at_most`` are given, or ``baseline``.
+
+    Attributes:
+        name: as in the config.
+        metric: name of the metric.
+        at_least: lower bound, in the metric's unit.
+        at_most: upper bound.
+        baseline: the baseline row that the trial must not be worse than; which way is worse, ``analysis/metrics`` says.
+        margin: by how much it may be worse, in the metric's unit.
+    """
+
+    name: str
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+    baseline: str | None = None
+    margin: float = 0.0
+
+    def violation(self, value: float, reference: float = math.nan) -> float:
+        """How far a value is outside, in the metric's unit; 0 or less where it is inside (Optuna's convention).
+
+        Args:
+            value: of the trial.
+            reference: the baseline's, where the constraint has one.
+
+        Returns:
+            Infinite where the value, or a reference that is needed, is not finite: what is not known is not kept.
+        """
+        if not math.isfinite(value) or (self.baseline is not None and not math.isfinite(reference)):
+            return math.inf
+        if self.baseline is not None:
+            return badness(self.metric, value) - badness(self.metric, reference) - self.margin
+        over = [value - self.at_most] if self.at_most is not None else []
+        under = [self.at_least - value] if self.at_least is not None else []
+        return max(over + under)
+
+    def sentence(self, value: float, reference: float = math.nan) -> str:
+        """What is violated, with the figures."""
+        if not math.isfinite(value):
+            return f"constraint {self.name}: {self.metric} is not known"
+        if self.baseline is None:
+            bounds = [f"at least {self.at_least:g}"] if self.at_least is not None else []
+            bounds += [f"at most {self.at_most:g}"] if self.at_most is not None else []
+            return f"constraint {self.name}: {self.metric} is {value:.4g}, wanted {' and '.join(bounds)}"
+        if not math.isfinite(reference):
+            return f"constraint {self.name}: {self.metric} of the baseline {self.baseline} is not known"
+        return (
+            f"constraint {self.name}: {self.metric} is {value:.4g}, wanted at most {self.margin:g} worse than"
+            f" {self.baseline}'s {reference:.4g}"
+        )
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """All constraints of a sweep; none is fine."""
+
+    items: tuple[Constraint, ...] = ()
+
+    @classmethod
+    def from_config(cls, objective: Mapping[str, Any]) -> "Constraints":
+        """The constraints of a resolved config's ``objective``.
+
+        Args:
+            objective: ``{constraints: {name: {metric, at_least | at_most | baseline and margin}}}``; other keys are
+                ``analysis.objective``'s.
+
+        Raises:
+            ConfigError: naming the key, what was given and what was expected.
+        """
+        given = objective.get("constraints") or {}
+        if not isinstance(given, Mapping):
+            raise ConfigError(
+                f"objective.constraints={given!r}: expected a mapping from names to constraints, such as"
+                " {capability: {metric: bits_per_byte, baseline: zero_shot, margin: 0.2}}."
+            )
+        read = [_constraint(str(name), item) for name, item in given.items()]
+        return cls(tuple(item for item in read if item is not None))
+
+    @property
+    def baselines(self) -> set[str]:
+        """Names of the baselines that must be scored before a trial can be judged."""
+        return {item.baseline for item in self.items if item.baseline is not None}
+
+    def check(self, measured: Collection[str], baselines: Collection[str]) -> None:
+        """Raises ConfigError for a metric that trials do not yield, or a baseline that is not scored.
+
+        Args:
+            measured: metrics that every trial yields.
+            baselines: names in the config's ``baselines``.
+        """
+        for item in self.items:
+            where = f"objective.constraints.{item.name}"
+            if item.metric not in measured:
+                raise ConfigError(
+                    f"{where}.metric={item.metric!r} is not measured in this sweep."
+                    f" {did_you_mean(item.metric, measured)} To leave the constraint out: {where}.enabled=false"
+                )
+            if item.baseline is not None and item.baseline not in baselines:
+                raise ConfigError(
+                    f"{where}.baseline={item.baseline} is not among baselines=[{','.join(baselines)}], so there is"
+                    f" nothing to compare with. Add it there, or give at_least or at_most instead of baseline."
+                )
+
+    def violations(self, metrics: Mapping[str, float], baselines: Baselines) -> dict[str, float]:
+        """Constraint → violation, 0 or less where it is kept.
+
+        Args:
+            metrics: of the trial.
+            baselines: baseline → its metrics, on the same items as the trial's.
+        """
+        return {item.name: item.violation(*_values(item, metrics, baselines)) for item in self.items}
+
+    def broken(self, metrics: Mapping[str, float], baselines: Baselines) -> list[str]:
+        """A sentence for each constraint that is not kept."""
+        values = [(item, *_values(item, metrics, baselines)) for item in self.items]
+        return [item.sentence(value, other) for item, value, other in values if item.violation(value, other) > 0.0]
+
+
+def _values(item: Constraint, metrics: Mapping[str, float], baselines: Baselines) -> tuple[float, float]:
+    reference = baselines.get(item.baseline, {}) if item.baseline is not None else {}
+    return metrics.get(item.metric, math.nan), reference.get(item.metric, math.nan)
+
+
+def _constraint(name: str, config: Any) -> Constraint | None:
+    """One constraint, or None where it is not enabled."""
+    where = f"objective.constraints.{name}"
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"{where}={config!r}: expected a mapping with the keys {', '.join(_KEYS)}.")
+    for given in config:
+        if given not in _KEYS:
+            raise ConfigError(f"{where}: '{given}' is not a key of it. {did_you_mean(str(given), _KEYS)}")
+    if config.get("enabled", True) is False:
+        return None
+    metric, baseline = config.get("metric"), config.get("baseline")
+    if not isinstance(metric, str) or not metric:
+        raise ConfigError(f"{where}.metric={metric!r}: expected the name of a metric, such as bits_per_byte.")
+    low, high = (_number(f"{where}.{end}", config.get(end)) for end in ("at_least", "at_most"))
+    margin = _number(f"{where}.margin", config.get("margin")) or 0.0
+    if margin < 0.0:
+        raise ConfigError(f"{where}.margin={margin:g}: expected 0 or more, in the unit of {metric}.")
+    if (baseline is None) == (low is None and high is None):
+        raise ConfigError(
+            f"{where}: expected either baseline (with margin), or at_least and at_most or one of them; got"
+            f" {'both' if baseline is not None else 'neither'}."
+        )
+    if baseline is None and margin:
+        raise ConfigError(f"{where}.margin={margin:g} without a baseline: move the bound itself instead.")
+    if low is not None and high is not None and low > high:
+        raise ConfigError(f"{where}: at_least={low:g} is above at_most={high:g}, which no value can keep.")
+    if baseline is not None and metric in METRICS and metric not in RANKABLE:
+        raise ConfigError(
+            f"{where}.metric={metric}: neither more nor less of it is worse, so it cannot be compared with a baseline."
+        )
+    return Constraint(name, metric, low, high, None if baseline is None else str(baseline), margin)
+
+
+def _number(where: str, given: Any) -> float | None:
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
+        raise ConfigError(f"{where}={given!r}: expected a finite number.")
+    return float(given)
