@@ -12,42 +12,49 @@ class LorasweepError(Exception):
     """Base of all errors that are explained to the user. ``args[0]`` is the whole message."""
 
     exit_code = 1
+    summary = "an error"  # a line for lists of exit codes
 
 
 class ConfigError(LorasweepError):
     """A key, value, space or override that cannot be run."""
 
     exit_code = 2
+    summary = "a key, value, space or command that cannot be run"
 
 
 class DataError(LorasweepError):
     """A data file that is missing, unreadable, or does not hold what the task needs."""
 
     exit_code = 3
+    summary = "a data file or row that cannot be used"
 
 
 class ModelError(LorasweepError):
     """A model folder, weight file or module name that cannot be used."""
 
     exit_code = 4
+    summary = "a model, weight file or module name that cannot be used"
 
 
 class FolderError(LorasweepError):
     """A sweep folder that exists, is missing, or cannot be written or read."""
 
     exit_code = 5
+    summary = "a sweep folder that is missing, in use or cannot be written"
 
 
 class FetchError(LorasweepError):
     """A package that could not be downloaded, or whose checksum is wrong."""
 
     exit_code = 6
+    summary = "a download that failed or has the wrong checksum"
 
 
 class HardwareError(LorasweepError):
     """Something this machine cannot do, such as a precision."""
 
     exit_code = 7
+    summary = "something that this machine cannot do or lacks"
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -9,10 +9,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from analysis import errors
 from analysis.errors import ConfigError, LorasweepError, did_you_mean
 
 # Command → how it is called, and what it does. Each is a module of its name in sweeps/commands/.
 COMMANDS = {
+    "doctor": ("", "look at this machine, and say what to do about what is missing"),
     "run": ("[OVERRIDES]", "run a sweep (`lorasweep run --help` lists groups and options)"),
     "trial": ("[OVERRIDES]", "train and score one configuration, without Ray"),
     "rank": ("RUN", "print the leaderboard of a sweep folder"),
@@ -22,7 +24,7 @@ COMMANDS = {
 
 
 def usage() -> str:
-    calls = {f"lorasweep {name} {call}": what for name, (call, what) in COMMANDS.items()}
+    calls = {f"lorasweep {name} {call}".rstrip(): what for name, (call, what) in COMMANDS.items()}
     width = max(map(len, calls))
     lines = [f"  {call:<{width}}   {what}" for call, what in calls.items()]
     return "\n".join(
@@ -34,10 +36,25 @@ def usage() -> str:
             f"  {'lorasweep COMMAND --help':<{width}}   about one command",
             f"  {'--debug':<{width}}   with any command: show the traceback of an error",
             "",
+            "exit status:",
+            *(f"  {code:>3}  {meaning}" for code, meaning in exit_codes().items()),
+            "",
             "Start with:  lorasweep run experiment=quickstart",
             "",
         ]
     )
+
+
+def exit_codes() -> dict[int, str]:
+    """What a shell sees, and what it means."""
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, LorasweepError)]
+    known = {kind.exit_code: kind.summary for kind in kinds if kind is not LorasweepError}
+    return {
+        0: "done",
+        1: "no trial of the sweep got anywhere, or a defect of lorasweep (--debug shows where)",
+        **dict(sorted(known.items())),
+        130: "stopped by Ctrl-C or SIGTERM; `lorasweep resume` goes on",
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

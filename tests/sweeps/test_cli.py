@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from analysis.errors import DataError
+from analysis import errors
+from analysis.errors import DataError, LorasweepError
 from analysis.folder import MetricsRow, State, Status, SweepFolder, atomic_write
 from sweeps import cli
 from sweeps.compose import compose
@@ -203,3 +204,25 @@ def test_a_defect_is_called_one_and_debug_shows_it(called, capsys):
 def test_ctrl_c_exits_130(called):
     called.stand_in("sweeps.run", "run_sweep", KeyboardInterrupt())
     assert cli.main(["run"]) == 130
+
+
+def test_exit_codes_are_those_of_the_errors_and_documented_in_help_and_readme(capsys):
+    codes = cli.exit_codes()
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, LorasweepError)]
+    assert set(codes) == {0, 130} | {kind.exit_code for kind in kinds}
+    cli.main(["--help"])
+    shown = capsys.readouterr().out
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for code, meaning in codes.items():
+        assert f"{code}  {meaning}" in shown
+        if code:
+            assert f"| {code} | {meaning.split(' (')[0].split(';')[0]} |" in readme
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_debug_shows_the_traceback_of_any_command(command, capsys):
+    assert cli.main([command, "--no-such-option", "--debug"]) == 2
+    assert "Traceback" in (told := capsys.readouterr().err)
+    assert "--no-such-option" in told
+    assert cli.main([command, "--no-such-option"]) == 2
+    assert "Traceback" not in capsys.readouterr().err

@@ -1,0 +1,319 @@
+"""What this machine has for a sweep, found by trying it, and what to do about what is missing."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from analysis.errors import LorasweepError
+
+_NET_SECONDS = 3.0
+_LITTLE_DISK = 5e9  # bytes: a model and its checkpoints
+_LITTLE_MEMORY = 3e9  # bytes: Ray, a worker with a small model, and the driver
+_RAY_FULL = 0.95  # share of the disk with Ray's files from which Ray refuses to spill
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at.
+
+    Attributes:
+        name: such as ``torch``.
+        state: ``ok``; ``note``: sweeps run, with something to know; ``missing``: no sweep runs before it is mended.
+        found: what is there.
+        advice: what to do; empty for ``ok``.
+        facts: the same for programs.
+    """
+
+    name: str
+    state: Literal["ok", "note", "missing"]
+    found: str
+    advice: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def examine(folder: Path) -> Iterator[Finding]:
+    """Every finding, as it is made. What a look raises is a finding too.
+
+    Args:
+        folder: where sweeps would be written.
+    """
+    looks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("Python", _python),
+        ("lorasweep", _place),
+        ("libraries", _libraries),
+        ("machine", _machine),
+        ("torch", _torch),
+        ("precisions", _precisions),
+        ("Ray", _ray),
+        ("W&B", _wandb),
+        ("model hub", _hub),
+        ("cache", _cache),
+        ("disk", lambda: _disk(folder)),
+    ]
+    for name, look in looks:
+        try:
+            yield from look()
+        except Exception as error:  # a broken installation raises anything
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            yield Finding(name, "missing", f"{type(error).__name__}: {first}", "Install again: make install")
+
+
+def _python() -> Iterator[Finding]:
+    version = platform.python_version()
+    facts = {"version": version, "executable": sys.executable, "system": platform.platform()}
+    if (3, 11) <= sys.version_info < (3, 14):
+        yield Finding("Python", "ok", f"{version} ({sys.executable})", facts=facts)
+    else:
+        yield Finding(
+            "Python", "missing", version, "lorasweep needs 3.11 to 3.13: make install PYTHON=python3.12", facts
+        )
+
+
+def _place() -> Iterator[Finding]:
+    from sweeps.manifest import commit
+    from sweeps.place import package_root
+
+    try:
+        root = package_root()
+    except LorasweepError as error:
+        yield Finding("lorasweep", "missing", "its packages are not together", str(error))
+        return
+    at = commit()
+    found = f"{importlib.metadata.version('lorasweep')} in {root}" + (f", commit {at[:12]}" if at else "")
+    yield Finding("lorasweep", "ok", found, facts={"root": root, "commit": at})
+
+
+def _libraries() -> Iterator[Finding]:
+    from sweeps.manifest import LIBRARIES, versions
+
+    found = versions()
+    absent = [name for name in LIBRARIES if found[name] == "not installed"]
+    shown = ", ".join(f"{name} {found[name]}" for name in LIBRARIES if name not in absent)
+    if absent:
+        yield Finding(
+            "libraries", "missing", f"not installed: {', '.join(absent)}", "Install them: make install", found
+        )
+    else:
+        yield Finding("libraries", "ok", shown, facts=found)
+
+
+def _machine() -> Iterator[Finding]:
+    cores, usable = os.cpu_count() or 1, usable_cores()
+    memory, limit = psutil.virtual_memory(), _memory_limit()
+    total = min(memory.total, limit or memory.total)
+    free = min(memory.available, total)
+    threads = os.environ.get("OMP_NUM_THREADS")
+    facts = {"cores": cores, "usable_cores": usable, "memory": total, "memory_available": free, "omp_threads": threads}
+    shown = f"{cores} cores, {_gb(total)} of memory, {_gb(free)} of it free"
+    shown += f", OMP_NUM_THREADS={threads}" if threads else ""
+    if free < _LITTLE_MEMORY:
+        advice = "A small model wants 3 GB free: end other programs, or expect failures."
+        yield Finding("machine", "note", shown, advice, facts)
+    elif usable < cores:
+        advice = f"This process may use {usable:g} of them: resources.threads={max(1, int(usable))}"
+        yield Finding("machine", "note", shown, advice, facts)
+    else:
+        yield Finding("machine", "ok", shown, facts=facts)
+
+
+def usable_cores() -> float:
+    """Cores that this process may use: its affinity, and the container's share of time."""
+    allowed = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return min(allowed, int(quota) / int(period))
+    except (OSError, ValueError):  # no such control group, or "max"
+        return allowed
+
+
+def _memory_limit() -> int | None:
+    try:
+        return int(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _torch() -> Iterator[Finding]:
+    import torch
+
+    build = torch.version.cuda
+    gpus: list[dict[str, Any]] = []
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(index)
+            capability = ".".join(map(str, torch.cuda.get_device_capability(index)))
+            gpus.append(
+                {"name": torch.cuda.get_device_name(index), "memory": total, "free": free, "capability": capability}
+            )
+    facts = {"version": torch.__version__, "cuda": build, "gpus": gpus, "threads": torch.get_num_threads()}
+    shown = f"{torch.__version__}, " + (f"CUDA {build}" if build else "CPU build")
+    yield Finding("torch", "ok", shown, facts=facts)
+    there = shutil.which("nvidia-smi") is not None
+    if gpus:
+        for index, gpu in enumerate(gpus):
+            found = f"{gpu['name']}, {_gb(gpu['memory'])}, {_gb(gpu['free'])} of it free"
+            taken = gpu["free"] < gpu["memory"] / 2
+            advice = "Others use more than half of its memory: `nvidia-smi` shows who." if taken else ""
+            yield Finding(f"GPU {index}", "note" if taken else "ok", found, advice, gpu)
+    elif there and not build:
+        yield Finding("GPU", "note", "a driver is installed, but this torch is a CPU build", "make install TORCH=cuda")
+    elif build:
+        advice = "Check `nvidia-smi` and CUDA_VISIBLE_DEVICES, or train on the CPU."
+        yield Finding("GPU", "note", "this torch finds no GPU", advice)
+    else:
+        yield Finding("GPU", "ok", "none; trials train on the CPU", facts={"gpus": []})
+
+
+def _precisions() -> Iterator[Finding]:
+    import torch
+
+    from trainer.models import available_precisions
+
+    devices = [torch.device("cpu")]
+    if torch.cuda.is_available():
+        names = {torch.cuda.get_device_name(i): i for i in reversed(range(torch.cuda.device_count()))}
+        devices = [torch.device("cuda", index) for index in sorted(names.values())]
+    for device in devices:
+        faults = available_precisions(device)
+        works = [name for name, fault in faults.items() if not fault]
+        name = "precisions" if len(devices) == 1 else f"precisions of GPU {device.index}"
+        shown = f"{', '.join(works) or 'none'} (tried on {device})"
+        if "fp32" not in works:
+            yield Finding(name, "missing", shown, "Install torch again: make install", faults)
+        elif len(works) < len(faults):
+            broken = "; ".join(f"{name}: {fault}" for name, fault in faults.items() if fault)
+            yield Finding(name, "note", shown, f"{broken}. Sweeps leave these out.", faults)
+        else:
+            yield Finding(name, "ok", shown, facts=faults)
+
+
+def _ray() -> Iterator[Finding]:
+    version = importlib.metadata.version("ray")
+    named, running = os.environ.get("RAY_ADDRESS"), _running_rays()
+    facts = {"version": version, "RAY_ADDRESS": named, "running": running}
+    scratch = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    usage = shutil.disk_usage(scratch)
+    if usage.used / usage.total > _RAY_FULL:
+        advice = f"Ray refuses to work on a full disk: free some of {scratch}, or set RAY_TMPDIR."
+        yield Finding("Ray", "note", f"{version}; {scratch} is {usage.used / usage.total:.0%} full", advice, facts)
+    elif named:
+        advice = "Sweeps do not follow it: they start a Ray of their own. To join that one: ray.address=auto"
+        yield Finding("Ray", "note", f"{version}; RAY_ADDRESS={named} is set", advice, facts)
+    elif running:
+        advice = "Sweeps start a Ray of their own beside it. To join one: ray.address=HOST:PORT"
+        yield Finding("Ray", "note", f"{version}; running here: {', '.join(running)}", advice, facts)
+    else:
+        yield Finding("Ray", "ok", f"{version}; none runs here, sweeps start their own", facts=facts)
+
+
+def _running_rays() -> list[str]:
+    """Addresses of the Rays of this machine, from the command lines of their processes."""
+    found = set()
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or ())
+        if "raylet" in line and (address := re.search(r"--gcs-address=(\S+)", line)):
+            found.add(address[1])
+    return sorted(found)
+
+
+def _wandb() -> Iterator[Finding]:
+    mode = os.environ.get("WANDB_MODE")
+    if mode in ("offline", "dryrun", "disabled"):
+        yield Finding("W&B", "ok", f"WANDB_MODE={mode}: nothing is sent", facts={"mode": mode})
+        return
+    import wandb
+
+    host = str(wandb.Settings().base_url)
+    if not wandb.login(prompt=False, verify=False):
+        advice = "Runs are written offline into the sweep folder. To log live: wandb login, and tracking=wandb"
+        yield Finding("W&B", "note", "not logged in", advice, {"login": False, "host": host})
+        return
+    reached = _reaches(host)
+    facts = {"login": True, "host": host, "reached": not reached}
+    if reached:
+        yield Finding("W&B", "note", f"logged in, but {host} is not reached ({reached})", "Sweeps log offline.", facts)
+    else:
+        yield Finding("W&B", "ok", f"logged in at {host}; to log live: tracking=wandb", facts=facts)
+
+
+def _hub() -> Iterator[Finding]:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        found = f"offline (HF_HUB_OFFLINE); models of the hub come from {constants.HF_HUB_CACHE} alone"
+        yield Finding("model hub", "ok", found, facts={"offline": True, "reached": None})
+        return
+    fault = _reaches(constants.ENDPOINT)
+    facts = {"offline": False, "reached": not fault, "endpoint": constants.ENDPOINT}
+    if fault:
+        advice = "model=smollm2, minilm and local need no hub. HF_HUB_OFFLINE=1 saves the waiting; HF_ENDPOINT names"
+        advice += " a mirror."
+        yield Finding("model hub", "note", f"{constants.ENDPOINT} is not reached ({fault})", advice, facts)
+    else:
+        yield Finding("model hub", "ok", f"{constants.ENDPOINT} answers", facts=facts)
+
+
+def _reaches(address: str) -> str:
+    """Why a server does not answer within some seconds; empty where it does, whatever it says. Proxies are followed."""
+    request = urllib.request.Request(address, method="HEAD", headers={"User-Agent": "lorasweep"})
+    try:
+        urllib.request.urlopen(request, timeout=_NET_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        return "" if error.code < 500 else f"status {error.code}"
+    except urllib.error.URLError as error:
+        return str(error.reason)
+    except (OSError, ValueError) as error:
+        return str(error) or type(error).__name__
+    return ""
+
+
+def _cache() -> Iterator[Finding]:
+    from trainer.assets import PACKAGES, cache_folder, cached
+
+    folder = cache_folder()
+    there = [name for name in PACKAGES if cached(name)]
+    rest = [name for name in PACKAGES if name not in there]
+    facts = {"folder": str(folder), "cached": there, "absent": rest}
+    shown = f"{folder}: {', '.join(there) or 'empty'}"
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    writable = nearest.is_dir() and os.access(nearest, os.W_OK)
+    if rest and not writable:
+        advice = f"It cannot be written, and lacks {', '.join(rest)}: set LORASWEEP_CACHE to a folder of yours."
+        yield Finding("cache", "note", shown, advice, facts)
+    elif rest:
+        advice = f"Not fetched yet: {', '.join(rest)}. Sweeps fetch what they need; lorasweep fetch does so beforehand."
+        yield Finding("cache", "note", shown, advice, facts)
+    else:
+        yield Finding("cache", "ok", shown, facts=facts)
+
+
+def _disk(folder: Path) -> Iterator[Finding]:
+    from trainer.assets import cache_folder
+
+    for name, place, remedy in (("disk", folder, "sweep.dir=…"), ("disk of cache", cache_folder(), "LORASWEEP_CACHE")):
+        nearest = next(path for path in (place, *place.parents) if path.exists())
+        free = shutil.disk_usage(nearest).free
+        facts = {"folder": str(place), "free": free}
+        if not os.access(nearest, os.W_OK):
+            yield Finding(name, "note", f"{nearest} cannot be written", f"Choose another place: {remedy}", facts)
+        elif free < _LITTLE_DISK:
+            advice = f"Free some, or choose another place: {remedy}"
+            yield Finding(name, "note", f"{_gb(free)} free at {nearest}", advice, facts)
+        else:
+            yield Finding(name, "ok", f"{_gb(free)} free at {nearest}", facts=facts)
+
+
+def _gb(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.0f} GB" if n_bytes >= 1e10 else f"{n_bytes / 1e9:.1f} GB"
