@@ -3,8 +3,11 @@
 The file is the authority that a search is rebuilt from. Every line has ``event``, ``trial_id``, ``number``, ``values``,
 ``objective``, ``step``, ``state``, ``time`` (seconds since 1970), and
 
-- ``ask``: a point was handed out. ``distributions`` (Optuna's JSON), ``attrs`` of the sampler, ``start``: the point of
-  ``search.start_from`` it came from, or null, ``again``: handed out once more after a resume;
+- ``ask``: a point was handed out. ``distributions`` (Optuna's JSON), ``attrs`` of the sampler, ``study``: attributes
+  that it gave the study, ``start``: the point of ``search.start_from`` it came from, or null, ``again``: handed out
+  once more after a resume;
+- ``reject``: a point that the space's constraints forbid, or that a grid gave before; it is told FAIL, which teaches
+  nothing, and another is asked for. ``trial_id`` and ``number`` are null: it is no trial of the sweep;
 - ``rung``: a trial was scored on the rung subset;
 - ``tell``: a trial ended. ``told``: what the sampler was told, ``reason``.
 
@@ -12,9 +15,11 @@ What the sampler is told:
 
 - completed → COMPLETE with the best rung's value;
 - stopped early → PRUNED with the last rung's value;
-- out of memory → PRUNED with a violated constraint. Optuna's TPE leaves FAIL out altogether, constraint or not, and
-  goes where it ran out of memory again; a violated constraint on a pruned trial ranks below every other trial;
+- out of memory → PRUNED with a violated constraint. Optuna's TPE leaves FAIL out altogether, constraint or
+  not, and goes where it ran out of memory again; a violated constraint on a pruned trial ranks below every other trial;
 - diverged, failed, no finite value, stopped before the first rung → FAIL.
+
+TPE learns from COMPLETE and PRUNED; GP and NSGA-II from COMPLETE alone; random and grid from nothing.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,12 +38,19 @@ OUT_OF_MEMORY = {"out_of_memory": 1.0}  # an Optuna constraint: above 0 is viola
 
 @dataclass
 class Past:
-    """What ``study/asks.jsonl`` knows of one trial; ``told`` is None for one that never ended."""
+    """What ``study/asks.jsonl`` knows of one trial of the study.
 
-    number: int
+    Attributes:
+        number: ours, as in the trial's name; None for a rejected point, which is no trial of the sweep.
+        told: its last line; None for one that never ended.
+        study: attributes of the study that the sampler set when it was asked.
+    """
+
+    number: int | None
     values: dict[str, Any]
     distributions: dict[str, BaseDistribution]
     attrs: dict[str, Any]
+    study: dict[str, Any]
     start: dict[str, Any] | None
     asked_at: float
     rungs: dict[int, float | None] = field(default_factory=dict)
@@ -57,46 +69,67 @@ class Past:
         attrs = {**self.attrs, "fixed_params": self._params}
         return create_trial(state=TrialState.WAITING, system_attrs=attrs, intermediate_values=self._scores)
 
-    def frozen(self) -> FrozenTrial:
-        """As the study had it when it was last written down."""
+    def frozen(self, index: int) -> FrozenTrial:
+        """As the study had it when it was last written down, at its place ``index`` there."""
+        trial = self._rejected() if self.number is None else self._trial(self.number)
+        trial.number = index
+        trial.datetime_start = datetime.fromtimestamp(self.asked_at)
+        if self.told:
+            trial.datetime_complete = datetime.fromtimestamp(self.told["time"])
+        return trial
+
+    def _rejected(self) -> FrozenTrial:
+        return create_trial(
+            state=TrialState.FAIL,
+            params=self._params,
+            distributions=self.distributions,
+            system_attrs=dict(self.attrs),
+        )
+
+    def _trial(self, number: int) -> FrozenTrial:
         ended = self.told or {}
         state = State(ended.get("state", State.RUNNING))
         told = told_as(state, ended.get("objective"), self.rungs) if ended else TrialState.RUNNING
         last = self._scores[max(self._scores)] if self._scores else None
-        trial = create_trial(
+        return create_trial(
             state=told,
             value={TrialState.COMPLETE: ended.get("objective"), TrialState.PRUNED: last}.get(told),
             params=self._params,
             distributions=self.distributions,
             system_attrs=dict(self.attrs),  # Optuna writes the constraints into it
-            user_attrs={"trial_id": trial_name(self.number)}
+            user_attrs={"trial_id": trial_name(number)}
             | ({"state": str(state), "reason": ended.get("reason", "")} if ended else {}),
             intermediate_values=self._scores,
             constraints=OUT_OF_MEMORY if state is State.OUT_OF_MEMORY else None,
         )
-        trial.number = self.number
-        trial.datetime_start = datetime.fromtimestamp(self.asked_at)
-        if ended:
-            trial.datetime_complete = datetime.fromtimestamp(ended["time"])
-        return trial
 
 
 def read_past(records: Iterable[Mapping[str, Any]]) -> list[Past]:
-    """Trials by number from the lines of ``study/asks.jsonl``.
+    """The trials of the study, in its order, from the lines of ``study/asks.jsonl``.
 
     The first ask, the first value at a rung and the first tell count.
 
     Raises:
         FolderError: for a line that lacks a field, an answer without its ask, or a missing trial.
     """
+    study: list[Past] = []
     past: dict[int, Past] = {}
     for line, record in enumerate(records, start=1):
         try:
             number, event = record["number"], record["event"]
-            if event == "ask" and number not in past:
+            if event == "reject" or (event == "ask" and number not in past):
+                if event == "ask" and number != len(past):
+                    raise FolderError(
+                        f"study/asks.jsonl: trial {trial_name(len(past))} was never handed out, but later ones were."
+                        " Restore the file from a copy, or start a new sweep with another sweep.name."
+                    )
                 read = {name: json_to_distribution(text) for name, text in record["distributions"].items()}
-                told_of = (record["attrs"], record["start"], record["time"])
-                past[number] = Past(number, record["values"], read, *told_of)
+                told_of = (record["attrs"], record.get("study", {}), record["start"], record["time"])
+                study.append(Past(number, record["values"], read, *told_of))
+                if event == "ask":
+                    past[number] = study[-1]
+                else:
+                    study[-1].told = record
             elif event == "rung":
                 past[number].rungs.setdefault(record["step"], record["objective"])
             elif event == "tell" and past[number].told is None:
@@ -106,13 +139,7 @@ def read_past(records: Iterable[Mapping[str, Any]]) -> list[Past]:
                 f"study/asks.jsonl, record {line}: cannot be understood ({type(error).__name__}: {error})."
                 " Restore the file from a copy, or start a new sweep with another sweep.name."
             ) from None
-    missing = [number for number in range(len(past)) if number not in past]
-    if missing:
-        raise FolderError(
-            f"study/asks.jsonl: trial {trial_name(missing[0])} was never handed out, but later ones were."
-            " Restore the file from a copy, or start a new sweep with another sweep.name."
-        )
-    return [past[number] for number in sorted(past)]
+    return study
 
 
 def trial_name(number: int) -> str:

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from analysis.errors import ConfigError, HardwareError, did_you_mean
 from sweeps import tree
 from sweeps.config import SweepConfig, check_sweep, misfits, schema, trial_part
+from sweeps.grid import on_grid
 from sweeps.narrow import fix, restrict_precisions
 from sweeps.origin import Origins, Source, shown
 from sweeps.overrides import Overrides, Setting, read_overrides
@@ -204,6 +205,7 @@ def _build(raw: dict[str, Any], origins: Origins, read: Overrides, choices: Mapp
     config, whole = typed(raw, origins)
     space = parse_space(config.space, lambda path: origins.of(f"space.{path}"))
     space, notes = _fixed(space, config, read.settings)
+    space, gridded = on_grid(space, config.sampler, lambda values: True, config.search.trials)
     touched = "space" in read.choices or bool(notes) or any(s.path.startswith("space") for s in read.settings)
     asked = any(setting.path.startswith("search.start_from") for setting in read.settings)
     start, dropped = start_points(space, config.search.start_from, lenient=touched and not asked)
@@ -232,7 +234,7 @@ def _build(raw: dict[str, Any], origins: Origins, read: Overrides, choices: Mapp
         if "${" not in str(get(whole, path)):
             put(whole, path, get(asdict(config), path))
     explicit = tuple(setting.path for setting in read.settings)
-    return Composed(config, space, start, [*notes, *dropped], explicit, whole)
+    return Composed(config, space, start, [*notes, *dropped, *([gridded] if gridded else [])], explicit, whole)
 
 
 def _apply(raw: dict[str, Any], setting: Setting) -> None:

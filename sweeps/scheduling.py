@@ -19,7 +19,6 @@ from optuna.samplers import BaseSampler, CmaEsSampler, QMCSampler
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
     HyperBandScheduler,
-    MedianStoppingRule,
     PopulationBasedTraining,
     ResourceChangingScheduler,
     TrialScheduler,
@@ -31,7 +30,6 @@ from sweeps.search import METRIC
 
 _UNFIT: dict[type, str] = {
     HyperBandScheduler: "it pauses trials, but a slot that is left is given to the next trial. Use ASHAScheduler",
-    MedianStoppingRule: "it pauses trials, but a slot that is left is given to the next trial. Use ASHAScheduler",
     PopulationBasedTraining: "it changes a trial's values behind the sampler's back. Use ASHAScheduler",
     ResourceChangingScheduler: "trials share devices that belong to a worker. Use ASHAScheduler",
     CmaEsSampler: "it keeps its state as a pickle, which is never read from a sweep folder. Use TPESampler",
@@ -72,6 +70,8 @@ def build_scheduler(config: Mapping[str, Any], rungs: Sequence[int]) -> "Guarded
         "mode": ("max", "a higher objective is better"),
         "max_t": (rungs[-1], "it is train.max_steps"),
         "stop_last_trials": (True, "a trial at its last step always completes"),
+        "hard_stop": (True, "a trial that pauses would give its slot away"),
+        "min_time_slice": (math.inf, "a trial that pauses would give its slot away"),
     }
     return GuardedScheduler(_make("scheduler", cls, config, fixed), max_steps=rungs[-1])
 

@@ -4,6 +4,7 @@ The study lives in memory; every ask and answer is written to ``study/asks.jsonl
 ``replay`` rebuilds the study on resume; ``sweeps/mirror.py`` shows it to dashboards.
 """
 
+import itertools
 import json
 import logging
 import math
@@ -22,13 +23,19 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from analysis.errors import ConfigError
 from analysis.folder import ENDED, State, SweepFolder, append_line
 from sweeps.asks import OUT_OF_MEMORY, read_past, told_as, trial_name
 from sweeps.mirror import StudyMirror
+from sweeps.samplers import GridSampler
 
 METRIC = "objective"  # in every report of a trial; higher is better
 # Attributes that Optuna writes itself while a trial runs, or (cma:) that hold a pickle.
-_NOT_KEPT = ("tpe:", "cma:", "constraints", "fixed_params")
+_NOT_KEPT = ("tpe:", "gp:", "cma:", "constraints", "fixed_params")
+_MOST_REJECTED = 10  # points in a row
+_MOST_DRAWN = 2000
+# What GPSampler remembers of its last fit, to begin the next one there: a resumed search would fit from elsewhere.
+_FORGOTTEN = ("_gprs_cache_list", "_constraints_gprs_cache_list")
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +44,7 @@ logger = logging.getLogger(__name__)
 class _Handed:
     """A point that was handed out and has not ended."""
 
+    number: int  # ours; the study has rejected points too
     trial: optuna.Trial
     values: dict[str, Any]
     rungs: dict[int, float | None]  # step → objective, None where it was not finite
@@ -52,6 +60,8 @@ class GuardedOptunaSearch(OptunaSearch):
         trials: how many points to ask for in total, those of earlier runs and of ``start_from`` included.
         folder: of the sweep.
         start_from: points to try first, already validated against the space. Keys that a point leaves out are sampled.
+        allowed: whether the space's constraints allow a point. One that they forbid is told to the sampler as such, and
+            never becomes a trial.
     """
 
     def __init__(
@@ -63,6 +73,7 @@ class GuardedOptunaSearch(OptunaSearch):
         trials: int,
         folder: SweepFolder,
         start_from: Sequence[Mapping[str, Any]] = (),
+        allowed: Callable[[Mapping[str, Any]], bool] = lambda values: True,
     ):
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # else a line on stderr for every trial
         super().__init__(space, metric=METRIC, mode="max", sampler=sampler, study_name=folder.name)
@@ -74,8 +85,9 @@ class GuardedOptunaSearch(OptunaSearch):
         self._asks_file = folder.asks_file
         self._mirror = StudyMirror(folder.journal_file, folder.name)
         self._start_points = [dict(point) for point in start_from]
-        self._starts: dict[int, dict[str, Any]] = {}  # trial number → point of start_from
+        self._allowed = allowed
         self._resumed: dict[int, dict[int, float | None]] = {}  # unfinished trial → its rungs so far
+        self._seen: set[tuple[tuple[str, Any], ...]] = set()  # points handed out, of a grid
         self._live: dict[str, _Handed] = {}  # by Tune's trial id
         self._asked = 0
         self._ready = self._closed = self._abandoned = False
@@ -89,15 +101,19 @@ class GuardedOptunaSearch(OptunaSearch):
         Raises:
             FolderError: for records that do not belong together.
         """
-        past = read_past(records)
-        for trial in past:
-            self._study.add_trial(trial.frozen() if trial.told else trial.waiting())
-            if not trial.told:
-                self._resumed[trial.number] = dict(trial.rungs)
-            if trial.start in self._start_points:
-                self._start_points.remove(trial.start)
-        self._asked = len(past)
-        self._begin([trial.frozen() for trial in past])
+        study = read_past(records)
+        for index, past in enumerate(study):
+            for name, value in past.study.items():
+                self._study._storage.set_study_system_attr(self._study._study_id, name, value)
+            self._study.add_trial(past.frozen(index) if past.told else past.waiting())
+            if past.number is not None:
+                self._asked = past.number + 1
+                self._seen.add(_key(past.values))
+                if not past.told:
+                    self._resumed[past.number] = dict(past.rungs)
+            if past.start in self._start_points:
+                self._start_points.remove(past.start)
+        self._begin([past.frozen(index) for index, past in enumerate(study)])
 
     def close(self) -> None:
         """Suggest nothing more. Running trials go on to their end, and are told."""
@@ -117,18 +133,80 @@ class GuardedOptunaSearch(OptunaSearch):
         """
         if not self._ready:
             self._begin([])
-        number = min(self._resumed, default=self._asked)
-        if self._closed or (number == self._asked and self._asked >= self._trials):
+        if self._closed or (not self._resumed and self._asked >= self._trials):
             return Searcher.FINISHED
-        reseed(self._own_sampler, self._search_seed, number)
-        trial = self._study.ask()
-        handed = _Handed(trial, self._points(trial), self._resumed.get(number, {}))
-        trial.set_user_attr("trial_id", trial_name(number))
-        self._log_ask(handed, number)
+        again = bool(self._resumed)
+        number = min(self._resumed, default=self._asked)
+        point = self._start_points.pop(0) if self._start_points and not again else None
+        handed = self._ask(number, point, again)
+        if handed is None:
+            self.close()
+            return Searcher.FINISHED
         self._resumed.pop(number, None)
         self._asked = max(self._asked, number + 1)
+        self._seen.add(_key(handed.values))
         self._live[trial_id] = handed
         return {"trial_id": trial_name(number), "values": dict(handed.values)}
+
+    def _ask(self, number: int, point: dict[str, Any] | None, again: bool) -> _Handed | None:
+        """Ask the sampler until it gives a point that may be handed out. None where a grid is used up.
+
+        A sampler learns nothing from a forbidden point, and GP would suggest it for ever: after some of them in a row
+        one is drawn at random from those allowed.
+
+        Args:
+            number: the trial's.
+            point: of ``start_from``, or None.
+            again: it was handed out before a death, and waits in the study.
+
+        Raises:
+            ConfigError: where the constraints allow nothing.
+        """
+        start = point
+        for attempt in itertools.count():
+            if attempt == _MOST_REJECTED and not isinstance(self._own_sampler, GridSampler):
+                start = self._draw_allowed(start or {})
+            reseed(self._own_sampler, self._search_seed, len(self._study.get_trials(deepcopy=False)))
+            if start is not None:
+                self._study.enqueue_trial(start)
+            before = dict(self._study_attrs())
+            trial = self._study.ask()
+            values = self._points(trial)
+            handed = _Handed(number, trial, values, self._resumed.get(number, {}))
+            study = {name: it for name, it in self._study_attrs().items() if before.get(name) != it}
+            known = isinstance(self._own_sampler, GridSampler) and _key(values) in self._seen
+            if again or (self._allowed(values) and not known):
+                trial.set_user_attr("trial_id", trial_name(number))
+                self._log_ask("ask", handed, study, point, again)
+                return handed
+            self._log_ask("reject", handed, study, None)
+            self._study.tell(trial, state=TrialState.FAIL)
+            self._mirror.ended(self._frozen(trial.number))
+            if known or self._closed:
+                return None
+        raise AssertionError
+
+    def _draw_allowed(self, fixed: Mapping[str, Any]) -> dict[str, Any]:
+        """A point drawn evenly from the space until one is allowed; ``fixed`` keys keep their values.
+
+        Raises:
+            ConfigError: where none of many is.
+        """
+        seed = np.random.SeedSequence([self._search_seed, len(self._study.get_trials(deepcopy=False))])
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(int(seed.generate_state(1)[0])))
+        for _ in range(_MOST_DRAWN):
+            study.enqueue_trial(dict(fixed))
+            values = self._points(study.ask())
+            if self._allowed(values):
+                return values
+        raise ConfigError(
+            f"space_constraints: of {_MOST_DRAWN} points drawn from the space none is allowed. Loosen a constraint, or"
+            " shrink the space to where they hold."
+        )
+
+    def _study_attrs(self) -> dict[str, Any]:
+        """What samplers remember in the study, such as NSGA-II the parents of a generation."""
+        return self._study._storage.get_study_system_attrs(self._study._study_id)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """A rung after which the trial goes on."""
@@ -168,9 +246,6 @@ class GuardedOptunaSearch(OptunaSearch):
 
     def _begin(self, past: Sequence[FrozenTrial]) -> None:
         self._ready = True
-        for number, point in enumerate(self._start_points, start=self._asked):
-            self._starts[number] = point
-            self._study.enqueue_trial(point)
         self._mirror.start(past, self._study.directions)
 
     def _note_rung(self, handed: _Handed, result: Mapping[str, Any]) -> None:
@@ -184,29 +259,33 @@ class GuardedOptunaSearch(OptunaSearch):
             handed.trial.report(value, step)
             self._mirror.rung(handed.trial.number, step, value)
 
-    def _log_ask(self, handed: _Handed, number: int) -> None:
-        frozen = self._frozen(number)
+    def _log_ask(
+        self, event: str, handed: _Handed, study: Mapping[str, Any], start: dict[str, Any] | None, again: bool = False
+    ) -> None:
+        frozen = self._frozen(handed.trial.number)
         self._log(
-            "ask",
+            event,
             handed,
             None,
             max(handed.rungs, default=0),
             str(State.PENDING),
             distributions={name: distribution_to_json(it) for name, it in frozen.distributions.items()},
             attrs={name: it for name, it in frozen.system_attrs.items() if not name.startswith(_NOT_KEPT)},
-            start=self._starts.get(number),
-            again=number in self._resumed,
+            study=study,
+            start=start,
+            again=again,
         )
         self._mirror.asked(frozen)
 
     def _log(self, event: str, handed: _Handed, objective: float | None, step: int, state: str, **more: Any) -> None:
-        number = handed.trial.number
-        named = {"event": event, "trial_id": trial_name(number), "number": number, "values": handed.values}
+        number = None if event == "reject" else handed.number
+        name = None if number is None else trial_name(number)
+        named = {"event": event, "trial_id": name, "number": number, "values": handed.values}
         scored = {"objective": objective, "step": step, "state": state, "time": time.time()}
         append_line(self._asks_file, {**named, **scored, **more})
 
-    def _frozen(self, number: int) -> FrozenTrial:
-        return self._study.get_trials(deepcopy=False)[number]
+    def _frozen(self, index: int) -> FrozenTrial:
+        return self._study.get_trials(deepcopy=False)[index]
 
 
 def _outcome(answer: Mapping[str, Any], rungs: Mapping[int, float | None], error: bool) -> tuple[State, float | None]:
@@ -220,6 +299,10 @@ def _outcome(answer: Mapping[str, Any], rungs: Mapping[int, float | None], error
     return State.STOPPED_EARLY, scores[-1] if scores else None
 
 
+def _key(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(values.items()))
+
+
 def _finite(value: Any) -> float | None:
     number = isinstance(value, int | float) and math.isfinite(value)
     return float(value) if number else None
@@ -228,10 +311,13 @@ def _finite(value: Any) -> float | None:
 def reseed(sampler: BaseSampler, seed: int, number: int) -> None:
     """Make a sampler's random numbers a function of seed and trial number.
 
-    A resumed search then repeats nothing, and with TPE or random, one trial at a time, it suggests what an undisturbed
-    one would. Optuna's own ``reseed_rng`` draws from the operating system. Each generator inside the sampler (TPE has
-    two) gets a stream of its own.
+    A resumed search then repeats nothing, and, one trial at a time, suggests what an undisturbed one would. Optuna's
+    own ``reseed_rng`` draws from the operating system. Each generator inside the sampler (TPE has two) gets a stream of
+    its own.
     """
+    for name in _FORGOTTEN:
+        if hasattr(sampler, name):
+            setattr(sampler, name, None)
     states = list(_random_states(sampler))
     for state, own in zip(states, np.random.SeedSequence([seed, number]).generate_state(len(states)), strict=True):
         state.seed(int(own))

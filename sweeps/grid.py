@@ -1,0 +1,88 @@
+"""Grid search: every combination once, where the space may have conditions and constraints.
+
+``gridded`` makes a space finite; ``sweeps.samplers.GridSampler`` goes through it.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from analysis.errors import ConfigError
+from sweeps.space import Choices, Scalar, Space, Uniform, active
+
+_COUNTED = 10_000  # combinations
+
+
+def gridded(space: Space, points: int) -> Space:
+    """The space with some values in place of every range that has no ``step``.
+
+    Raises:
+        ConfigError: where a range's condition asks a value of another range that is not on the grid.
+    """
+    made: Space = {}
+    for path, dimension in space.items():
+        if isinstance(dimension, Uniform) and dimension.step is None:
+            made[path] = Choices(tuple(dict.fromkeys(_values(dimension, points))), dimension.when)
+        else:
+            made[path] = dimension
+    for path, dimension in made.items():
+        for other, wanted in dimension.when.items():
+            if not any(made[other].holds(value) for value in wanted):
+                raise ConfigError(
+                    f"sampler=grid: {path} is searched when {other} is {' or '.join(map(str, wanted))}, which is not on"
+                    f" the grid. Give {other} choices: […], or another sampler."
+                )
+    return made
+
+
+def _values(dimension: Uniform, points: int) -> Iterator[Scalar]:
+    """Evenly spaced, rounded to six significant digits so that they can be read and typed."""
+    for k in range(points):
+        share = k / (points - 1)
+        if dimension.log:
+            value = math.exp(math.log(dimension.low) * (1 - share) + math.log(dimension.high) * share)
+        else:
+            value = dimension.low * (1 - share) + dimension.high * share
+        value = min(max(float(f"{value:.6g}"), dimension.low), dimension.high)
+        yield round(value) if dimension.integer else value
+
+
+def combinations(space: Space) -> Iterator[dict[str, Scalar]]:
+    """Every point of a finite space, keys whose condition does not hold left out."""
+    yield from _from(list(space.items()), {})
+
+
+def _from(rest: list[tuple[str, Any]], values: Mapping[str, Scalar]) -> Iterator[dict[str, Scalar]]:
+    if not rest:
+        yield dict(values)
+        return
+    (path, dimension), *others = rest
+    if not active(dimension, values):
+        yield from _from(others, values)
+        return
+    for value in _every(dimension):
+        yield from _from(others, {**values, path: value})
+
+
+def _every(dimension: Choices | Uniform) -> tuple[Scalar, ...]:
+    if isinstance(dimension, Choices):
+        return dimension.values
+    assert dimension.step is not None
+    n = round((dimension.high - dimension.low) / dimension.step)
+    return tuple(dimension.own(dimension.low + k * dimension.step) for k in range(n + 1))
+
+
+def on_grid(
+    space: Space, sampler: Mapping[str, Any], allowed: Callable[[Mapping[str, Any]], bool], trials: int
+) -> tuple[Space, str]:
+    """The space as the sampler needs it, and a sentence on how many of a grid's combinations are tried (or "")."""
+    if sampler.get("_target_") != "sweeps.samplers.GridSampler":
+        return space, ""
+    points = sampler.get("points", 4)
+    space = gridded(space, points if isinstance(points, int) and points > 1 else 4)  # what is wrong is said later
+    n = sum(map(allowed, itertools.islice(combinations(space), _COUNTED)))
+    count = f"{n:,}" if n < _COUNTED else f"{_COUNTED:,} and more"
+    if n <= trials:
+        return space, f"The grid holds {count} combinations, and all are tried." if n < trials else ""
+    return space, f"The grid holds {count} combinations, of which search.trials={trials} are tried, in random order."
