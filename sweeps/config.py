@@ -85,6 +85,7 @@ class TrackingConfig:
     project: str = "lorasweep"
     entity: str | None = None  # W&B user or team
     tags: list[str] = field(default_factory=list)
+    predictions: int = key(200, low=0, high=10_000)  # rows of a completed trial's table of predictions; 0 = no table
 
 
 @dataclass

@@ -22,6 +22,7 @@ from analysis import leaderboard
 from analysis.errors import FolderError
 from analysis.folder import ENDED, SweepFolder, read_lines
 from analysis.objective import Objective
+from analysis.ranking import objective_of
 from sweeps.compose import Composed
 from sweeps.devices import answer, facts_of, max_concurrent, ray_running, start_workers
 from sweeps.interrupt import INTERRUPTED, Interrupt
@@ -37,6 +38,7 @@ from sweeps.space import DefineByRun
 from sweeps.standing import SweepState
 from sweeps.tracking import WandbTracker
 from sweeps.trial import TrialProxy
+from sweeps.wandb_tables import charts
 
 
 def run_sweep(composed: Composed, quiet: bool = False) -> int:
@@ -153,6 +155,7 @@ class _Sweep:
                 self.trial_config,
                 progress.note,
                 self.interrupt.is_set,
+                tracking.predictions,
             )
         self.objective = objective
 
@@ -199,6 +202,7 @@ class _Sweep:
                 self._fit(tuner)
                 if not self.interrupt.is_set():
                     self._finish_baselines(baselines)
+                    self._track_sweep()
         finally:
             if self.tracker is not None:
                 self.tracker.close()
@@ -247,6 +251,12 @@ class _Sweep:
                 continue
             if self.tracker is not None:
                 self.tracker.log_baseline(name, row.metrics, self.trial_config(name, {}))
+
+    def _track_sweep(self) -> None:
+        if self.tracker is not None:
+            rows = leaderboard.build(self.folder)
+            objective, _ = objective_of(self.folder, rows)
+            self.tracker.log_sweep(rows, self.composed.resolved(), charts(rows, objective))
 
     def _write_leaderboard(self) -> None:
         leaderboard.write(self.folder, leaderboard.build(self.folder))

@@ -8,8 +8,10 @@ Without a login or a network the runs are written offline, into the sweep folder
 import logging
 import math
 import os
+import re
 import threading
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -17,11 +19,15 @@ from typing import Any
 from ray.tune.logger import LoggerCallback
 
 from analysis.folder import State, SweepFolder
+from analysis.rows import Row
 from sweeps.reports import outcome_of, rung_rows, trial_key
 from sweeps.wandb_runs import WandbRuns
+from sweeps.wandb_tables import leaderboard_table, predictions
 
 log = logging.getLogger(__name__)
 
+SWEEP_RUN = "sweep"  # the run that stands for the whole sweep
+ARTIFACT_NAME = re.compile(r"[^A-Za-z0-9_.-]")  # what W&B refuses in an artifact's name
 CLOSE_SECONDS = 30.0  # for everything still queued when the sweep is over
 
 # W&B shows 0 as finished, 255 as killed, and 1 (all other states) as failed.
@@ -42,6 +48,7 @@ class WandbTracker(LoggerCallback):
         trial_config: the resolved, nested config of a trial from its id and its sampled values.
         note: shows one line to the user; called from another thread.
         interrupted: whether the user stopped the sweep: what ends then has not ended, and is gone on with later.
+        predictions: rows of each completed trial's table of validation predictions; 0 leaves the tables out.
     """
 
     def __init__(
@@ -55,12 +62,15 @@ class WandbTracker(LoggerCallback):
         trial_config: Callable[[str, dict[str, Any]], dict[str, Any]],
         note: Callable[[str], None],
         interrupted: Callable[[], bool] = lambda: False,
+        predictions: int = 0,
     ) -> None:
         asked = os.environ.get("WANDB_MODE", "").strip().lower() or mode
         mode = {"run": "online", "dryrun": "offline"}.get(asked, asked)
         fixed = {"project": project, "entity": entity, "group": folder.name, "tags": tuple(tags)}
         self._runs = WandbRuns(folder, uid, mode, fixed, note)
+        self._folder, self._predictions = folder, predictions
         self._trial_config, self._interrupted = trial_config, interrupted
+        self._logged: dict[str, set[int]] = {}  # trial id → steps of the rungs that its run has
         self._last: dict[str, Mapping[str, Any]] = {}  # trial id → what it reported last
         self._open: set[str] = set()
         self._lock = threading.Lock()  # the driver may close while Tune's thread still reports
@@ -76,7 +86,11 @@ class WandbTracker(LoggerCallback):
         self._post(self._runs.connect)  # while the workers start
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._begin(*trial_key(trial))
+        trial_id, values = trial_key(trial)
+        if trial_id not in self._logged:  # of a trial that is gone on with, the earlier rungs are in its run
+            before = self._folder.trial(trial_id).read_metrics()
+            self._logged[trial_id] = {row.step for row in before if not row.final}
+        self._begin(trial_id, values)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -84,7 +98,11 @@ class WandbTracker(LoggerCallback):
         trial_id, values = trial_key(trial)
         self._begin(trial_id, values)
         self._last[trial_id] = dict(result)
+        logged = self._logged.setdefault(trial_id, set())
         for row in rung_rows(result):
+            if row["step"] in logged:
+                continue  # a trial that was retried reports a rung again
+            logged.add(row["step"])
             point = _counts(row) | _floats(row["metrics"])
             if result["state"] == State.RUNNING:  # later, the objective is the trial's and not this rung's
                 point["objective"] = float(result["objective"])
@@ -110,6 +128,37 @@ class WandbTracker(LoggerCallback):
         self._post(self._runs.start, name, "baseline", dict(config))
         self._post(self._runs.log, name, {"step": 0} | _floats(metrics))
         self._post(self._runs.finish, name, {"state": str(State.COMPLETED)}, 0)
+
+    def log_sweep(
+        self, rows: Sequence[Row], config: Mapping[str, Any], charts: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """One run of job type ``sweep``: the leaderboard, charts, counts, and the best trial's adapter as an artifact.
+
+        Args:
+            rows: the leaderboard, ranked.
+            config: of the whole sweep, resolved.
+            charts: Plotly figures as JSON, by key.
+        """
+        trials = [row for row in rows if row.kind == "trial"]
+        best = next((row for row in trials if row.status == State.COMPLETED and row.final), None)
+        summary: dict[str, Any] = {f"trials.{state}": n for state, n in Counter(str(r.status) for r in trials).items()}
+        if best is not None:
+            summary |= {"best.trial": best.trial_id, "best.objective": best.objective}
+            summary |= {f"best.{name}": value for name, value in _floats(best.metrics).items()}
+        self._post(self._runs.start, SWEEP_RUN, "sweep", dict(config))
+        self._post(self._runs.table, SWEEP_RUN, "leaderboard", *leaderboard_table(rows))
+        self._post(self._runs.charts, SWEEP_RUN, charts)
+        if best is not None and self._folder.trial(best.trial_id).adapter_dir.is_dir():
+            self._post(
+                self._runs.artifact,
+                SWEEP_RUN,
+                f"{ARTIFACT_NAME.sub('-', self._folder.name)}-adapter",
+                "model",
+                self._folder.trial(best.trial_id).adapter_dir,
+                {"trial": best.trial_id, "objective": best.objective, "values": best.config, "metrics": best.metrics},
+                ["best", best.trial_id],
+            )
+        self._post(self._runs.finish, SWEEP_RUN, summary, 0)
 
     def close(self, timeout: float = CLOSE_SECONDS) -> None:
         """Finish every run and wait, at most ``timeout`` seconds, until all is on disk or uploaded.
@@ -141,7 +190,7 @@ class WandbTracker(LoggerCallback):
         except Exception as error:  # the trial itself meets the same error, and says so
             log.warning("W&B: no resolved config for %s: %s", trial_id, error)
             config = dict(values)
-        self._post(self._runs.start, trial_id, "trial", config)
+        self._post(self._runs.start, trial_id, "trial", config, _tags(config))
 
     def _end(self, trial_id: str, state: State, reason: str) -> None:
         if trial_id not in self._open:
@@ -151,7 +200,14 @@ class WandbTracker(LoggerCallback):
         summary = {"state": str(state), "reason": reason, "objective": float(last.get("objective", math.nan))}
         summary |= {"where": last["where"]} if last.get("where") else {}
         summary |= _counts(last) | _floats(last.get("metrics", {}))
+        scored = [row["step"] for row in last.get("rows", []) if row["final"]]
+        if state is State.COMPLETED and scored and self._predictions:
+            self._post(self._log_predictions, trial_id, scored[-1])
         self._post(self._runs.finish, trial_id, summary, _EXIT_CODES.get(state, 1))
+
+    def _log_predictions(self, trial_id: str, step: int) -> None:
+        columns, cells = predictions(self._folder.trial(trial_id), step, self._predictions)
+        self._runs.table(trial_id, "predictions", columns, cells)
 
     def _post(self, work: Callable[..., None], *args: Any) -> None:
         if self._off:
@@ -168,6 +224,11 @@ class WandbTracker(LoggerCallback):
 def _work(queue: "SimpleQueue[Callable[[], None] | None]") -> None:
     while (work := queue.get()) is not None:
         work()
+
+
+def _tags(config: Mapping[str, Any]) -> list[str]:
+    """What W&B's run list can be filtered by at a click."""
+    return [str(config[name]) for name in ("precision",) if config.get(name)]
 
 
 def _counts(row: Mapping[str, Any]) -> dict[str, Any]:

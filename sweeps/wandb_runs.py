@@ -1,9 +1,11 @@
 """The W&B side of tracking: the runs, and everything that imports, calls or waits for ``wandb``."""
 
 import contextlib
+import glob
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from analysis.folder import SweepFolder
@@ -12,6 +14,7 @@ from sweeps.place import program, typed
 log = logging.getLogger(__name__)
 
 INIT_SECONDS = 10.0  # W&B's default is 90
+_FALLEN_BACK = "-offline"  # ends the id of a run that was to be online and could not
 FINISH_SECONDS = 10.0  # for the uploads of one run, at its end; W&B's default is without limit
 
 
@@ -34,6 +37,8 @@ class WandbRuns:
             return
         # Read when wandb and its service start. W&B's reports about itself need a network, and are none of ours.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        # Tables wait for their upload beside the runs they belong to: the folder can be copied and synced.
+        os.environ.setdefault("WANDB_DATA_DIR", str(self._folder.wandb_dir / "wandb" / "staging"))
         try:
             import wandb
 
@@ -66,20 +71,20 @@ class WandbRuns:
                 self._wandb.teardown()
             self._wandb = None
 
-    def start(self, name: str, job_type: str, config: dict[str, Any]) -> None:
+    def start(self, name: str, job_type: str, config: dict[str, Any], tags: Sequence[str] = ()) -> None:
         self.connect()
         if self._broken or self._mode == "disabled" or name in self._runs:
             return
         try:
             try:
-                self._runs[name] = self._init(name, f"{self._uid}-{name}", job_type, config)
+                self._runs[name] = self._init(name, self._run_id(name), job_type, config, tags)
             except Exception as error:
                 if self._mode != "online":
                     raise
                 log.warning("W&B: %s could not start online: %s", name, error)
                 self._go_offline(_line(error))
                 # W&B's service holds on to the id of a run that could not start.
-                self._runs[name] = self._init(name, f"{self._uid}-{name}-offline", job_type, config)
+                self._runs[name] = self._init(name, f"{self._uid}-{name}{_FALLEN_BACK}", job_type, config, tags)
             # One x axis for all: W&B's own step counts the calls, and starts again where a trial is resumed.
             self._runs[name].define_metric("step")
             self._runs[name].define_metric("*", step_metric="step")
@@ -98,6 +103,42 @@ class WandbRuns:
             del self._runs[name]
             with contextlib.suppress(Exception):
                 run.finish(exit_code=1)
+
+    def table(self, name: str, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log a table under ``key``. What cannot be logged is left out: the run goes on."""
+        run = self._runs.get(name)
+        if run is None or not rows:
+            return
+        try:
+            run.log({key: self._wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+        except Exception as error:
+            self._trouble(f"W&B: the table {key} of {name} is not tracked", error)
+
+    def charts(self, name: str, charts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Log Plotly figures, given as their JSON, by key."""
+        run = self._runs.get(name)
+        if run is None:
+            return
+        try:
+            import plotly.graph_objects as go
+
+            run.log({key: self._wandb.Plotly(go.Figure(figure)) for key, figure in charts.items()})
+        except Exception as error:
+            self._trouble(f"W&B: charts of {name} are not tracked", error)
+
+    def artifact(
+        self, name: str, artifact: str, kind: str, folder: Path, metadata: dict[str, Any], aliases: Sequence[str]
+    ) -> None:
+        """Log the files of a folder as a new version of an artifact. They are read where they lie, not copied."""
+        run = self._runs.get(name)
+        if run is None:
+            return
+        try:
+            made = self._wandb.Artifact(artifact, kind, metadata=metadata)
+            made.add_dir(str(folder), skip_cache=True, policy="mutable")
+            run.log_artifact(made, aliases=list(aliases))
+        except Exception as error:
+            self._trouble(f"W&B: {folder} was not logged as an artifact", error)
 
     def finish(self, name: str, summary: dict[str, Any], exit_code: int) -> None:
         run = self._runs.pop(name, None)
@@ -124,7 +165,13 @@ class WandbRuns:
     def later(self) -> str:
         return f"Upload later with `{self.sync_command()}`."
 
-    def _init(self, name: str, run_id: str, job_type: str, config: dict[str, Any]) -> Any:
+    def _run_id(self, name: str) -> str:
+        """The id under which a run was begun, here or in an earlier process: there is one run, however often it is."""
+        kept = f"{self._uid}-{name}{_FALLEN_BACK}"
+        begun = any((self._folder.wandb_dir / "wandb").glob(f"*-{glob.escape(kept)}"))
+        return kept if begun else f"{self._uid}-{name}"
+
+    def _init(self, name: str, run_id: str, job_type: str, config: dict[str, Any], tags: Sequence[str]) -> Any:
         settings = self._wandb.Settings(
             console="off",
             silent=True,
@@ -149,8 +196,9 @@ class WandbRuns:
         )
         where = self._folder.wandb_dir
         where.mkdir(parents=True, exist_ok=True)  # W&B writes to /tmp where its folder does not exist
+        fixed = self._fixed | {"tags": (*self._fixed["tags"], *tags)}
         return self._wandb.init(
-            **self._fixed,
+            **fixed,
             id=run_id,
             name=name,
             job_type=job_type,

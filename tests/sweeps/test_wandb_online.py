@@ -1,0 +1,252 @@
+"""The online path against a W&B server on the loopback address: what it shows, and what happens when it fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import wandb
+from analysis.folder import MetricsRow, State, Status, SweepFolder
+from analysis.rows import Row
+from sweeps import wandb_runs
+from sweeps.tracking import WandbTracker
+from tests.wandb_server import WandbServer, wait_for
+
+from .test_tracking import VALUES, Read, complete, report, start, tell, trial
+
+KEY = "0123456789abcdef" * 3
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    for name in ("WANDB_MODE", "WANDB_DIR", "WANDB_SERVICE", "WANDB_PROJECT", "WANDB_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "0.2")
+    monkeypatch.setattr(wandb_runs, "INIT_SECONDS", 3.0)
+    monkeypatch.setattr(wandb_runs, "FINISH_SECONDS", 3.0)
+    wandb.teardown()
+    with WandbServer() as found:
+        monkeypatch.setenv("WANDB_BASE_URL", found.url)
+        yield found
+        found.trouble = ""
+    wandb.teardown()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SweepFolder:
+    return SweepFolder(tmp_path / "runs" / "my sweep")
+
+
+@pytest.fixture
+def notes() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def tracker(folder: SweepFolder, notes: list[str], server: WandbServer) -> Callable[..., WandbTracker]:
+    def make(**changes: Any) -> WandbTracker:
+        def config(trial_id: str, values: dict[str, Any]) -> dict[str, Any]:
+            return {"precision": "nf4", "lora": {"rank": values["lora.rank"]}, "optim": {"lr": values["optim.lr"]}}
+
+        arguments: dict[str, Any] = {"predictions": 2} | changes
+        return WandbTracker(
+            folder, "ab12cd34", "p", None, ["quick"], "online", config, notes.append, lambda: False, **arguments
+        )
+
+    return make
+
+
+def write_trial(folder: SweepFolder, trial_id: str = "t0000") -> None:
+    """What a worker and the recorder leave of a completed trial."""
+    files = folder.trial(trial_id)
+    items = {
+        "item_id": ["v-1", "v-2", "v-3"],
+        "label": ["a", "b", "a"],
+        "prediction": ["a", "a", "b"],
+        "logprobs": [[-0.1, -2.4], [-0.05, -3.0], [-1.2, -0.4]],
+        "nll": [0.1, 3.0, 1.2],
+    }
+    files.write_items("task", "validation", 24, items)
+    files.adapter_dir.mkdir()
+    (files.adapter_dir / "adapter_model.safetensors").write_bytes(b"weights")
+    files.write_status(Status(State.COMPLETED, step=24))
+
+
+def finished(step: int) -> dict[str, Any]:
+    rows = [report(step, 0.24), report(step, 0.9, n_items=3, final=True)]
+    return report(step, 0.9, state="completed", final=True, objective=0.8, rows=rows)
+
+
+def test_online_shows_what_offline_writes_with_predictions_leaderboard_and_the_best_adapter(
+    tracker: Callable[..., WandbTracker], folder: SweepFolder, server: WandbServer, notes: list[str]
+) -> None:
+    mine, one = tracker(), trial("t0000")
+    write_trial(folder)
+    start(mine, one)
+    tell(mine, one, report(12, 0.12))
+    tell(mine, one, finished(24))
+    complete(mine, one)
+    row = Row("trial", "t0000", "completed", 24, 3, True, {"lora.rank": 8}, {"accuracy": 0.9}, 0.8, rank=1)
+    other = Row("baseline", "zero_shot", "completed", 0, 3, True, {}, {"accuracy": 0.3}, 0.3, rank=2)
+    figure = {"data": [{"type": "bar", "x": ["t0000"], "y": [0.8]}], "layout": {}}
+    mine.log_sweep([row, other], {"search": {"trials": 1}}, {"chart/objective": figure})
+    mine.close()
+
+    assert notes == []
+    assert sorted(server.runs) == ["ab12cd34-sweep", "ab12cd34-t0000"]
+    run = server.runs["ab12cd34-t0000"]
+    assert (run.display_name, run.group, run.job_type, run.tags) == ("t0000", "my sweep", "trial", ["quick", "nf4"])
+    assert run.plain_config == {"precision": "nf4", "lora": {"rank": 8}, "optim": {"lr": VALUES["optim.lr"]}}
+    assert run.series("accuracy") == [(12, 0.12), (24, 0.24)]
+    assert run.exit_code == 0
+    expected = {"state": "completed", "objective": 0.8, "accuracy": 0.9, "bias.crows_pairs.pct": 55.5, "step": 24}
+    assert expected.items() <= run.summary.items()
+    # On disk, read back by W&B's reader, are the same figures as on the server.
+    disk = [Read(file) for file in folder.root.glob("wandb/run-*/*-t0000.wandb")]
+    assert [one.series("accuracy") for one in disk] == [run.series("accuracy")]
+    assert expected.items() <= disk[0].summary.items()
+
+    (table,) = [json.loads(content) for name, content in run.files.items() if "predictions" in name]
+    assert table["columns"] == ["item_id", "label", "prediction", "confidence", "nll"]
+    assert [cells[:3] for cells in table["data"]] == [
+        ["v-2", "b", "a"],
+        ["v-3", "a", "b"],
+    ]  # the surest mistakes, 2 rows
+    sweep = server.runs["ab12cd34-sweep"]
+    assert sweep.job_type == "sweep"
+    assert sweep.plain_config == {"search": {"trials": 1}}
+    assert {"best.trial": "t0000", "best.accuracy": 0.9, "trials.completed": 1}.items() <= sweep.summary.items()
+    (board,) = [json.loads(content) for name, content in sweep.files.items() if "leaderboard" in name]
+    assert [cells[2] for cells in board["data"]] == ["t0000", "zero_shot"]
+    assert any("chart" in name for name in sweep.files)
+    (adapter,) = server.latest("model")
+    assert adapter.committed
+    assert (adapter.name, set(adapter.aliases)) == ("my-sweep-adapter", {"best", "latest", "t0000"})
+    assert adapter.files == {"adapter_model.safetensors": b"weights"}
+    assert adapter.metadata["metrics"] == {"accuracy": 0.9}
+
+
+def test_a_resumed_driver_goes_on_in_the_same_run_and_logs_no_rung_twice(
+    tracker: Callable[..., WandbTracker], folder: SweepFolder, server: WandbServer
+) -> None:
+    one = trial("t0000")
+    first = tracker()
+    start(first, one)
+    tell(first, one, report(12, 0.12))
+    first.close()
+    folder.trial("t0000").append_metrics(MetricsRow("t0000", 12, 1200, 1.2, False, 96, {"accuracy": 0.12}))
+    second = tracker()
+    start(second, one)
+    tell(second, one, report(12, 0.12))  # its worker had died: the rung is done again
+    tell(second, one, report(24, 0.24))
+    complete(second, one)
+    second.close()
+    assert sorted(server.runs) == ["ab12cd34-t0000"]
+    assert server.runs["ab12cd34-t0000"].series("accuracy") == [(12, 0.12), (24, 0.24)]
+    assert server.runs["ab12cd34-t0000"].summary["state"] == "stopped_early"
+
+
+@pytest.mark.parametrize("trouble", ["500", "hang", "drop"])
+def test_a_server_that_fails_from_the_start_means_offline(
+    tracker: Callable[..., WandbTracker], folder: SweepFolder, server: WandbServer, notes: list[str], trouble: str
+) -> None:
+    server.trouble = trouble
+    mine, one = tracker(), trial("t0000")
+    start(mine, one)
+    tell(mine, one, report(12, 0.5))
+    complete(mine, one)
+    mine.close()
+    assert server.refused
+    assert server.runs == {}
+    (run,) = [Read(file) for file in folder.root.glob("wandb/offline-run-*/*.wandb")]
+    assert run.series("accuracy") == [(12, 0.5)]
+    assert len(notes) == 1
+    assert mine.sync_hint() in notes[0]
+
+
+@pytest.mark.parametrize("trouble", ["500", "hang", "drop"])
+def test_a_server_lost_in_the_middle_loses_nothing_that_was_logged(
+    tracker: Callable[..., WandbTracker], folder: SweepFolder, server: WandbServer, notes: list[str], trouble: str
+) -> None:
+    mine, one, later = tracker(), trial("t0000"), trial("t0001")
+    start(mine, one)
+    tell(mine, one, report(12, 0.12))
+    assert wait_for(lambda: server.runs and server.runs["ab12cd34-t0000"].series("accuracy"), 40)
+    server.trouble = trouble
+    tell(mine, one, report(24, 0.24))
+    complete(mine, one)
+    start(mine, later)
+    tell(mine, later, report(12, 0.2))
+    complete(mine, later)
+    mine.close()
+    found = {}
+    for file in folder.root.glob("wandb/*run-*/*.wandb"):
+        run = Read(file)
+        found.setdefault(run.run["display_name"], []).extend(run.series("accuracy"))
+    assert found == {"t0000": [(12, 0.12), (24, 0.24)], "t0001": [(12, 0.2)]}
+    assert mine.sync_hint()
+    assert notes
+    assert mine.sync_hint() in notes[0]
+
+
+def test_what_was_written_offline_is_uploaded_by_the_printed_command_as_one_run_each(
+    tracker: Callable[..., WandbTracker], folder: SweepFolder, server: WandbServer, notes: list[str]
+) -> None:
+    """Fallen back to offline, interrupted, and gone on with: still one run."""
+    server.trouble = "500"
+    one = trial("t0000")
+    first = tracker()
+    start(first, one)
+    tell(first, one, report(12, 0.12))
+    first.close()
+    server.trouble = ""
+    write_trial(folder)
+    second = tracker()
+    start(second, one)
+    tell(second, one, finished(24))
+    complete(second, one)
+    second.close()
+    synced = subprocess.run(first.sync_hint() or second.sync_hint(), shell=True, capture_output=True, text=True)
+    assert synced.returncode == 0, synced.stdout + synced.stderr
+    (run,) = server.runs.values()
+    assert sorted(run.series("accuracy")) == [(12, 0.12), (24, 0.24)]
+    assert second.sync_hint() == ""
+
+
+def test_a_killed_driver_leaves_one_run_that_the_next_goes_on_with(
+    tracker: Callable[..., WandbTracker], folder: SweepFolder, server: WandbServer
+) -> None:
+    script = f"""
+import time
+from types import SimpleNamespace
+from analysis.folder import SweepFolder
+from sweeps.tracking import WandbTracker
+tracker = WandbTracker(SweepFolder({str(folder.root)!r}), "ab12cd34", "p", None, [], "online", lambda i, v: v, print)
+one = SimpleNamespace(config={{"trial_id": "t0000", "values": {{}}}})
+tracker.on_trial_start(0, [], one)
+tracker.on_trial_result(0, [], one, {report(12, 0.12)!r})
+time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2], env=dict(os.environ))
+    try:
+        assert wait_for(lambda: "ab12cd34-t0000" in server.runs and server.runs["ab12cd34-t0000"].lines, 60)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    mine, one = tracker(), trial("t0000")
+    start(mine, one)
+    tell(mine, one, report(24, 0.24))
+    complete(mine, one)
+    mine.close()
+    assert sorted(server.runs) == ["ab12cd34-t0000"]
+    assert server.runs["ab12cd34-t0000"].series("accuracy") == [(12, 0.12), (24, 0.24)]
