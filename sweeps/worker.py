@@ -10,6 +10,7 @@ import os
 import queue
 import shutil
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from trainer.config import EngineConfig, TrialConfig
 from trainer.engine import Admission, Admitted, Ended, Event, Refused, RungResult
 
 KEPT_CHECKPOINTS = 2
+_PATIENCE = 1.0  # seconds at most that slots wait for the decisions on others
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class DeviceWorker:
         self._folders: dict[str, TrialFolder] = {}
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._undecided: set[str] = set()  # posted a rung, and not yet told to go on or to end
         threading.Thread(target=self._own_engine, name="engine", daemon=True).start()
 
     # --- called through Ray ------------------------------------------------------------------------------------------
@@ -124,7 +127,7 @@ class DeviceWorker:
         return await self._events[trial_id].get()
 
     async def proceed(self, trial_id: str) -> None:
-        await self._ask(lambda: self.engine.proceed(trial_id))
+        await self._ask(partial(self._proceed, trial_id))
 
     async def end(self, trial_id: str, state: str) -> None:
         """Free a trial's slot; nothing happens where it has none."""
@@ -159,6 +162,16 @@ class DeviceWorker:
                 self._commands.get()()  # nothing trains: wait
             while not self._commands.empty():
                 self._commands.get()()
+            self._await_decisions()
+
+    def _await_decisions(self) -> None:
+        """Slots that reached a rung together go on together: wait for what Tune says to them, though not for long."""
+        until = time.monotonic() + (min(self.engine.patience, _PATIENCE) if self._undecided else 0.0)
+        while self._undecided:
+            try:
+                self._commands.get(timeout=max(0.0, until - time.monotonic()))()
+            except queue.Empty:
+                self._undecided.clear()
 
     def _broken(self, error: Exception) -> list[Event]:
         """The engine itself failed: so have the trials in it, and the next ones find a new engine."""
@@ -243,7 +256,12 @@ class DeviceWorker:
             self._folders[trial.trial_id] = folder
         return admission
 
+    def _proceed(self, trial_id: str) -> None:
+        self._undecided.discard(trial_id)
+        self.engine.proceed(trial_id)
+
     def _end(self, trial_id: str, state: State) -> None:
+        self._undecided.discard(trial_id)
         folder = self._folders.pop(trial_id, None)
         if folder is not None:
             self.engine.end(trial_id, state)
@@ -253,12 +271,14 @@ class DeviceWorker:
         if isinstance(event, RungResult):
             try:
                 self._checkpoint(event)
+                self._undecided.add(event.trial_id)
             except Exception as error:  # such as a full disk: this trial's end, not its neighbours'
                 traceback.print_exc()
                 event = self._failed(event.trial_id, error, "its checkpoint could not be written")
                 with contextlib.suppress(OSError):
                     self.engine.end(event.trial_id, State.FAILED)
         if isinstance(event, Ended):
+            self._undecided.discard(event.trial_id)
             folder = self._folders.pop(event.trial_id)
             shutil.rmtree(folder.checkpoints_dir, ignore_errors=True)
         assert self._loop is not None

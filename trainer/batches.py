@@ -7,8 +7,8 @@ import torch
 
 from trainer.config import TrialConfig
 from trainer.encode import Encoded
-from trainer.evaluate import pad
 from trainer.order import rows_for_step
+from trainer.scoring import pad
 
 
 def micro_batches(trial: TrialConfig, encoded: list[Encoded], pad_token: int, step: int) -> list[dict[str, Any]]:

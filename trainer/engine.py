@@ -70,7 +70,14 @@ def never() -> bool:
 
 
 class Engine(Protocol):
-    """What a device worker drives. No method may be called from a second thread."""
+    """What a device worker drives. No method may be called from a second thread.
+
+    Attributes:
+        patience: seconds that are well spent waiting until all slots that rest have been told to go on or to end: in
+            a pack, a step's time, since slots that go on together are trained and scored together.
+    """
+
+    patience: float
 
     def capacity(self, trial: TrialConfig) -> int:
         """Trials like this one that the device takes side by side."""

@@ -13,7 +13,7 @@ from trainer.crows_pairs import Pair
 from trainer.data import Row
 from trainer.encode import Encoded, label_tokens
 from trainer.models import BaseModel
-from trainer.scoring import Request, log_likelihoods
+from trainer.scoring import Request, class_logprobs, log_likelihoods
 
 CLASSIFICATION = ("accuracy", "macro_f1", "log_loss")
 PAIRS = "crows_pairs"
@@ -121,7 +121,7 @@ def _score_items(
         "label": [validation.labels[row.target] for row in encoded],
     }
     if trial.task.name == "classification":
-        logprobs = _class_logprobs(base, model, encoded, trial.eval.batch_size)
+        logprobs = class_logprobs(base, model, [row.context for row in encoded], trial.eval.batch_size)
         columns["nll"] = [-float(values[row.target]) for values, row in zip(logprobs, encoded, strict=True)]
         columns["n_tokens"] = [len(row.context) for row in encoded]
         columns["n_bytes"] = [len(validation.rows[i].text.encode()) for i in indices]
@@ -211,28 +211,3 @@ def _completion_logprobs(
         text["completion_tokens"].append(len(row.completion))
     with np.errstate(invalid="ignore"):  # rows that are not finite stay so, and are found by class_metrics
         return raw - np.logaddexp.reduce(raw, axis=1, keepdims=True), text
-
-
-@torch.inference_mode()
-def _class_logprobs(base: BaseModel, model: torch.nn.Module, encoded: list[Encoded], batch_size: int) -> np.ndarray:
-    """(rows, classes) log-probabilities of the head, in the order given; batches are sorted by length."""
-    order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i].context))
-    result = np.empty((len(encoded), int(base.model.config.num_labels or 0)))
-    for at in range(0, len(order), batch_size):
-        batch = order[at : at + batch_size]
-        inputs = pad([encoded[i].context for i in batch], base.tokenizer.pad_token_id)
-        with base.arithmetic():
-            logits = model(**{name: tensor.to(base.device) for name, tensor in inputs.items()}).logits
-        result[batch] = logits.float().log_softmax(-1).cpu().numpy()
-    return result
-
-
-def pad(rows: list[tuple[int, ...]], pad_token: int) -> dict[str, torch.Tensor]:
-    """``input_ids`` and ``attention_mask``, (rows, longest), padded on the right."""
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), pad_token)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for r, row in enumerate(rows):
-        ids[r, : len(row)] = torch.tensor(row)
-        mask[r, : len(row)] = 1
-    return {"input_ids": ids, "attention_mask": mask}

@@ -43,6 +43,7 @@ class HfEngine:
         self.score = score
         self.activation_checkpointing = activation_checkpointing
         self.run: _Run | None = None
+        self.patience = 0.0
 
     def admit(self, trial: TrialConfig, folder: TrialFolder, checkpoint: Path | None) -> Admission:
         if self.run is not None:

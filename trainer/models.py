@@ -8,6 +8,7 @@ import logging
 import os
 import warnings
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from analysis.errors import HardwareError, ModelError
 from trainer.config import HEAD_NAMES, PRECISIONS, ModelConfig
 from trainer.modelfiles import check_folder, gguf_file
+from trainer.output import TokenLogits
 
 
 @dataclass
@@ -42,6 +44,11 @@ class BaseModel:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @cached_property
+    def output(self) -> TokenLogits:
+        """Of a causal model: its output at chosen positions only."""
+        return TokenLogits(self)
 
     def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
         """The autocast context that every forward of this model runs in, in training and in scoring."""

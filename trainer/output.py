@@ -1,11 +1,12 @@
 """Language-model output at chosen positions only: logits are the largest tensor there is, and few are asked for."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from trainer.models import BaseModel
+if TYPE_CHECKING:
+    from trainer.models import BaseModel
 
 _LOGITS = 1 << 26  # numbers of a chunk of logits: 256 MiB in float32
 
@@ -20,15 +21,20 @@ class TokenLogits:
         base: the base model; adapters on it take part.
     """
 
-    def __init__(self, base: BaseModel):
+    def __init__(self, base: "BaseModel"):
         self.base = base
-        model: Any = base.model
-        self.head: Any = model.get_output_embeddings()
-        self.body: Any = getattr(model, model.base_model_prefix, None)
-        text_config = model.config.get_text_config()
+        text_config = base.model.config.get_text_config()
         self.softcap = getattr(text_config, "final_logit_softcapping", None)
         self.vocabulary = int(text_config.vocab_size)
         self.separable = self.head is not None and self.body is not None and self._agrees()
+
+    @property
+    def head(self) -> Any:
+        return self.base.model.get_output_embeddings()  # PEFT may have put a trained copy in its place
+
+    @property
+    def body(self) -> Any:
+        return getattr(self.base.model, self.base.model.base_model_prefix, None)
 
     @torch.no_grad()
     def _agrees(self) -> bool:

@@ -5,21 +5,24 @@ rows; each slot's adapter sees its own. The loss is the sum over slots of each s
 gradient knows another; clipping, optimiser, schedule and counters are per slot (``trainer/slot.py``).
 """
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from trainer.dropout import row_keys
-from trainer.engine import Ended, Event
+from trainer.engine import Event
 from trainer.evaluate import Evaluation, evaluate
 from trainer.lora import linear_modules
 from trainer.lora_kernels import Routing, Segment
 from trainer.models import BaseModel
 from trainer.outcomes import Diverged, ended_by, out_of_memory
-from trainer.output import TokenLogits
 from trainer.pack_layers import PackedHead, PackedLora
+from trainer.scoring import SlotModel, Together
 from trainer.slot import Slot
+
+_NEAR = 2  # optimiser steps that a slot waits at a rung for others, to be scored in one pass with them
 
 
 class Pack:
@@ -42,7 +45,7 @@ class Pack:
         self.pass_tokens: int | None = None
         self.checkpointed = activation_checkpointing
         self._routing: Routing | None = None
-        self._logits = TokenLogits(base) if task == "completion" else None
+        self._logits = base.output if task == "completion" else None
         self._layers: dict[str, PackedLora] = {}
         self._heads: dict[str, PackedHead] = {}
 
@@ -117,9 +120,14 @@ class Pack:
                     events.append(ended_by(error, slot.trial.trial_id, slot.ledger.step))
         return events
 
+    @property
+    def busy(self) -> bool:
+        """Whether some slot trains, or waits at a rung to be scored."""
+        return any(self.trains(slot) or slot.due for slot in self.slots)
+
     @staticmethod
     def trains(slot: Slot) -> bool:
-        return not slot.resting and slot.ledger.step < slot.trial.train.max_steps
+        return not slot.resting and not slot.due and slot.ledger.step < slot.trial.train.max_steps
 
     def _passes(self, slots: list[Slot]) -> Iterable[list[Slot]]:
         """Cut the slots into passes of at most ``pass_tokens``; a slot that is larger alone gets a pass of its own."""
@@ -216,45 +224,85 @@ class Pack:
 
     # --- scoring
 
-    def rung(self, slot: Slot) -> Event:
-        """Score a slot on the rung subset. It rests afterwards."""
+    def rungs(self, slots: list[Slot]) -> list[Event]:
+        """Score slots on their rung subsets, those that are asked the same together. They rest afterwards."""
+        models = self._models(slots)
+        events: list[Event] = []
+        for slot in slots:
+            event: Event
+            try:
+                evaluation = self._evaluate(models, slot, slot.validation.rung, None)
+                event = slot.ledger.rung(evaluation, slot.weights)
+                slot.rest()
+            except Exception as error:
+                event = ended_by(error, slot.trial.trial_id, slot.ledger.step)
+            events.append(event)
+        return events
+
+    def due(self) -> list[Slot]:
+        """Slots to be scored now: those at a rung, unless others that are asked the same are nearly there too."""
+        due = [slot for slot in self.slots if slot.due]
+        training = [slot for slot in self.slots if self.trains(slot)]
+        ready = []
+        for slot in due:
+            near = [s for s in training if s.to_rung <= _NEAR and self._scored_on(s) == self._scored_on(slot)]
+            if near and slot.waited < _NEAR:
+                slot.waited += 1
+            else:
+                ready.append(slot)
+        asked = {self._scored_on(slot) for slot in ready}
+        return [slot for slot in due if self._scored_on(slot) in asked]
+
+    def finish(self, slots: list[Slot]) -> list[Event]:
+        """Score slots' best rungs on all validation items and write their adapters."""
+        events: list[Event] = []
+        scored = []
+        for slot in slots:
+            try:
+                slot.restore(slot.ledger.require_best().weights)
+                scored.append(slot)
+            except Exception as error:
+                events.append(ended_by(error, slot.trial.trial_id, slot.ledger.step))
+        models = self._models(scored)
+        for slot in scored:
+            try:
+                everything = list(range(len(slot.validation.rows)))
+                evaluation = self._evaluate(models, slot, everything, slot.ledger.require_best().evaluation)
+                ended = slot.ledger.completed(evaluation)
+                slot.write_best()
+                events.append(ended)
+            except Exception as error:
+                events.append(ended_by(error, slot.trial.trial_id, slot.ledger.step))
+        return events
+
+    def _models(self, slots: list[Slot]) -> dict[str, SlotModel]:
+        """What to score each slot as: slots that are asked the same share a ``Together``."""
+        places = {slot.trial.trial_id: self.slots.index(slot) for slot in slots}
+        alike: dict[str, list[int]] = {}
+        for slot in slots:
+            alike.setdefault(self._scored_on(slot), []).append(places[slot.trial.trial_id])
+        together = {key: Together(group, self._route) for key, group in alike.items()}
+        return {
+            trial_id: SlotModel(self.base.model, place, next(t for t in together.values() if place in t.places))
+            for trial_id, place in places.items()
+        }
+
+    @staticmethod
+    def _scored_on(slot: Slot) -> str:
+        """The same for slots that are asked the same."""
+        trial = slot.trial
+        return repr((trial.data, trial.task, trial.eval, trial.bias))
+
+    @contextlib.contextmanager
+    def _route(self, places: Sequence[int], rows: int) -> Iterator[None]:
+        segments = tuple(Segment(place, i * rows, (i + 1) * rows) for i, place in enumerate(places))
+        self._routing = Routing(segments, len(self.slots), None, self.kernel)
         try:
-            evaluation = self._evaluate(slot, slot.validation.rung, None)
-            result = slot.ledger.rung(evaluation, slot.weights)
-        except Exception as error:
-            return ended_by(error, slot.trial.trial_id, slot.ledger.step)
-        slot.resting = True
-        return result
-
-    def finish(self, slot: Slot) -> Ended:
-        """Score the best rung's adapter on all validation items and write it."""
-        try:
-            best = slot.ledger.require_best()
-            slot.restore(best.weights)
-            evaluation = self._evaluate(slot, list(range(len(slot.validation.rows))), best.evaluation)
-            ended = slot.ledger.completed(evaluation)
-            slot.write_best()
-            return ended
-        except Exception as error:
-            return ended_by(error, slot.trial.trial_id, slot.ledger.step)
-
-    def _evaluate(self, slot: Slot, indices: list[int], known: Evaluation | None) -> Evaluation:
-        model: Any = _SlotModel(self, self.slots.index(slot))
-        return evaluate(self.base, model, slot.trial, slot.validation, indices, known)
-
-
-class _SlotModel(torch.nn.Module):
-    """The base model with one slot's adapter, for scoring."""
-
-    def __init__(self, pack: Pack, slot: int):
-        super().__init__()
-        self.pack, self.slot = pack, slot
-        self.model = pack.base.model
-
-    def forward(self, input_ids: torch.Tensor, **inputs: Any) -> Any:
-        pack = self.pack
-        pack._routing = Routing((Segment(self.slot, 0, len(input_ids)),), len(pack.slots), None, pack.kernel)
-        try:
-            return self.model(input_ids=input_ids, **inputs)
+            yield
         finally:
-            pack._routing = None
+            self._routing = None
+
+    def _evaluate(
+        self, models: dict[str, SlotModel], slot: Slot, indices: list[int], known: Evaluation | None
+    ) -> Evaluation:
+        return evaluate(self.base, models[slot.trial.trial_id], slot.trial, slot.validation, indices, known)

@@ -1,6 +1,7 @@
 """The packed engine: the trials of a device share its base models and train side by side."""
 
 import gc
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class PackedEngine:
 
     def __init__(self, materials: Materials, score: Score, settings: EngineConfig, slots: int | None = None):
         self.materials, self.score, self.settings, self.slots = materials, score, settings, slots
+        self.patience = 0.0
         self._packs: list[Pack] = []
         self._budgets: dict[tuple[str, ...], Budget] = {}
 
@@ -68,19 +70,17 @@ class PackedEngine:
             events: list[Event] = []
             for pack in list(self._packs):  # packs take turns, a step each
                 events += self._advance(pack)
-            if events or until() or not any(Pack.trains(s) for pack in self._packs for s in pack.slots):
+            if events or until() or not any(pack.busy for pack in self._packs):
                 return events
 
     def _advance(self, pack: Pack) -> list[Event]:
-        done = [s for s in pack.slots if not s.resting and s.ledger.step == s.trial.train.max_steps]
-        events: list[Event] = [pack.finish(slot) for slot in done]
-        before = {id(slot): slot.ledger.step for slot in pack.slots}
+        done = [s for s in pack.slots if not s.resting and not s.due and s.ledger.step == s.trial.train.max_steps]
+        events = pack.finish(done)
+        began = time.monotonic()
         events += pack.step()
+        self.patience = time.monotonic() - began
         ended = {event.trial_id for event in events}
-        for slot in pack.slots:
-            at_rung = slot.ledger.step in slot.trial.train.rungs and slot.ledger.step > before[id(slot)]
-            if at_rung and slot.trial.trial_id not in ended:
-                events.append(pack.rung(slot))
+        events += pack.rungs([slot for slot in pack.due() if slot.trial.trial_id not in ended])
         for event in events:
             if isinstance(event, Ended):
                 slot = self._find(event.trial_id)[1]

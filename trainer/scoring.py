@@ -1,17 +1,25 @@
-"""One batched scorer of log-likelihoods, shared by labels, perplexity and bias.
+"""One batched scorer of log-likelihoods and classes, shared by labels, perplexity and bias.
 
 Rows are padded on the right, where a causal model cannot see it; requests whose input begins another's share its row
-(all single-token labels of a prompt, and the prompt's own perplexity, cost one row); rows are batched by length.
+(all single-token labels of a prompt, and the prompt's own perplexity, cost one row); rows are batched by length. Slots
+of a pack that are asked the same are scored in one forward pass over the base model (``Together``).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
+from peft import PeftModel
 
 from trainer.models import BaseModel
+from trainer.outcomes import out_of_memory
+from trainer.output import TokenLogits
 
-_POSITIONS = 2048  # positions whose logits are turned to float32 at a time: the vocabulary is the large dimension
+_LOGITS = 1 << 27  # numbers of a chunk of logits: 512 MiB in float32; the vocabulary is the large dimension
 
 
 @dataclass(frozen=True)
@@ -22,6 +30,91 @@ class Request:
     start: int
 
 
+Route = Callable[[int], AbstractContextManager[None]]  # while a pass of so many rows a slot runs
+Compute = Callable[[int, Route], list[Any]]  # of so many slots, over one pass's rows sorted by slot: a result for each
+
+
+class Together:
+    """Slots of one base model that are scored at the same time.
+
+    Each is scored by code that knows of itself alone; the first one to ask for something has it computed for all, in
+    one forward pass over the base model, and the others find it done.
+
+    Args:
+        places: the slots' places in their pack.
+        route: sends the rows of a pass, as many for each of the places and sorted by them, through their adapters.
+    """
+
+    def __init__(self, places: Sequence[int], route: Callable[[Sequence[int], int], AbstractContextManager[None]]):
+        self.places, self.route = tuple(places), route
+        self._known: dict[Hashable, list[Any]] = {}
+
+    def ask(self, place: int, what: Hashable, compute: Compute) -> Any:
+        """The result for the slot at ``place``. ``compute`` is called once for each ``what``.
+
+        Where it fails for all together, it is called for the slot alone, whose own fault an error then is.
+        """
+        if what not in self._known:
+            try:
+                self._known[what] = compute(len(self.places), partial(self.route, self.places))
+            except Exception:
+                if len(self.places) == 1:
+                    raise
+                return compute(1, partial(self.route, [place]))[0]
+        return self._known[what][self.places.index(place)]
+
+
+class SlotModel(torch.nn.Module):
+    """The base model with one slot's adapter, for scoring: ``evaluate`` takes it as any other model.
+
+    Args:
+        model: the base model.
+        place: the slot's place in its pack.
+        together: the slots that are scored with it.
+    """
+
+    def __init__(self, model: torch.nn.Module, place: int, together: Together):
+        super().__init__()
+        self.model, self.place, self.together = model, place, together
+
+    def forward(self, input_ids: torch.Tensor, **inputs: Any) -> Any:
+        with self.together.route([self.place], len(input_ids)):
+            return self.model(input_ids=input_ids, **inputs)
+
+
+def _asked(model: torch.nn.Module, what: Hashable, compute: Compute) -> Any:
+    """What ``compute`` finds for a model by itself, or what a slot's fellows have had computed for it too."""
+    if isinstance(model, SlotModel):
+        return model.together.ask(model.place, what, compute)
+    return compute(1, lambda rows: nullcontext())[0]
+
+
+def _inner(base: BaseModel, model: torch.nn.Module) -> torch.nn.Module:
+    """The model that holds the adapters: the base model, or a copy of it."""
+    if isinstance(model, SlotModel):
+        return base.model
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def in_batches(order: Sequence[int], size: int, score: Callable[[list[int]], None]) -> None:
+    """Call ``score`` on ``size`` at a time; on half as many, and so on, where memory runs out.
+
+    Raises what ``score`` raises, and MemoryError or its like where there is none for a single one.
+    """
+    at = 0
+    while at < len(order):
+        batch = list(order[at : at + size])
+        try:
+            score(batch)
+            at += len(batch)
+        except (MemoryError, RuntimeError) as error:
+            if len(batch) == 1 or not out_of_memory(error):
+                raise
+            size = len(batch) // 2
+        if torch.cuda.is_available() and size < len(batch):
+            torch.cuda.empty_cache()
+
+
 @torch.inference_mode()
 def log_likelihoods(
     base: BaseModel, model: torch.nn.Module, requests: Sequence[Request], batch_size: int
@@ -30,9 +123,9 @@ def log_likelihoods(
 
     Args:
         base: arithmetic and padding token.
-        model: the base model, or the same with an adapter; in evaluation mode.
+        model: the base model, the same with an adapter, or a slot of a pack; in evaluation mode.
         requests: any number, in any order.
-        batch_size: rows a forward pass.
+        batch_size: rows a forward pass, of each slot.
 
     Returns:
         For each request ``len(tokens) - start`` values.
@@ -46,17 +139,39 @@ def log_likelihoods(
                 "a request needs context and at least one token to score,"
                 f" got start={request.start} of {len(request.tokens)}"
             )
+    found: list[list[float]] = _asked(
+        model,
+        ("log-likelihoods", tuple(requests), batch_size),
+        partial(_log_likelihoods, base, _token_logits(base, model), requests, batch_size),
+    )
+    return found
+
+
+def _token_logits(base: BaseModel, model: torch.nn.Module) -> TokenLogits:
+    inner: Any = _inner(base, model)
+    return base.output if inner is base.model else TokenLogits(replace(base, model=inner))
+
+
+def _log_likelihoods(
+    base: BaseModel, output: TokenLogits, requests: Sequence[Request], batch_size: int, slots: int, route: Route
+) -> list[list[list[float]]]:
+    """By slot and request."""
     rows, row_of = _share_rows([request.tokens[:-1] for request in requests])
     asked: list[list[int]] = [[] for _ in rows]
     for i, row in enumerate(row_of):
         asked[row].append(i)
     order = sorted(range(len(rows)), key=lambda r: -len(rows[r]))
-    scores: list[list[float]] = [[] for _ in requests]
-    for at in range(0, len(order), batch_size):
-        batch = order[at : at + batch_size]
-        _score_batch(
-            base, model, [rows[r] for r in batch], [[(i, requests[i]) for i in asked[r]] for r in batch], scores
-        )
+    scores: list[list[list[float]]] = [[[] for _ in requests] for _ in range(slots)]
+
+    def score(batch: list[int]) -> None:
+        wanted = [i for r in batch for i in asked[r]]
+        of_rows = [[requests[i] for i in asked[r]] for r in batch]
+        values = _score_batch(base, output, [rows[r] for r in batch], of_rows, slots, route)
+        for of_slot, found in zip(scores, values, strict=True):
+            for i, value in zip(wanted, found, strict=True):
+                of_slot[i] = value
+
+    in_batches(order, batch_size, score)
     return scores
 
 
@@ -81,32 +196,90 @@ def _share_rows(inputs: list[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], l
 
 def _score_batch(
     base: BaseModel,
-    model: torch.nn.Module,
+    output: TokenLogits,
     rows: list[tuple[int, ...]],
-    asked: list[list[tuple[int, Request]]],
-    scores: list[list[float]],
-) -> None:
+    asked: list[list[Request]],
+    slots: int,
+    route: Route,
+) -> list[list[list[float]]]:
+    """By slot and request of ``asked``, which holds each row's requests."""
+    inputs = pad(rows, base.tokenizer.pad_token_id)
+    ids = inputs["input_ids"].repeat(slots, 1).to(base.device)  # (slots · rows, longest)
+    with base.arithmetic(), route(len(rows)):
+        hidden = output.hidden(ids, None)
+    hidden = hidden.view(slots, len(rows), *hidden.shape[1:])
+    flat = [(r, request) for r, of_row in enumerate(asked) for request in of_row]
+    positions = sorted({(r, p - 1) for r, request in flat for p in range(request.start, len(request.tokens))})
+    number = {position: n for n, position in enumerate(positions)}
+    # each (position, token) that is asked for; several requests may ask for the same position
+    wanted = [
+        (number[r, p - 1], request.tokens[p]) for r, request in flat for p in range(request.start, len(request.tokens))
+    ]
+    size = max(1, _LOGITS // output.vocabulary)
+    values = np.empty((slots, len(wanted)))
+    for k in range(slots):
+        for at in range(0, len(positions), size):
+            part = positions[at : at + size]
+            at_rows, at_places = (torch.tensor(column, device=base.device) for column in zip(*part, strict=True))
+            with base.arithmetic():
+                logits = output.logits(hidden[k, at_rows, at_places]).float()  # (positions, vocabulary)
+            here = [w for w, (n, _) in enumerate(wanted) if at <= n < at + size]
+            which = torch.tensor([wanted[w][0] - at for w in here], device=base.device)
+            tokens = torch.tensor([wanted[w][1] for w in here], device=base.device)
+            values[k, here] = (logits[which, tokens] - logits.logsumexp(1)[which]).double().cpu().numpy()
+    ends = np.cumsum([len(request.tokens) - request.start for _, request in flat])[:-1]
+    return [[part.tolist() for part in np.split(of_slot, ends)] for of_slot in values]
+
+
+@torch.inference_mode()
+def class_logprobs(
+    base: BaseModel, model: torch.nn.Module, rows: Sequence[tuple[int, ...]], batch_size: int
+) -> np.ndarray:
+    """(rows, classes) log-probabilities of a task head, in the order given.
+
+    Args:
+        base: arithmetic and padding token.
+        model: as for ``log_likelihoods``; with a task head.
+        rows: tokens.
+        batch_size: rows a forward pass, of each slot.
+    """
+    found: np.ndarray = _asked(
+        model,
+        ("classes", tuple(rows), batch_size),
+        partial(_class_logprobs, base, _inner(base, model), rows, batch_size),
+    )
+    return found
+
+
+def _class_logprobs(
+    base: BaseModel,
+    model: torch.nn.Module,
+    rows: Sequence[tuple[int, ...]],
+    batch_size: int,
+    slots: int,
+    route: Route,
+) -> list[np.ndarray]:
+    """By slot."""
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    result = np.empty((slots, len(rows), int(base.model.config.num_labels or 0)))
+
+    def score(batch: list[int]) -> None:
+        inputs = pad([rows[i] for i in batch], base.tokenizer.pad_token_id)
+        repeated = {name: part.repeat(slots, 1).to(base.device) for name, part in inputs.items()}
+        with base.arithmetic(), route(len(batch)):
+            logits = model(**repeated).logits
+        result[:, batch] = logits.float().log_softmax(-1).view(slots, len(batch), -1).cpu().numpy()
+
+    in_batches(order, batch_size, score)
+    return list(result)
+
+
+def pad(rows: Sequence[tuple[int, ...]], pad_token: int) -> dict[str, torch.Tensor]:
+    """``input_ids`` and ``attention_mask``, (rows, longest), padded on the right."""
     width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), base.tokenizer.pad_token_id)
+    ids = torch.full((len(rows), width), pad_token)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
     for r, row in enumerate(rows):
         ids[r, : len(row)] = torch.tensor(row)
-    first = min(request.start for group in asked for _, request in group) - 1
-    with base.arithmetic():
-        logits = model(input_ids=ids.to(base.device), logits_to_keep=width - first, use_cache=False).logits
-    offset = width - logits.shape[1]  # a model that ignores logits_to_keep returns all positions
-    where = [
-        (r, i, p)
-        for r, group in enumerate(asked)
-        for i, request in group
-        for p in range(request.start, len(request.tokens))
-    ]
-    wanted = {i: request.tokens for group in asked for i, request in group}
-    for at in range(0, len(where), _POSITIONS):
-        part = where[at : at + _POSITIONS]
-        at_rows = torch.tensor([r for r, _, _ in part], device=logits.device)
-        at_positions = torch.tensor([p - 1 - offset for _, _, p in part], device=logits.device)
-        targets = torch.tensor([wanted[i][p] for _, i, p in part], device=logits.device)
-        chosen = logits[at_rows, at_positions].float()  # (positions, vocabulary)
-        values = chosen.gather(1, targets[:, None]).squeeze(1) - chosen.logsumexp(1)
-        for (_, i, _), value in zip(part, values.tolist(), strict=True):
-            scores[i].append(value)
+        mask[r, : len(row)] = 1
+    return {"input_ids": ids, "attention_mask": mask}

@@ -47,6 +47,7 @@ class Slot:
         modules: target module → trained tensors, in the model's order.
         heads: task head → the slot's own copy.
         resting: whether it waits after a rung.
+        waited: steps of the pack for which it has waited at a rung to be scored with others.
         micro: micro-steps done of the optimiser step at hand.
     """
 
@@ -74,8 +75,26 @@ class Slot:
         if checkpoint is not None:
             self.restore(load_file(checkpoint / "adapter_model.safetensors"))
             self.ledger.load(checkpoint)
+        self.waited = 0
+        self._scored_step = self.ledger.step
         self.optimizer = self._make_optimizer(checkpoint)
         self.scheduler = self._make_scheduler()
+
+    # --- rungs
+
+    @property
+    def due(self) -> bool:
+        """Whether it is at a rung and not yet scored."""
+        return self._scored_step < self.ledger.step in self.trial.train.rungs
+
+    @property
+    def to_rung(self) -> int:
+        """Optimiser steps to the next rung."""
+        return min(rung for rung in self.trial.train.rungs if rung > self.ledger.step) - self.ledger.step
+
+    def rest(self) -> None:
+        """It has been scored: wait to be told to go on."""
+        self.resting, self.waited, self._scored_step = True, 0, self.ledger.step
 
     # --- training
 

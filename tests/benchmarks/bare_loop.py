@@ -33,8 +33,8 @@ def main() -> None:
 
     chooser = random.Random(0)
     results = []
-    for _ in range(options.trials):
-        rank, lr = chooser.choice([4, 8, 16, 32]), 10 ** chooser.uniform(-5, -2)
+    for trial in json.loads(options.trials.read_text()):
+        rank, lr = trial["rank"], trial["lr"]
         torch.manual_seed(0)
         model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=len(labels))
         lora = LoraConfig(task_type="SEQ_CLS", r=rank, lora_alpha=2 * rank, target_modules=["query", "value"])

@@ -17,8 +17,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     for name in ("model", "train", "validation"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    for name in ("trials", "steps"):
-        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--trials", type=Path, required=True, help="JSON: a list of {rank, lr}")
+    parser.add_argument("--steps", type=int, required=True)
     return parser.parse_args()
 
 
@@ -89,15 +89,16 @@ def main() -> None:
     from ray.air.integrations.wandb import WandbLoggerCallback
     from ray.tune.search.optuna import OptunaSearch
 
+    points = json.loads(Path(options["trials"]).read_text())
     ray.init(num_cpus=CONCURRENT, include_dashboard=False, log_to_driver=False)
     tuner = tune.Tuner(
         tune.with_parameters(train, options=options),
         param_space={"rank": tune.choice([4, 8, 16, 32]), "lr": tune.loguniform(1e-5, 1e-2)},
         tune_config=tune.TuneConfig(
-            num_samples=options["trials"],
+            num_samples=len(points),
             metric="accuracy",
             mode="max",
-            search_alg=OptunaSearch(seed=0),
+            search_alg=OptunaSearch(seed=0, points_to_evaluate=points),
             max_concurrent_trials=CONCURRENT,
         ),
         run_config=tune.RunConfig(

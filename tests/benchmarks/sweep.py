@@ -3,20 +3,22 @@
 python tests/benchmarks/sweep.py [--setting long|short] [--repeat 3] [--asha]
 
 ``long``: 8 trials × 30 steps, 400 validation rows. ``short``: 32 trials × 5 steps, 64 rows. LoRA on query and value, 8
-rows a step, 64 tokens, no early stopping but with ``--asha`` (ours only, told apart). Prints a table of medians and
-ratios; every figure is of this run and this machine.
+rows a step, 64 tokens; all three train the same ranks and learning rates. No early stopping but with ``--asha`` (ours
+only, told apart). Prints times, medians and ratios of this run on this machine, and the accuracies of all three.
 """
 
 import argparse
 import csv
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 SETTINGS = {"long": (8, 30, 400), "short": (32, 5, 64)}  # trials, steps, validation rows
@@ -40,6 +42,12 @@ def write_data(folder: Path, validation_rows: int) -> dict[str, Path]:
     return files
 
 
+def configurations(n: int) -> list[dict[str, float]]:
+    """The trials that all three train."""
+    chooser = random.Random(0)
+    return [{"rank": chooser.choice([4, 8, 16, 32]), "lr": 10 ** chooser.uniform(-5, -2)} for _ in range(n)]
+
+
 def commands(setting: str, folder: Path, asha: bool) -> dict[str, list[str]]:
     from trainer.config import ModelConfig
     from trainer.models import model_folder
@@ -47,10 +55,14 @@ def commands(setting: str, folder: Path, asha: bool) -> dict[str, list[str]]:
     trials, steps, rows = SETTINGS[setting]
     files = write_data(folder, rows)
     model = Path(model_folder(ModelConfig(source="package", package="minilm")))
+    trained = configurations(trials)
+    listed = folder / "trials.json"
+    listed.write_text(json.dumps(trained))
     shared = [
         *("--model", str(model), "--train", str(files["train"]), "--validation", str(files["validation"])),
-        *("--trials", str(trials), "--steps", str(steps)),
+        *("--trials", str(listed), "--steps", str(steps)),
     ]
+    points = ",".join(f"{{lora.rank: {t['rank']}, optim.lr: {t['lr']!r}}}" for t in trained)
     rungs = [1, 5] if setting == "short" else [10, 30]
     ours = [
         *(
@@ -62,9 +74,10 @@ def commands(setting: str, folder: Path, asha: bool) -> dict[str, list[str]]:
             f"data.train={files['train']}",
         ),
         *(f"data.validation={files['validation']}", "data.max_length=64", "lora.targets=query+value"),
-        *("space=lora", "space.lora.rank.choices=[4,8,16,32]", "space.optim.lr={low: 1e-5, high: 1e-2, log: true}"),
+        *("space=lora", "~space.lora.alpha_rule", "space.optim.lr={low: 1e-5, high: 1e-2, log: true}"),
         *("objective=single", "bias=none", "baselines=[]", "train.batch_size=8", f"train.max_steps={steps}"),
-        *(f"eval.rung_items={rows}", f"search.trials={trials}", f"sweep.dir={folder}/runs"),
+        *("optim.warmup=0", f"eval.rung_items={rows}", "eval.batch_size=64", f"search.trials={trials}"),
+        *(f"search.start_from=[{points}]", f"sweep.dir={folder}/runs"),
     ]
     plan = ["scheduler=fifo", f"train.rungs=[{steps}]"]
     if asha:
@@ -77,8 +90,8 @@ def commands(setting: str, folder: Path, asha: bool) -> dict[str, list[str]]:
     }
 
 
-def run(name: str, command: list[str], number: int) -> dict[str, float]:
-    """Wall and CPU seconds of a whole command. Raises CalledProcessError with its output where it fails."""
+def run(name: str, command: list[str], number: int, folder: Path) -> dict[str, Any]:
+    """Wall and CPU seconds of a whole command, and its trials' accuracies, best first."""
     if name == "lorasweep":
         command = [*command, f"sweep.name=run{number}"]
     before = os.times()
@@ -89,15 +102,18 @@ def run(name: str, command: list[str], number: int) -> dict[str, float]:
     if done.returncode:
         sys.stderr.write(done.stdout[-3000:] + done.stderr[-3000:])
         raise SystemExit(f"{name} failed with exit status {done.returncode}")
-    return {
-        "wall": wall,
-        "cpu": after.children_user + after.children_system - before.children_user - before.children_system,
-    }
+    if name == "lorasweep":
+        found = accuracies(folder, number)
+    else:
+        found = sorted((round(t["accuracy"], 3) for t in json.loads(done.stdout.splitlines()[-1])), reverse=True)
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"wall": wall, "cpu": cpu, "accuracies": found}
 
 
 def accuracies(folder: Path, number: int) -> list[float]:
-    lines = (folder / "runs" / f"run{number}" / "leaderboard.csv").open()
-    return [float(row["accuracy"]) for row in csv.DictReader(lines) if row["accuracy"]]
+    """Of ours, best first."""
+    with (folder / "runs" / f"run{number}" / "leaderboard.csv").open() as file:
+        return [round(float(row["accuracy"]), 3) for row in csv.DictReader(file) if row["accuracy"]]
 
 
 def main() -> None:
@@ -114,10 +130,10 @@ def main() -> None:
         todo["lorasweep"] += options.overrides
         if options.only:
             todo = {kind: todo[kind] for kind in options.only.split(",")}
-        times: dict[str, list[dict[str, float]]] = {kind: [] for kind in todo}
+        times: dict[str, list[dict[str, Any]]] = {kind: [] for kind in todo}
         for number in range(options.repeat):
             for kind, command in todo.items():
-                times[kind].append(run(kind, command, number))
+                times[kind].append(run(kind, command, number, folder))
                 print(json.dumps({"run": number, "kind": kind, **times[kind][-1]}), flush=True)
         print(f"\n{options.setting}{' with ASHA' if options.asha else ''}: medians of {options.repeat}")
         medians = {kind: statistics.median(t["wall"] for t in runs) for kind, runs in times.items()}
@@ -125,8 +141,6 @@ def main() -> None:
             cpu = statistics.median(t["cpu"] for t in times[kind])
             of = "  ".join(f"{wall / other:.2f} of {what}" for what, other in medians.items() if what != kind)
             print(f"{kind:14}{wall:8.1f} s wall{cpu:8.1f} s CPU  {of}")
-        if "lorasweep" in todo:
-            print("accuracies of ours, best first:", accuracies(folder, 0))
 
 
 if __name__ == "__main__":

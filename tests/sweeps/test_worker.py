@@ -25,6 +25,8 @@ def row(step: int) -> MetricsRow:
 class FakeEngine:
     """Yields one event, or raises; remembers what it was asked."""
 
+    patience = 0.0
+
     def __init__(self, advance: Callable[[], list[Event]] = list, checkpoint: Callable[[], None] = lambda: None):
         self._advance, self._checkpoint = advance, checkpoint
         self.admitted_from: list[Path | None] = []
