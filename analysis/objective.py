@@ -4,15 +4,18 @@ Standard library only: workers and proxies import it.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from analysis.errors import ConfigError, did_you_mean
 
 DIRECTIONS = ("max", "min", "target")
-_KEYS = ("name", "rho", "terms", "constraints")  # constraints: analysis/constraints.py
-_TERM_KEYS = ("metric", "direction", "target", "range", "weight")
+METHODS = ("chebyshev", "lexicographic", "pareto")
+_KEYS = ("name", "method", "rho", "terms", "constraints")  # constraints: analysis/constraints.py
+_TERM_KEYS = ("metric", "direction", "target", "range", "weight", "tolerance")
+_EXACT = 10**6  # steps of a term without tolerance: a millionth of its range
+_BELOW_ONE = 1.0 - 1e-9  # a lower term never reaches the next step of a higher one
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Term:
         low: lower end of the scale, in the metric's unit.
         high: upper end.
         weight: above 0.
+        tolerance: for ``lexicographic``, in the metric's unit: values are told apart in steps of it; 0 for exactly.
     """
 
     name: str
@@ -36,6 +40,7 @@ class Term:
     low: float
     high: float
     weight: float
+    tolerance: float = 0.0
 
     def loss(self, value: float) -> float:
         """Distance from the ideal end of the scale: 0 there, 1 at the worst end.
@@ -47,28 +52,36 @@ class Term:
         short = self.high - value if self.direction == "max" else value - self.low
         return short / (self.high - self.low)
 
+    @property
+    def scale(self) -> float:
+        """What a loss of 1 is in the metric's unit."""
+        return self.high - self.low if self.target is None else max(self.high - self.target, self.target - self.low)
+
 
 @dataclass(frozen=True)
 class Objective:
-    """Augmented weighted Chebyshev scalarisation over fixed ranges.
+    """Several metrics as one number, over fixed ranges.
 
     Attributes:
         name: as in the config.
         rho: weight of the sum of losses beside the largest one.
-        terms: at least one.
+        terms: at least one; for ``lexicographic`` the most important first.
+        method: ``chebyshev``; ``lexicographic``; or ``pareto``: the search has one objective a term, rows stand by
+            Pareto front, and the Chebyshev number orders those of a front.
     """
 
     name: str
     rho: float
     terms: tuple[Term, ...]
+    method: str = "chebyshev"
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Objective":
         """The objective of a resolved config.
 
         Args:
-            config: ``{name, rho, terms: {name: {metric, direction, target, range, weight}}}``; ``constraints`` beside
-                them are read by ``analysis.constraints``.
+            config: ``{name, method, rho, terms: {name: {metric, direction, target, range, weight, tolerance}}}``;
+                ``constraints`` beside them are read by ``analysis.constraints``.
 
         Raises:
             ConfigError: naming the key, what was given and what was expected.
@@ -84,7 +97,13 @@ class Objective:
                 " terms: {quality: {metric: macro_f1, direction: max, range: [0, 1], weight: 1}}."
             )
         read = tuple(_term(str(name), term) for name, term in terms.items())
-        return cls(str(given.get("name", "")), rho, read)
+        method = given.get("method", "chebyshev")
+        if method not in METHODS:
+            raise ConfigError(
+                f"objective.method={method!r}: expected one of {', '.join(METHODS)}."
+                f" {did_you_mean(str(method), METHODS)}"
+            )
+        return cls(str(given.get("name", "")), rho, read, method)
 
     def restricted(self, available: Collection[str], known: Collection[str]) -> "tuple[Objective, list[str]]":
         """The objective without the terms that cannot be measured here, and the metrics of those.
@@ -114,7 +133,7 @@ class Objective:
     def score(self, metrics: Mapping[str, float]) -> float:
         """One number, higher is better: 1 where every metric is ideal, 0 where every one is at its worst end.
 
-        ``1 - (max_i w_i·loss_i + rho·sum_i w_i·loss_i) / (max_i w_i + rho·sum_i w_i)``: the augmented weighted
+        For ``chebyshev`` and ``pareto``: ``1 - (max_i w_i·loss_i + rho·sum_i w_i·loss_i) / (max_i w_i + rho·sum_i w_i)``: the augmented weighted
         Chebyshev distance from the ideal point (Steuer and Choo 1983, "An interactive weighted Tchebycheff procedure
         for multiple objective programming", Mathematical Programming 26, 326-344). Ranges come from the config, never
         from the trials, so a new trial cannot reorder the others. With ``rho`` above 0 it is strictly monotone in
@@ -126,12 +145,39 @@ class Objective:
         Returns:
             NaN where a needed metric is missing or not finite.
         """
-        values = [metrics.get(term.metric, math.nan) for term in self.terms]
-        if not all(math.isfinite(value) for value in values):
+        losses = self.losses(metrics)
+        if not all(math.isfinite(loss) for loss in losses):
             return math.nan
-        losses = [term.weight * term.loss(value) for term, value in zip(self.terms, values, strict=True)]
+        if self.method == "lexicographic":
+            return self._lexicographic(losses)
         weights = [term.weight for term in self.terms]
-        return 1.0 - (max(losses) + self.rho * sum(losses)) / (max(weights) + self.rho * sum(weights))
+        weighted = [weight * loss for weight, loss in zip(weights, losses, strict=True)]
+        return 1.0 - (max(weighted) + self.rho * sum(weighted)) / (max(weights) + self.rho * sum(weights))
+
+    def losses(self, metrics: Mapping[str, float]) -> list[float]:
+        """The loss of each term, lower is better; NaN where its metric is missing or not finite.
+
+        What a multi-objective search minimises, and what Pareto fronts are made of.
+        """
+        values = [metrics.get(term.metric, math.nan) for term in self.terms]
+        return [
+            term.loss(value) if math.isfinite(value) else math.nan
+            for term, value in zip(self.terms, values, strict=True)
+        ]
+
+    def _lexicographic(self, losses: Sequence[float]) -> float:
+        """The first term decides; where two trials are in the same step of its tolerance, the next one does.
+
+        The steps are fixed in the config, so this is an order (pairwise tolerances are not transitive), and one number:
+        its digits are the terms'. Beyond the ends of a range all but the last term count as the end.
+        """
+        score = 1.0 - losses[-1]
+        for term, loss in zip(reversed(self.terms[:-1]), reversed(losses[:-1]), strict=True):
+            steps = round(term.scale / term.tolerance) if term.tolerance else _EXACT
+            # the rounding keeps a value that is on a step, such as 0.83 of 100, from falling below it
+            reached = math.floor(round((1.0 - min(max(loss, 0.0), 1.0)) * steps, 6))
+            score = (reached + min(max(score, 0.0), 1.0) * _BELOW_ONE) / (steps + 1)
+        return score
 
 
 def _term(name: str, config: Any) -> Term:
@@ -157,7 +203,11 @@ def _term(name: str, config: Any) -> Term:
     weight = _number(f"{where}.weight", given.get("weight", 1.0))
     if weight <= 0:
         raise ConfigError(f"{where}.weight={weight:g}: expected more than 0. To leave the term out, remove it.")
-    return Term(name, metric, direction, _target(where, direction, given.get("target"), low, high), low, high, weight)
+    tolerance = _number(f"{where}.tolerance", given.get("tolerance", 0.0))
+    if not 0 <= tolerance <= high - low:
+        raise ConfigError(f"{where}.tolerance={tolerance:g}: expected 0 or more, and no more than the range is wide.")
+    target = _target(where, direction, given.get("target"), low, high)
+    return Term(name, metric, direction, target, low, high, weight, tolerance)
 
 
 def _target(where: str, direction: str, given: Any, low: float, high: float) -> float | None:

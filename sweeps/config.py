@@ -55,6 +55,7 @@ class TermConfig:
     target: float | None = None  # in the metric's unit; for direction=target
     range: list[float] = field(default_factory=lambda: [0.0, 1.0])  # ends of the scale, lower first
     weight: float = key(1.0, low=0.0)  # 0 leaves the term out
+    tolerance: float = key(0.0, low=0.0)  # in the metric's unit; for method=lexicographic
 
 
 @dataclass
@@ -71,9 +72,10 @@ class ConstraintConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """Terms and how they become one number: augmented Chebyshev over fixed ranges, higher is better."""
+    """Terms and how they become one number over fixed ranges, higher is better."""
 
     name: str = "single"
+    method: str = key("chebyshev", choices=("chebyshev", "lexicographic", "pareto"))
     rho: float = key(0.05, low=0.0)  # weight of the sum beside the worst term
     terms: dict[str, TermConfig] = field(default_factory=dict)
     constraints: dict[str, ConstraintConfig] = field(default_factory=dict)  # trials that break one rank last
