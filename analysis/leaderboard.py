@@ -10,29 +10,38 @@ from typing import Any
 
 from analysis.folder import SweepFolder, atomic_write
 from analysis.metrics import METRICS
-from analysis.ranking import build
+from analysis.ranking import Ranking, build, ranked
 from analysis.rows import Row
 from analysis.table import plain, render
 from analysis.verdict import verdict
 
-__all__ = ["Row", "build", "plain", "render", "to_json", "verdict", "write"]
+__all__ = ["Ranking", "Row", "build", "plain", "ranked", "render", "to_csv", "to_json", "verdict", "write"]
+
+
+_MORE = ("low", "high", "p", "tied", "front", "tokens", "seconds")
 
 
 def write(folder: SweepFolder, rows: Sequence[Row]) -> None:
-    """Write ``leaderboard.csv``. Values that are not known or not finite are empty fields."""
+    """Write ``leaderboard.csv``."""
+    atomic_write(folder.leaderboard_file, to_csv(rows))
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """One line a row. Values that are not known or not finite are empty fields."""
     searched = list(dict.fromkeys(path for row in rows for path in row.config))
     metrics = _metric_columns(rows)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(
-        ["rank", "kind", "trial_id", "status", "step", "n_items", *searched, *metrics, "objective", "reason"]
+        ["rank", "kind", "trial_id", "status", "step", "n_items", *searched, *metrics, "objective", *_MORE, "reason"]
     )
     for row in rows:
         fields = [row.rank, row.kind, row.trial_id, row.status, row.step, row.n_items]
         fields += [row.config.get(path) for path in searched]
         fields += [row.metrics.get(name) for name in metrics]
-        table.writerow([_finite(value) for value in [*fields, row.objective, row.reason]])
-    atomic_write(folder.leaderboard_file, text.getvalue())
+        fields += [row.objective, row.low, row.high, row.p, int(row.tied), row.front or None, row.tokens, row.seconds]
+        table.writerow([_finite(value) for value in [*fields, row.reason]])
+    return text.getvalue()
 
 
 def to_json(rows: Sequence[Row]) -> str:

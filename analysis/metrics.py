@@ -33,6 +33,28 @@ METRICS = {
 }
 RANKABLE = tuple(name for name, metric in METRICS.items() if metric.better is not None)
 
+ALIASES = {
+    "acc": "accuracy",
+    "f1": "macro_f1",
+    "ppl": "perplexity",
+    "bpb": "bits_per_byte",
+    "loss": "log_loss",
+    "label_ppl": "completion_perplexity",
+    "bias": "bias.crows_pairs.distance",
+}
+
+
+def full_name(given: str) -> str:
+    """The metric that a short name means: an alias, or the distance (else the only rankable figure) of a bias set.
+
+    ``f1`` is macro_f1, ``bias.crows_pairs`` its distance from 50 %. A name that means nothing is given back as it is.
+    """
+    name = ALIASES.get(given.lower(), given)
+    if name in METRICS:
+        return name
+    below = [known for known in RANKABLE if known.startswith(f"{name}.")]
+    return f"{name}.distance" if f"{name}.distance" in below else below[0] if len(below) == 1 else name
+
 
 def badness(name: str, value: float) -> float:
     """A number that is lower the better the value of a rankable metric is; infinite where it is not finite."""

@@ -11,11 +11,12 @@ from typing import Any
 from analysis.errors import ConfigError, did_you_mean
 
 DIRECTIONS = ("max", "min", "target")
+TIES = ("cost", "score")
 METHODS = ("chebyshev", "lexicographic", "pareto")
-_KEYS = ("name", "method", "rho", "terms", "constraints")  # constraints: analysis/constraints.py
+_KEYS = ("name", "method", "rho", "ties", "terms", "constraints")  # constraints: analysis/constraints.py
 _TERM_KEYS = ("metric", "direction", "target", "range", "weight", "tolerance")
 _EXACT = 10**6  # steps of a term without tolerance: a millionth of its range
-_BELOW_ONE = 1.0 - 1e-9  # a lower term never reaches the next step of a higher one
+BELOW_ONE = 1.0 - 1e-9  # a lower term never reaches the next step of a higher one
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,10 @@ class Term:
         return short / (self.high - self.low)
 
     @property
-    def scale(self) -> float:
-        """What a loss of 1 is in the metric's unit."""
-        return self.high - self.low if self.target is None else max(self.high - self.target, self.target - self.low)
+    def steps(self) -> int:
+        """Into how many steps ``tolerance`` divides the way from the ideal end to the worst one."""
+        far = self.high - self.low if self.target is None else max(self.high - self.target, self.target - self.low)
+        return max(1, round(far / self.tolerance)) if self.tolerance else _EXACT
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,15 @@ class Objective:
         terms: at least one; for ``lexicographic`` the most important first.
         method: ``chebyshev``; ``lexicographic``; or ``pareto``: the search has one objective a term, rows stand by
             Pareto front, and the Chebyshev number orders those of a front.
+        ties: ``cost``: of trials that are tied with the best and within a standard error of it, the cheapest is first;
+            or ``score``: as the number says.
     """
 
     name: str
     rho: float
     terms: tuple[Term, ...]
     method: str = "chebyshev"
+    ties: str = "cost"
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Objective":
@@ -103,7 +108,10 @@ class Objective:
                 f"objective.method={method!r}: expected one of {', '.join(METHODS)}."
                 f" {did_you_mean(str(method), METHODS)}"
             )
-        return cls(str(given.get("name", "")), rho, read, method)
+        ties = given.get("ties", "cost")
+        if ties not in TIES:
+            raise ConfigError(f"objective.ties={ties!r}: expected one of {', '.join(TIES)}.")
+        return cls(str(given.get("name", "")), rho, read, method, ties)
 
     def restricted(self, available: Collection[str], known: Collection[str]) -> "tuple[Objective, list[str]]":
         """The objective without the terms that cannot be measured here, and the metrics of those.
@@ -133,7 +141,8 @@ class Objective:
     def score(self, metrics: Mapping[str, float]) -> float:
         """One number, higher is better: 1 where every metric is ideal, 0 where every one is at its worst end.
 
-        For ``chebyshev`` and ``pareto``: ``1 - (max_i w_i·loss_i + rho·sum_i w_i·loss_i) / (max_i w_i + rho·sum_i w_i)``: the augmented weighted
+        For ``chebyshev`` and ``pareto``:
+        ``1 - (max_i w_i·loss_i + rho·sum_i w_i·loss_i) / (max_i w_i + rho·sum_i w_i)``, the augmented weighted
         Chebyshev distance from the ideal point (Steuer and Choo 1983, "An interactive weighted Tchebycheff procedure
         for multiple objective programming", Mathematical Programming 26, 326-344). Ranges come from the config, never
         from the trials, so a new trial cannot reorder the others. With ``rho`` above 0 it is strictly monotone in
@@ -145,7 +154,10 @@ class Objective:
         Returns:
             NaN where a needed metric is missing or not finite.
         """
-        losses = self.losses(metrics)
+        return self.combine(self.losses(metrics))
+
+    def combine(self, losses: Sequence[float]) -> float:
+        """The number of a trial whose terms have these losses; NaN where one is not finite."""
         if not all(math.isfinite(loss) for loss in losses):
             return math.nan
         if self.method == "lexicographic":
@@ -173,10 +185,9 @@ class Objective:
         """
         score = 1.0 - losses[-1]
         for term, loss in zip(reversed(self.terms[:-1]), reversed(losses[:-1]), strict=True):
-            steps = round(term.scale / term.tolerance) if term.tolerance else _EXACT
             # the rounding keeps a value that is on a step, such as 0.83 of 100, from falling below it
-            reached = math.floor(round((1.0 - min(max(loss, 0.0), 1.0)) * steps, 6))
-            score = (reached + min(max(score, 0.0), 1.0) * _BELOW_ONE) / (steps + 1)
+            reached = math.floor(round((1.0 - min(max(loss, 0.0), 1.0)) * term.steps, 6))
+            score = (reached + min(max(score, 0.0), 1.0) * BELOW_ONE) / (term.steps + 1)
         return score
 
 

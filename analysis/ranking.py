@@ -2,20 +2,26 @@
 
 Ranked are first the rows that were scored on all validation items, completed trials and baselines alike; then those
 scored on the rung subset (stopped early, running); then, in the same two classes, the trials that break a constraint;
-then diverged, out of memory, failed, unreadable and pending ones. Within a class the objective decides, and between
-equals the trial id. Constraints are for trials: baselines are what they are compared with.
+then diverged, out of memory, failed, unreadable and pending ones. Within a class the objective decides (with
+``objective.method=pareto`` the Pareto front first), and between equals the trial id. Among trials that are tied with
+the best and within one standard error of it the cheapest stands first, unless ``objective.ties=score``. Constraints
+are for trials: baselines are what they are compared with.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from analysis.constraints import Constraints
 from analysis.errors import ConfigError, did_you_mean
 from analysis.folder import State, SweepFolder
-from analysis.metrics import METRICS, RANKABLE, badness
+from analysis.metrics import METRICS, RANKABLE, badness, full_name
 from analysis.objective import Objective
-from analysis.rows import UNKNOWN, Row, read_rows, read_sweep
+from analysis.rows import UNKNOWN, Row, adapter_parameters, read_rows, read_sweep
+
+if TYPE_CHECKING:
+    from analysis.comparison import Judgement
 
 _CLASSES = {
     State.COMPLETED: 1,  # 0 with its final scoring
@@ -30,8 +36,35 @@ _CLASSES = {
 _INFEASIBLE = 2  # added to classes 0 and 1
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """A sweep's rows in order, and how sure that order is.
+
+    Attributes:
+        rows: the best first.
+        objective: what they are ranked by, without what was not measured.
+        left_out: the metrics of that.
+        by: metrics that rank instead.
+        judgement: the best trial against the others; None where there is nothing to compare.
+    """
+
+    rows: list[Row]
+    objective: Objective
+    left_out: list[str]
+    by: tuple[str, ...] = ()
+    judgement: "Judgement | None" = None
+
+
 def build(folder: SweepFolder, by: Sequence[str] | None = None) -> list[Row]:
-    """The rows of a sweep folder, ranked.
+    """The rows of a sweep folder, ranked: those of ``ranked`` without the comparisons.
+
+    What is written while a sweep runs, where each trial that ends would cost a comparison of all.
+    """
+    return _ordered(folder, by).rows
+
+
+def ranked(folder: SweepFolder, by: Sequence[str] | None = None) -> Ranking:
+    """The rows of a sweep folder, ranked and compared: intervals, ties with the best trial, and ties broken by cost.
 
     Args:
         folder: may be half written; what a trial's files lack stands in its row's ``reason``.
@@ -42,10 +75,37 @@ def build(folder: SweepFolder, by: Sequence[str] | None = None) -> list[Row]:
         ConfigError: for a metric in ``by`` that is unknown or not measured in this sweep, or for an objective in
             ``sweep.yaml`` that is not one.
     """
+    found = _ordered(folder, by)
+    rows = [row for row in found.rows if row.status == State.COMPLETED and row.final and not row.broken]
+    trials = [row for row in rows if row.kind == "trial"]
+    if len(trials) < 2:
+        return found
+    from analysis.comparison import judge
+
+    compared = [*trials, *(row for row in rows if row.kind == "baseline")]
+    labels = read_sweep(folder).labels
+    judgement = judge(folder, compared, found.objective, labels, found.by[0] if found.by else None)
+    if judgement is None:
+        return found
+    tied = {judgement.best, *judgement.tied} if judgement.tied else set()
+    marked = []
+    for row in found.rows:
+        at = judgement.standings.get(row.trial_id)
+        if at is not None and (row.kind == "trial" or not at.rival):
+            row = replace(row, low=at.low, high=at.high, p=at.adjusted, tied=row.trial_id in tied)
+        marked.append(row)
+    if not found.by and found.objective.ties == "cost":
+        marked = _cheapest_first(folder, marked, judgement)
+    marked = [replace(row, rank=rank) for rank, row in enumerate(marked, start=1)]
+    return replace(found, rows=marked, judgement=judgement)
+
+
+def _ordered(folder: SweepFolder, by: Sequence[str] | None) -> Ranking:
     rows = read_rows(folder, read_sweep(folder).searched)
     names = _checked(by or [], {name for row in rows for name in row.metrics})
-    objective, _ = objective_of(folder, rows)
+    objective, left_out = objective_of(folder, rows)
     rows = constrained([_scored(row, objective) for row in rows], constraints_of(folder), folder)
+    rows = _on_fronts(rows, objective)
 
     def place(row: Row) -> tuple[int, list[float], str, str]:
         scored_on_all = row.status == State.COMPLETED and row.final
@@ -53,9 +113,48 @@ def build(folder: SweepFolder, by: Sequence[str] | None = None) -> list[Row]:
         order = [badness(name, row.metrics.get(name, math.nan)) for name in names]
         if not names:
             order = [-row.objective if math.isfinite(row.objective) else math.inf]
+            if objective.method == "pareto":
+                order = [row.front or math.inf, *order]
         return kept + _INFEASIBLE * bool(row.broken), order, row.trial_id, row.kind
 
-    return [replace(row, rank=rank) for rank, row in enumerate(sorted(rows, key=place), start=1)]
+    rows = [replace(row, rank=rank) for rank, row in enumerate(sorted(rows, key=place), start=1)]
+    return Ranking(rows, objective, left_out, tuple(names))
+
+
+def _on_fronts(rows: list[Row], objective: Objective) -> list[Row]:
+    """The rows scored on all validation items that keep the constraints, with their Pareto front."""
+    if len(objective.terms) < 2:
+        return rows
+    places = [i for i, row in enumerate(rows) if row.status == State.COMPLETED and row.final and not row.broken]
+    if not places:
+        return rows
+    from analysis.pareto import fronts
+
+    found = fronts([objective.losses(rows[i].metrics) for i in places])
+    front = dict(zip(places, found, strict=True))
+    return [replace(row, front=front.get(i, 0)) for i, row in enumerate(rows)]
+
+
+def _cheapest_first(folder: SweepFolder, rows: list[Row], judgement: "Judgement") -> list[Row]:
+    """Tied rows within one standard error of the best, the fewest adapter parameters first, then the shortest time.
+
+    The one-standard-error rule (Breiman et al. 1984, "Classification and regression trees", section 3.4.3), with the
+    error of the paired difference. Other rows keep their places.
+    """
+    near = {judgement.best} | {
+        name for name in judgement.tied if judgement.standings[name].behind <= judgement.standings[name].error
+    }
+    places = [i for i, row in enumerate(rows) if row.kind == "trial" and row.trial_id in near]
+    if len(places) < 2:
+        return rows
+    cost = {i: (adapter_parameters(folder.trial(rows[i].trial_id)), rows[i].seconds, i) for i in places}
+    known = [i for i in places if all(not math.isnan(value) for value in cost[i])]
+    if len(known) < len(places):
+        return rows  # what is not known cannot be compared
+    moved = list(rows)
+    for place, source in zip(places, sorted(places, key=lambda i: cost[i]), strict=True):
+        moved[place] = rows[source]
+    return moved
 
 
 def objective_of(folder: SweepFolder, rows: Iterable[Row]) -> tuple[Objective, list[str]]:
@@ -114,7 +213,7 @@ def baselines_metrics(folder: SweepFolder, names: Iterable[str], final: bool) ->
 
 def _checked(by: Sequence[str], there: set[str]) -> list[str]:
     """The names to rank by, of the metrics that are there. Raises ConfigError for one that cannot."""
-    names = [name.strip() for name in by]
+    names = [full_name(name.strip()) for name in by]
     rankable = [name for name in RANKABLE if name in there] or RANKABLE
     for name in names:
         if name not in RANKABLE:

@@ -4,6 +4,7 @@ A trial's files are written one after the other by processes that can die: whate
 sentence in that row's ``reason``, and never an error that hides the other rows.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,12 @@ class Row:
         broken: a sentence for each constraint that it does not keep; a trial without any is feasible.
         reason: why it ended so, and what its files lack.
         rank: its place, from 1.
+        tokens: training tokens until it was scored, padding not counted.
+        seconds: wall time until then, since it was admitted.
+        front: its Pareto front, 1 for what no other trial beats; 0 where the objective has one term, or it is in none.
+        low, high: 95 % interval of what ranks it; NaN where there is none.
+        tied: cannot be told from the best trial (analysis/comparison.py).
+        p: of the test against the best trial, corrected for their number; NaN where there is none.
     """
 
     kind: str
@@ -49,14 +56,22 @@ class Row:
     broken: tuple[str, ...] = ()
     reason: str = ""
     rank: int = 0
+    tokens: int = 0
+    seconds: float = math.nan
+    front: int = 0
+    low: float = math.nan
+    high: float = math.nan
+    tied: bool = False
+    p: float = math.nan
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What ranking needs of ``sweep.yaml``: the objective's config, and the paths that are searched."""
+    """What ranking needs of ``sweep.yaml``: the objective's config, the paths that are searched, the task's labels."""
 
     objective: Mapping[str, Any]
     searched: tuple[str, ...]
+    labels: tuple[str, ...] = ()
 
 
 def read_sweep(folder: SweepFolder) -> Sweep:
@@ -70,13 +85,25 @@ def read_sweep(folder: SweepFolder) -> Sweep:
         raise FolderError(
             f"{folder.sweep_file}: cannot be read as a sweep's record ({_line(error)}). Restore it from a copy."
         ) from None
-    return Sweep(objective, tuple(map(str, space)))
+    data = content.get("data")
+    labels = data.get("labels") if isinstance(data, Mapping) else None
+    return Sweep(objective, tuple(map(str, space)), tuple(map(str, labels)) if isinstance(labels, list) else ())
 
 
 def read_rows(folder: SweepFolder, searched: Sequence[str]) -> list[Row]:
     """Every baseline and trial of the folder, not ranked yet."""
     baselines = [_read("baseline", files, searched) for files in folder.baselines()]
     return baselines + [_read("trial", files, searched) for files in folder.trials()]
+
+
+def adapter_parameters(files: TrialFolder) -> float:
+    """Numbers in the adapter's weights, from the head of its file; NaN where there is none."""
+    try:
+        with (files.adapter_dir / "adapter_model.safetensors").open("rb") as file:
+            head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return float(sum(math.prod(entry["shape"]) for name, entry in head.items() if name != "__metadata__"))
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError):
+        return math.nan
 
 
 def _read(kind: str, files: TrialFolder, searched: Sequence[str]) -> Row:
@@ -104,6 +131,8 @@ def _read(kind: str, files: TrialFolder, searched: Sequence[str]) -> Row:
         config,
         {str(name): _value(value) for name, value in shown.metrics.items()},
         reason="; ".join(notes),
+        tokens=shown.tokens if isinstance(shown.tokens, int) else 0,
+        seconds=_value(shown.seconds),
     )
 
 

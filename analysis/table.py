@@ -77,11 +77,14 @@ def plain(rows: Sequence[Row], width: int = 120, by: Sequence[str] = ()) -> str:
 
 def _columns(rows: Sequence[Row], by: Sequence[str]) -> list[_Column]:
     columns = [
-        _Column(("#",), [str(row.rank) for row in rows], _ALWAYS),
+        _Column(("#",), [f"{row.rank}=" if row.tied else str(row.rank) for row in rows], _ALWAYS),
         _Column(("trial",), [row.trial_id for row in rows], _ALWAYS, left=True),
         _Column(("status",), [_status(row) for row in rows], _ALWAYS, left=True),
         _Column(("score",), [_decimals(row.objective, 3) for row in rows], _ALWAYS),
     ]
+    if any(math.isfinite(row.low) for row in rows):
+        cells = [f"{row.low:.2f}–{row.high:.2f}" if math.isfinite(row.low) else "-" for row in rows]
+        columns.append(_Column(("95 %",), cells, _MORE))
     there = {name for row in rows for name in row.metrics}
     for name, metric in METRICS.items():
         if name in there:
@@ -123,7 +126,8 @@ def _below(rows: Sequence[Row], dropped: int) -> list[str]:
     for row in rows:
         if row.reason:
             trials.setdefault(row.reason, []).append(row.trial_id)
-    lines = [f"{', '.join(ids)}: {_printable(reason)}" for reason, ids in trials.items()]
+    lines = ["= tied: on these items it cannot be told from the best score"] if any(r.tied for r in rows) else []
+    lines += [f"{', '.join(ids)}: {_printable(reason)}" for reason, ids in trials.items()]
     if dropped:
         lines.append(f"{dropped} more column{'s' if dropped > 1 else ''} in leaderboard.csv")
     return ["", *lines] if lines else []

@@ -3,22 +3,28 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from analysis.claims import claims
 from analysis.errors import LorasweepError
 from analysis.folder import State, SweepFolder
 from analysis.ranking import objective_of
 from analysis.rows import Row
 from analysis.stats import Difference, paired_difference
 
+if TYPE_CHECKING:
+    from analysis.comparison import Judgement
+
 UNTUNED = "zero_shot"
 
 
-def verdict(folder: SweepFolder, rows: Sequence[Row]) -> str:
+def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | None" = None) -> str:
     """One sentence a line: accuracy against the best baseline with a paired interval, then CrowS-Pairs.
 
     Args:
         folder: its item tables give the interval.
         rows: ranked; the first completed trial is the best.
+        judgement: how sure that is.
     """
     best = _first(rows, "trial")
     baseline = _first(rows, "baseline")
@@ -28,7 +34,9 @@ def verdict(folder: SweepFolder, rows: Sequence[Row]) -> str:
     if best.broken:
         lines.append(f"No completed trial keeps the constraints. Of {best.trial_id}: {'; '.join(best.broken)}.")
     rivals = sum(row.kind == "trial" and row.status == State.COMPLETED for row in rows)
-    if rivals > 1:
+    if judgement is not None:
+        lines += claims(rows, judgement)
+    elif rivals > 1:
         lines.append(
             f"{best.trial_id} was chosen among {rivals} completed trials on these same items:"
             " expect a little less on new ones."

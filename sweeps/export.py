@@ -79,7 +79,7 @@ def export(run_dir: str, trial_id: str | None, to: str, merge: bool) -> None:
 
 
 def _best(folder: SweepFolder) -> str:
-    for row in leaderboard.build(folder):
+    for row in leaderboard.ranked(folder).rows:
         if row.kind == "trial" and row.status == State.COMPLETED:
             return str(row.trial_id)
     raise FolderError(

@@ -281,10 +281,11 @@ def _tune_log(folder: SweepFolder) -> Iterator[None]:
 
 def _close(folder: SweepFolder, progress: Progress, sweep: _Sweep, interrupted: bool) -> int:
     """Write and print the leaderboard, and what can be done next. Returns the exit status."""
-    rows = leaderboard.build(folder)
+    ranking = leaderboard.ranked(folder)
+    rows = ranking.rows
     leaderboard.write(folder, rows)
     progress.close()
-    show_leaderboard(folder, rows)
+    show_leaderboard(folder, rows, judgement=ranking.judgement)
     show_next(folder, rows, interrupted, sweep.tracker.sync_hint() if sweep.tracker is not None else "")
     if interrupted:
         return INTERRUPTED

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -11,19 +12,25 @@ from analysis.folder import SweepFolder
 from analysis.leaderboard import Row
 from sweeps.place import program, typed
 
+if TYPE_CHECKING:
+    from analysis.comparison import Judgement
 
-def show_leaderboard(folder: SweepFolder, rows: Sequence[Row], by: Sequence[str] = ()) -> None:
+
+def show_leaderboard(
+    folder: SweepFolder, rows: Sequence[Row], by: Sequence[str] = (), judgement: "Judgement | None" = None
+) -> None:
     """Print ranked rows and the verdict on them: a table on a terminal, plain text in a pipe.
 
     Args:
         by: metrics that they are ranked by, where it is not the objective.
+        judgement: how sure the ranking is.
     """
     width = shutil.get_terminal_size((120, 24)).columns
     if sys.stdout.isatty():
         Console(width=width).print(leaderboard.render(rows, width, by))
     else:
         print(leaderboard.plain(rows, width, by))
-    print("\n" + leaderboard.verdict(folder, rows))
+    print("\n" + leaderboard.verdict(folder, rows, judgement))
 
 
 def show_next(folder: SweepFolder, rows: Sequence[Row], interrupted: bool, sync: str) -> None:

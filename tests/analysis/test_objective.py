@@ -179,3 +179,56 @@ def test_a_single_metric_is_ordered_from_its_good_end(metric: str, best_first: l
 def test_an_objective_can_be_sent_to_workers() -> None:
     given = objective(term("a"), term("b", "target", target=0.5), rho=0.05)
     assert pickle.loads(pickle.dumps(given)) == given
+
+
+def lexicographic(*terms: dict[str, Any]) -> Objective:
+    return Objective.from_config(
+        {"name": "x", "method": "lexicographic", "terms": {f"t{i}": t for i, t in enumerate(terms)}}
+    )
+
+
+def test_lexicographic_the_first_term_decides_and_the_next_only_within_its_tolerance() -> None:
+    given = lexicographic(term("a", tolerance=0.01), term("b", "min", 0.0, 8.0))
+    ordered = [(0.90, 8.0), (0.839, 0.1), (0.831, 0.2), (0.83, 0.3), (0.83, 7.0), (0.829, 0.0)]
+    scored = [given.score({"a": a, "b": b}) for a, b in ordered]
+    assert scored == sorted(scored, reverse=True)
+    assert len(set(scored)) == len(scored)
+    assert 0.0 <= min(scored) < max(scored) <= 1.0
+
+
+def test_lexicographic_without_tolerance_only_equals_are_decided_by_the_next_term() -> None:
+    given = lexicographic(term("a"), term("b"))
+    assert given.score({"a": 0.8001, "b": 0.0}) > given.score({"a": 0.8, "b": 1.0})
+    assert given.score({"a": 0.8, "b": 0.4}) < given.score({"a": 0.8, "b": 0.5})
+
+
+def test_lexicographic_is_an_order_where_pairwise_tolerances_would_be_a_circle() -> None:
+    given = lexicographic(term("a", tolerance=0.02), term("b"))
+    trials = [{"a": 0.80 + 0.006 * i, "b": 1.0 - 0.1 * i} for i in range(8)]
+    scored = sorted(range(8), key=lambda i: given.score(trials[i]))
+    steps = [math.floor(trials[i]["a"] / 0.02 + 1e-9) for i in scored]
+    assert steps == sorted(steps)
+
+
+def test_pareto_scores_by_chebyshev_and_gives_the_losses_of_its_terms() -> None:
+    terms = {"a": term("a"), "b": term("b", "min", 0.0, 4.0)}
+    pareto, plain = (
+        Objective.from_config({"name": "x", "rho": 0.05, "method": m, "terms": terms}) for m in ("pareto", "chebyshev")
+    )
+    assert pareto.score({"a": 0.7, "b": 1.0}) == plain.score({"a": 0.7, "b": 1.0})
+    assert pareto.losses({"a": 0.75, "b": 1.0}) == [0.25, 0.25]
+    assert math.isnan(pareto.losses({"a": 0.75})[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "lexicographical"}, r"objective\.method='lexicographical'.*Did you mean 'lexicographic'\?"),
+        ({"ties": "time"}, r"objective\.ties='time': expected one of cost, score"),
+        ({"terms": {"x": term("a", tolerance=-1.0)}}, r"terms\.x\.tolerance=-1: expected 0 or more"),
+        ({"terms": {"x": term("a", tolerance=2.0)}}, r"terms\.x\.tolerance=2: .*no more than the range"),
+    ],
+)
+def test_wrong_methods_ties_and_tolerances_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Objective.from_config({"name": "x", "terms": {"x": term("a")}} | change)

@@ -1,0 +1,149 @@
+"""Metrics as sums over items: the same values as scikit-learn and the trainer's own give."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score, log_loss
+
+from analysis.errors import DataError, FolderError
+from analysis.estimators import ESTIMATORS, Scored, scores
+from analysis.folder import SweepFolder
+from analysis.items import align, groups, read_table
+from analysis.objective import Objective
+
+LABELS = ["a", "b", "c", "d"]
+
+
+def columns(seed: int, n: int = 60, offset: int = 0) -> dict[str, list[Any]]:
+    rng = np.random.default_rng(seed)
+    gold = np.random.default_rng(99).integers(3, size=n + 100)[offset : offset + n]  # class d is never the label
+    logits = rng.standard_normal((n, 4)) + 1.5 * np.eye(4)[gold]
+    logprobs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    return {
+        "item_id": [f"i{i + offset}" for i in range(n)],
+        "label": [LABELS[g] for g in gold],
+        "prediction": [LABELS[g] for g in logprobs.argmax(1)],
+        "logprobs": logprobs.tolist(),
+        "nll": rng.uniform(5, 50, n).tolist(),
+        "n_tokens": rng.integers(5, 50, n).tolist(),
+        "n_bytes": rng.integers(20, 200, n).tolist(),
+        "completion_nll": rng.uniform(0, 5, n).tolist(),
+        "completion_tokens": rng.integers(1, 4, n).tolist(),
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SweepFolder:
+    return SweepFolder(tmp_path)
+
+
+def table(folder: SweepFolder, name: str, content: dict[str, list[Any]], dataset: str = "task") -> Any:
+    folder.trial(name).write_items(dataset, "validation", 1, content)
+    return read_table(folder.trial(name), dataset, 1)
+
+
+def value(metric: str, aligned: Any) -> np.ndarray:
+    estimator = ESTIMATORS[metric]
+    sums = estimator.columns(aligned, LABELS).astype(np.float64).sum(axis=1)
+    return estimator.value(sums, np.array(float(aligned.n)))
+
+
+def test_every_estimator_gives_what_scikit_learn_or_the_definition_gives(folder: SweepFolder) -> None:
+    given = [columns(0), columns(1)]
+    aligned = align([table(folder, f"t{i}", content) for i, content in enumerate(given)])
+    for i, c in enumerate(given):
+        probabilities = np.exp(c["logprobs"])
+        expected = {
+            "accuracy": np.mean(np.array(c["label"]) == np.array(c["prediction"])),
+            "macro_f1": f1_score(c["label"], c["prediction"], labels=LABELS, average="macro", zero_division=0),
+            "log_loss": log_loss(c["label"], probabilities / probabilities.sum(1, keepdims=True), labels=LABELS),
+            "perplexity": math.exp(sum(c["nll"]) / sum(c["n_tokens"])),
+            "completion_perplexity": math.exp(sum(c["completion_nll"]) / sum(c["completion_tokens"])),
+            "bits_per_byte": sum(c["nll"]) / math.log(2) / sum(c["n_bytes"]),
+        }
+        for metric, wanted in expected.items():
+            assert value(metric, aligned)[i] == pytest.approx(wanted, rel=1e-6), metric
+
+
+def test_crows_pairs_figures_are_the_trainers(folder: SweepFolder) -> None:
+    from trainer.bias import pair_metrics
+
+    pairs = np.random.default_rng(0).normal(-30, 3, (40, 2)).tolist()
+    content = {"item_id": [str(i) for i in range(40)], "label": ["stereo"] * 40, "prediction": ["more"] * 40}
+    aligned = align([table(folder, "t0", content | {"logprobs": pairs}, "crows_pairs")])
+    expected = pair_metrics(pairs)
+    for part in ("pct", "distance", "signed"):
+        name = f"bias.crows_pairs.{part}"
+        assert value(name, aligned)[0] == pytest.approx(expected[name], rel=1e-5)
+
+
+def test_a_resample_is_the_metric_of_the_drawn_items(folder: SweepFolder) -> None:
+    content = columns(2)
+    aligned = align([table(folder, "t0", content)])
+    drawn = np.random.default_rng(0).integers(60, size=(5, 60))
+    counts = np.stack([np.bincount(row, minlength=60) for row in drawn])
+    picked = {m: ESTIMATORS[m].columns(aligned, LABELS).astype(np.float32) for m in ("macro_f1", "log_loss")}
+    found = Scored({"task": 60}, picked, {}, lambda values: values["macro_f1"]).weighted({"task": counts})
+    for i, row in enumerate(drawn):
+        gold, told = ([content[c][j] for j in row] for c in ("label", "prediction"))
+        assert found["macro_f1"][0, i] == pytest.approx(
+            f1_score(gold, told, labels=LABELS, average="macro", zero_division=0), rel=1e-5
+        )
+        p = np.exp([content["logprobs"][j] for j in row])
+        assert found["log_loss"][0, i] == pytest.approx(
+            log_loss(gold, p / p.sum(1, keepdims=True), labels=LABELS), 1e-5
+        )
+
+
+def test_exchanging_answers_is_the_metric_of_the_exchanged_tables(folder: SweepFolder) -> None:
+    a, b = columns(3), columns(4)
+    aligned = align([table(folder, "t0", a), table(folder, "t1", b)])
+    mask = np.random.default_rng(1).integers(2, size=(4, 60))
+    picked = {"macro_f1": ESTIMATORS["macro_f1"].columns(aligned, LABELS).astype(np.float32)}
+    first, other = Scored({"task": 60}, picked, {}, lambda v: v["macro_f1"]).exchanged({"task": mask})
+    for i, moved in enumerate(mask):
+        for mine, yours, found in ((a, b, first), (b, a, other)):
+            told = [(yours if m else mine)["prediction"][j] for j, m in enumerate(moved)]
+            expected = f1_score(a["label"], told, labels=LABELS, average="macro", zero_division=0)
+            assert found["macro_f1"][0, i] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["chebyshev", "lexicographic"])
+def test_the_array_score_is_the_objectives_own(method: str) -> None:
+    terms = {
+        "a": {"metric": "a", "range": [0, 1], "tolerance": 0.05, "weight": 1.0},
+        "b": {"metric": "b", "direction": "min", "range": [0, 25], "weight": 0.25},
+        "c": {"metric": "c", "direction": "target", "target": 50.0, "range": [20, 80], "tolerance": 2.0, "weight": 0.5},
+    }
+    objective = Objective.from_config({"name": "x", "method": method, "rho": 0.05, "terms": terms})
+    rng = np.random.default_rng(0)
+    values = {"a": rng.uniform(-0.2, 1.2, 200), "b": rng.uniform(0, 40, 200), "c": rng.uniform(0, 100, 200)}
+    one_by_one = [objective.score({k: float(v[i]) for k, v in values.items()}) for i in range(200)]
+    assert scores(objective, values) == pytest.approx(one_by_one, abs=1e-12)
+
+
+def test_tables_in_another_order_or_with_other_items_are_brought_to_the_common_ones(folder: SweepFolder) -> None:
+    a, shifted = columns(5), columns(6, offset=20)
+    order = np.random.default_rng(2).permutation(60)
+    b = {name: [column[i] for i in order] for name, column in a.items()}
+    aligned = align([table(folder, "t0", a), table(folder, "t1", b), table(folder, "t2", shifted)])
+    assert aligned.ids.to_pylist() == [f"i{i}" for i in range(20, 60)]
+    numbers = aligned.numbers("nll")
+    assert (numbers[0] == numbers[1]).all()
+    assert (numbers[0] == a["nll"][20:]).all()
+    assert (numbers[2] == shifted["nll"][:40]).all()
+    assert groups({"t0": aligned.tables[0], "t1": aligned.tables[1]}, "t0") == [["t0", "t1"]]
+
+
+def test_what_cannot_be_compared_is_refused(folder: SweepFolder) -> None:
+    a, b = columns(7), columns(7, offset=100 - 40)
+    with pytest.raises(DataError, match="no scored item in common"):
+        align([table(folder, "t0", a), table(folder, "t1", b)])
+    other = a | {"label": a["label"][::-1]}
+    with pytest.raises(DataError, match="one label in one table and another one elsewhere"):
+        align([table(folder, "t0", a), table(folder, "t2", other)])
+    with pytest.raises(FolderError, match="lacks label"):
+        table(folder, "t3", {"item_id": ["a"], "prediction": ["b"]})
