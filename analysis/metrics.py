@@ -23,6 +23,7 @@ METRICS = {
     "accuracy": Metric("acc", "high"),
     "macro_f1": Metric("F1", "high"),
     "log_loss": Metric("log loss", "low"),
+    "completion_loss": Metric("loss", "low"),
     "perplexity": Metric("ppl", "low", None),
     "completion_perplexity": Metric("label ppl", "low", None),
     "bits_per_byte": Metric("bits/B", "low"),

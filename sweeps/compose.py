@@ -27,11 +27,13 @@ from sweeps.grid import on_grid
 from sweeps.narrow import fix, restrict_precisions
 from sweeps.origin import Origins, Source, shown
 from sweeps.overrides import Overrides, Setting, read_overrides
+from sweeps.schemas import check_read, found_schema
 from sweeps.space import Scalar, Space
 from sweeps.space_group import parse_space, searchable, to_group
 from sweeps.start import start_points
-from sweeps.typed import PATHS, get, put, read_environment, typed
+from sweeps.typed import get, paths, put, read_environment, typed
 from trainer.config import TrialConfig, check_trial
+from trainer.schemas import LABELLED
 
 RESUMABLE = ("search", "tracking", "ray", "resources")  # what a resumed sweep may change
 
@@ -202,8 +204,19 @@ def _build(raw: dict[str, Any], origins: Origins, read: Overrides, choices: Mapp
         raise ConfigError(f"{problem} ({origins.of(path)})")
     raw = read_environment(raw, origins)
 
+    said = ""
+    if get(raw, "data") and get(raw, "data.schema") is None:
+        put(raw, "data.schema", LABELLED)  # the objective's defaults depend on it, and must resolve to read the rest
+        found, said = found_schema(typed(raw, origins)[0])
+        put(raw, "data.schema", found)
     config, whole = typed(raw, origins)
+    check_read(str(config.data.schema), [setting.path for setting in read.settings])
     space = parse_space(config.space, lambda path: origins.of(f"space.{path}"))
+    if config.data.schema == "text" and "data.max_length" in space:
+        raise ConfigError(
+            "space.data.max_length: with data.schema=text the validation texts are scored in windows of that length, so"
+            f" trials could not be compared. Set it to one value. ({origins.of('space.data.max_length')})"
+        )
     space, notes = _fixed(space, config, read.settings)
     space, gridded = on_grid(space, config.sampler, lambda values: True, config.search.trials)
     touched = "space" in read.choices or bool(notes) or any(s.path.startswith("space") for s in read.settings)
@@ -230,11 +243,14 @@ def _build(raw: dict[str, Any], origins: Origins, read: Overrides, choices: Mapp
         "search.start_from": config.search.start_from,
     }.items():
         put(whole, path, value)
-    for path in PATHS:  # trials run in other working directories
+    for path in paths(config):  # trials run in other working directories
         if "${" not in str(get(whole, path)):
             put(whole, path, get(asdict(config), path))
     explicit = tuple(setting.path for setting in read.settings)
-    return Composed(config, space, start, [*notes, *dropped, *([gridded] if gridded else [])], explicit, whole)
+    said_first = [said] if said else []
+    return Composed(
+        config, space, start, [*said_first, *notes, *dropped, *([gridded] if gridded else [])], explicit, whole
+    )
 
 
 def _apply(raw: dict[str, Any], setting: Setting) -> None:
@@ -271,6 +287,7 @@ def _name(config: SweepConfig, choices: Mapping[str, str]) -> str:
     if choices.get("experiment"):
         return choices["experiment"]
     model = {"local": config.model.path, "hub": config.model.name}.get(config.model.source) or choices["model"]
-    data = config.data.train if config.data.source != "newsgroups" else choices["data"]
+    of_file = config.data.source not in ("newsgroups", "package")
+    data = (config.data.name or config.data.train) if of_file else choices["data"]
     parts = (config.task.name, Path(model).name, Path(data or "").stem)
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join(parts))

@@ -29,6 +29,7 @@ from trainer.config import (
     key,
     pack_refusal,
 )
+from trainer.schemas import LABELLED, WITHOUT_LABELS
 
 BASELINES = ("zero_shot",)
 
@@ -209,9 +210,10 @@ def ranged(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[st
 
 def measured(config: SweepConfig) -> set[str]:
     """Names of the metrics that every trial of this sweep yields."""
-    names = {"accuracy", "macro_f1", "log_loss"}
+    names = set(WITHOUT_LABELS.get(config.data.schema or LABELLED, ("accuracy", "macro_f1", "log_loss")))
     if config.task.name == "completion":
-        names |= {"perplexity", "completion_perplexity", "bits_per_byte"}
+        if names >= {"accuracy"}:
+            names |= {"perplexity", "completion_perplexity", "bits_per_byte"}
         if config.bias.crows_pairs:
             names |= {f"bias.crows_pairs.{part}" for part in ("pct", "distance", "signed")}
     return names
@@ -258,9 +260,22 @@ def _check_sources(config: SweepConfig) -> None:
     if not getattr(model, needed.split(".")[1]):
         raise ConfigError(f"model.source={model.source} needs {needed}: add {needed}=…")
     if data.source != "newsgroups":
-        for name in ("train", "validation"):
-            if not getattr(data, name):
-                raise ConfigError(f"data={data.source} needs data.{name}: add data.{name}=FILE.{data.source}")
+        if not data.train:
+            raise ConfigError(f"data={data.source} needs data.train: add data.train={_example(data.source)}")
+        if not data.validation and not data.split.validation:
+            raise ConfigError(
+                f"data={data.source} needs data.validation: add data.validation={_example(data.source)}, or take a"
+                " share of the rows of data.train: data.split.validation=0.2"
+            )
+    if config.task.name == "classification" and data.schema not in (None, LABELLED):
+        raise ConfigError(
+            f"data.schema={data.schema} with task=classification, which needs labels. Use data.schema=label with"
+            " data.text and data.label, or task=completion."
+        )
+
+
+def _example(source: str) -> str:
+    return {"folder": "DIR", "hub": "SPLIT", "package": "FILE"}.get(source, f"FILE.{source}")
 
 
 def _check_objective(config: SweepConfig) -> None:

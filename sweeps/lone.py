@@ -10,7 +10,7 @@ from analysis.folder import MetricsRow, Status, SweepFolder, atomic_write
 from analysis.objective import Objective
 from sweeps.compose import Composed
 from sweeps.manifest import make_manifest, write_manifest
-from sweeps.preflight import preflight
+from sweeps.preflight import preflight, skipped_note
 from sweeps.run import locked, new_folder
 from sweeps.show import show_leaderboard, show_next
 from trainer.engine import Ended, Refused
@@ -55,12 +55,15 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     values = dict(composed.start[0]) if composed.start else {}
     trial = composed.trial("t0000", values)
     materials = Materials(device)
-    dataset, engine = materials.dataset(trial), make_engine(composed.config.engine, materials, objective.score, 1)
+    engine = make_engine(composed.config.engine, materials, objective.score, 1)
     files = folder.trial(trial.trial_id)
+    for note in composed.notes:
+        say(note)
     admission = engine.admit(trial, files, None)
     assert not isinstance(admission, Refused)  # the only slot is free, and what cannot run has raised
-    rows = {"train": len(dataset.train), "validation": len(dataset.validation)}
-    data = {"rows": rows, "labels": list(dataset.labels), "fingerprint": dataset.fingerprint}
+    data = materials.facts(trial)
+    if data["skipped"]:
+        say(skipped_note(data["skipped"]))
     manifest = make_manifest(composed, data, [{"device": str(device), "precisions": faults}])
     manifest["space"] = {}  # nothing is searched
     write_manifest(folder, manifest)

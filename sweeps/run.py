@@ -28,7 +28,7 @@ from sweeps.devices import answer, facts_of, max_concurrent, ray_running, start_
 from sweeps.interrupt import INTERRUPTED, Interrupt
 from sweeps.manifest import make_manifest, read_manifest, write_manifest
 from sweeps.place import program, typed
-from sweeps.preflight import preflight
+from sweeps.preflight import preflight, skipped_note
 from sweeps.progress import Progress
 from sweeps.record import Recorder
 from sweeps.scheduling import build_sampler, build_scheduler, replay_scheduler
@@ -99,6 +99,8 @@ def _drive(folder: SweepFolder, composed: Composed, progress: Progress, manifest
         prepared = [worker.prepare.remote(first) for worker in workers]  # all load at the same time
         found = [asdict(answer(reference)) for reference in prepared]
         capacities = [data.pop("slots") for data in found]
+        if found[-1]["skipped"]:
+            progress.note(skipped_note(found[-1]["skipped"]))
         if manifest is None:
             manifest = make_manifest(composed, found[-1], [asdict(f) for f in facts])
         else:

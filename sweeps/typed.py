@@ -15,7 +15,13 @@ from sweeps.config import SweepConfig, ranged, schema
 from sweeps.origin import Origins
 from trainer.config import check_value
 
-PATHS = ("data.train", "data.validation", "data.test", "model.path", "sweep.dir")
+_FILES = ("data.train", "data.validation", "data.test")
+
+
+def paths(config: SweepConfig) -> tuple[str, ...]:
+    """The keys that hold paths of this machine: of a hub data set or a package, ``data.train`` is none."""
+    files = () if config.data.source in ("hub", "package") else _FILES
+    return (*files, "model.path", "sweep.dir")
 
 
 def put(raw: dict[str, Any], path: str, value: Any) -> None:
@@ -89,11 +95,15 @@ def typed(raw: dict[str, Any], origins: Origins) -> tuple[SweepConfig, dict[str,
     config.objective.terms = {name: term for name, term in config.objective.terms.items() if term.weight}
     constraints = config.objective.constraints
     config.objective.constraints = {name: item for name, item in constraints.items() if item.enabled}
-    for path in PATHS:
+    for path in paths(config):
         section, name = path.split(".")
         part = getattr(config, section)
         if getattr(part, name) and "://" not in getattr(part, name):
             setattr(part, name, str(Path(getattr(part, name)).expanduser().absolute()))
+    data_set = config.data.name
+    if config.data.source == "hub" and data_set and Path(data_set).expanduser().is_dir():
+        config.data.name = str(Path(data_set).expanduser().absolute())
+        whole["data"]["name"] = config.data.name
     return config, {str(key): value for key, value in whole.items()}
 
 

@@ -58,6 +58,9 @@ class DataFacts:
         fingerprint: sha256 of the data.
         parameters: of the base model.
         slots: trials like the one asked about that the device takes side by side.
+        schema: what a row is.
+        tokens: by split.
+        skipped: rows left out, and what was wrong with the first of them.
     """
 
     rows: dict[str, int]
@@ -65,6 +68,9 @@ class DataFacts:
     fingerprint: str
     parameters: int
     slots: int
+    schema: str
+    tokens: dict[str, int]
+    skipped: dict[str, Any]
 
 
 class DeviceWorker:
@@ -224,14 +230,12 @@ class DeviceWorker:
     def _prepare(self, trial: TrialConfig) -> DataFacts:
         from trainer.lora import linear_modules, resolve_targets
 
-        dataset = self.materials.dataset(trial)
         base = self.materials.base(trial)
         resolve_targets(trial.lora.targets, linear_modules(base.model, base.heads))
         self.materials.training(trial)
         self.materials.validation(trial)
-        rows = {"train": len(dataset.train), "validation": len(dataset.validation)}
         slots = self.engine.capacity(trial)
-        return DataFacts(rows, dataset.labels, dataset.fingerprint, base.model.num_parameters(), slots)
+        return DataFacts(parameters=base.model.num_parameters(), slots=slots, **self.materials.facts(trial))
 
     def _score_untuned(self, trial: TrialConfig, folder: TrialFolder) -> MetricsRow:
         from trainer.untuned import score_untuned

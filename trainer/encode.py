@@ -13,16 +13,33 @@ class Encoded:
     """One row.
 
     Attributes:
-        context: completion: tokens up to the label; classification: the whole row.
-        target: index of the label.
-        completion: completion: tokens of the label; classification: empty.
+        context: completion: tokens up to the first that bears loss; classification: the whole row.
+        target: index of the label; -1 without labels.
+        completion: completion: tokens of the label, or all after the context; classification: empty.
         n_bytes: UTF-8 bytes of the text that ``context[1:] + completion`` spells, for bits per byte.
+        bears: chat: which tokens of the completion bear loss; None: all.
     """
 
     context: tuple[int, ...]
     target: int
     completion: tuple[int, ...]
     n_bytes: int
+    bears: tuple[bool, ...] | None = None
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return self.context + self.completion
+
+    @property
+    def n_bearing(self) -> int:
+        """Tokens that bear loss."""
+        return len(self.completion) if self.bears is None else sum(self.bears)
+
+    def targets(self, ignored: int = -100) -> tuple[int, ...]:
+        """The completion's tokens, those that bear no loss replaced."""
+        if self.bears is None:
+            return self.completion
+        return tuple(token if bears else ignored for token, bears in zip(self.completion, self.bears, strict=True))
 
 
 def label_tokens(tokenizer: Any, labels: tuple[str, ...]) -> list[tuple[int, ...]]:

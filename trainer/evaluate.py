@@ -12,7 +12,9 @@ from trainer.config import TrialConfig
 from trainer.crows_pairs import Pair
 from trainer.data import Row
 from trainer.encode import Encoded, label_tokens
+from trainer.likelihood import likelihood_items
 from trainer.models import BaseModel
+from trainer.schemas import LABELLED, WITHOUT_LABELS
 from trainer.scoring import Request, class_logprobs, log_likelihoods
 
 CLASSIFICATION = ("accuracy", "macro_f1", "log_loss")
@@ -32,6 +34,7 @@ class Validation:
     labels: tuple[str, ...]
     rung: list[int]
     pairs: list[Pair]
+    schema: str = LABELLED
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ def metric_names(trial: TrialConfig) -> tuple[str, ...]:
     """The metrics that a trial of this task yields, in every rung."""
     if trial.task.name == "classification":
         return CLASSIFICATION
-    return COMPLETION + (bias.NAMES if trial.bias.crows_pairs else ())
+    names = WITHOUT_LABELS.get(trial.data.schema or LABELLED, COMPLETION)
+    return names + (bias.NAMES if trial.bias.crows_pairs else ())
 
 
 def evaluate(
@@ -101,10 +105,14 @@ def restricted(evaluation: Evaluation, validation: Validation, indices: list[int
 def metrics_of(tables: dict[str, dict[str, list[Any]]], labels: tuple[str, ...]) -> dict[str, float]:
     """All metrics of an evaluation, from its item tables alone."""
     items = tables["task"]
-    gold = np.array([labels.index(label) for label in items["label"]])
-    metrics = class_metrics(np.array(items["logprobs"], dtype=np.float64), gold, len(labels))
-    if "completion_nll" in items:
+    metrics: dict[str, float] = {}
+    if labels:
+        gold = np.array([labels.index(label) for label in items["label"]])
+        metrics = class_metrics(np.array(items["logprobs"], dtype=np.float64), gold, len(labels))
+    if not labels or "completion_nll" in items:
         metrics |= text_metrics(items)
+    if not labels and "completion_nll" in items:
+        metrics["completion_loss"] = sum(items["completion_nll"]) / sum(items["completion_tokens"])
     if PAIRS in tables:
         metrics |= bias.pair_metrics(tables[PAIRS]["logprobs"])
     return metrics
@@ -115,6 +123,9 @@ def _score_items(
 ) -> dict[str, list[Any]]:
     """The item table of some validation rows."""
     encoded = [validation.encoded[i] for i in indices]
+    if not validation.labels:
+        rows = [validation.rows[i] for i in indices]
+        return likelihood_items(base, model, validation.schema, rows, encoded, trial.eval.batch_size)
     columns: dict[str, list[Any]] = {
         "item_id": [validation.rows[i].item_id for i in indices],
         "group": [validation.rows[i].group for i in indices],
@@ -170,15 +181,16 @@ def text_metrics(text: dict[str, list[Any]]) -> dict[str, float]:
 
     Args:
         text: per row ``nll`` (nats) over ``n_tokens`` tokens that spell ``n_bytes`` bytes, and ``completion_nll`` over
-            ``completion_tokens`` of them: the label's.
+            ``completion_tokens`` of them, where there are: the label's, or those that bear loss.
     """
     nll, tokens, n_bytes = sum(text["nll"]), sum(text["n_tokens"]), sum(text["n_bytes"])
-    completion = sum(text["completion_nll"]) / sum(text["completion_tokens"])
-    return {
+    metrics = {
         "perplexity": _exp(nll / tokens),
-        "completion_perplexity": _exp(completion),
         "bits_per_byte": nll / (math.log(2) * n_bytes) if math.isfinite(nll) else math.nan,
     }
+    if "completion_nll" in text:
+        metrics["completion_perplexity"] = _exp(sum(text["completion_nll"]) / sum(text["completion_tokens"]))
+    return metrics
 
 
 def _exp(value: float) -> float:

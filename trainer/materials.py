@@ -1,5 +1,6 @@
 """What a device keeps between trials: base models, data sets and their tokens."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -7,9 +8,10 @@ import torch
 from trainer.config import TrialConfig
 from trainer.crows_pairs import load_pairs
 from trainer.data import Dataset, load_dataset, rung_subset
-from trainer.encode import Encoded, encode_rows
+from trainer.encode import Encoded
 from trainer.evaluate import Validation
 from trainer.models import BaseModel, load_base
+from trainer.tokens import Tokens, tokens_of
 
 _BASES = 4  # one model at every precision
 
@@ -49,25 +51,43 @@ class Materials:
 
     def training(self, trial: TrialConfig) -> list[Encoded]:
         """The training rows as tokens. Raises ConfigError where prompt and label do not fit."""
-        return self._encoded(trial, "train")
+        return self._tokens(trial, "train").encoded
 
     def validation(self, trial: TrialConfig) -> Validation:
         """The validation rows as tokens, the rung subset and the bias pairs."""
-        dataset = self.dataset(trial)
-        encoded = self._encoded(trial, "validation")
-        rung = rung_subset(dataset.validation, trial.eval.rung_items, 0)
+        tokens = self._tokens(trial, "validation")
+        rung = rung_subset(tokens.rows, trial.eval.rung_items, 0)
         n_pairs = trial.bias.crows_pairs if trial.task.name == "completion" else 0
         pairs = self._once(("pairs", str(n_pairs)), lambda: load_pairs(n_pairs)) if n_pairs else []
-        return Validation(dataset.validation, encoded, dataset.labels, rung, pairs)
+        dataset = self.dataset(trial)
+        return Validation(tokens.rows, tokens.encoded, dataset.labels, rung, pairs, dataset.schema)
 
-    def _encoded(self, trial: TrialConfig, split: str) -> list[Encoded]:
+    def facts(self, trial: TrialConfig) -> dict[str, Any]:
+        """What ``sweep.yaml`` says of the data, the rows that could not be made into tokens included."""
+        dataset = self.dataset(trial)
+        splits = {split: self._tokens(trial, split) for split in ("train", "validation")}
+        left_out = (*dataset.skipped, *(place for tokens in splits.values() for place in tokens.skipped))
+        counts = {split: sum(len(row.tokens) for row in tokens.encoded) for split, tokens in splits.items()}
+        return replace(dataset, skipped=left_out).facts() | {"tokens": counts}
+
+    def _tokens(self, trial: TrialConfig, split: str) -> Tokens:
         dataset, base = self.dataset(trial), self.base(trial)
-        rows = dataset.train if split == "train" else dataset.validation
+        training = split == "train"
         name = ("tokens", split, repr(trial.data), repr(trial.model), repr(trial.task))
-        encoded: list[Encoded] = self._once(
-            name, lambda: encode_rows(rows, dataset.labels, base.tokenizer, trial.task, trial.data.max_length)
+        tokens: Tokens = self._once(
+            name,
+            lambda: tokens_of(
+                dataset.train if training else dataset.validation,
+                dataset.labels,
+                dataset.schema,
+                base.tokenizer,
+                trial.task,
+                trial.data.max_length,
+                training=training,
+                skip=trial.data.on_error == "skip",
+            ),
         )
-        return encoded
+        return tokens
 
     def _once(self, name: tuple[str, ...], make: Any) -> Any:
         if name not in self._kept:

@@ -1,81 +1,99 @@
-"""Tables from CSV, JSON-lines and Parquet files, as text, with the place of every row for error messages.
-
-Values stay what the file says: the words "NA" and "None" are text, not missing values. Numbers and booleans of typed
-formats become text: 1 → "1", 1.0 → "1", true → "true"; null and NaN become "", the empty cell.
-"""
+"""Tables from files: CSV, TSV, JSON-lines, Parquet, Arrow, a folder of text files."""
 
 import csv
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from analysis.errors import DataError, did_you_mean
+from trainer.tables import RowErrors, Table, Wanted
 
+FORMATS = ("csv", "tsv", "jsonl", "parquet", "arrow", "folder")
 _MAX_CELL = 2**31 - 1  # characters; Python's own limit of 131,072 is less than a long document
+_SEPARATORS = {"csv": ",", "tsv": "\t"}
+_ESCAPED = "surrogateescape"  # bytes that are not UTF-8 come out as lone surrogates, one row's fault at a time
+_PARQUET = b"PAR1"
+_ARROW = (b"ARROW1", b"\xff\xff\xff\xff")  # an IPC file, an IPC stream
 _MAGIC = {
     b"\x1f\x8b": "a gzip archive: unpack it with gunzip",
     b"PK\x03\x04": "a Zip archive or an Excel workbook: unpack it, or save the sheet as CSV (UTF-8)",
     b"\x28\xb5\x2f\xfd": "a Zstandard archive: unpack it with unzstd",
     b"BZh": "a bzip2 archive: unpack it with bunzip2",
     b"\xfd7zXZ": "an xz archive: unpack it with unxz",
-    b"PAR1": "a Parquet file: use data=parquet",
+    _PARQUET: "a Parquet file: use data=parquet",
+    b"ARROW1": "an Arrow file: use data=arrow",
     b"\xff\xfe": "UTF-16 text: save it as UTF-8",
     b"\xfe\xff": "UTF-16 text: save it as UTF-8",
 }
 
 
-@dataclass(frozen=True)
-class Table:
-    """The wanted columns of a file.
+def read_columns(source: str, key: str, given: str) -> tuple[Path, list[str]]:
+    """The columns of a file, without reading its rows: of JSON-lines, those of the first row.
 
-    Attributes:
-        path: where they come from.
-        columns: column → one text per row; "" where the cell is empty.
-        rows: each row's number among the rows of the file, from 0.
-        lines: each row's first line in the file, from 1; None for a format without lines.
+    Args:
+        source: one of FORMATS.
+        key: config path of the file, for messages (``data.train``).
+        given: its value.
+
+    Raises:
+        DataError: for a file that is missing, unreadable or of another format.
     """
+    path = _path(source, key, given)
+    with _explained(path):
+        if source == "folder":
+            return path, list(_read_folder(path, Wanted({}, all=True), RowErrors(skip=True)).columns)
+        if source in _SEPARATORS:
+            with path.open(encoding="utf-8-sig", errors=_ESCAPED, newline="") as file, _long_cells():
+                return path, _header(path, csv.reader(file, delimiter=_SEPARATORS[source], strict=True), source)
+        if source == "jsonl":
+            with path.open("rb") as file:
+                records = _json_records(path, file, RowErrors(skip=True))
+                first = next((record for _, record in records if record is not None), None)
+                if first is not None:
+                    return path, list(first)
+            _read_jsonl(path, Wanted({}), RowErrors())  # raises for the first line, where it is at fault
+            raise DataError(f"{path}: no rows in it. Give a file with rows as {key}.")
+        return path, list(_arrow_names(source, path))
 
-    path: Path
-    columns: dict[str, list[str]]
-    rows: Sequence[int]
-    lines: Sequence[int] | None = None
 
-    def place(self, index: int) -> str:
-        """Where a row stands, for a message."""
-        if self.lines is None:
-            return f"{self.path}, row {self.rows[index] + 1}"
-        return f"{self.path}, line {self.lines[index]}"
-
-
-def read_table(source: str, key: str, given: str, wanted: Mapping[str, str]) -> Table:
+def read_table(source: str, key: str, given: str, wanted: Wanted, errors: RowErrors) -> Table:
     """Read some columns of a file.
 
     Args:
-        source: ``csv``, ``jsonl`` or ``parquet``.
+        source: one of FORMATS.
         key: config path of the file, for messages (``data.train``).
         given: its value.
-        wanted: config path → column (``data.text`` → ``text``).
+        wanted: which columns.
+        errors: told about rows that cannot be read.
 
     Raises:
         DataError: for a file that is missing, unreadable or malformed, or lacks a column.
     """
-    path = Path(given).expanduser().absolute()
-    _check_file(key, given, path)
-    read = {"csv": _read_csv, "jsonl": _read_jsonl, "parquet": _read_parquet}[source]
+    path = _path(source, key, given)
+    with _explained(path):
+        if source == "folder":
+            return _read_folder(path, wanted, errors)
+        if source in _SEPARATORS:
+            return _read_csv(path, source, wanted, errors)
+        if source == "jsonl":
+            return _read_jsonl(path, wanted, errors)
+        return _read_arrow(source, path, wanted)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
     try:
-        _check_start(source, path)
-        return read(path, wanted)
+        yield
     except OSError as error:
         why = error.strerror or str(error)
         raise DataError(f"{path}: cannot be read ({why}). Check that you may read it: ls -l '{path}'.") from None
 
 
-def _check_file(key: str, given: str, path: Path) -> None:
+def _path(source: str, key: str, given: str) -> Path:
+    """The file or folder, after a look at whether it is one, and of the format."""
+    path = Path(given).expanduser().absolute()
     try:
         missing, empty = not path.exists(), path.is_file() and path.stat().st_size == 0
     except OSError as error:
@@ -83,82 +101,110 @@ def _check_file(key: str, given: str, path: Path) -> None:
     if missing:
         beside = sorted(p.name for p in path.parent.iterdir() if p.is_file()) if path.parent.is_dir() else []
         hint = f" In that folder: {did_you_mean(path.name, beside)}" if beside else ""
-        raise DataError(f"{key}={given}: no such file (looked for {path}).{hint}")
+        raise DataError(f"{key}={given}: no such {_kind(source)} (looked for {path}).{hint}")
+    if source == "folder":
+        if not path.is_dir():
+            raise DataError(f"{key}={given} is no folder: data=folder reads the *.txt files below one.")
+        return path
     if path.is_dir():
-        raise DataError(f"{key}={given} is a directory: expected one file. Give the path of a file in it.")
+        raise DataError(
+            f"{key}={given} is a directory: expected one file. Give the path of a file in it, or use data=folder for"
+            " a folder of text files."
+        )
     if not path.is_file():
         raise DataError(f"{key}={given} is a pipe or device: expected a regular file. Write the data to a file first.")
     if empty:
         raise DataError(f"{path}: the file is empty (0 bytes). Write the data again, or give another file as {key}.")
+    with _explained(path):
+        _check_start(source, path)
+    return path
+
+
+def _kind(source: str) -> str:
+    return "folder" if source == "folder" else "file"
 
 
 def _check_start(source: str, path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(8)
-    if source == "parquet":
-        if not start.startswith(b"PAR1"):
-            raise DataError(f"{path}: not a Parquet file. If it is text, use data=csv or data=jsonl.")
+    if source == "parquet" and not start.startswith(_PARQUET):
+        raise DataError(f"{path}: not a Parquet file. If it is text, use data=csv or data=jsonl.")
+    if source == "arrow" and not start.startswith(_ARROW):
+        raise DataError(f"{path}: not an Arrow file or stream. If it is text, use data=csv or data=jsonl.")
+    if source in ("parquet", "arrow"):
         return
     for magic, meaning in _MAGIC.items():
         if start.startswith(magic):
             raise DataError(f"{path}: this is {meaning}.")
 
 
-def _check_columns(path: Path, wanted: Mapping[str, str], there: Sequence[str], where: str = "") -> None:
-    for key, column in wanted.items():
-        if column not in there:
-            names = ", ".join(map(repr, there[:20])) + (", …" if len(there) > 20 else "")
-            hint = did_you_mean(column, there)
-            nearest = f" {hint}" if hint.startswith("Did") else ""
-            separated = [mark for mark in (";", "\t", "|") if len(there) == 1 and mark in there[0]]
-            if separated:
-                nearest = f" The header looks separated by {separated[0]!r}: save the file with commas."
-            raise DataError(f"{path}{where}: no column {column!r} ({key}). Its columns: {names}.{nearest} Set {key}.")
-        if list(there).count(column) > 1:
-            raise DataError(
-                f"{path}{where}: column {column!r} ({key}) stands there more than once. Rename one of them."
-            )
+# --- CSV, TSV
 
 
-def _read_csv(path: Path, wanted: Mapping[str, str]) -> Table:
-    columns: dict[str, list[str]] = {column: [] for column in wanted.values()}
+def _header(path: Path, reader: Any, source: str) -> list[str]:
+    for _, cells in _csv_records(path, reader, RowErrors()):
+        _check_utf8(path, 1, cells)
+        separated = [mark for mark in (";", "\t", "|", ",") if len(cells) == 1 and mark in cells[0]]
+        if separated:
+            wish = "data=tsv" if separated[0] == "\t" else "data=csv" if separated[0] == "," else ""
+            remedy = f"use {wish}" if wish else f"save the file with {'commas' if source == 'csv' else 'tabs'}"
+            raise DataError(f"{path}: the header looks separated by {separated[0]!r}: {remedy}.")
+        return cells
+    raise DataError(f"{path}: no rows in it, not even a header. Write the data again.")
+
+
+def _read_csv(path: Path, source: str, wanted: Wanted, errors: RowErrors) -> Table:
     lines: list[int] = []
-    with path.open(encoding="utf-8-sig", newline="") as file, _long_cells():
-        records = _csv_records(path, csv.reader(file, strict=True))
-        header = next(records, (1, []))[1]
-        _check_columns(path, wanted, header)
+    numbers: list[int] = []
+    with path.open(encoding="utf-8-sig", errors=_ESCAPED, newline="") as file, _long_cells():
+        reader = csv.reader(file, delimiter=_SEPARATORS[source], strict=True)
+        header = _header(path, reader, source)
+        wanted.check(path, header)
+        columns: dict[str, list[Any]] = {column: [] for column in wanted.columns(header)}
         places = [(columns[column], header.index(column)) for column in columns]
-        for line, cells in records:
-            if len(cells) != len(header):
-                raise DataError(
-                    f"{path}, line {line}: {_count(len(cells), 'cell')}, but the header has {len(header)}. Put cells"
-                    ' that hold commas, quotes or line breaks in double quotes, and write a quote inside them as "".'
-                )
+        for number, (line, cells) in enumerate(_csv_records(path, reader, errors)):
+            if not cells:
+                continue
+            try:
+                _check_utf8(path, line, cells)
+                if len(cells) != len(header):
+                    raise DataError(
+                        f"{path}, line {line}: {_count(len(cells), 'cell')}, but the header has {len(header)}. Put"
+                        " cells that hold separators, quotes or line breaks in double quotes, and write a quote inside"
+                        ' them as "".'
+                    )
+            except DataError as error:
+                errors.broken(error)
+                continue
             lines.append(line)
+            numbers.append(number)
             for values, at in places:
                 values.append(cells[at])
-    return Table(path, columns, range(len(lines)), lines)
+    return Table(path, columns, numbers, lines)
 
 
-def _csv_records(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
-    """Records that are not blank lines, each with its first line; errors with theirs."""
+def _csv_records(path: Path, reader: Any, errors: RowErrors) -> Iterator[tuple[int, list[str]]]:
+    """Records that are not blank lines, each with its first line; a record that is left out has no cells."""
     while True:
         line = reader.line_num + 1
         try:
             cells = next(reader)
         except StopIteration:
             return
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path, error) from None
         except csv.Error as error:
-            if "unexpected end of data" in str(error):
+            if "unexpected end of data" in str(error):  # the rest of the file is in it: nothing to go on with
                 raise DataError(
                     f"{path}, line {line}: a double quote is opened in this row and never closed. Close it, or write"
                     ' quotes inside a quoted cell as "".'
                 ) from None
-            raise DataError(
-                f'{path}, line {reader.line_num}: not valid CSV ({error}). Write a quote inside a quoted cell as "".'
-            ) from None
+            errors.broken(
+                DataError(
+                    f"{path}, line {reader.line_num}: not valid CSV ({error}). Write a quote inside a quoted cell"
+                    ' as "".'
+                )
+            )
+            yield line, []
+            continue
         if cells:
             yield line, cells
 
@@ -172,98 +218,173 @@ def _long_cells() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
-    """The decoder reads in blocks, so the line is looked for again."""
-    place = str(path)
-    with path.open("rb") as file:
-        for line, raw in enumerate(file, start=1):
-            try:
-                raw.decode()
-            except UnicodeDecodeError as found:
-                place, error = f"{path}, line {line}", found
-                break
-    byte = error.object[error.start]
+def _check_utf8(path: Path, line: int, cells: Sequence[str]) -> None:
+    for cell in cells:
+        if cell.isascii():
+            continue
+        try:
+            cell.encode()
+        except UnicodeEncodeError as error:
+            raw = cell.encode(errors=_ESCAPED)
+            byte = raw[len(cell[: error.start].encode(errors=_ESCAPED))]
+            raise _not_utf8(path, line, byte) from None
+
+
+def _not_utf8(path: Path, line: int, byte: int) -> DataError:
     return DataError(
-        f"{place}: not UTF-8 (byte 0x{byte:02x}). Save the file as UTF-8, or convert it:"
+        f"{path}, line {line}: not UTF-8 (byte 0x{byte:02x}). Save the file as UTF-8, or convert it:"
         f" iconv -f WINDOWS-1252 -t UTF-8 '{path.name}'."
     )
 
 
-def _read_jsonl(path: Path, wanted: Mapping[str, str]) -> Table:
-    columns: dict[str, list[str]] = {column: [] for column in wanted.values()}
+# --- JSON-lines
+
+
+def _read_jsonl(path: Path, wanted: Wanted, errors: RowErrors) -> Table:
+    records: list[dict[str, Any]] = []
     lines: list[int] = []
+    numbers: list[int] = []
+    there: dict[str, None] = {}
     with path.open("rb") as file:
-        for line, record in _json_records(path, file):
-            if not lines:
-                _check_columns(path, wanted, list(record), f", line {line}")
+        for number, (line, record) in enumerate(_json_records(path, file, errors)):
+            if record is None:
+                continue
+            if not records:
+                wanted.check(path, list(record), f", line {line}", optional=False)
+            missing = [(key, column) for key, column in wanted.keys.items() if column not in record]
+            if missing:
+                key, column = missing[0]
+                errors.broken(
+                    DataError(f"{path}, line {line}: no {column!r} ({key}), which the first row has. Add it there.")
+                )
+                continue
+            there.update(dict.fromkeys(record))
             lines.append(line)
-            for key, column in wanted.items():
-                if column not in record:
-                    raise DataError(
-                        f"{path}, line {line}: no {column!r} ({key}), which the first row has. Add it there."
-                    )
-            for column, values in columns.items():
-                values.append(_as_text(record[column], column, f"{path}, line {line}"))
-    return Table(path, columns, range(len(lines)), lines)
+            numbers.append(number)
+            records.append(record)
+    if records:
+        wanted.check(path, list(there))
+    columns = {column: [record.get(column) for record in records] for column in wanted.columns(list(there))}
+    return Table(path, columns, numbers, lines)
 
 
-def _json_records(path: Path, file: BinaryIO) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_records(path: Path, file: BinaryIO, errors: RowErrors) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Objects with their lines; None for a line that is left out."""
     for line, raw in enumerate(file, start=1):
         try:
             text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
             if not text:
                 continue
             record = json.loads(text)
+            if not isinstance(record, dict):
+                raise DataError(
+                    f"{path}, line {line}: found a {type(record).__name__}, expected an object such as"
+                    ' {"text": …, "label": …}. Write each row as one object on one line.'
+                )
         except UnicodeDecodeError as error:
-            raise _not_utf8(path, error) from None
+            errors.broken(_not_utf8(path, line, error.object[error.start]))
+            record = None
+        except DataError as error:
+            errors.broken(error)
+            record = None
         except (ValueError, RecursionError) as error:
             whole = " Is it one JSON document? Then write each row as one object on one line." if line == 1 else ""
-            raise DataError(
-                f"{path}, line {line}: not valid JSON ({error}). Correct or remove the line.{whole}"
-            ) from None
-        if not isinstance(record, dict):
-            raise DataError(
-                f"{path}, line {line}: found a {type(record).__name__}, expected an object such as"
-                ' {"text": …, "label": …}. Write each row as one object on one line.'
+            errors.broken(
+                DataError(f"{path}, line {line}: not valid JSON ({error}). Correct or remove the line.{whole}")
             )
+            record = None
         yield line, record
 
 
-def _read_parquet(path: Path, wanted: Mapping[str, str]) -> Table:
+# --- Parquet, Arrow
+
+
+def _arrow_names(source: str, path: Path) -> list[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            _check_columns(path, wanted, file.schema_arrow.names)
-            table = file.read(columns=list(dict.fromkeys(wanted.values())))
-    except (pa.ArrowException, OSError) as error:
-        first = str(error).splitlines()[0]
-        raise DataError(f"{path}: not a complete Parquet file ({first}). Write or copy it again.") from None
-    columns = {}
-    for column in table.column_names:
-        values = table.column(column).to_pylist()
-        columns[column] = [_as_text(v, column, f"{path}, row {i}") for i, v in enumerate(values, start=1)]
+    with _complete(source, path):
+        if source == "parquet":
+            with pq.ParquetFile(path) as file:
+                return list(file.schema_arrow.names)
+        with pa.memory_map(str(path)) as memory:
+            return list(_ipc(memory).schema.names)
+
+
+def _read_arrow(source: str, path: Path, wanted: Wanted) -> Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = _arrow_names(source, path)
+    wanted.check(path, names)
+    chosen = wanted.columns(names)
+    with _complete(source, path):
+        if source == "parquet":
+            with pq.ParquetFile(path) as file:
+                table = file.read(columns=chosen)
+        else:
+            with pa.memory_map(str(path)) as memory:
+                table = _ipc(memory).read_all().select(chosen)
+        columns = {column: table.column(column).to_pylist() for column in chosen}
     return Table(path, columns, range(table.num_rows))
 
 
-def _as_text(value: Any, column: str, place: str) -> str:
-    if isinstance(value, str):
-        return value
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (float, Decimal)):
-        if math.isnan(value):
-            return ""
-        return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
-    if isinstance(value, int):
-        return str(value)
-    raise DataError(
-        f"{place}: column {column!r} holds a {type(value).__name__}: expected text, a number or a boolean."
-        " Turn it into text first."
-    )
+def _ipc(memory: Any) -> Any:
+    import pyarrow as pa
+
+    start = memory.read(6)
+    memory.seek(0)
+    return _WholeFile(pa.ipc.open_file(memory)) if start == b"ARROW1" else pa.ipc.open_stream(memory)
+
+
+class _WholeFile:
+    """pyarrow's file reader with the stream reader's words."""
+
+    def __init__(self, reader: Any):
+        self.schema, self.read_all = reader.schema, reader.read_all
+
+
+@contextmanager
+def _complete(source: str, path: Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        first = str(error).splitlines()[0]
+        kind = "Parquet" if source == "parquet" else "Arrow"
+        raise DataError(f"{path}: not a complete {kind} file ({first}). Write or copy it again.") from None
+
+
+# --- a folder of text files
+
+
+def _read_folder(path: Path, wanted: Wanted, errors: RowErrors) -> Table:
+    """Columns ``text`` and ``file``, and ``label``, the name of the subfolder, where all files are in one."""
+    files = sorted(file for file in path.rglob("*.txt") if file.is_file() and not file.name.startswith("."))
+    if not files:
+        raise DataError(f"{path}: no *.txt file in it. data=folder reads the text files below a folder, one a row.")
+    names = [file.relative_to(path) for file in files]
+    labelled = all(len(name.parts) > 1 for name in names)
+    there = ["text", "file", *(["label"] if labelled else [])]
+    wanted.check(path, there)
+    read_all: dict[str, list[Any]] = {column: [] for column in there}
+    numbers = []
+    for number, (file, name) in enumerate(zip(files, names, strict=True)):
+        try:
+            text = file.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            errors.broken(
+                DataError(f"{file}: not UTF-8 (byte 0x{error.object[error.start]:02x}). Save the file as UTF-8.")
+            )
+            continue
+        numbers.append(number)
+        read_all["text"].append(text)
+        read_all["file"].append(name.as_posix())
+        if labelled:
+            read_all["label"].append(name.parts[0])
+    columns = {column: read_all[column] for column in wanted.columns(there)}
+    return Table(path, columns, numbers, files=[names[number].as_posix() for number in numbers])
 
 
 def _count(n: int, noun: str) -> str:

@@ -1,0 +1,47 @@
+"""The schema of the data, found before a sweep is composed to its end: the objective's defaults depend on it."""
+
+from collections.abc import Sequence
+
+from analysis.errors import ConfigError, DataError, FetchError
+from sweeps.config import SweepConfig
+from trainer.data import data_columns
+from trainer.schemas import LABELLED, infer_schema
+
+# Key → the schemas that read it
+_READ_BY = {
+    "data.text": ("label", "text"),
+    "data.label": ("label",),
+    "data.prompt": ("completion",),
+    "data.completion": ("completion",),
+    "data.messages": ("chat",),
+    "task.prompt": ("label",),
+    "task.normalization": ("label",),
+}
+
+
+def found_schema(config: SweepConfig) -> tuple[str, str]:
+    """The schema that the columns of the training data tell, and a sentence that says so where it is not the usual one.
+
+    Where the data cannot be read, labels are assumed: reading them says what is wrong.
+
+    Raises:
+        DataError: where several schemas fit, or none.
+    """
+    if config.task.name == "classification":
+        return LABELLED, ""
+    try:
+        where, columns = data_columns(config.data)
+    except (DataError, FetchError):
+        return LABELLED, ""
+    schema, because = infer_schema(config.data, columns, where)
+    return schema, "" if schema == LABELLED else f"data.schema={schema}, because of the columns of {where}: {because}."
+
+
+def check_read(schema: str, explicit: Sequence[str]) -> None:
+    """Raises ConfigError for a key of the command line that the schema does not read."""
+    for path in explicit:
+        if schema not in _READ_BY.get(path, (schema,)):
+            raise ConfigError(
+                f"{path} is not used by data.schema={schema}, but by {' and '.join(_READ_BY[path])}."
+                " Leave it out, or set data.schema."
+            )

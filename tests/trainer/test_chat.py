@@ -1,0 +1,204 @@
+"""The loss-bearing tokens of conversations, against TRL's on the same rows."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.errors import DataError, ModelError
+from trainer.chat import chat_tokens
+from trainer.schemas import Row
+from trainer.tokens import tokens_of
+
+SMOLLM2 = (  # of the model's tokenizer
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SHORT = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "An apple, or a pear."}]
+LONG = [
+    {"role": "system", "content": "Answer in one word."},
+    *SHORT,
+    {"role": "user", "content": "And  a metal?\n"},
+    {"role": "assistant", "content": "Zinc é 日本"},
+    {"role": "user", "content": "Thanks"},
+]
+TWO_ANSWERS = [*SHORT, {"role": "assistant", "content": "Or a plum."}]
+
+
+def template_of(name: str) -> str:
+    """One of the chat templates that come with TRL."""
+    import trl
+
+    return (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    """Bytes as tokens, and the special tokens of the templates."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, [], unk_token=None))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    marks = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>",
+             "<end_of_turn>", "<bos>"]  # fmt: skip
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<bos>", eos_token="<|im_end|>", additional_special_tokens=marks[:-1]
+    )
+
+
+def borne(tokenizer: Any, messages: list[dict[str, Any]]) -> list[str]:
+    """The stretches of text that bear loss."""
+    ids, bears = chat_tokens(tokenizer, messages)
+    found: list[list[int]] = []
+    for i, (token, bearing) in enumerate(zip(ids, bears, strict=True)):
+        if bearing:
+            if not i or not bears[i - 1]:
+                found.append([])
+            found[-1].append(token)
+    return [tokenizer.decode(part) for part in found]
+
+
+def trl_labels(tokenizer: Any, row: dict[str, Any], template: str | None = None) -> tuple[list[int], list[int]]:
+    """Ids and labels (-100 where no loss is borne) that TRL's SFTTrainer prepares of a row, by its own code.
+
+    A row with ``messages`` gets the loss on the assistant's turns, by a template that marks them; one with ``prompt``
+    and ``completion`` on the completion.
+    """
+    from datasets import Dataset
+    from trl.trainer.sft_trainer import SFTConfig, SFTTrainer
+
+    class Unmade(SFTTrainer):  # its __init__ wants a model
+        def __init__(self) -> None:
+            self.chat_template, self.completion_only_loss, self._is_vlm = template, "prompt" in row, False
+            self._tokenizer = tokenizer
+
+    arguments = SFTConfig(
+        output_dir="unused", assistant_only_loss="messages" in row, max_length=None, report_to=[], use_cpu=True
+    )
+    made = Unmade()._prepare_dataset(Dataset.from_list([row]), tokenizer, arguments, False, None, "train")[0]
+    return made["input_ids"], made["labels"]
+
+
+def labelled(tokenizer: Any, messages: list[dict[str, Any]]) -> tuple[list[int], list[int]]:
+    """The same of ours."""
+    ids, bears = chat_tokens(tokenizer, messages)
+    return ids, [token if bearing else -100 for token, bearing in zip(ids, bears, strict=True)]
+
+
+def answered(messages: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"prompt": messages[:-1], "completion": messages[-1:]}
+
+
+def test_a_single_answer_bears_loss_as_in_trl(tokenizer: Any) -> None:
+    tokenizer.chat_template = SMOLLM2
+    assert labelled(tokenizer, SHORT) == trl_labels(tokenizer, answered(SHORT))
+    assert borne(tokenizer, SHORT) == ["An apple, or a pear.<|im_end|>\n"]
+
+
+def test_every_answer_of_a_conversation_bears_loss_as_in_trl_one_at_a_time(tokenizer: Any) -> None:
+    tokenizer.chat_template = SMOLLM2
+    ids, labels = labelled(tokenizer, LONG)
+    expected = [-100] * len(ids)
+    for i, message in enumerate(LONG):
+        if message["role"] == "assistant":
+            for at, label in enumerate(trl_labels(tokenizer, answered(LONG[: i + 1]))[1]):
+                expected[at] = max(expected[at], label)
+    assert labels == expected
+    assert borne(tokenizer, LONG) == ["An apple, or a pear.<|im_end|>\n", "Zinc é 日本<|im_end|>\n"]
+    assert tokenizer.decode(ids) == tokenizer.apply_chat_template(LONG, tokenize=False)
+
+
+@pytest.mark.parametrize("name", ["llama3", "gemma3"])
+def test_templates_without_marks_give_what_trl_s_marked_ones_give(name: str, tokenizer: Any) -> None:
+    tokenizer.chat_template = template_of(name)
+    messages = [message for message in LONG if message["role"] != "system"]
+    marked = trl_labels(tokenizer, {"messages": messages}, template_of(f"{name}_training"))
+    assert labelled(tokenizer, messages) == marked
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_training", "llama3_training"])
+def test_a_template_s_own_marks_are_used(name: str, tokenizer: Any) -> None:
+    tokenizer.chat_template = template_of(name)
+    assert labelled(tokenizer, LONG) == trl_labels(tokenizer, {"messages": LONG})
+
+
+def test_a_template_that_writes_the_last_answer_otherwise_loses_no_turn(tokenizer: Any) -> None:
+    """Qwen 3 thinks before the last answer only."""
+    tokenizer.chat_template = template_of("qwen3")
+    ids, _ = chat_tokens(tokenizer, LONG[:-1])
+    assert tokenizer.decode(ids) == tokenizer.apply_chat_template(LONG[:-1], tokenize=False)
+    assert borne(tokenizer, LONG[:-1]) == [
+        "An apple, or a pear.<|im_end|>\n",
+        "<think>\n\n</think>\n\nZinc é 日本<|im_end|>\n",
+    ]
+    assert labelled(tokenizer, SHORT) == trl_labels(tokenizer, answered(SHORT))
+
+
+def test_two_answers_in_a_row_both_bear_loss(tokenizer: Any) -> None:
+    tokenizer.chat_template = SMOLLM2
+    assert borne(tokenizer, TWO_ANSWERS) == ["An apple, or a pear.<|im_end|>\n", "Or a plum.<|im_end|>\n"]
+
+
+def test_a_tokenizer_without_a_template_is_refused(tokenizer: Any) -> None:
+    tokenizer.chat_template = None
+    with pytest.raises(ModelError, match=r"no chat template.*instruction-tuned.*data\.schema=completion"):
+        chat_tokens(tokenizer, SHORT)
+
+
+def test_what_the_template_refuses_is_told_in_its_words(tokenizer: Any) -> None:
+    tokenizer.chat_template = template_of("gemma3")
+    with pytest.raises(DataError, match="Conversation roles must alternate"):
+        chat_tokens(tokenizer, TWO_ANSWERS)
+
+
+def rows(*conversations: list[dict[str, Any]]) -> list[Row]:
+    return [
+        Row(f"train-{i}-x", "", "", messages=tuple(c), place=f"t.jsonl, line {i + 1}")
+        for i, c in enumerate(conversations)
+    ]
+
+
+def encode(tokenizer: Any, wanted: list[Row], max_length: int, skip: bool = False) -> Any:
+    return tokens_of(wanted, (), "chat", tokenizer, None, max_length, training=True, skip=skip)  # type: ignore[arg-type]
+
+
+def test_the_loss_mask_of_a_batch_is_that_of_the_conversation(tokenizer: Any) -> None:
+    tokenizer.chat_template = SMOLLM2
+    row = encode(tokenizer, rows(LONG), 1000).encoded[0]
+    ids, bears = chat_tokens(tokenizer, LONG)
+    assert list(row.tokens) == ids
+    targets = [-100] * len(row.context) + list(row.targets())
+    assert targets == [token if bearing else -100 for token, bearing in zip(ids, bears, strict=True)]
+    assert row.n_bearing == sum(bears)
+    assert row.targets()[0] != -100
+
+
+def test_a_long_conversation_loses_its_end_and_one_without_an_answer_left_is_named(tokenizer: Any) -> None:
+    tokenizer.chat_template = SMOLLM2
+    start = chat_tokens(tokenizer, SHORT)[1].index(True)
+    made = encode(tokenizer, rows(SHORT), start + 3)
+    assert (made.cut, len(made.encoded[0].tokens), made.encoded[0].n_bearing) == (1, start + 3, 3)
+    with pytest.raises(DataError, match=rf"t\.jsonl, line 1: .*token {start + 1}, and data\.max_length={start}"):
+        encode(tokenizer, rows(SHORT), start)
+    shorter = [{"role": "user", "content": "x"}, SHORT[1]]
+    at = chat_tokens(tokenizer, shorter)[1].index(True)
+    made = encode(tokenizer, rows(SHORT, shorter), at + 1, skip=True)
+    assert [row.item_id for row in made.rows] == ["train-1-x"]
+    assert len(made.skipped) == 1
+
+
+@pytest.mark.heavy
+def test_the_real_tokenizer_of_smollm2_bears_loss_as_in_trl() -> None:
+    from transformers import AutoTokenizer
+
+    from trainer.assets import fetch
+
+    real = AutoTokenizer.from_pretrained(str(fetch("smollm2", print)))
+    assert labelled(real, SHORT) == trl_labels(real, answered(SHORT))
+    assert labelled(real, LONG[:-1])[1][-8:] == trl_labels(real, answered(LONG[:-1]))[1][-8:]
+    assert borne(real, LONG) == ["An apple, or a pear.<|im_end|>\n", "Zinc é 日本<|im_end|>\n"]

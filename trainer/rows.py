@@ -1,0 +1,156 @@
+"""From a table to checked rows of a schema, templates filled in."""
+
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from analysis.errors import DataError
+from trainer.config import DataConfig
+from trainer.schemas import Row, columns_of, content_of, conversation
+from trainer.tables import RowErrors, Table, Wanted, as_text
+from trainer.templates import WHOLE, RowTemplate
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a schema reads a table: its columns and templates.
+
+    Attributes:
+        schema: one of SCHEMAS.
+        keys: config path → column, those of the schema first.
+        template: of the text or prompt, if any.
+        answer: template of the label or completion, if any.
+    """
+
+    schema: str
+    keys: dict[str, str]
+    template: RowTemplate | None
+    answer: RowTemplate | None
+
+    @property
+    def wanted(self) -> Wanted:
+        """The columns to read from a file."""
+        templates = [template for template in (self.template, self.answer) if template]
+        named = {
+            f"{template.key} {column}": column
+            for template in templates
+            for column in template.columns
+            if column != WHOLE
+        }
+        return Wanted(self.keys, named, any(WHOLE in template.columns for template in templates))
+
+
+def reading(config: DataConfig, schema: str) -> Reading:
+    """What to read for a schema.
+
+    Raises:
+        ConfigError: for a template that Jinja cannot read.
+        DataError: where two keys of the schema name one column, or a template does not go with the schema.
+    """
+    if schema == "chat" and config.template:
+        raise DataError(
+            "data.template does not go with data.schema=chat: the tokenizer's own template makes the text of"
+            " messages. Leave one of the two out."
+        )
+    if config.answer_template and schema in ("chat", "text"):
+        raise DataError(
+            f"data.answer_template goes with data.schema=label or completion, not with {schema}: leave it out."
+        )
+    keys = columns_of(config, schema)
+    if len(set(keys.values())) < len(keys):
+        first, second = keys
+        raise DataError(
+            f"{first} and {second} both name the column {keys[first]!r}. Set one of them to another column."
+        )
+    if config.group is not None:
+        keys["data.group"] = config.group
+    if config.split.group is not None:
+        keys["data.split.group"] = config.split.group
+    template = RowTemplate("data.template", config.template) if config.template else None
+    answer = RowTemplate("data.answer_template", config.answer_template) if config.answer_template else None
+    return Reading(schema, keys, template, answer)
+
+
+def rows_of(table: Table, prefix: str, how: Reading, errors: RowErrors) -> tuple[list[Row], list[str]]:
+    """The rows of a table, and each one's value of ``data.split.group`` ("" where none is named).
+
+    Args:
+        table: with the columns that ``how.wanted`` names.
+        prefix: of the item ids: the split, or ``row``.
+        how: schema and columns.
+        errors: told about rows that cannot be used.
+
+    Raises:
+        DataError: where no row is left.
+    """
+    rows, groups = [], []
+    for index in range(len(table.rows)):
+        cells = {column: values[index] for column, values in table.columns.items()}
+        place = table.place(index)
+        try:
+            row, group = _row(cells, how, place, f"{prefix}-{table.rows[index]}")
+        except DataError as error:
+            errors.broken(DataError(f"{place}: {error}"))
+            continue
+        rows.append(row)
+        groups.append(group)
+    if not rows:
+        what = " in it"
+        if errors.skipped:
+            what = f" that can be used ({len(errors.skipped)} left out, the first: {errors.skipped[0]})"
+        raise DataError(f"{table.path}: no rows{what}. Give a file with rows as {_key(prefix)}.")
+    return rows, groups
+
+
+def _key(prefix: str) -> str:
+    return "data.train" if prefix == "row" else f"data.{prefix}"
+
+
+def _row(cells: dict[str, Any], how: Reading, place: str, number: str) -> tuple[Row, str]:
+    def cell(key: str) -> str:
+        return as_text(cells[how.keys[key]], how.keys[key]) if key in how.keys else ""
+
+    def part(key: str, template: RowTemplate | None) -> str:
+        """A column's text or a template's, never empty."""
+        value = template.render(cells) if template else cell(key)
+        if key == "data.label":
+            value = value.strip()
+        if not value or value.isspace():
+            if template:
+                raise DataError(f"{template.key} gives no text for this row. Fill in its columns or remove the row.")
+            raise DataError(f"column {how.keys[key]!r} ({key}) is empty. Fill it in or remove the row.")
+        return value
+
+    text = label = completion = ""
+    messages: tuple[dict[str, Any], ...] = ()
+    if how.schema == "chat":
+        column = how.keys["data.messages"]
+        messages = conversation(_decoded(cells[column]), column)
+    elif how.schema == "completion":
+        text, completion = part("data.prompt", how.template), part("data.completion", how.answer)
+    else:
+        text = part("data.text", how.template)
+        label = part("data.label", how.answer) if how.schema == "label" else ""
+    group, split_group = cell("data.group"), cell("data.split.group")
+    row = Row("", text, label, group or None, completion, messages, place)
+    content = content_of(row, how.schema)
+    try:
+        joined = "\0".join(part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in content)
+        digest = sha256(joined.encode()).hexdigest()[:12]
+        group.encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            "half of a surrogate pair (such as \\ud83d alone), which is not valid Unicode. Correct or remove the row."
+        ) from None
+    return Row(f"{number}-{digest}", text, label, group or None, completion, messages, place), split_group
+
+
+def _decoded(value: Any) -> Any:
+    """Messages that stand as JSON in a cell, as in CSV, become a list."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise DataError(f"the messages are not valid JSON ({error}). Correct or remove the row.") from None
+    return value

@@ -1,0 +1,172 @@
+"""What a row of a task is, and how it comes from the columns of a table.
+
+=============  ==============================  ==========================================================
+schema         columns                         what is learned
+=============  ==============================  ==========================================================
+``label``      ``text`` and ``label``          which class a text belongs to
+``completion`` ``prompt`` and ``completion``   to continue a prompt; the loss is on the completion
+``chat``       ``messages``                    the assistant's turns of a conversation; the loss is on them
+``text``       ``text``                        to continue any text; the loss is on every token
+=============  ==============================  ==========================================================
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from analysis.errors import DataError, did_you_mean
+from trainer.config import DataConfig
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+LABELLED = "label"
+_TEXT = ("perplexity", "bits_per_byte")
+_CONTINUATION = ("completion_loss", "completion_perplexity", *_TEXT)
+# Schema → the metrics of rows without labels
+WITHOUT_LABELS = {"completion": _CONTINUATION, "chat": _CONTINUATION, "text": _TEXT}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One example.
+
+    Attributes:
+        item_id: ``<split>-<number in the file, from 0>-<hash of the content>``: the same in every sweep on this data;
+            ``row-…`` where splits are made, so that it does not depend on them.
+        text: schemas label and text: as in the file; schema completion: the prompt; schema chat: empty.
+        label: schema label: without the white space around it; else empty.
+        group: as in the file; None where the cell is empty or no column is named.
+        completion: schema completion: as in the file; else empty.
+        messages: schema chat: the conversation, each message with ``role``, ``content`` and what else it has.
+        place: file and line, for messages.
+    """
+
+    item_id: str
+    text: str
+    label: str
+    group: str | None = None
+    completion: str = ""
+    messages: tuple[dict[str, Any], ...] = ()
+    place: str = field(default="", compare=False)
+
+
+def columns_of(config: DataConfig, schema: str) -> dict[str, str]:
+    """Config key → column that a schema reads; templates stand in for some."""
+    keys: dict[str, tuple[str, ...]] = {
+        "label": ("text", "label"),
+        "completion": ("prompt", "completion"),
+        "chat": ("messages",),
+        "text": ("text",),
+    }
+    read = list(keys[schema])
+    if config.template and schema != "chat":
+        read.pop(0)
+    if config.answer_template and schema in ("label", "completion"):
+        read.pop()
+    return {f"data.{name}": getattr(config, name) for name in read}
+
+
+def infer_schema(config: DataConfig, columns: Sequence[str], where: str) -> tuple[str, str]:
+    """The schema that the columns tell, and a few words on why.
+
+    Args:
+        columns: of the training data.
+        where: file, for messages.
+
+    Raises:
+        DataError: where several schemas fit, or none.
+    """
+    there = set(columns)
+    beside = ("file",) if config.source == "folder" else ()
+    fitting = [
+        schema for schema in ("label", "completion", "chat") if set(columns_of(config, schema).values()) <= there
+    ]
+    if config.template or config.answer_template:
+        fitting = [schema for schema in fitting if schema != "chat"]
+        if not fitting and not config.answer_template:
+            fitting = ["text"]
+    elif not fitting and config.text in there and len(there - {config.group, config.split.group, *beside}) == 1:
+        fitting = ["text"]
+    shown = ", ".join(map(repr, columns[:20])) + (", …" if len(columns) > 20 else "")
+    if len(fitting) == 1:
+        because = ", ".join(columns_of(config, fitting[0]).values()) or "data.template"
+        return fitting[0], because
+    if fitting:
+        raise DataError(
+            f"{where}: the columns ({shown}) fit more than one schema: {' and '.join(fitting)}."
+            f" Say which: data.schema={fitting[0]}."
+        )
+    raise DataError(_no_schema(config, columns, where, shown))
+
+
+def _no_schema(config: DataConfig, columns: Sequence[str], where: str, shown: str) -> str:
+    """Which column is missing, of the schema that comes nearest."""
+    there = set(columns)
+    for schema in ("completion", "chat", "label"):
+        wanted = columns_of(config, schema)
+        missing = {key: column for key, column in wanted.items() if column not in there}
+        if len(missing) < len(wanted) or schema == "label":
+            break
+    key, column = next(iter(missing.items()))
+    hint = did_you_mean(column, columns)
+    nearest = f" {hint}" if hint.startswith("Did") else ""
+    plain = " Or data.schema=text, to train on the text alone." if config.text in there else ""
+    others = (
+        ""
+        if plain
+        else " Other schemas: prompt and completion, chat messages, plain text, or a data.template (data.schema)."
+    )
+    return f"{where}: no column {column!r} ({key}). Its columns: {shown}.{nearest} Set {key}.{plain}{others}"
+
+
+def content_of(row: Row, schema: str) -> list[Any]:
+    """What makes a row what it is, for hashes: the same for the same content in another format."""
+    if schema == "completion":
+        return [row.text, row.completion]
+    if schema == "chat":
+        return [list(row.messages)]
+    if schema == "text":
+        return [row.text]
+    return [row.text, row.label]
+
+
+Cells = Mapping[str, Any]
+Cell = Callable[[str], str]
+
+
+def conversation(value: Any, column: str) -> tuple[dict[str, Any], ...]:
+    """The messages of a chat row.
+
+    Raises:
+        DataError: without a place, for what is not a list of messages with known roles and an assistant's turn.
+    """
+    named = f"column {column!r} (data.messages)"
+    if not isinstance(value, list) or not value:
+        found = "an empty list" if value == [] else "nothing" if value is None else f"a {type(value).__name__}"
+        raise DataError(f"{named} holds {found}: expected a list of messages such as {_EXAMPLE}.")
+    messages = []
+    for number, message in enumerate(value, start=1):
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            keys = f"keys {', '.join(map(str, message))}" if isinstance(message, dict) else type(message).__name__
+            raise DataError(f"{named}, message {number}: found {keys}, expected role and content, such as {_EXAMPLE}.")
+        kept = {name: part for name, part in message.items() if part is not None or name == "content"}
+        role, content = kept["role"], kept["content"]
+        if role not in ROLES:
+            raise DataError(
+                f"{named}, message {number}: role {role!r} is not one of {', '.join(ROLES)}."
+                f" {did_you_mean(str(role), ROLES)}"
+            )
+        if content is None and role == "assistant" and kept.get("tool_calls"):
+            kept["content"] = ""
+        elif not isinstance(content, str):
+            raise DataError(
+                f"{named}, message {number}: content is a {type(content).__name__}, expected text."
+                " Images and other parts cannot be trained on."
+            )
+        messages.append(kept)
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if not any(message["content"].strip() or message.get("tool_calls") for message in answers):
+        raise DataError(f"{named}: no message of the assistant with content, and only those are learned from.")
+    return tuple(messages)
+
+
+_EXAMPLE = '[{"role": "user", "content": …}, {"role": "assistant", "content": …}]'

@@ -1,0 +1,70 @@
+"""Splits made from one table of rows: by a seed alone, stratified by label, or grouped so that no group is in two.
+
+A row's place depends on its id and the seed, not on the machine or a library's version.
+"""
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+from analysis.errors import DataError
+from trainer.config import SplitConfig
+from trainer.schemas import Row
+from trainer.strata import stratified
+
+SPLITS = ("train", "validation", "test")
+
+
+def make_splits(rows: Sequence[Row], groups: Sequence[str] | None, split: SplitConfig) -> dict[str, list[Row]]:
+    """``train``, ``validation`` and ``test`` rows, each in the order given.
+
+    Args:
+        rows: with distinct ids.
+        groups: one per row: rows of one group stay together, and an empty one is a group of its own. None: each label
+            is divided in proportion (rows without labels: at random).
+        split: shares and seed.
+
+    Raises:
+        DataError: where a split would be empty.
+    """
+    if split.validation + split.test >= 1.0:
+        raise DataError(
+            f"data.split.validation={split.validation:g} and data.split.test={split.test:g} leave no rows to train on."
+            " Give shares below 1 in all, such as 0.2 and 0.1."
+        )
+    left = list(range(len(rows)))
+    chosen: dict[str, list[int]] = {}
+    for name, share in (("test", split.test), ("validation", split.validation)):
+        wanted = round(share * len(rows))
+        if groups is None:
+            ids, labels = [rows[i].item_id for i in left], [rows[i].label for i in left]
+            taken = {left[i] for i in stratified(ids, labels, wanted, split.seed)} if wanted else set()
+        else:
+            taken = _whole_groups(left, groups, wanted, split.seed)
+        chosen[name] = sorted(taken)
+        left = [i for i in left if i not in taken]
+        if share and not taken:
+            raise DataError(
+                f"data.split.{name}={share:g} of {len(rows)} rows is none"
+                + (" (the groups are larger)." if groups is not None and wanted else ".")
+                + f" Raise data.split.{name}, or add rows."
+            )
+    if not left:
+        raise DataError(
+            f"data.split leaves no rows to train on: {len(rows)} rows in {len(set(groups or ()))} groups."
+            " Group by another column, or lower the shares."
+        )
+    chosen["train"] = left
+    return {name: [rows[i] for i in chosen[name]] for name in SPLITS}
+
+
+def _whole_groups(left: Sequence[int], groups: Sequence[str], wanted: int, seed: int) -> set[int]:
+    """Groups in an order drawn by the seed, each taken where it brings the number of rows nearer to ``wanted``."""
+    members: dict[str, list[int]] = {}
+    for i in left:
+        members.setdefault(groups[i] or f"\0{i}", []).append(i)
+    order = sorted(members, key=lambda group: sha256(f"{seed}:{group}".encode()).digest())
+    taken: set[int] = set()
+    for group in order:
+        if abs(len(taken) + len(members[group]) - wanted) < abs(len(taken) - wanted):
+            taken.update(members[group])
+    return taken

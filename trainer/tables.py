@@ -1,0 +1,121 @@
+"""Tables of any format: columns of plain values, with the place of every row for messages.
+
+Values stay what the file says: the words "NA" and "None" are text, not missing values.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from analysis.errors import DataError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Table:
+    """The wanted columns of a file.
+
+    Attributes:
+        path: where they come from.
+        columns: column → one value per row; None or "" where the cell is empty.
+        rows: each row's number among the rows of the file, from 0.
+        lines: each row's first line in the file, from 1; None for a format without lines.
+        files: each row's own file, for a folder of them.
+    """
+
+    path: Path | str
+    columns: dict[str, list[Any]]
+    rows: Sequence[int]
+    lines: Sequence[int] | None = None
+    files: Sequence[str] | None = None
+
+    def place(self, index: int) -> str:
+        """Where a row stands, for a message."""
+        if self.files is not None:
+            return f"{self.path}/{self.files[index]}"
+        if self.lines is None:
+            return f"{self.path}, row {self.rows[index] + 1}"
+        return f"{self.path}, line {self.lines[index]}"
+
+
+@dataclass
+class RowErrors:
+    """What is done with a row that cannot be used.
+
+    Attributes:
+        skip: leave it out (``data.on_error=skip``) rather than stop.
+        skipped: what was wrong with each row left out, with its file and line.
+    """
+
+    skip: bool = False
+    skipped: list[str] = field(default_factory=list)
+
+    def broken(self, error: DataError) -> None:
+        """Raises the error, unless such rows are left out."""
+        if not self.skip:
+            raise DataError(f"{error} Or leave such rows out: data.on_error=skip.") from None
+        self.skipped.append(str(error))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Columns to read.
+
+    Attributes:
+        keys: config path → column that every row must have (``data.text`` → ``text``).
+        optional: columns that templates name; a row may lack one, the file may not.
+        all: every column there is.
+    """
+
+    keys: Mapping[str, str]
+    optional: Mapping[str, str] = field(default_factory=dict)
+    all: bool = False
+
+    def columns(self, there: Sequence[str]) -> list[str]:
+        """The columns to keep, of those there are."""
+        if self.all:
+            return list(dict.fromkeys(there))
+        return list(dict.fromkeys([*self.keys.values(), *self.optional.values()]))
+
+    def check(self, path: Path | str, there: Sequence[str], where: str = "", optional: bool = True) -> None:
+        """Raises DataError for a column that is not there or stands there twice."""
+        for key, column in {**self.keys, **(self.optional if optional else {})}.items():
+            if column not in there:
+                names = ", ".join(map(repr, there[:20])) + (", …" if len(there) > 20 else "")
+                hint = did_you_mean(column, there)
+                nearest = f" {hint}" if hint.startswith("Did") else ""
+                raise DataError(
+                    f"{path}{where}: no column {column!r} ({key.split(' ')[0]}). Its columns: {names}.{nearest}"
+                    f" Set {key.split(' ')[0]}."
+                )
+            if list(there).count(column) > 1:
+                raise DataError(
+                    f"{path}{where}: column {column!r} ({key.split(' ')[0]}) stands there more than once."
+                    " Rename one of them."
+                )
+
+
+def as_text(value: Any, column: str) -> str:
+    """A cell as text: 1 → "1", 1.0 → "1", true → "true"; null and NaN become "", the empty cell.
+
+    Raises:
+        DataError: without a place, for a list or an object.
+    """
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (float, Decimal)):
+        if math.isnan(value):
+            return ""
+        return str(int(value)) if math.isfinite(value) and value == int(value) else str(value)
+    if isinstance(value, int):
+        return str(value)
+    raise DataError(
+        f"column {column!r} holds a {type(value).__name__}: expected text, a number or a boolean."
+        " Turn it into text first, or use data.template."
+    )

@@ -1,0 +1,65 @@
+"""Rows of any columns made into text by a Jinja template, in Jinja's sandbox: a config file must not run code."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from analysis.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+WHOLE = "row"  # in a template: all columns, for names that are no identifiers: {{ row["column name"] }}
+
+
+class RowTemplate:
+    """A compiled template.
+
+    Args:
+        key: its config path, for messages.
+        source: Jinja; an empty cell renders as nothing.
+
+    Attributes:
+        columns: those it names; ``row`` stands for all of them.
+
+    Raises:
+        ConfigError: for a template that Jinja cannot read.
+    """
+
+    def __init__(self, key: str, source: str):
+        from jinja2 import TemplateSyntaxError, meta
+
+        self.key = key
+        environment = _environment()
+        try:
+            self.columns = sorted(meta.find_undeclared_variables(environment.parse(source)))
+            self._template: Template = environment.from_string(source)
+        except TemplateSyntaxError as error:
+            raise ConfigError(
+                f"{key}, line {error.lineno}: not a Jinja template ({error.message}). A column stands in it as"
+                " {{ column }}; see https://jinja.palletsprojects.com/templates."
+            ) from None
+        if not self.columns:
+            raise ConfigError(f"{key}={source!r}: no column in it. A column stands in it as {{{{ column }}}}.")
+
+    def render(self, cells: Mapping[str, Any]) -> str:
+        """Raises DataError, without a place, where a row does not fit the template."""
+        from jinja2 import TemplateError
+
+        try:
+            return self._template.render({WHOLE: dict(cells), **cells})
+        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+            raise DataError(f"{self.key} cannot be filled in ({type(error).__name__}: {error})") from None
+
+
+def _environment() -> Any:
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    return ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined,
+        finalize=lambda value: "" if value is None else value,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )

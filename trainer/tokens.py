@@ -1,0 +1,201 @@
+"""From rows of any schema to tokens: what the model reads, which tokens bear loss, and what ``data.max_length`` cuts.
+
+=============  =============================================================================================
+schema         longer than ``max_length``
+=============  =============================================================================================
+``label``      the end of the text is cut; never the prompt's end or the label (``trainer/encode.py``)
+``completion`` the beginning of the prompt is cut, then the end of the completion
+``chat``       the end is cut; a row of which no turn of the assistant is left cannot be used
+``text``       nothing is cut. Training: texts one after the other, end-of-text tokens between, in windows of
+               ``max_length`` tokens. Scoring: each text in windows of its own, and a window is an item; the
+               last token of the window before is the context of the next
+=============  =============================================================================================
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from analysis.errors import DataError
+from trainer.chat import chat_tokens
+from trainer.config import TaskConfig
+from trainer.encode import Encoded, encode_rows
+from trainer.schemas import LABELLED, Row
+from trainer.tables import RowErrors
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Rows as tokens.
+
+    Attributes:
+        rows: one for each of ``encoded``; windows of a text have ids of their own. Empty for packed training text.
+        encoded: what is trained on or scored.
+        cut: rows that were longer than ``max_length``.
+        skipped: rows left out (``data.on_error=skip``), with their places.
+    """
+
+    rows: list[Row]
+    encoded: list[Encoded]
+    cut: int
+    skipped: tuple[str, ...] = ()
+
+
+def tokens_of(
+    rows: list[Row],
+    labels: tuple[str, ...],
+    schema: str,
+    tokenizer: Any,
+    task: TaskConfig,
+    max_length: int,
+    *,
+    training: bool,
+    skip: bool = False,
+) -> Tokens:
+    """Tokenise the rows of a split.
+
+    Args:
+        rows: as read.
+        labels: sorted class names; empty without labels.
+        schema: of the rows.
+        tokenizer: the base model's.
+        task: name and prompt.
+        max_length: tokens a row at most.
+        training: whether texts of schema ``text`` are packed.
+        skip: leave rows out that cannot be used.
+
+    Raises:
+        ConfigError: where ``max_length`` leaves no room.
+        DataError: for a row that cannot be used.
+        ModelError: for a tokenizer without a chat template.
+    """
+    if schema == LABELLED:
+        encoded = encode_rows(rows, labels, tokenizer, task, max_length)
+        return Tokens(rows, encoded, sum(len(row.tokens) == max_length for row in encoded))
+    if schema == "text":
+        return _packed(rows, tokenizer, max_length) if training else _windows(rows, tokenizer, max_length)
+    if schema == "completion":
+        return _completions(rows, tokenizer, max_length)
+    return _chats(rows, tokenizer, max_length, RowErrors(skip))
+
+
+# --- completion
+
+
+def _completions(rows: list[Row], tokenizer: Any, max_length: int) -> Tokens:
+    """Prompt and completion as one text, as it stands, and the end-of-text token.
+
+    The completion begins with the first token that the prompt alone does not have: a word may run over the border.
+    """
+    end = tokenizer.eos_token or ""
+    prompts = tokenizer([row.text for row in rows]).input_ids
+    wholes = tokenizer([_ended(row.text + row.completion, end) for row in rows]).input_ids
+    first = _first_token(tokenizer)
+    encoded, n_cut = [], 0
+    for prompt, whole in zip(prompts, wholes, strict=True):
+        n = min(len(prompt), len(whole) - 1)
+        start = next((i for i in range(n) if prompt[i] != whole[i]), n)
+        if start == 0:  # a first token is never predicted
+            whole, start = [first, *whole], 1
+        context, completion = whole[:start], whole[start:]
+        if len(whole) > max_length:
+            n_cut += 1
+            kept = max_length - len(completion)
+            head = context[:1] if tokenizer.bos_token_id == context[0] else []
+            tail = context[-max(kept - len(head), 1) :] if len(context) > len(head) else []
+            context = [*head, *tail] if tail else context[:1]
+            completion = completion[: max_length - len(context)]
+        encoded.append(_encoded(tokenizer, context, completion))
+    return Tokens(rows, encoded, n_cut)
+
+
+def _ended(text: str, end: str) -> str:
+    return text if end and text.endswith(end) else text + end
+
+
+# --- chat
+
+
+def _chats(rows: list[Row], tokenizer: Any, max_length: int, errors: RowErrors) -> Tokens:
+    kept, encoded, n_cut = [], [], 0
+    for row in rows:
+        try:
+            ids, bears = chat_tokens(tokenizer, row.messages)
+            if not any(bears[:max_length]):
+                raise DataError(_nothing_to_learn(bears, max_length))
+        except DataError as error:
+            errors.broken(DataError(f"{row.place}: {error}"))
+            continue
+        if bears[0]:
+            ids, bears = [_first_token(tokenizer), *ids], [False, *bears]
+        n_cut += len(ids) > max_length
+        ids, bears = ids[:max_length], bears[:max_length]
+        start = bears.index(True)
+        whole = _encoded(tokenizer, ids[:start], ids[start:])
+        kept.append(row)
+        encoded.append(whole if all(bears[start:]) else replace(whole, bears=tuple(bears[start:])))
+    if not encoded:
+        raise DataError(f"No row is left that can be used. The first left out: {errors.skipped[0]}")
+    return Tokens(kept, encoded, n_cut, tuple(errors.skipped))
+
+
+def _nothing_to_learn(bears: list[bool], max_length: int) -> str:
+    if True not in bears:
+        return "no token of the assistant's turns was found in what the chat template makes of it."
+    return (
+        f"the assistant's first turn begins at token {bears.index(True) + 1}, and data.max_length={max_length} cuts it"
+        " off. Raise data.max_length or shorten the row."
+    )
+
+
+# --- text
+
+
+def _packed(rows: list[Row], tokenizer: Any, max_length: int) -> Tokens:
+    """One stream of tokens in windows; the last is shorter, and kept where it holds a token to predict."""
+    end = tokenizer.eos_token_id
+    stream: list[int] = []
+    for ids in tokenizer([row.text for row in rows]).input_ids:
+        stream += ids if end is None or ids[-1:] == [end] else [*ids, end]
+    windows = [stream[at : at + max_length] for at in range(0, len(stream), max_length)]
+    if len(windows[-1]) < 2 and len(windows) > 1:
+        windows.pop()
+    if len(windows[0]) < 2:
+        windows[0] = [_first_token(tokenizer), *windows[0]]
+    return Tokens([], [Encoded(tuple(w[:1]), -1, tuple(w[1:]), 0) for w in windows], 0)
+
+
+def _windows(rows: list[Row], tokenizer: Any, max_length: int) -> Tokens:
+    """Every token of every text is scored once."""
+    first = _first_token(tokenizer)
+    batch = tokenizer(
+        [row.text for row in rows], add_special_tokens=False, return_offsets_mapping=bool(tokenizer.is_fast)
+    )
+    items, encoded = [], []
+    for r, row in enumerate(rows):
+        ids = batch.input_ids[r]
+        step = max_length - 1
+        done = 0  # characters
+        for at in range(0, len(ids), step):
+            part = ids[at : at + step]
+            context = ids[at - 1] if at else first
+            if tokenizer.is_fast:
+                last = at + step >= len(ids)
+                until = len(row.text) if last else batch["offset_mapping"][r][at + len(part) - 1][1]
+                n_bytes, done = len(row.text[done:until].encode()), until
+            else:
+                n_bytes = len(tokenizer.decode(part).encode())
+            encoded.append(Encoded((context,), -1, tuple(part), n_bytes))
+            items.append(row if len(ids) <= step else replace(row, item_id=f"{row.item_id}:{at}-{at + len(part)}"))
+    return Tokens(items, encoded, 0)
+
+
+def _first_token(tokenizer: Any) -> int:
+    """What stands before a text's first token where the tokenizer puts nothing there, as in lm-evaluation-harness."""
+    found = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
+    return next(token for token in found if token is not None)
+
+
+def _encoded(tokenizer: Any, context: Sequence[int], completion: Sequence[int]) -> Encoded:
+    spelled = tokenizer.decode([*context[1:], *completion], skip_special_tokens=True)
+    return Encoded(tuple(context), -1, tuple(completion), len(spelled.encode()))
