@@ -13,7 +13,11 @@ OPTIONS = [(group, option) for group, options in tree.groups().items() for optio
 NEEDED = {
     ("model", "local"): ["model.path=DIR"],
     ("model", "hub"): ["model.name=owner/name"],
-    **{("data", kind): ["data.train=a", "data.validation=b"] for kind in ("csv", "jsonl", "parquet")},
+    **{
+        ("data", kind): ["data.train=a", "data.validation=b"]
+        for kind in ("csv", "tsv", "jsonl", "parquet", "arrow", "folder")
+    },
+    ("data", "hub"): ["data.name=owner/name", "data.validation=b"],
 }
 
 
