@@ -20,6 +20,7 @@ COMMANDS = {
     "rank": ("RUN", "print the leaderboard of a sweep folder"),
     "export": ("RUN [TRIAL]", "write a trial's adapter, or the merged model"),
     "resume": ("RUN", "go on with a sweep that was stopped, or extend it (search.trials=…)"),
+    "wandb": ("report RUN | pull PROJECT", "a workspace and report at W&B; rank a sweep that is only there"),
 }
 
 

@@ -258,7 +258,10 @@ class _Sweep:
         if self.tracker is not None:
             rows = leaderboard.build(self.folder)
             objective, _ = objective_of(self.folder, rows)
-            self.tracker.log_sweep(rows, self.composed.resolved(), charts(rows, objective))
+            config = self.composed.resolved() | {
+                "searched": list(self.composed.space)
+            }  # `lorasweep wandb pull` reads it
+            self.tracker.log_sweep(rows, config, charts(rows, objective))
 
     def _write_leaderboard(self) -> None:
         leaderboard.write(self.folder, leaderboard.build(self.folder))

@@ -229,6 +229,67 @@ class WandbServer:
         self.artifacts[int(variables["artifactID"].removeprefix("artifact-"))].committed = True
         return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": "digest"}}}
 
+    # --- the public API
+
+    def _on_GetDefaultEntity(self, variables: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        return self._on_Viewer(variables)
+
+    def _on_Runs(self, variables: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        wanted = json.loads(variables.get("filters") or "{}").get("group")
+        found = [run for run in self.runs.values() if wanted in (None, run.group)]
+        if not any(run.project == variables["project"] for run in self.runs.values()):
+            return {"project": None}
+        edges = [{"node": self._node(run), "cursor": run.name} for run in found]
+        page = {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}
+        return {"project": {"internalId": "1", "runCount": len(found), "readOnly": False, "runs": page}}
+
+    @staticmethod
+    def _node(run: ServedRun) -> dict[str, Any]:
+        state = "running" if run.exit_code is None else "finished" if run.exit_code == 0 else "failed"
+        return {
+            "projectId": "1", "id": f"id-{run.name}", "tags": run.tags, "name": run.name,
+            "displayName": run.display_name, "sweepName": None, "state": state, "group": run.group,
+            "jobType": run.job_type, "commit": None, "readOnly": False, "createdAt": "2026-01-01T00:00:00",
+            "heartbeatAt": "2026-01-01T00:00:00", "description": "", "notes": "", "historyLineCount": len(run.lines),
+            "user": {"name": ENTITY, "username": ENTITY}, "config": json.dumps(run.config),
+            "summaryMetrics": json.dumps(run.summary), "systemMetrics": "{}",
+        }  # fmt: skip
+
+    def _on_RunFullHistory(self, variables: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        history = [json.dumps(point) for point in self.runs[variables["name"]].history]
+        return {"project": {"run": {"history": history}}}
+
+    def _on_ProjectInternalId(self, variables: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        known = any(run.project == variables["projectName"] for run in self.runs.values())
+        return {"project": {"id": "project", "internalId": "1"} if known else None}
+
+    def _on_GetProjects(self, _: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        names = dict.fromkeys(run.project for run in self.runs.values())
+        nodes = [
+            {"id": "1", "name": name, "entityName": ENTITY, "createdAt": "", "isBenchmark": False, "user": None}
+            for name in names
+        ]
+        page = {"endCursor": None, "hasNextPage": False}
+        return {"models": {"edges": [{"node": node, "cursor": ""} for node in nodes], "pageInfo": page}}
+
+    def _on_UpsertView2(self, variables: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        known = next((view for view in self.views if view["id"] == variables.get("id")), None)
+        view = {"id": variables.get("id") or f"view-{len(self.views)}", "name": variables["name"]}
+        view |= {"displayName": variables["displayName"], "type": variables["type"]}
+        view |= {
+            "description": variables.get("description") or "",
+            "spec": variables["spec"],
+            "updatedAt": "2026-01-01T00:00:00",
+        }
+        view |= {"project": {"id": "1", "name": variables["projectName"], "entityName": variables["entityName"]}}
+        if known is None:
+            self.views.append(view)
+        else:
+            known.update(view)
+        return {"upsertView": {"view": view, "inserted": known is None}}
+
+    _on_upsertView = _on_UpsertView2  # noqa: N815
+
     # --- what is not GraphQL
 
     def stream(self, run_name: str, body: dict[str, Any]) -> None:
