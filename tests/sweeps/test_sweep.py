@@ -4,8 +4,12 @@ import csv
 import json
 import math
 import signal
+import socket
 import subprocess
+import sys
 import time
+import urllib.request
+from pathlib import Path
 
 import pytest
 import yaml
@@ -137,13 +141,13 @@ def test_the_sampler_is_told_of_every_trial_once(finished, reading):
 def test_every_trial_and_the_untuned_model_is_one_wandb_run_with_the_recorded_curve(finished, wandb_runs):
     _, folder, _ = finished
     runs = wandb_runs(folder)
-    assert sorted(runs) == [*TRIALS, "zero_shot"]
+    assert sorted(runs) == ["sweep", *TRIALS, "zero_shot"]
     for files in folder.trials():
         [run] = runs[files.trial_id]
         rows, config = files.read_metrics(), yaml.safe_load(files.config_file.read_text())
         assert run.run["run_group"] == "tiny"
         assert (run.config["lora"], run.config["optim"]) == (config["lora"], config["optim"])
-        for name in ("accuracy", "perplexity", "bias.crows_pairs.pct"):
+        for name in rows[-1].metrics:
             logged = [(point["step"], point[name]) for point in run.history if name in point]
             assert logged == [(row.step, pytest.approx(row.metrics[name])) for row in rows if not row.final]
             assert run.summary[name] == pytest.approx(rows[-1].metrics[name])
@@ -152,6 +156,42 @@ def test_every_trial_and_the_untuned_model_is_one_wandb_run_with_the_recorded_cu
     [row] = folder.baseline("zero_shot").read_metrics()
     assert [point["accuracy"] for point in untuned.history] == [pytest.approx(row.metrics["accuracy"])]
     assert untuned.run["job_type"] == "baseline"
+    [whole] = runs["sweep"]
+    best = next(row for row in board(folder) if row["kind"] == "trial")
+    assert (whole.run["job_type"], whole.summary["best.trial"]) == ("sweep", best["trial_id"])
+    assert whole.summary["best.objective"] == pytest.approx(float(best["objective"]))
+
+
+def test_optuna_dashboard_serves_the_trials_of_the_sweep(finished):
+    _, folder, _ = finished
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    dashboard = str(Path(sys.executable).parent / "optuna-dashboard")
+    process = subprocess.Popen([dashboard, str(folder.journal_file), "--port", str(port), "--quiet"])
+    try:
+        studies = _answer(process, f"http://127.0.0.1:{port}/api/studies")["study_summaries"]
+        [study] = [found for found in studies if found["study_name"] == "tiny"]
+        served = _answer(process, f"http://127.0.0.1:{port}/api/studies/{study['study_id']}?after=0")["trials"]
+    finally:
+        process.terminate()
+        process.wait(10)
+    assert [trial["number"] for trial in served] == list(range(len(TRIALS)))
+    told = {row["trial_id"]: row["status"] for row in board(folder) if row["kind"] == "trial"}
+    states = {f"t{trial['number']:04d}": trial["state"] for trial in served}
+    assert states == {name: "Complete" if told[name] == "completed" else "Pruned" for name in TRIALS}
+
+
+def _answer(process, address):
+    """What the dashboard answers once it is up."""
+    for _ in range(300):
+        assert process.poll() is None, "optuna-dashboard ended"
+        try:
+            with urllib.request.urlopen(address, timeout=10) as answer:
+                return json.load(answer)
+        except OSError:
+            time.sleep(0.1)
+    pytest.fail("optuna-dashboard did not answer")
 
 
 def test_the_output_shows_progress_the_ranking_and_the_next_commands(finished):
