@@ -23,6 +23,7 @@ from sweeps.worker import DeviceWorker, WorkerFacts
 NAMESPACE = "lorasweep"
 _PROXY_CPUS = 0.5  # of a node; a proxy claims a thousandth
 _CONNECT_SECONDS = 10
+_START_ATTEMPTS = 3
 _START_SECONDS = 60  # importing torch on a busy machine takes a part of it
 
 
@@ -56,7 +57,7 @@ def ray_running(config: SweepConfig) -> Iterator[None]:
         options["address"] = address
     try:
         _check_listening(address)
-        ray.init(**options)
+        _start(options)
     except (AuthenticationError, OSError, OverflowError, ValueError, RuntimeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise HardwareError(
@@ -68,6 +69,24 @@ def ray_running(config: SweepConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(options: dict[str, Any]) -> None:
+    """``ray.init``, and again where a busy machine did not get a Ray of its own up within Ray's 30 seconds."""
+    for left in reversed(range(_START_ATTEMPTS)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if "timed out during startup" not in str(error):
+                raise
+            if not left:
+                raise HardwareError(
+                    f"A local Ray did not start within 30 s, {_START_ATTEMPTS} times: this machine is overloaded or"
+                    " short of memory. Run the command again when it is less busy, or use a running cluster:"
+                    " ray.address=HOST:PORT"
+                ) from error
 
 
 def _check_listening(address: str | None) -> None:

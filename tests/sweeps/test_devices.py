@@ -9,7 +9,7 @@ import pytest
 from analysis.errors import FolderError, HardwareError
 from analysis.objective import Objective
 from sweeps.config import RayConfig, ResourcesConfig, SweepConfig
-from sweeps.devices import seats
+from sweeps.devices import ray_running, seats
 from sweeps.place import package_root
 from sweeps.worker import DeviceWorker
 from trainer.config import EngineConfig
@@ -66,3 +66,23 @@ def test_a_worker_that_does_not_see_the_sweep_folder_says_what_to_do(tmp_path: P
     )
     with pytest.raises(FolderError, match=r"node beta does not see .*sweep\.dir"):
         asyncio.run(worker.facts(str(tmp_path / "elsewhere")))
+
+
+def test_a_ray_that_is_slow_to_start_is_tried_again_and_told_as_an_overloaded_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers: list[Exception | None] = [Exception("The current node timed out during startup. …"), None]
+    tried = []
+
+    def start(**options: Any) -> None:
+        tried.append(options["address"])
+        if (error := answers.pop(0)) is not None:
+            raise error
+
+    monkeypatch.setattr("ray.init", start)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    with ray_running(config(None)):
+        assert tried == ["local", "local"]
+    answers[:] = [Exception("The current node timed out during startup. …")] * 3
+    with pytest.raises(HardwareError, match="overloaded"), ray_running(config(None)):
+        pass
