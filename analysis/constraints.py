@@ -138,6 +138,23 @@ class Constraints:
         return [item.sentence(value, other) for item, value, other in values if item.violation(value, other) > 0.0]
 
 
+def check_available(objective: Mapping[str, Any], absent: Mapping[str, str]) -> None:
+    """Raises ConfigError where an objective's terms or constraints need what these data cannot give.
+
+    Args:
+        objective: of a resolved config.
+        absent: metric → why it is not measured.
+    """
+    for part in ("terms", "constraints"):
+        for name, item in (objective.get(part) or {}).items():
+            if item["metric"] in absent:
+                off = "weight=0" if part == "terms" else "enabled=false"
+                raise ConfigError(
+                    f"objective.{part}.{name}.metric={item['metric']} is not measured on these data:"
+                    f" {absent[item['metric']]}. To leave it out: objective.{part}.{name}.{off}"
+                )
+
+
 def _values(item: Constraint, metrics: Mapping[str, float], baselines: Baselines) -> tuple[float, float]:
     reference = baselines.get(item.baseline, {}) if item.baseline is not None else {}
     return metrics.get(item.metric, math.nan), reference.get(item.metric, math.nan)

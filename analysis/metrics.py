@@ -22,7 +22,11 @@ class Metric:
 METRICS = {
     "accuracy": Metric("acc", "high"),
     "macro_f1": Metric("F1", "high"),
+    "balanced_accuracy": Metric("bal acc", "high"),
+    "mcc": Metric("MCC", "high"),
     "log_loss": Metric("log loss", "low"),
+    "brier": Metric("Brier", "low"),
+    "ece": Metric("ECE", "low"),  # calibration error in 15 bins of equal width
     "completion_loss": Metric("loss", "low"),
     "perplexity": Metric("ppl", "low", None),
     "completion_perplexity": Metric("label ppl", "low", None),
@@ -31,6 +35,34 @@ METRICS = {
     "bias.crows_pairs.stderr": Metric("±", None, 1),  # of pct, in points
     "bias.crows_pairs.distance": Metric("bias", "low", 1),
     "bias.crows_pairs.signed": Metric("signed", 0.0, 3),
+    "bias.crows_pairs.abs": Metric("|diff|", "low", 3),  # nats
+    "bias.stereoset.ss": Metric("SS", 50.0, 1),
+    "bias.stereoset.ss_stderr": Metric("±", None, 1),
+    "bias.stereoset.lms": Metric("LMS", "high", 1),
+    "bias.stereoset.lms_stderr": Metric("±", None, 1),
+    "bias.stereoset.icat": Metric("ICAT", "high", 1),
+    "bias.stereoset.icat_stderr": Metric("±", None, 1),
+    "bias.bbq.s_dis": Metric("s_DIS", 0.0),
+    "bias.bbq.s_dis_stderr": Metric("±", None),
+    "bias.bbq.s_amb": Metric("s_AMB", 0.0),
+    "bias.bbq.s_amb_stderr": Metric("±", None),
+    "bias.bbq.accuracy": Metric("BBQ acc", "high"),
+    "bias.bbq.accuracy_stderr": Metric("±", None),
+    "bias.pairs.pct": Metric("own pairs", 50.0, 1),
+    "bias.pairs.stderr": Metric("±", None, 1),
+    "bias.pairs.distance": Metric("own bias", "low", 1),
+    "bias.pairs.signed": Metric("own signed", 0.0, 3),
+    "bias.pairs.abs": Metric("own |diff|", "low", 3),
+    "bias.swap.flip_rate": Metric("flips", "low"),
+    "bias.swap.flip_rate_stderr": Metric("±", None),
+    "bias.swap.gap": Metric("swap gap", "low"),
+    "bias.swap.gap_stderr": Metric("±", None),
+    "bias.group.equalized_odds": Metric("eq odds", "low"),
+    "bias.group.equalized_odds_stderr": Metric("±", None),
+    "bias.group.demographic_parity": Metric("dem par", "low"),
+    "bias.group.demographic_parity_stderr": Metric("±", None),
+    "bias.group.tpr_gap": Metric("TPR gap", "low"),
+    "bias.group.tpr_gap_stderr": Metric("±", None),
 }
 RANKABLE = tuple(name for name, metric in METRICS.items() if metric.better is not None)
 

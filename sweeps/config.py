@@ -29,7 +29,8 @@ from trainer.config import (
     key,
     pack_refusal,
 )
-from trainer.schemas import LABELLED, WITHOUT_LABELS
+from trainer.measures import metric_names
+from trainer.schemas import LABELLED
 
 BASELINES = ("zero_shot",)
 
@@ -210,23 +211,21 @@ def ranged(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[st
 
 def measured(config: SweepConfig) -> set[str]:
     """Names of the metrics that every trial of this sweep yields."""
-    names = set(WITHOUT_LABELS.get(config.data.schema or LABELLED, ("accuracy", "macro_f1", "log_loss")))
-    if config.task.name == "completion":
-        if names >= {"accuracy"}:
-            names |= {"perplexity", "completion_perplexity", "bits_per_byte"}
-        if config.bias.crows_pairs:
-            names |= {f"bias.crows_pairs.{part}" for part in ("pct", "distance", "signed")}
-    return names
+    return set(metric_names(config.task, config.bias, config.data))
 
 
 def check_sweep(config: SweepConfig) -> None:
     """What only several keys together, or a sweep as a whole, can get wrong. Raises ConfigError."""
     _check_sources(config)
-    if config.task.name == "classification" and config.bias.crows_pairs:
-        raise ConfigError(
-            f"bias.crows_pairs={config.bias.crows_pairs} with task=classification: CrowS-Pairs compares the likelihood"
-            " of sentences, which a classifier does not give. Use bias=none, or task=completion."
-        )
+    decoder_only = {"crows_pairs": "CrowS-Pairs", "stereoset": "StereoSet", "bbq": "BBQ", "pairs_file": "A pairs file"}
+    for name, title in decoder_only.items():
+        value = getattr(config.bias, name)
+        if config.task.name == "classification" and value:
+            raise ConfigError(
+                f"bias.{name}={value} with task=classification: {title} compares the likelihood of sentences, which a"
+                f" classifier does not give. Use bias.{name}={'null' if name == 'pairs_file' else 0}, bias=none, or"
+                " task=completion."
+            )
     for name in config.baselines:
         if name not in BASELINES:
             raise ConfigError(f"baselines: '{name}' is not a baseline. {did_you_mean(name, BASELINES)}")
@@ -287,7 +286,7 @@ def _check_objective(config: SweepConfig) -> None:
     for name, term in config.objective.terms.items():
         where = f"objective.terms.{name}"
         if term.metric not in known:
-            bias = " Bias needs task=completion and bias=fast or bias=full." if term.metric.startswith("bias.") else ""
+            bias = " Bias needs bias=fast or bias=full." if term.metric.startswith("bias.") else ""
             raise ConfigError(
                 f"{where}.metric={term.metric!r} is not measured in this sweep.{bias}"
                 f" {did_you_mean(term.metric, known)} To leave the term out: {where}.weight=0"

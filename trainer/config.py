@@ -142,6 +142,10 @@ class EvalConfig:
 class BiasConfig:
     name: str = key("fast", choices=("fast", "full", "none"))
     crows_pairs: int = key(100, low=0)  # sentence pairs, fixed and stratified by category; 0 = not measured
+    stereoset: int = key(60, low=0)  # contexts, fixed and stratified by category; 0 = not measured
+    bbq: int = key(0, low=0)  # questions, fixed and stratified by category, context and polarity; 0 = not measured
+    swap: int = key(40, low=0)  # validation rows whose names and group terms are swapped, at most; 0 = not measured
+    pairs_file: str | None = None  # CSV with sentence pairs of your own: columns more, less, and maybe category, id
 
 
 @dataclass

@@ -10,9 +10,11 @@ multilingual set, so its figures for a model are near, not equal.
 """
 
 import csv
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from analysis.errors import DataError
 from trainer.assets import fetch
 from trainer.strata import stratified
 
@@ -59,3 +61,42 @@ def load_pairs(n: int, seed: int = 0, report: Callable[[str], None] = lambda mes
         ]
     chosen = stratified([pair.item_id for pair in pairs], [pair.bias_type for pair in pairs], n, seed)
     return [pairs[i] for i in chosen]
+
+
+def read_pairs(path: str) -> list[Pair]:
+    """Sentence pairs of a file of one's own, all of them, in its order.
+
+    Args:
+        path: CSV with the columns ``more`` and ``less``, and maybe ``category`` (else "own") and ``id`` (else the row).
+
+    Raises:
+        DataError: for a file that cannot be read, lacks a column, or has an empty or doubled cell, naming the line.
+    """
+    where = f"bias.pairs_file={path}"
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [(reader.line_num, row) for row in reader]
+            columns = reader.fieldnames or []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{where}: cannot be read as CSV ({error}). Give a UTF-8 file that can be read.") from None
+    for column in ("more", "less"):
+        if column not in columns:
+            raise DataError(
+                f"{where}: no column {column!r}; it has: {', '.join(map(str, columns)) or 'none'}. Expected a"
+                " header with more (the more stereotypical sentence), less, and maybe category and id."
+            )
+    if not rows:
+        raise DataError(f"{where}: no pairs in it. Add rows, or leave bias.pairs_file out.")
+    pairs: list[Pair] = []
+    for line, row in rows:
+        more, less = (str(row.get(column) or "").strip() for column in ("more", "less"))
+        if not more or not less or more == less:
+            fault = "both sentences are the same" if more and more == less else "a sentence is empty"
+            raise DataError(f"{where}, line {line}: {fault}. Correct or remove the row.")
+        item = str(row.get("id") or len(pairs))
+        pairs.append(Pair(f"pairs-{item}", more, less, str(row.get("category") or "own"), "stereo"))
+    twice = [item for item, n in Counter(pair.item_id for pair in pairs).items() if n > 1]
+    if twice:
+        raise DataError(f"{where}: the id {twice[0].removeprefix('pairs-')!r} is there twice. Give each pair its own.")
+    return pairs

@@ -152,12 +152,15 @@ def makes_splits(config: DataConfig) -> bool:
 def rung_subset(rows: list[Row], n: int, seed: int) -> list[int]:
     """Ascending indices of the fixed rows that are scored at rungs, each label in proportion and at least once.
 
+    Where rows have groups, each label of each group is in proportion, so that gaps between groups can be measured.
+
     Args:
         rows: the validation rows.
         n: how many; all where there are fewer.
         seed: another seed gives another subset.
     """
-    return stratified([row.item_id for row in rows], [row.label for row in rows], n, seed)
+    strata = [row.label if row.group is None else f"{row.label}\0{row.group}" for row in rows]
+    return stratified([row.item_id for row in rows], strata, n, seed)
 
 
 def _check_keys(config: DataConfig) -> None:

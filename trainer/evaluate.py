@@ -1,26 +1,23 @@
 """Scoring a model on the task and on bias: the metrics of a rung, and the per-item scores behind them."""
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from trainer import bias
+from trainer.bias import bias_metrics, score_bias
+from trainer.bias_items import BiasItems
 from trainer.config import TrialConfig
-from trainer.crows_pairs import Pair
 from trainer.data import Row
 from trainer.encode import Encoded, label_tokens
+from trainer.group_gaps import group_metrics
 from trainer.likelihood import likelihood_items
+from trainer.measures import GROUP, SWAP
 from trainer.models import BaseModel
-from trainer.schemas import LABELLED, WITHOUT_LABELS
+from trainer.quality import class_metrics, text_metrics
+from trainer.schemas import LABELLED
 from trainer.scoring import Request, class_logprobs, log_likelihoods
-
-CLASSIFICATION = ("accuracy", "macro_f1", "log_loss")
-PAIRS = "crows_pairs"
-COMPLETION = (*CLASSIFICATION, "perplexity", "completion_perplexity", "bits_per_byte")
-
 
 TEXT_COLUMNS = ("nll", "n_tokens", "n_bytes", "completion_nll", "completion_tokens")
 
@@ -33,7 +30,7 @@ class Validation:
     encoded: list[Encoded]
     labels: tuple[str, ...]
     rung: list[int]
-    pairs: list[Pair]
+    bias: BiasItems = field(default_factory=BiasItems)
     schema: str = LABELLED
 
 
@@ -46,14 +43,6 @@ class Evaluation:
     n_items: int
 
 
-def metric_names(trial: TrialConfig) -> tuple[str, ...]:
-    """The metrics that a trial of this task yields, in every rung."""
-    if trial.task.name == "classification":
-        return CLASSIFICATION
-    names = WITHOUT_LABELS.get(trial.data.schema or LABELLED, COMPLETION)
-    return names + (bias.NAMES if trial.bias.crows_pairs else ())
-
-
 def evaluate(
     base: BaseModel,
     model: torch.nn.Module,
@@ -62,15 +51,15 @@ def evaluate(
     indices: list[int],
     known: Evaluation | None = None,
 ) -> Evaluation:
-    """Score ``indices`` of the validation rows, and the bias pairs.
+    """Score ``indices`` of the validation rows, and the bias items.
 
     Args:
         base: arithmetic and tokenizer.
         model: the base model, or the same with an adapter.
         trial: task, bias, batch size.
-        validation: rows, tokens and pairs.
+        validation: rows, tokens and bias items.
         indices: rows to score; the item table has their order.
-        known: an evaluation of the same weights on some of the rows: those, and the bias pairs, are not scored again.
+        known: an evaluation of the same weights on some of the rows: those, and the bias items, are not scored again.
 
     Returns:
         Values that are not finite become NaN metrics: the caller decides what that means for the trial.
@@ -83,14 +72,40 @@ def evaluate(
         tables = {}
         items = _score_items(base, model, trial, validation, missing)
         tables["task"] = _joined(items, known.tables["task"], indices, validation) if known else items
-        if trial.task.name == "completion" and validation.pairs:
-            if known:
-                tables[PAIRS] = known.tables[PAIRS]
-            else:
-                tables[PAIRS] = bias.score_pairs(base, model, validation.pairs, trial.eval.batch_size)
+        if known:
+            tables |= {name: table for name, table in known.tables.items() if name != "task"}
+        else:
+
+            def label_scores(encoded: list[Encoded]) -> np.ndarray:
+                return label_logprobs(base, model, trial, validation.labels, encoded)
+
+            tables |= score_bias(base, model, validation.bias, validation.labels, label_scores, trial.eval.batch_size)
         return Evaluation(metrics_of(tables, validation.labels), tables, len(indices))
     finally:
         model.train(was_training)
+
+
+def absent_metrics(trial: TrialConfig, validation: Validation) -> dict[str, str]:
+    """Metrics that the config asks for and that these rows cannot give, and why: found without scoring anything.
+
+    What is absent from the rungs' rows counts as absent, because trials could not be compared by it.
+    """
+    absent: dict[str, str] = {}
+    if not validation.labels:
+        return dict.fromkeys((*SWAP, *GROUP), "rows without labels have no prediction that could change or differ")
+    if trial.bias.swap and not validation.bias.swaps:
+        why = "no validation row, as far as the model reads it, has a name, pronoun or group term to swap (bias.swap)"
+        absent |= dict.fromkeys(SWAP, why)
+    if trial.data.group:
+        of_rung = [validation.rows[i] for i in validation.rung]
+        gold, groups = [row.label for row in of_rung], [row.group for row in of_rung]
+        there = group_metrics(gold, gold, groups)  # depends on labels and groups alone
+        why = (
+            f"among the {len(of_rung)} rows of a rung, two groups of data.group={trial.data.group} must share a label"
+            " (raise eval.rung_items, or see whether groups and labels go together)"
+        )
+        absent |= {name: why for name in GROUP if name not in there}
+    return absent
 
 
 def restricted(evaluation: Evaluation, validation: Validation, indices: list[int]) -> Evaluation:
@@ -113,9 +128,7 @@ def metrics_of(tables: dict[str, dict[str, list[Any]]], labels: tuple[str, ...])
         metrics |= text_metrics(items)
     if not labels and "completion_nll" in items:
         metrics["completion_loss"] = sum(items["completion_nll"]) / sum(items["completion_tokens"])
-    if PAIRS in tables:
-        metrics |= bias.pair_metrics(tables[PAIRS]["logprobs"])
-    return metrics
+    return metrics | bias_metrics(tables, labels)
 
 
 def _score_items(
@@ -144,6 +157,28 @@ def _score_items(
     return columns
 
 
+def label_logprobs(
+    base: BaseModel, model: torch.nn.Module, trial: TrialConfig, labels: tuple[str, ...], encoded: list[Encoded]
+) -> np.ndarray:
+    """(rows, classes) log-probabilities of the labels, normalised over them; not finite where a score is not."""
+    if trial.task.name == "classification":
+        return class_logprobs(base, model, [row.context for row in encoded], trial.eval.batch_size)
+    tokens = label_tokens(base.tokenizer, labels)
+    requests = [Request(row.context + label, len(row.context)) for row in encoded for label in tokens]
+    scores = log_likelihoods(base, model, requests, trial.eval.batch_size)
+    rows = [scores[r * len(labels) : (r + 1) * len(labels)] for r in range(len(encoded))]
+    return _normalised(rows, trial.task.normalization)
+
+
+def _normalised(scores: list[list[list[float]]], normalization: str) -> np.ndarray:
+    """(rows, classes) from the token log-probabilities of each label."""
+    raw = np.array(
+        [[sum(values) / (len(values) if normalization == "token" else 1) for values in row] for row in scores]
+    )
+    with np.errstate(invalid="ignore"):  # rows that are not finite stay so, and are found by class_metrics
+        return raw - np.logaddexp.reduce(raw, axis=1, keepdims=True) if len(scores) else np.empty((0, 0))
+
+
 def _joined(
     fresh: dict[str, list[Any]], known: dict[str, list[Any]], indices: list[int], validation: Validation
 ) -> dict[str, list[Any]]:
@@ -151,50 +186,6 @@ def _joined(
     places = {item: (table, i) for table in (known, fresh) for i, item in enumerate(table["item_id"])}
     rows = [places[validation.rows[i].item_id] for i in indices]
     return {name: [table[name][i] for table, i in rows] for name in fresh}
-
-
-def class_metrics(logprobs: np.ndarray, gold: np.ndarray, n_labels: int) -> dict[str, float]:
-    """Accuracy, macro-F1 and log loss.
-
-    Args:
-        logprobs: (rows, classes) log-probabilities, normalised over the classes.
-        gold: (rows,) indices.
-        n_labels: classes; macro-F1 averages over all of them, also those absent here.
-    """
-    from sklearn.metrics import accuracy_score, f1_score, log_loss
-
-    if not np.isfinite(logprobs).all():
-        return dict.fromkeys(CLASSIFICATION, math.nan)
-    predicted = logprobs.argmax(1)
-    classes = list(range(n_labels))
-    probabilities = np.exp(logprobs)
-    probabilities /= probabilities.sum(1, keepdims=True)
-    return {
-        "accuracy": float(accuracy_score(gold, predicted)),
-        "macro_f1": float(f1_score(gold, predicted, labels=classes, average="macro", zero_division=0)),
-        "log_loss": float(log_loss(gold, probabilities, labels=classes)),
-    }
-
-
-def text_metrics(text: dict[str, list[Any]]) -> dict[str, float]:
-    """Perplexities and bits per byte from sums over the whole set, never from averages of batches.
-
-    Args:
-        text: per row ``nll`` (nats) over ``n_tokens`` tokens that spell ``n_bytes`` bytes, and ``completion_nll`` over
-            ``completion_tokens`` of them, where there are: the label's, or those that bear loss.
-    """
-    nll, tokens, n_bytes = sum(text["nll"]), sum(text["n_tokens"]), sum(text["n_bytes"])
-    metrics = {
-        "perplexity": _exp(nll / tokens),
-        "bits_per_byte": nll / (math.log(2) * n_bytes) if math.isfinite(nll) else math.nan,
-    }
-    if "completion_nll" in text:
-        metrics["completion_perplexity"] = _exp(sum(text["completion_nll"]) / sum(text["completion_tokens"]))
-    return metrics
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.nan  # beyond float64: as good as not finite
 
 
 def _completion_logprobs(
@@ -208,18 +199,16 @@ def _completion_logprobs(
         requests.append(Request(row.context + row.completion, 1))
     scores = log_likelihoods(base, model, requests, trial.eval.batch_size)
     per_row = len(labels) + 1
-    raw = np.empty((len(encoded), len(labels)))
+    of_labels = []
     text: dict[str, list[Any]] = {
         name: [] for name in ("nll", "n_tokens", "n_bytes", "completion_nll", "completion_tokens")
     }
     for r, row in enumerate(encoded):
         *by_label, whole = scores[r * per_row : (r + 1) * per_row]
-        mean = trial.task.normalization == "token"
-        raw[r] = [sum(values) / (len(values) if mean else 1) for values in by_label]
+        of_labels.append(by_label)
         text["nll"].append(-sum(whole))
         text["n_tokens"].append(len(whole))
         text["n_bytes"].append(row.n_bytes)
         text["completion_nll"].append(-sum(whole[-len(row.completion) :]))
         text["completion_tokens"].append(len(row.completion))
-    with np.errstate(invalid="ignore"):  # rows that are not finite stay so, and are found by class_metrics
-        return raw - np.logaddexp.reduce(raw, axis=1, keepdims=True), text
+    return _normalised(of_labels, trial.task.normalization), text

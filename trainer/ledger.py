@@ -17,7 +17,7 @@ from analysis.errors import FolderError
 from analysis.folder import MetricsRow, State, TrialFolder, atomic_write
 from trainer.config import TrialConfig
 from trainer.engine import Ended, RungResult
-from trainer.evaluate import PAIRS, Evaluation, Validation, metrics_of
+from trainer.evaluate import Evaluation, Validation, metrics_of
 from trainer.outcomes import Diverged
 
 Score = Callable[[Mapping[str, float]], float]
@@ -121,7 +121,7 @@ class Ledger:
 
     def _read_evaluation(self, step: int) -> Evaluation | None:
         """A rung's evaluation from its item tables; None where they are not there (they are scored again then)."""
-        names = ["task", PAIRS] if self.validation.pairs else ["task"]
+        names = ["task", *self.validation.bias.tables()]
         try:
             tables = {name: self.folder.read_items(name, "validation", step) for name in names}
         except FolderError:
@@ -129,6 +129,9 @@ class Ledger:
         return Evaluation(metrics_of(tables, self.validation.labels), tables, len(tables["task"]["item_id"]))
 
     def _require_finite(self, evaluation: Evaluation, step: int) -> None:
-        bad = sorted(name for name, value in evaluation.metrics.items() if not math.isfinite(value))
+        figures = {
+            name: x for name, x in evaluation.metrics.items() if not name.endswith("stderr")
+        }  # one item has none
+        bad = sorted(name for name, value in figures.items() if not math.isfinite(value))
         if bad:
             raise Diverged(f"{', '.join(bad)} not finite after step {step}")

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
+from trainer.bias_items import BiasItems, load_bias
 from trainer.config import TrialConfig
-from trainer.crows_pairs import load_pairs
+from trainer.counterfactual import find_swaps
 from trainer.data import Dataset, load_dataset, rung_subset
 from trainer.encode import Encoded
 from trainer.evaluate import Validation
@@ -54,13 +55,25 @@ class Materials:
         return self._tokens(trial, "train").encoded
 
     def validation(self, trial: TrialConfig) -> Validation:
-        """The validation rows as tokens, the rung subset and the bias pairs."""
+        """The validation rows as tokens, the rung subset and the bias items."""
         tokens = self._tokens(trial, "validation")
         rung = rung_subset(tokens.rows, trial.eval.rung_items, 0)
-        n_pairs = trial.bias.crows_pairs if trial.task.name == "completion" else 0
-        pairs = self._once(("pairs", str(n_pairs)), lambda: load_pairs(n_pairs)) if n_pairs else []
         dataset = self.dataset(trial)
-        return Validation(tokens.rows, tokens.encoded, dataset.labels, rung, pairs, dataset.schema)
+        bias = self._bias_items(trial, dataset, tokens)
+        return Validation(tokens.rows, tokens.encoded, dataset.labels, rung, bias, dataset.schema)
+
+    def _bias_items(self, trial: TrialConfig, dataset: Dataset, tokens: Tokens) -> BiasItems:
+        """What bias is measured on: of a decoder its preferences too, of every task with labels its predictions."""
+        bias, task = trial.bias, trial.task
+        items = self._once(("bias", repr(bias)), lambda: load_bias(bias)) if task.name != "classification" else None
+        if not bias.swap or not dataset.labels:
+            return items or BiasItems()
+        tokenizer, length = self.base(trial).tokenizer, trial.data.max_length
+        swaps = self._once(
+            ("swaps", str(bias.swap), repr(trial.data), repr(trial.model), repr(task)),
+            lambda: find_swaps(tokens.rows, tokens.encoded, dataset.labels, tokenizer, task, length, bias.swap),
+        )
+        return replace(items or BiasItems(), swaps=swaps)
 
     def facts(self, trial: TrialConfig) -> dict[str, Any]:
         """What ``sweep.yaml`` says of the data, the rows that could not be made into tokens included."""

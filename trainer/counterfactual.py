@@ -1,0 +1,86 @@
+"""Does the prediction change when names, pronouns and group terms in a text are swapped (``trainer/swap.py``)?
+
+Counterfactual token fairness (Garg et al. 2019, arXiv 1809.10610) on the task's own validation rows. The target is 0:
+the swapped text should get the same answer. It says nothing about what the swap does not name, and where the label
+truly depends on the group, a flip is no fault.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from trainer.config import TaskConfig
+from trainer.data import Row
+from trainer.encode import Encoded, encode_rows
+from trainer.measures import SWAP
+from trainer.strata import stratified
+from trainer.swap import swap_terms
+
+_SEED = 0  # which name becomes which: the same in every trial
+
+
+@dataclass(frozen=True)
+class Swap:
+    """A validation row and its counterfactual, as tokens."""
+
+    item_id: str
+    group: str | None
+    original: Encoded
+    swapped: Encoded
+
+
+def find_swaps(
+    rows: Sequence[Row],
+    encoded: Sequence[Encoded],
+    labels: tuple[str, ...],
+    tokenizer: object,
+    task: TaskConfig,
+    max_length: int,
+    n: int,
+) -> list[Swap]:
+    """A fixed subset, stratified by label, of the rows in which the part that the model sees has something to swap.
+
+    Args:
+        rows: of validation.
+        encoded: the same, as tokens.
+        labels, tokenizer, task, max_length: as they were encoded with.
+        n: rows; more than there are means all.
+    """
+    texts = {i: swapped for i, row in enumerate(rows) if (swapped := swap_terms(row.text, _SEED)) is not None}
+    others = [replace(rows[i], text=text) for i, text in texts.items()]
+    if not others:
+        return []
+    pairs = zip(texts, encode_rows(others, labels, tokenizer, task, max_length), strict=True)
+    seen = [Swap(rows[i].item_id, rows[i].group, encoded[i], other) for i, other in pairs]
+    seen = [swap for swap in seen if swap.original.context != swap.swapped.context]
+    chosen = stratified([swap.item_id for swap in seen], [labels[swap.original.target] for swap in seen], n, 0)
+    return [seen[i] for i in chosen]
+
+
+def swap_metrics(
+    original: Sequence[Sequence[float]], swapped: Sequence[Sequence[float]], gold: Sequence[int]
+) -> dict[str, float]:
+    """Flip rate and gap, with standard errors.
+
+    Args:
+        original: (rows, classes) log-probabilities of the text as it is.
+        swapped: the same of its counterfactual.
+        gold: index of each row's label.
+
+    Returns:
+        ``flip_rate``: share of rows whose prediction changes; ``gap``: mean absolute change of the probability of the
+        row's label. NaN where a log-probability is not finite.
+    """
+    before, after = (np.asarray(values, dtype=np.float64) for values in (original, swapped))
+    if before.size == 0 or not (np.isfinite(before).all() and np.isfinite(after).all()):
+        return dict.fromkeys(SWAP, math.nan)
+    rows = np.arange(len(gold))
+    flips = (before.argmax(1) != after.argmax(1)).astype(float)
+    moves = np.abs(np.exp(before[rows, list(gold)]) - np.exp(after[rows, list(gold)]))
+    figures = []
+    for values in (flips, moves):
+        error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        figures += [float(values.mean()), error]
+    return dict(zip(SWAP, figures, strict=True))

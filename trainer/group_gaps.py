@@ -1,0 +1,94 @@
+"""Do predictions differ between the groups of ``data.group``? Gaps by fairlearn, over the task's own rows.
+
+For more than two classes each is compared with the rest, and a figure is the largest over classes. Rows without a
+group are left out. A gap says nothing about why: groups may differ in how hard their texts are.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from trainer.measures import GROUP
+
+
+def group_metrics(gold: Sequence[str], predicted: Sequence[str], groups: Sequence[str | None]) -> dict[str, float]:
+    """Equalized-odds difference, demographic-parity difference and true-positive-rate gap, with standard errors.
+
+    A difference is that of the largest and the smallest rate of a group. Demographic parity: rate of predicting a
+    class. True-positive-rate gap: of finding it among the rows that have it (equal opportunity, Hardt et al. 2016,
+    arXiv 1610.02413); a group without such rows is left out, where fairlearn by itself would take its rate as zero.
+    Equalized odds: the larger one of that gap and of the same among the rows that do not have it. The standard error
+    is that of the difference of the two groups' rates, taken as known which two.
+
+    Args:
+        gold: labels.
+        predicted: predicted labels.
+        groups: a group each; None for none.
+
+    Returns:
+        A figure that fewer than two groups have rows for is left out.
+    """
+    have = np.array([group is not None for group in groups], dtype=bool)
+    of = np.array([group for group in groups if group is not None])
+    if len(set(of.tolist())) < 2:
+        return {}
+    labels, answers = np.asarray(gold)[have], np.asarray(predicted)[have]
+    gaps = _gaps(labels, answers, of)
+    found = _largest(gaps["found"])
+    figures = {
+        "equalized_odds": _largest(gaps["found"] + gaps["mistaken"]) if found else None,
+        "demographic_parity": _largest(gaps["predicted"]),
+        "tpr_gap": found,
+    }
+    values = {
+        f"bias.group.{name}{end}": x
+        for name, gap in figures.items()
+        if gap is not None
+        for end, x in zip(("", "_stderr"), gap, strict=True)
+    }
+    return {name: values[name] for name in GROUP if name in values}
+
+
+def _gaps(labels: np.ndarray, answers: np.ndarray, groups: np.ndarray) -> dict[str, list[tuple[float, float]]]:
+    """For each kind of rate, a gap and its standard error for each class that two groups have rows for.
+
+    Kinds: ``predicted`` among all rows, ``found`` among those of the class, ``mistaken`` among the others.
+    """
+    from fairlearn.metrics import MetricFrame
+
+    classes = sorted(set(labels.tolist()))
+    among = {
+        "predicted": lambda y, label: np.ones(len(y), dtype=bool),
+        "found": lambda y, label: y == label,
+        "mistaken": lambda y, label: y != label,
+    }
+
+    def rate(kind: str, label: str) -> Callable[[np.ndarray, np.ndarray], float]:
+        def of_rows(y_true: np.ndarray, y_pred: np.ndarray) -> float:
+            rows = among[kind](np.asarray(y_true), label)
+            return float((np.asarray(y_pred)[rows] == label).mean()) if rows.any() else math.nan
+
+        return of_rows
+
+    asked = [(kind, label) for kind in among for label in classes]
+    metrics = {f"rate {i}": rate(*what) for i, what in enumerate(asked)}
+    frame = MetricFrame(metrics=metrics, y_true=labels, y_pred=answers, sensitive_features=groups)
+    differences = frame.difference()
+    gaps: dict[str, list[tuple[float, float]]] = {kind: [] for kind in among}
+    members = [groups == group for group in frame.by_group.index]
+    for i, (kind, label) in enumerate(asked):
+        rates = frame.by_group[f"rate {i}"].to_numpy(dtype=float)
+        counted = among[kind](labels, label)
+        sizes = np.array([float((counted & member).sum()) for member in members])
+        there = np.isfinite(rates)
+        if there.sum() < 2:
+            continue
+        variance = np.where(there, rates * (1.0 - rates) / np.maximum(sizes, 1.0), 0.0)
+        ends = variance[np.nanargmax(rates)] + variance[np.nanargmin(rates)]
+        gaps[kind].append((float(differences[f"rate {i}"]), math.sqrt(ends)))
+    return gaps
+
+
+def _largest(gaps: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    return max(gaps) if gaps else None
