@@ -22,8 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from analysis.errors import ConfigError, HardwareError, did_you_mean
 from sweeps import tree
+from sweeps.allowed import Constraints
 from sweeps.config import SweepConfig, check_sweep, misfits, schema, trial_part
-from sweeps.grid import on_grid
+from sweeps.grid import grid_size, on_grid
 from sweeps.narrow import fix, restrict_precisions
 from sweeps.origin import Origins, Source, shown
 from sweeps.overrides import Overrides, Setting, read_overrides
@@ -78,6 +79,21 @@ class Composed:
         trial = trial_part(typed(raw, origins)[0], trial_id)
         check_trial(trial)
         return trial
+
+    def constraints(self) -> Constraints:
+        """``space_constraints``, read. Raises ConfigError."""
+        return Constraints(self.config.space_constraints, searchable(), self._whole)
+
+    def _whole(self, values: Mapping[str, Scalar], paths: Sequence[str]) -> dict[str, Any]:
+        """The values of paths in the config of the trial that has these sampled values."""
+        if not any("${" in str(get(self.raw, path)) for path in paths):
+            config = asdict(self.config)
+            return {path: get(config, path) for path in paths}
+        raw = copy.deepcopy(self.raw)  # what depends on a sampled key follows it
+        for path, value in values.items():
+            put(raw, path, value)
+        whole = OmegaConf.create(raw)
+        return {path: OmegaConf.select(whole, path) for path in paths}
 
     def on_machine(self, available: Sequence[str]) -> "Composed":
         """The same sweep with only the precisions that this machine can do; ``notes`` says what was left out.
@@ -218,7 +234,7 @@ def _build(raw: dict[str, Any], origins: Origins, read: Overrides, choices: Mapp
             f" trials could not be compared. Set it to one value. ({origins.of('space.data.max_length')})"
         )
     space, notes = _fixed(space, config, read.settings)
-    space, gridded = on_grid(space, config.sampler, lambda values: True, config.search.trials)
+    space = on_grid(space, config.sampler)
     touched = "space" in read.choices or bool(notes) or any(s.path.startswith("space") for s in read.settings)
     asked = any(setting.path.startswith("search.start_from") for setting in read.settings)
     start, dropped = start_points(space, config.search.start_from, lenient=touched and not asked)
@@ -248,9 +264,12 @@ def _build(raw: dict[str, Any], origins: Origins, read: Overrides, choices: Mapp
             put(whole, path, get(asdict(config), path))
     explicit = tuple(setting.path for setting in read.settings)
     said_first = [said] if said else []
-    return Composed(
-        config, space, start, [*said_first, *notes, *dropped, *([gridded] if gridded else [])], explicit, whole
-    )
+    composed = Composed(config, space, start, [*said_first, *notes, *dropped], explicit, whole)
+    constraints = composed.constraints()
+    constraints.require_some(space, start)
+    if size := grid_size(space, config.sampler, constraints.allows, config.search.trials):
+        composed.notes.append(size)
+    return composed
 
 
 def _apply(raw: dict[str, Any], setting: Setting) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from analysis.errors import ConfigError
 from sweeps.space import Choices, Scalar, Space, Uniform, active
 
+GRID = "sweeps.samplers.GridSampler"
 _COUNTED = 10_000  # combinations
 
 
@@ -73,16 +74,24 @@ def _every(dimension: Choices | Uniform) -> tuple[Scalar, ...]:
     return tuple(dimension.own(dimension.low + k * dimension.step) for k in range(n + 1))
 
 
-def on_grid(
-    space: Space, sampler: Mapping[str, Any], allowed: Callable[[Mapping[str, Any]], bool], trials: int
-) -> tuple[Space, str]:
-    """The space as the sampler needs it, and a sentence on how many of a grid's combinations are tried (or "")."""
-    if sampler.get("_target_") != "sweeps.samplers.GridSampler":
-        return space, ""
+def on_grid(space: Space, sampler: Mapping[str, Any]) -> Space:
+    """The space as the sampler needs it: finite for a grid."""
+    if sampler.get("_target_") != GRID:
+        return space
     points = sampler.get("points", 4)
-    space = gridded(space, points if isinstance(points, int) and points > 1 else 4)  # what is wrong is said later
+    return gridded(space, points if isinstance(points, int) and points > 1 else 4)  # what is wrong is said later
+
+
+def grid_size(
+    space: Space, sampler: Mapping[str, Any], allowed: Callable[[Mapping[str, Any]], bool], trials: int
+) -> str:
+    """A sentence on how many of a grid's combinations are tried; empty where all are, or for other samplers."""
+    if sampler.get("_target_") != GRID:
+        return ""
     n = sum(map(allowed, itertools.islice(combinations(space), _COUNTED)))
     count = f"{n:,}" if n < _COUNTED else f"{_COUNTED:,} and more"
-    if n <= trials:
-        return space, f"The grid holds {count} combinations, and all are tried." if n < trials else ""
-    return space, f"The grid holds {count} combinations, of which search.trials={trials} are tried, in random order."
+    if n < trials:
+        return f"The grid holds {count} combinations: the sweep ends after them, before search.trials={trials}."
+    if n > trials:
+        return f"The grid holds {count} combinations, of which search.trials={trials} are tried, in random order."
+    return ""

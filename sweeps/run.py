@@ -143,6 +143,7 @@ class _Sweep:
             trials=config.search.trials,
             folder=folder,
             start_from=composed.start,
+            allowed=composed.constraints().allows,
         )
         self.scheduler = build_scheduler(config.scheduler, config.train.rungs)
         self.interrupt = Interrupt(progress, self.search.abandon)

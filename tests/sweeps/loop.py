@@ -33,13 +33,14 @@ class TuneTrial:
 
 @dataclass
 class Ended:
-    """How a trial ended, at which step, and its best rung's objective (NaN where it had none)."""
+    """How a trial ended, at which step, its best rung's objective (NaN where it had none), and all steps until then."""
 
     trial_id: str
     values: dict[str, Any]
     state: str
     step: int
     objective: float
+    all_steps: int
 
 
 @dataclass
@@ -90,12 +91,12 @@ class Loop:
         self._queue: list[tuple[float, int, TuneTrial]] = []
         self._now = 0.0
 
-    def run(self, rungs: float = math.inf) -> "Loop":
-        """Until all trials ended, or so many rungs were reported: then the driver is dead."""
+    def run(self, rungs: float = math.inf, until: Callable[["Loop"], bool] = lambda loop: False) -> "Loop":
+        """Until all trials ended, so many rungs were reported, or ``until``: then the driver is dead."""
         done = 0
         self._fill()
         while self._queue:
-            if done >= rungs:
+            if done >= rungs or until(self):
                 return self
             self._now, _, trial = heapq.heappop(self._queue)
             self._report(trial)
@@ -149,4 +150,6 @@ class Loop:
         self.search.on_trial_complete(trial.trial_id, result)
         state = "stopped_early" if result["state"] == "running" else result["state"]
         best = max(trial.scores, default=math.nan)
-        self.ended.append(Ended(trial.config["trial_id"], trial.config["values"], state, result["step"], best))
+        self.ended.append(
+            Ended(trial.config["trial_id"], trial.config["values"], state, result["step"], best, self.steps)
+        )

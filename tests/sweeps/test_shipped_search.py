@@ -15,7 +15,7 @@ from analysis.errors import ConfigError
 from analysis.folder import SweepFolder, read_lines
 from sweeps import tree
 from sweeps.compose import compose
-from sweeps.grid import combinations, gridded, on_grid
+from sweeps.grid import combinations, grid_size, gridded, on_grid
 from sweeps.scheduling import build_sampler, build_scheduler
 from sweeps.search import reseed
 from sweeps.space import Choices, Space, Uniform
@@ -144,8 +144,10 @@ def test_a_grid_makes_ranges_finite_and_counts_combinations_with_conditions() ->
     assert GRID["lora.alpha_value"].when == {"lora.alpha_rule": ("fixed",)}
     points = [tuple(point.items()) for point in combinations(GRID)]
     assert len(points) == len(set(points)) == 4 * (3 + 1) * 3
-    _, note = on_grid(SPACE, {"_target_": "sweeps.samplers.GridSampler", "points": 3}, lambda values: True, 20)
-    assert "48 combinations, of which search.trials=20" in note
+    grid = {"_target_": "sweeps.samplers.GridSampler", "points": 3}
+    assert on_grid(SPACE, grid) == GRID
+    assert "48 combinations, of which search.trials=20" in grid_size(GRID, grid, lambda values: True, 20)
+    assert "24 combinations: the sweep ends" in grid_size(GRID, grid, lambda values: values["lora.rank"] < 16, 48)
     assert gridded({"x": Uniform(1, 4, integer=True)}, 9)["x"] == Choices((1, 2, 3, 4))
     when = {"b": Uniform(0.1, 0.9), "a": Choices((1,), when={"b": (0.3,)})}
     with pytest.raises(ConfigError, match=r"a is searched when b is 0.3, which is not on the grid"):
