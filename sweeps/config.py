@@ -125,9 +125,7 @@ class SweepConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     bias: BiasConfig = field(default_factory=BiasConfig)
     space: dict[str, Any] = field(default_factory=dict)  # nested like the config; sweeps/space.py
-    space_constraints: list[str] = field(
-        default_factory=list
-    )  # expressions that every point fulfils; sweeps/allowed.py
+    space_constraints: list[str] = field(default_factory=list)  # hold at every point; sweeps/allowed.py
     sampler: dict[str, Any] = field(default_factory=dict)  # _target_ and its arguments
     scheduler: dict[str, Any] = field(default_factory=dict)  # _target_ and its arguments
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
