@@ -130,6 +130,7 @@ class TrialFolder:
         self.items_dir = root / "items"
         self.checkpoints_dir = root / "checkpoint"
         self.adapter_dir = root / "adapter"
+        self.lineage_file = root / "lineage.jsonl"  # whose weights it took up, and when (population based training)
 
     def checkpoint_dir(self, step: int) -> Path:
         return self.checkpoints_dir / str(step)

@@ -24,10 +24,12 @@ from analysis.errors import ConfigError, HardwareError, did_you_mean
 from sweeps import tree
 from sweeps.allowed import Constraints
 from sweeps.config import SweepConfig, check_sweep, misfits, schema, trial_part
+from sweeps.exchange import check_population
 from sweeps.grid import grid_size, on_grid
 from sweeps.narrow import fix, restrict_precisions
 from sweeps.origin import Origins, Source, shown
 from sweeps.overrides import Overrides, Setting, read_overrides
+from sweeps.rules import expand
 from sweeps.schemas import check_read, found_schema
 from sweeps.space import Scalar, Space
 from sweeps.space_group import parse_space, searchable, to_group
@@ -219,6 +221,9 @@ def _build(raw: dict[str, Any], origins: Origins, read: Overrides, choices: Mapp
             problem = f"A file of group {path} changes other groups' keys: begin it with '# @package _global_'."
         raise ConfigError(f"{problem} ({origins.of(path)})")
     raw = read_environment(raw, origins)
+    for name in ("start_from", "warm_start"):  # one name needs no brackets
+        if isinstance(get(raw, f"search.{name}"), str):
+            put(raw, f"search.{name}", [get(raw, f"search.{name}")])
 
     said = ""
     if get(raw, "data") and get(raw, "data.schema") is None:
@@ -235,9 +240,11 @@ def _build(raw: dict[str, Any], origins: Origins, read: Overrides, choices: Mapp
         )
     space, notes = _fixed(space, config, read.settings)
     space = on_grid(space, config.sampler)
+    check_population(space, config.scheduler)
     touched = "space" in read.choices or bool(notes) or any(s.path.startswith("space") for s in read.settings)
     asked = any(setting.path.startswith("search.start_from") for setting in read.settings)
-    start, dropped = start_points(space, config.search.start_from, lenient=touched and not asked)
+    points = expand(config.search.start_from, space)
+    start, dropped = start_points(space, points, lenient=touched and not asked)
     if len(start) > config.search.trials:
         raise ConfigError(
             f"search.start_from holds {len(start)} points, but search.trials={config.search.trials} counts them too."

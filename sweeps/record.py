@@ -38,8 +38,7 @@ class Recorder(Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         files = self._files(trial)
         if not files.config_file.exists():
-            config = self.trial_config(*trial_key(trial))
-            atomic_write(files.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+            write_config(files, self.trial_config(*trial_key(trial)))
         status = files.read_status()
         if status.state not in ENDED:
             files.write_status(replace(status, state=State.RUNNING, reason=""))
@@ -79,6 +78,11 @@ class Recorder(Callback):
 
     def _files(self, trial: Any) -> TrialFolder:
         return self.folder.trial(trial_key(trial)[0])
+
+
+def write_config(files: TrialFolder, config: dict[str, Any]) -> None:
+    """A trial's resolved configuration into its folder."""
+    atomic_write(files.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def _last_line(error: BaseException) -> str:

@@ -24,14 +24,16 @@ from analysis.errors import FolderError
 from analysis.folder import ENDED, SweepFolder, read_lines
 from analysis.objective import Objective
 from analysis.ranking import objective_of
+from sweeps import lineage
 from sweeps.compose import Composed
 from sweeps.devices import answer, facts_of, max_concurrent, ray_running, start_workers
+from sweeps.exchange import Exchange
 from sweeps.interrupt import INTERRUPTED, Interrupt
 from sweeps.manifest import make_manifest, read_manifest, write_manifest
 from sweeps.place import program, typed
 from sweeps.preflight import preflight, skipped_note
 from sweeps.progress import Progress
-from sweeps.record import Recorder
+from sweeps.record import Recorder, write_config
 from sweeps.scheduling import build_sampler, build_scheduler, replay_scheduler
 from sweeps.search import GuardedOptunaSearch
 from sweeps.show import show_leaderboard, show_next
@@ -40,6 +42,7 @@ from sweeps.standing import SweepState
 from sweeps.tracking import WandbTracker
 from sweeps.trial import TrialProxy
 from sweeps.wandb_tables import charts
+from sweeps.warm import carried_over, to_carry
 
 
 def run_sweep(composed: Composed, quiet: bool = False) -> int:
@@ -49,6 +52,8 @@ def run_sweep(composed: Composed, quiet: bool = False) -> int:
         LorasweepError: for anything about the input that cannot be run; nothing is left behind then.
     """
     folder = new_folder(composed)
+    config, objective = composed.config, Objective.from_config(composed.resolved()["objective"])
+    carried_over(config.search.warm_start, composed.space, composed.resolved(), objective.score)
     preflight(composed, quiet)
     with locked(folder), _progress(composed, quiet) as progress:
         return _drive(folder, composed, progress, manifest=None)
@@ -136,6 +141,9 @@ class _Sweep:
         self.folder, self.composed, self.workers, self.progress = folder, composed, workers, progress
         config = composed.config
         records = list(read_lines(folder.asks_file))
+        warm, notes = carried_over(to_carry(records, config), composed.space, composed.resolved(), objective.score)
+        for note in notes:
+            progress.note(note)
         self.search = GuardedOptunaSearch(
             DefineByRun(composed.space),
             build_sampler(config.sampler, config.sweep.seed),
@@ -144,12 +152,15 @@ class _Sweep:
             folder=folder,
             start_from=composed.start,
             allowed=composed.constraints().allows,
+            warm=warm,
         )
         self.scheduler = build_scheduler(config.scheduler, config.train.rungs)
         self.interrupt = Interrupt(progress, self.search.abandon)
         if records:
+            lineage.reconcile(folder, records)
             self.search.replay(records)
             replay_scheduler(self.scheduler, records)
+        self.scheduler.populate(composed.space, self._exchange)
         self.tracker: WandbTracker | None = None
         if config.tracking.mode != "disabled":
             tracking = config.tracking
@@ -169,6 +180,27 @@ class _Sweep:
 
     def trial_config(self, trial_id: str, values: dict[str, Any]) -> dict[str, Any]:
         return asdict(self.composed.trial(trial_id, values))
+
+    def _exchange(self, decided: Exchange) -> bool:
+        """Put a trial of a population in its parent's place, and write down whose weights it has now."""
+        files, parent = self.folder.trial(decided.trial_id), self.folder.trial(decided.parent)
+        config = self.composed.trial(decided.trial_id, decided.new)
+        for worker, _ in self.workers:
+            refused = answer(worker.take_over.remote(config, str(parent.root), decided.step))
+            if refused is None:  # it trains on another device
+                continue
+            if refused:
+                self.progress.note(f"{decided.trial_id} keeps its weights at step {decided.step}: {refused}")
+                return False
+            self.search.perturb(decided)
+            lineage.record(files, decided)
+            write_config(files, asdict(config))
+            new = "  ".join(f"{path}={value:.3g}" for path, value in decided.new.items())
+            self.progress.note(f"{decided.trial_id} goes on from {decided.parent} at step {decided.step}: {new}")
+            if self.tracker is not None:
+                self.tracker.log_exchange(decided)
+            return True
+        return False
 
     def run(self) -> bool:
         """Score the baselines and run the trials. True where it was interrupted."""

@@ -9,9 +9,9 @@ import inspect
 import math
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,15 @@ from ray.tune.schedulers import (
 )
 
 from analysis.errors import ConfigError, did_you_mean
+from sweeps import population
 from sweeps.config import milestones
+from sweeps.exchange import Exchange
 from sweeps.search import METRIC
+from sweeps.space import Space
 
 _UNFIT: dict[type, str] = {
     HyperBandScheduler: "it pauses trials, but a slot that is left is given to the next trial. Use ASHAScheduler",
-    PopulationBasedTraining: "it changes a trial's values behind the sampler's back. Use ASHAScheduler",
+    PopulationBasedTraining: "it pauses trials, but a slot that is left is given to the next trial. Use scheduler=pbt",
     ResourceChangingScheduler: "trials share devices that belong to a worker. Use ASHAScheduler",
     CmaEsSampler: "it keeps its state as a pickle, which is never read from a sweep folder. Use TPESampler",
     QMCSampler: "its sequence would start again on resume. Use TPESampler or RandomSampler",
@@ -91,10 +94,11 @@ class StandIn:
 
     trial_id: str
     status: str = "RUNNING"
+    values: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def config(self) -> dict[str, Any]:
-        return {"trial_id": self.trial_id}
+        return {"trial_id": self.trial_id, "values": dict(self.values)}
 
 
 class GuardedScheduler(TrialScheduler):
@@ -113,6 +117,29 @@ class GuardedScheduler(TrialScheduler):
         self._added: set[str] = set()
         self._live: set[str] = set()
         self._decided: dict[tuple[str, int], str] = {}  # (our trial id, step) → decision
+        self._tune: dict[str, Any] = {}  # Tune's own object of a trial
+
+    def populate(self, space: Space, exchange: Callable[[Exchange], bool]) -> None:
+        """Let a population's decisions be carried out; for other schedulers nothing happens.
+
+        Args:
+            exchange: puts a trial in its parent's place; False where that cannot be done now.
+        """
+
+        def carry_out(decided: Exchange) -> bool:
+            done = exchange(decided)
+            if done:  # a retry starts with the new values, and trackers see them
+                trial = self._tune[decided.trial_id]
+                trial.config = {**trial.config, "values": dict(decided.new)}
+            return done
+
+        if isinstance(self.inner, population.PopulationBasedTraining):
+            self.inner.space, self.inner.exchange = space, carry_out
+
+    def on_perturbed(self, trial_id: str, step: int, values: Mapping[str, Any]) -> None:
+        """An exchange of the past, replayed."""
+        if isinstance(self.inner, population.PopulationBasedTraining):
+            self.inner.note_exchange(trial_id, step, values)
 
     @property
     def metric(self) -> str:
@@ -122,7 +149,8 @@ class GuardedScheduler(TrialScheduler):
         return metric in (None, METRIC) and mode in (None, "max")
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        own = StandIn(trial.config["trial_id"])
+        own = _stand_in(trial)
+        self._tune[own.trial_id] = trial
         if own.trial_id not in self._added:
             with _numpy_seeded(zlib.crc32(own.trial_id.encode())):
                 self.inner.on_trial_add(tune_controller, own)
@@ -130,7 +158,7 @@ class GuardedScheduler(TrialScheduler):
             self._live.add(own.trial_id)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        own, step = StandIn(trial.config["trial_id"]), result["step"]
+        own, step = _stand_in(trial), result["step"]
         if (own.trial_id, step) in self._decided:
             return self._decided[own.trial_id, step]
         if own.trial_id not in self._live or step >= self.max_steps or not _scored(result):
@@ -172,13 +200,19 @@ def replay_scheduler(scheduler: GuardedScheduler, records: Iterable[Mapping[str,
     recorded ones.
     """
     for record in records:
-        trial, result = StandIn(record["trial_id"]), dict(record)
-        if record["event"] == "ask":
+        trial, result = StandIn(str(record["trial_id"]), values=record["values"]), dict(record)
+        if record["event"] == "perturb":
+            scheduler.on_perturbed(trial.trial_id, record["step"], record["values"])
+        elif record["event"] == "ask":
             scheduler.on_trial_add(None, trial)
         elif record["event"] == "rung":
             scheduler.on_trial_result(None, trial, result)
         elif record["event"] == "tell":
             scheduler.on_trial_complete(None, trial, result)
+
+
+def _stand_in(trial: Any) -> StandIn:
+    return StandIn(trial.config["trial_id"], values=trial.config.get("values", {}))
 
 
 def _scored(result: Mapping[str, Any]) -> bool:

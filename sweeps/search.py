@@ -25,9 +25,12 @@ from ray.tune.search.optuna import OptunaSearch
 
 from analysis.errors import ConfigError
 from analysis.folder import ENDED, State, SweepFolder, append_line
-from sweeps.asks import OUT_OF_MEMORY, read_past, told_as, trial_name
+from sweeps.asks import OUT_OF_MEMORY, Past, read_past, told_as, trial_name
+from sweeps.exchange import Exchange
 from sweeps.mirror import StudyMirror
 from sweeps.samplers import GridSampler
+from sweeps.space import DefineByRun, distributions
+from sweeps.warm import Earlier
 
 METRIC = "objective"  # in every report of a trial; higher is better
 # Attributes that Optuna writes itself while a trial runs, or (cma:) that hold a pickle.
@@ -48,6 +51,7 @@ class _Handed:
     trial: optuna.Trial
     values: dict[str, Any]
     rungs: dict[int, float | None]  # step → objective, None where it was not finite
+    perturbed: int | None = None  # the step after which it has other values than were suggested
 
 
 class GuardedOptunaSearch(OptunaSearch):
@@ -62,11 +66,12 @@ class GuardedOptunaSearch(OptunaSearch):
         start_from: points to try first, already validated against the space. Keys that a point leaves out are sampled.
         allowed: whether the space's constraints allow a point. One that they forbid is told to the sampler as such, and
             never becomes a trial.
+        warm: trials of earlier sweeps that the sampler knows from the start; those already written down are left out.
     """
 
     def __init__(
         self,
-        space: Callable[[Any], dict[str, Any]],
+        space: DefineByRun,
         sampler: BaseSampler,
         *,
         seed: int,
@@ -74,6 +79,7 @@ class GuardedOptunaSearch(OptunaSearch):
         folder: SweepFolder,
         start_from: Sequence[Mapping[str, Any]] = (),
         allowed: Callable[[Mapping[str, Any]], bool] = lambda values: True,
+        warm: Sequence[Earlier] = (),
     ):
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # else a line on stderr for every trial
         super().__init__(space, metric=METRIC, mode="max", sampler=sampler, study_name=folder.name)
@@ -86,7 +92,8 @@ class GuardedOptunaSearch(OptunaSearch):
         self._mirror = StudyMirror(folder.journal_file, folder.name)
         self._start_points = [dict(point) for point in start_from]
         self._allowed = allowed
-        self._resumed: dict[int, dict[int, float | None]] = {}  # unfinished trial → its rungs so far
+        self._warm = list(warm)
+        self._resumed: dict[int, Past] = {}  # unfinished trials
         self._seen: set[tuple[tuple[str, Any], ...]] = set()  # points handed out, of a grid
         self._live: dict[str, _Handed] = {}  # by Tune's trial id
         self._asked = 0
@@ -110,9 +117,11 @@ class GuardedOptunaSearch(OptunaSearch):
                 self._asked = past.number + 1
                 self._seen.add(_key(past.values))
                 if not past.told:
-                    self._resumed[past.number] = dict(past.rungs)
+                    self._resumed[past.number] = past
             if past.start in self._start_points:
                 self._start_points.remove(past.start)
+        known = {past.told.get("source") for past in study if past.told}
+        self._warm = [earlier for earlier in self._warm if earlier.source not in known]
         self._begin([past.frozen(index) for index, past in enumerate(study)])
 
     def close(self) -> None:
@@ -172,7 +181,10 @@ class GuardedOptunaSearch(OptunaSearch):
             before = dict(self._study_attrs())
             trial = self._study.ask()
             values = self._points(trial)
-            handed = _Handed(number, trial, values, self._resumed.get(number, {}))
+            handed = _Handed(number, trial, values, {})
+            if again:
+                past = self._resumed[number]
+                handed = _Handed(number, trial, dict(past.current), dict(past.rungs), past.perturbed)
             study = {name: it for name, it in self._study_attrs().items() if before.get(name) != it}
             known = isinstance(self._own_sampler, GridSampler) and _key(values) in self._seen
             if again or (self._allowed(values) and not known):
@@ -208,6 +220,16 @@ class GuardedOptunaSearch(OptunaSearch):
         """What samplers remember in the study, such as NSGA-II the parents of a generation."""
         return self._study._storage.get_study_system_attrs(self._study._study_id)
 
+    def perturb(self, exchange: Exchange) -> None:
+        """Write down that a trial goes on from another one's weights, with other values."""
+        handed = next(it for it in self._live.values() if trial_name(it.number) == exchange.trial_id)
+        if handed.perturbed is None:
+            handed.perturbed = exchange.step
+        handed.values = dict(exchange.new)
+        score = handed.rungs.get(exchange.step)
+        more = {"parent": exchange.parent, "old": exchange.old}
+        self._log("perturb", handed, score, exchange.step, str(State.RUNNING), **more)
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """A rung after which the trial goes on."""
         handed = self._live.get(trial_id)
@@ -225,7 +247,7 @@ class GuardedOptunaSearch(OptunaSearch):
         if self._abandoned and answer.get("state") not in ENDED:
             return
         state, objective = _outcome(answer, handed.rungs, error)
-        told = told_as(state, objective, handed.rungs)
+        told = told_as(state, objective, handed.rungs, handed.perturbed)
         step = max([int(answer.get("step", 0)), *handed.rungs])
         reason = str(answer.get("reason", "")) or ("the trial's process ended with an error" if error else "")
         self._log("tell", handed, objective, step, str(state), told=told.name, reason=reason)
@@ -247,6 +269,25 @@ class GuardedOptunaSearch(OptunaSearch):
     def _begin(self, past: Sequence[FrozenTrial]) -> None:
         self._ready = True
         self._mirror.start(past, self._study.directions)
+        for earlier in self._warm:
+            self._carry_over(earlier)
+
+    def _carry_over(self, earlier: Earlier) -> None:
+        """An earlier sweep's trial: into the study, and into asks.jsonl for the resumes to come."""
+        told = TrialState.COMPLETE if earlier.completed else TrialState.PRUNED
+        made = {name: it for name, it in distributions(self._points.space).items() if name in earlier.values}
+        line = {
+            "event": "warm", "trial_id": None, "number": None, "values": earlier.values, "objective": earlier.objective,
+            "step": max(earlier.rungs), "state": str(State.COMPLETED if earlier.completed else State.STOPPED_EARLY),
+            "time": time.time(), "distributions": {name: distribution_to_json(it) for name, it in made.items()},
+            "attrs": {}, "start": None, "told": told.name, "source": earlier.source,
+            "rungs": {str(step): value for step, value in earlier.rungs.items()},
+        }  # fmt: skip
+        append_line(self._asks_file, line)
+        (past,) = read_past([line])
+        frozen = past.frozen(len(self._study.get_trials(deepcopy=False)))
+        self._study.add_trial(frozen)
+        self._mirror.asked(frozen)
 
     def _note_rung(self, handed: _Handed, result: Mapping[str, Any]) -> None:
         step = result.get("step")
@@ -255,7 +296,7 @@ class GuardedOptunaSearch(OptunaSearch):
         value = _finite(result.get(METRIC))
         self._log("rung", handed, value, step, str(State.RUNNING))
         handed.rungs[step] = value
-        if value is not None:
+        if value is not None and (handed.perturbed is None or step <= handed.perturbed):
             handed.trial.report(value, step)
             self._mirror.rung(handed.trial.number, step, value)
 

@@ -20,6 +20,7 @@ from ray.tune.logger import LoggerCallback
 
 from analysis.folder import State, SweepFolder
 from analysis.rows import Row
+from sweeps.exchange import Exchange
 from sweeps.reports import outcome_of, rung_rows, trial_key
 from sweeps.wandb_runs import WandbRuns
 from sweeps.wandb_tables import leaderboard_table, predictions
@@ -122,6 +123,13 @@ class WandbTracker(LoggerCallback):
         """Trials that have not ended are left to be gone on with when the sweep is run again."""
         for trial_id in sorted(self._open):
             self._end(trial_id, State.RUNNING, "the sweep was interrupted; run it again to go on")
+
+    def log_exchange(self, exchange: Exchange) -> None:
+        """A trial of a population goes on from another one's weights: its parent, and its new values as a curve."""
+        point: dict[str, Any] = {"step": exchange.step, "parent": exchange.parent}
+        point |= {f"old.{path}": value for path, value in exchange.old.items()}
+        point |= {f"new.{path}": value for path, value in exchange.new.items()}
+        self._post(self._runs.log, exchange.trial_id, point)
 
     def log_baseline(self, name: str, metrics: Mapping[str, float], config: Mapping[str, Any]) -> None:
         """One run of job type ``baseline``, at step 0."""

@@ -21,6 +21,7 @@ from typing import Any
 from analysis.errors import FolderError, LorasweepError
 from analysis.folder import MetricsRow, State, TrialFolder
 from analysis.objective import Objective
+from sweeps.lineage import take_over
 from sweeps.place import package_root
 from trainer.config import EngineConfig, TrialConfig
 from trainer.engine import Admission, Admitted, Ended, Event, Refused, RungResult
@@ -105,6 +106,8 @@ class DeviceWorker:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._undecided: set[str] = set()  # posted a rung, and not yet told to go on or to end
+        self._resting: set[str] = set()  # the same, however long it takes
+        self._successors: dict[str, TrialConfig] = {}  # of trials that rest: how they go on from another one's weights
         threading.Thread(target=self._own_engine, name="engine", daemon=True).start()
 
     # --- called through Ray ------------------------------------------------------------------------------------------
@@ -136,6 +139,18 @@ class DeviceWorker:
 
     async def proceed(self, trial_id: str) -> None:
         await self._ask(partial(self._proceed, trial_id))
+
+    async def take_over(self, trial: TrialConfig, donor: str, step: int) -> str | None:
+        """Let a trial go on from another one's weights and optimiser state, with the values that ``trial`` has.
+
+        Args:
+            donor: folder of the other trial, which may train elsewhere.
+            step: of a rung that both have reached.
+
+        Returns:
+            None where the trial is not here, "" where it was done, else why it cannot be done.
+        """
+        return await self._ask(partial(self._take_over, trial, TrialFolder(Path(donor)), step))
 
     async def end(self, trial_id: str, state: str) -> None:
         """Free a trial's slot; nothing happens where it has none."""
@@ -266,20 +281,56 @@ class DeviceWorker:
 
     def _proceed(self, trial_id: str) -> None:
         self._undecided.discard(trial_id)
-        self.engine.proceed(trial_id)
+        self._resting.discard(trial_id)
+        successor = self._successors.pop(trial_id, None)
+        if successor is None:
+            self.engine.proceed(trial_id)
+        else:
+            folder = self._folders[trial_id]
+            self._succeed(successor, folder, folder.checkpoints()[-1])
+
+    def _take_over(self, trial: TrialConfig, donor: TrialFolder, step: int) -> str | None:
+        folder = self._folders.get(trial.trial_id)
+        if folder is None:
+            return None
+        if folder.checkpoints()[-1:] != [step]:
+            return "it has gone on to its next rung"
+        if refused := take_over(folder, donor, step):
+            return refused
+        if trial.trial_id in self._resting:  # its slot is left when it is told to go on
+            self._successors[trial.trial_id] = trial
+        else:
+            self._succeed(trial, folder, step)
+        return ""
+
+    def _succeed(self, trial: TrialConfig, folder: TrialFolder, step: int) -> None:
+        """Leave the slot, and take one again from the checkpoint that was taken over."""
+        try:
+            self.engine.end(trial.trial_id, State.STOPPED_EARLY)
+            admission = self.engine.admit(trial, folder, folder.checkpoint_dir(step))
+            if not isinstance(admission, Admitted):
+                raise LorasweepError(f"its slot was refused ({admission})")
+        except Exception as error:
+            self._post(self._failed(trial.trial_id, error, "while it took over another trial's weights"))
 
     def _end(self, trial_id: str, state: State) -> None:
         self._undecided.discard(trial_id)
+        self._forget(trial_id)
         folder = self._folders.pop(trial_id, None)
         if folder is not None:
             self.engine.end(trial_id, state)
             shutil.rmtree(folder.checkpoints_dir, ignore_errors=True)
+
+    def _forget(self, trial_id: str) -> None:
+        self._resting.discard(trial_id)
+        self._successors.pop(trial_id, None)
 
     def _post(self, event: Event) -> None:
         if isinstance(event, RungResult):
             try:
                 self._checkpoint(event)
                 self._undecided.add(event.trial_id)
+                self._resting.add(event.trial_id)
             except Exception as error:  # such as a full disk: this trial's end, not its neighbours'
                 traceback.print_exc()
                 event = self._failed(event.trial_id, error, "its checkpoint could not be written")
@@ -287,6 +338,7 @@ class DeviceWorker:
                     self.engine.end(event.trial_id, State.FAILED)
         if isinstance(event, Ended):
             self._undecided.discard(event.trial_id)
+            self._forget(event.trial_id)
             folder = self._folders.pop(event.trial_id)
             shutil.rmtree(folder.checkpoints_dir, ignore_errors=True)
         assert self._loop is not None

@@ -1,0 +1,150 @@
+"""Where a search starts: named rules, and earlier sweeps whose trials it knows."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from analysis.errors import ConfigError
+from analysis.folder import MetricsRow, State, Status, SweepFolder, read_lines
+from sweeps.compose import compose
+from sweeps.rules import RULES, expand
+from sweeps.scheduling import build_sampler
+from sweeps.search import GuardedOptunaSearch
+from sweeps.space import Choices, DefineByRun, Space, Uniform
+from sweeps.warm import carried_over, to_carry
+
+SPACE: Space = {
+    "lora.rank": Choices((4, 32)),
+    "lora.targets": Choices(("attention", "all_linear")),
+    "optim.lr": Uniform(3e-4, 1e-2, log=True),
+}
+
+
+def test_rules_are_fitted_to_the_space() -> None:
+    assert expand(["low_rate"], SPACE) == [{"lora.rank": 32, "lora.targets": "all_linear", "optim.lr": 3e-4}]
+    assert expand("rules", {"optim.lr": SPACE["optim.lr"]}) == [{"optim.lr": lr} for lr in (3e-4, 1e-3, 5e-4)]
+    stepped: Space = {"lora.rank": Uniform(4, 32, step=4, integer=True), "lora.alpha_rule": Choices(("fixed",))}
+    assert expand(["high_rank"], stepped) == [{"lora.rank": 32}]
+    assert expand([{"optim.lr": 1e-3}, "high_rate"], {"optim.lr": SPACE["optim.lr"]}) == [{"optim.lr": 1e-3}]
+
+
+def test_every_rule_is_a_point_of_every_shipped_space() -> None:
+    for space in ("default", "wide", "qlora"):
+        composed = compose([f"space={space}", "search.start_from=rules"])
+        assert 1 <= len(composed.start) <= len(RULES)
+        assert all(composed.space[path].holds(value) for point in composed.start for path, value in point.items())
+
+
+@pytest.mark.parametrize("given", ["[lowrate]", "[3]", "low"])
+def test_an_unknown_rule_is_refused_with_the_nearest(given: str) -> None:
+    with pytest.raises(ConfigError, match=r"search.start_from\[0\].*(low_rate|rules)"):
+        compose([f"search.start_from={given}"])
+
+
+def earlier(root: Path, name: str, trials: list[dict[str, Any]], searched: list[str]) -> str:
+    folder = SweepFolder(root / name)
+    folder.root.mkdir(parents=True)
+    folder.sweep_file.write_text(yaml.safe_dump({"space": {path: {} for path in searched}}))
+    for number, it in enumerate(trials):
+        files = folder.trial(f"t{number:04d}")
+        files.root.mkdir(parents=True)
+        config = {
+            "lora": {"rank": it.get("rank", 4), "targets": it.get("targets", "attention")},
+            "optim": {"lr": it.get("lr", 1e-3), "schedule": it.get("schedule", "linear")},
+        }
+        files.config_file.write_text(yaml.safe_dump(config))
+        files.write_status(Status(it.get("state", State.COMPLETED), "", 8, ""))
+        for step, accuracy in it.get("rungs", {4: 0.5, 8: 0.6}).items():
+            files.append_metrics(MetricsRow(files.trial_id, step, 0, 0.0, False, 9, {"accuracy": accuracy}))
+    return str(folder.root)
+
+
+NOW = {"lora": {"rank": 8, "targets": "attention", "dropout": 0.0}, "optim": {"lr": 1e-3, "schedule": "linear"}}
+
+
+def accuracy(metrics: Any) -> float:
+    return float(metrics.get("accuracy", float("nan")))
+
+
+def test_what_fits_an_earlier_sweep_is_carried_over_and_what_does_not_is_named(tmp_path: Path) -> None:
+    run = earlier(
+        tmp_path,
+        "first",
+        [
+            {"rank": 4, "targets": "all_linear"},
+            {"rank": 32, "lr": 5e-3, "state": State.STOPPED_EARLY, "rungs": {4: 0.3}, "schedule": "cosine"},
+            {"rank": 16},
+            {"lr": 0.5},
+            {"state": State.DIVERGED},
+            {"rungs": {4: float("nan")}},
+        ],
+        ["lora.rank"],
+    )
+    found, (note,) = carried_over([run], SPACE, NOW, accuracy)
+    assert [(it.source, it.completed, it.objective) for it in found] == [
+        (f"{run}/t0000", True, 0.6), (f"{run}/t0001", False, 0.3),
+    ]  # fmt: skip
+    assert found[0].values == {"lora.rank": 4, "lora.targets": "all_linear", "optim.lr": 1e-3}
+    assert "2 of 6 trials" in note
+    for words in ("lora.rank=16 is outside", "optim.lr=0.5 is outside", "diverged (1)", "was not measured"):
+        assert words in note
+    assert "differ: optim.schedule" in note
+
+
+def test_a_key_that_was_searched_there_and_is_fixed_here_must_have_its_value(tmp_path: Path) -> None:
+    run = earlier(tmp_path, "first", [{"targets": "attention"}, {"targets": "all_linear"}], ["lora.targets"])
+    space = {path: it for path, it in SPACE.items() if path != "lora.targets"}
+    found, (note,) = carried_over([run], space, NOW, accuracy)
+    assert [it.source for it in found] == [f"{run}/t0000"]
+    assert "lora.targets=all_linear there, attention here (1)" in note
+
+
+def test_a_sweep_of_which_nothing_fits_is_refused(tmp_path: Path) -> None:
+    run = earlier(tmp_path, "first", [{"rank": 16}], ["lora.rank"])
+    with pytest.raises(ConfigError, match=r"nothing of .*first fits.*lora.rank=16 is outside the space \(1 trials\)"):
+        carried_over([run], SPACE, NOW, accuracy)
+
+
+def search(root: Path, warm: Any) -> Any:
+    made = GuardedOptunaSearch(
+        DefineByRun(SPACE), build_sampler({"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 3}, 0), seed=0,
+        trials=20, folder=SweepFolder(root), warm=warm,
+    )  # fmt: skip
+    records = list(read_lines(SweepFolder(root).asks_file))
+    if records:
+        made.replay(records)
+    return made
+
+
+def test_the_sampler_knows_earlier_trials_at_once_and_a_resume_needs_no_old_folder(tmp_path: Path) -> None:
+    trials = [{"rank": 32, "lr": 10 ** (-3.5 + 0.15 * k), "rungs": {8: 1 - abs(k - 3) / 4}} for k in range(10)]
+    run = earlier(tmp_path, "first", trials, [])
+    warm, _ = carried_over([run], SPACE, NOW, accuracy)
+    warmed, cold = search(tmp_path / "warmed", warm), search(tmp_path / "cold", [])
+    near = dict.fromkeys(("warmed", "cold"), 0)
+    for name, made in (("warmed", warmed), ("cold", cold)):
+        for k in range(6):
+            point = made.suggest(str(k))
+            assert point["trial_id"] == f"t{k:04d}"  # earlier trials take none of the names
+            near[name] += 5e-4 < point["values"]["optim.lr"] < 2e-3
+            if k < 5:
+                made.on_trial_complete(str(k), {"step": 8, "objective": 0.1, "state": "completed"})
+    assert near["warmed"] > near["cold"]
+    told = [trial.state.name for trial in warmed._study.trials]
+    assert told == ["COMPLETE"] * 15 + ["RUNNING"]
+    assert warmed._study.trials[3].user_attrs["source"] == f"{run}/t0003"
+
+    records = list(read_lines(SweepFolder(tmp_path / "warmed").asks_file))
+    config = compose([f"search.warm_start=[{run}/]"]).config
+    assert to_carry(records, config) == []
+    again = search(tmp_path / "warmed", [])
+    assert [t.state.name for t in again._study.trials] == ["COMPLETE"] * 15 + ["WAITING"]
+    plain = [(t.params, t.values, t.intermediate_values) for t in again._study.trials[:15]]
+    assert plain == [(t.params, t.values, t.intermediate_values) for t in warmed._study.trials[:15]]
+    assert again.suggest("5")["trial_id"] == "t0005"
+    again.on_trial_complete("5", {"step": 8, "objective": 0.1, "state": "completed"})
+    warmed.on_trial_complete("5", {"step": 8, "objective": 0.1, "state": "completed"})
+    assert again.suggest("6") == warmed.suggest("6")
+    assert search(tmp_path / "warmed", warm)._warm == []
