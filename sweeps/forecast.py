@@ -1,0 +1,153 @@
+"""How long a sweep will take: its slots, rungs and early stopping played through with the costs of a probe.
+
+The scheduler at play is the sweep's own. Trials get scores at random, and the same sweep is played several times: how
+many are stopped early depends on the order in which they come, and their values are not known before.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+_PLAYS = 7
+_SPREAD = 0.3  # standard deviation of a rung's score around its trial's own
+
+Decide = Callable[[int, int, float], bool]  # (trial, step, score, higher is better) → whether it goes on
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a trial costs on one device.
+
+    Attributes:
+        pack: trials of one name share passes.
+        own: seconds of an optimiser step for the trial's own tokens.
+        shared: seconds of an optimiser step that all slots of a pack pay once, together.
+        rungs: optimiser steps, ascending; the last is its end.
+        rung_seconds: to score the rung subset.
+        final_seconds: to score all that is left at its end.
+        tokens: of an optimiser step, padding not counted.
+    """
+
+    pack: str
+    own: float
+    shared: float
+    rungs: tuple[int, ...]
+    rung_seconds: float
+    final_seconds: float
+    tokens: float = 0.0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Medians over the plays.
+
+    Attributes:
+        seconds: from the first trial's start to the last one's end.
+        low, high: the shortest and longest play.
+        completed: trials that reach their last step.
+        steps: optimiser steps of all trials.
+        tokens: training tokens of all trials.
+        scorings: rung scorings of all trials.
+    """
+
+    seconds: float
+    low: float
+    high: float
+    completed: int
+    steps: int
+    tokens: float
+    scorings: int
+
+
+def forecast(
+    trials: Sequence[Cost],
+    slots: int,
+    devices: int,
+    decider: Callable[[], Decide],
+    overhead: float,
+    seed: int = 0,
+) -> Forecast:
+    """Play a sweep through.
+
+    Args:
+        trials: in the order in which they start.
+        slots: trials side by side on a device.
+        devices: device workers.
+        decider: makes the scheduler's decision for a sweep that begins.
+        overhead: seconds between a trial's end and the first step of the next in its slot.
+    """
+    plays = []
+    for number in range(_PLAYS):
+        chance = random.Random(seed + number)
+        order = list(trials)
+        chance.shuffle(order)
+        plays.append(_play(order, slots, devices, decider(), overhead, chance))
+    plays.sort(key=lambda play: play.seconds)
+    middle = plays[len(plays) // 2]
+    return Forecast(
+        middle.seconds,
+        plays[0].seconds,
+        plays[-1].seconds,
+        middle.completed,
+        middle.steps,
+        middle.tokens,
+        middle.scorings,
+    )
+
+
+@dataclass
+class _Running:
+    trial: int
+    cost: Cost
+    quality: float
+    step: int = 0
+
+    def next_rung(self) -> int:
+        return next(rung for rung in self.cost.rungs if rung > self.step)
+
+
+@dataclass
+class _Play:
+    seconds: float = 0.0
+    completed: int = 0
+    steps: int = 0
+    tokens: float = 0.0
+    scorings: int = 0
+
+
+def _play(
+    trials: Sequence[Cost], slots: int, devices: int, decide: Decide, overhead: float, chance: random.Random
+) -> _Play:
+    waiting = list(enumerate(trials))[::-1]
+    clocks, running = [0.0] * devices, [list[_Running]() for _ in range(devices)]
+    total = _Play()
+    while True:
+        for place in range(devices):
+            while waiting and len(running[place]) < slots:
+                trial, cost = waiting.pop()
+                running[place].append(_Running(trial, cost, chance.gauss(0, 1)))
+                clocks[place] += overhead / slots  # the others train meanwhile
+        busy = [place for place in range(devices) if running[place]]
+        if not busy:
+            total.seconds = max(clocks)
+            return total
+        place = min(busy, key=clocks.__getitem__)  # what happens first is decided first
+        here = running[place]
+        n = min(slot.next_rung() - slot.step for slot in here)
+        shared = {slot.cost.pack: slot.cost.shared for slot in here}
+        clocks[place] += n * (sum(shared.values()) + sum(slot.cost.own for slot in here))
+        for slot in list(here):
+            slot.step += n
+            total.steps += n
+            total.tokens += n * slot.cost.tokens
+            if slot.step not in slot.cost.rungs:
+                continue
+            clocks[place] += slot.cost.rung_seconds
+            total.scorings += 1
+            goes_on = decide(slot.trial, slot.step, slot.quality + chance.gauss(0, _SPREAD))
+            if slot.step == slot.cost.rungs[-1]:
+                clocks[place] += slot.cost.final_seconds
+                total.completed += 1
+                here.remove(slot)
+            elif not goes_on:
+                here.remove(slot)

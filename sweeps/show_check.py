@@ -1,0 +1,151 @@
+"""``lorasweep check`` on a terminal: each part is printed as soon as it is known."""
+
+import textwrap
+from dataclasses import asdict
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.text import Text
+
+from sweeps.check import Check, audited, drawn, estimated, plan
+from sweeps.compose import Composed
+from sweeps.preflight import check_rung, preflight_assets
+from trainer.audit import Audit
+from trainer.bias_items import BiasItems, load_bias
+from trainer.data import load_dataset
+
+_NAME = 11  # columns
+_MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow")}
+
+
+def run_check(composed: Composed, samples: int, probe: bool, quiet: bool) -> Check:
+    """Find everything, and print it unless ``quiet``. Raises LorasweepError for what cannot be composed or read."""
+    console = Console(highlight=False, quiet=quiet)
+    check = Check(plan=plan(composed))
+    _show_plan(console, composed, check.plan)
+    report = (lambda line: None) if quiet else print
+    dataset = load_dataset(composed.config.data, report)
+    check_rung(composed, dataset)
+    config = composed.config
+    bias = load_bias(config.bias, report) if config.task.name != "classification" else BiasItems()
+    check.audit, problems = audited(dataset, composed.config.data, bias)
+    check.problems += problems
+    if dataset.skipped:
+        check.problems.append(
+            ("warning", f"{len(dataset.skipped)} rows left out (data.on_error=skip), the first: {dataset.skipped[0]}")
+        )
+    _show_data(console, check.audit)
+    preflight_assets(composed, report)
+    if probe:
+        with console.status("probing: a base model at each precision, two steps, a scoring"):
+            estimated(composed, dataset, check)
+        cut = {split: found for split, found in check.lengths.items() if found["cut"] >= 0.05}
+        for split, found in cut.items():
+            check.problems.append(
+                (
+                    "warning",
+                    f"{split}: {found['cut']:.0%} of the rows are longer than data.max_length="
+                    f"{composed.config.data.max_length} and are cut; 95 % have at most {found['p95']:,} tokens.",
+                )
+            )
+        _show_estimate(console, check)
+    check.problems.sort(key=lambda problem: problem[0] != "error")
+    check.samples = [asdict(trial) for trial in drawn(composed, samples)] if samples else []
+    for sample in check.samples:
+        console.print(Text(f"\n# {sample['trial_id']}", "bold"))
+        console.print(Text(yaml.safe_dump(sample, sort_keys=False, allow_unicode=True).rstrip()), soft_wrap=True)
+    _show_problems(console, [*[("warning", note) for note in composed.notes], *check.problems])
+    return check
+
+
+def _line(console: Console, name: str, text: str) -> None:
+    filled = textwrap.fill(
+        f"{name:<{_NAME}}{text}",
+        min(console.width, 120),
+        subsequent_indent=" " * _NAME,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    console.print(Text(filled[:_NAME], "bold") + Text(filled[_NAME:]), soft_wrap=True)
+
+
+def _show_plan(console: Console, composed: Composed, found: dict[str, Any]) -> None:
+    given = f"{found['given']} given, the others suggested by" if found["given"] else "suggested by"
+    _line(console, "sweep", f"{found['name']}, in {found['folder']}")
+    rungs = ", ".join(map(str, found["rungs"]))
+    _line(console, "trials", f"{found['trials']} ({given} {found['sampler']}); {found['scheduler']}")
+    _line(console, "steps", f"{found['max_steps']} of {found['batch_size']} rows; scored at {rungs}")
+    for number, (path, dimension) in enumerate(found["space"].items()):
+        _line(console, "" if number else "searched", f"{path}: {dimension}")
+    if not found["space"]:
+        _line(console, "searched", "nothing: `lorasweep trial` runs one configuration")
+
+
+def _show_data(console: Console, found: Audit) -> None:
+    rows = f"{found.rows['train']:,} to train on, {found.rows['validation']:,} to rank by"
+    labels = found.labels["train"]
+    if labels:
+        shown = ", ".join(f"{label} {n:,}" for label, n in list(labels.items())[:8])
+        rows += f"; {len(labels)} labels: {shown}" + (", …" if len(labels) > 8 else "")
+    _line(console, "rows", rows)
+
+
+def _show_estimate(console: Console, check: Check) -> None:
+    for split, found in check.lengths.items():
+        text = f"median {found['median']:,}, 95 % at most {found['p95']:,}, longest {found['longest']:,}"
+        more = f" (of {found['rows']:,} rows)" if check.audit and found["rows"] < check.audit.rows[split] else ""
+        _line(console, "tokens" if split == "train" else "", f"{split}: {text}{more}")
+    for number, (precision, found) in enumerate(check.precisions.items()):
+        text = (
+            f"{precision}: model {_bytes(found['base_bytes'])}, a trial {_bytes(found['trial_bytes'])},"
+            f" {found['slots']:.0f} side by side; a step alone {_seconds(found['step_seconds'])}"
+            f" ({found['tokens_per_second']:,.0f} tokens/s), a rung's scoring {_seconds(found['score_seconds'])}"
+        )
+        _line(console, "" if number else "probed", text)
+    estimate = check.estimate
+    _line(
+        console,
+        "time",
+        f"about {_seconds(estimate['seconds'])} ({_seconds(estimate['low'])} to {_seconds(estimate['high'])}) on"
+        f" {estimate['devices']} × {estimate['device']}, {estimate['slots']} trials side by side; about"
+        f" {estimate['completed']} of {check.plan['trials']} reach their last step",
+    )
+    work = (
+        f"{estimate['steps']:,} steps, {estimate['tokens']:,.0f} tokens trained on, {_flops(estimate['flops'])},"
+        f" {estimate['device_hours']:.2g} device-hours"
+    )
+    _line(console, "work", work)
+    if estimate["cost"] is not None:
+        _line(console, "cost", f"about {estimate['cost']:.2f}, at resources.price_per_hour for each device")
+
+
+def _show_problems(console: Console, problems: list[tuple[str, str]]) -> None:
+    if not problems:
+        console.print("\nNothing to complain of.")
+        return
+    console.print()
+    for kind, text in problems:
+        mark, colour = _MARKS[kind]
+        filled = textwrap.fill(text, min(console.width, 120) - 2, subsequent_indent="  ", break_long_words=False)
+        console.print(Text(f"{mark} ", colour) + Text(filled), soft_wrap=True)
+
+
+def _bytes(n: float) -> str:
+    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _flops(n: float) -> str:
+    for unit, size in (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12)):
+        if n >= size:
+            return f"{n / size:.2g} {unit}"
+    return f"{n / 1e9:.2g} GFLOP"

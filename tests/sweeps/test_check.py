@@ -1,0 +1,65 @@
+"""`lorasweep check`: what it says of a sweep, and that `run` meets the same errors."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sweeps import cli
+from sweeps.compose import compose
+from sweeps.preflight import preflight
+
+
+def leaky(tiny_data: tuple[Path, Path], folder: Path) -> Path:
+    """A validation file with a training row in it."""
+    train, validation = tiny_data
+    path = folder / "leaky.csv"
+    shutil.copy(validation, path)
+    with path.open("a") as file:
+        file.write(train.read_text().splitlines()[1] + "\n")
+    return path
+
+
+def test_everything_is_said_from_two_probe_steps(tiny, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = tiny("bert", "task=classification", "search.trials=4", "precision=fp32", "resources.price_per_hour=3600")
+    assert cli.main(["check", *given, "--samples", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ok"] is True
+    assert (found["plan"]["trials"], found["plan"]["rungs"]) == (4, [2, 8])
+    estimate = found["estimate"]
+    assert 0 < estimate["low"] <= estimate["seconds"] <= estimate["high"]
+    assert estimate["cost"] == pytest.approx(estimate["seconds"] * estimate["devices"])
+    assert 8 + 3 * 2 <= estimate["steps"] <= 32
+    assert estimate["flops"] > 0
+    assert found["precisions"]["fp32"]["base_bytes"] > 1000
+    assert found["lengths"]["train"]["rows"] == 60
+    assert [sample["trial_id"] for sample in found["samples"]] == ["t0000", "t0001"]
+    assert found["samples"][0]["train"]["rungs"] == [2, 8]
+    assert list(tmp_path.iterdir()) == []  # nothing is written
+
+
+def test_the_same_text_in_both_splits_fails_check_and_run_unless_allowed(
+    tiny, tiny_data, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = tiny("bert", "task=classification", f"data.validation={leaky(tiny_data, tmp_path)}")
+    assert cli.main(["check", *given, "--no-probe"]) == 3
+    assert "✗ 1 validation row stands among the training rows too" in capsys.readouterr().out
+    assert cli.main(["run", *given]) == 3
+    assert "data.allow_overlap=true" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    allowed = [*given, "data.allow_overlap=true"]
+    assert cli.main(["check", *allowed, "--no-probe"]) == 0
+    assert "! 1 validation row stands" in capsys.readouterr().out
+    preflight(compose(allowed))
+
+
+def test_the_plan_is_readable_in_80_columns(tiny, monkeypatch, capsys, tmp_path) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+    cli.main(["check", *tiny("bert", "task=classification", "sweep.name=x"), "--no-probe"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "rows       60 to train on, 30 to rank by; 3 labels: bird 20, fruit 20, metal 20" in lines
