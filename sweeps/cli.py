@@ -15,6 +15,7 @@ from analysis.errors import ConfigError, LorasweepError, did_you_mean
 # Command → how it is called, and what it does. Each is a module of its name in sweeps/commands/.
 COMMANDS = {
     "doctor": ("", "look at this machine, and say what to do about what is missing"),
+    "fetch": ("[NAME | OVERRIDES]", "fetch models and data beforehand, into one cache"),
     "check": ("[OVERRIDES]", "say what a sweep would do: data, memory, time, cost"),
     "data": ("[OVERRIDES]", "show rows as the model sees them, token lengths and labels"),
     "run": ("[OVERRIDES]", "run a sweep (`lorasweep run --help` lists groups and options)"),

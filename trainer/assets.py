@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from analysis.errors import ConfigError, FetchError, did_you_mean
-from trainer.wheels import Command, Package, download, pip_download, unpack
+from trainer.wheels import Arrived, Command, Package, download, pip_download, unpack, unwatched
 
 _CONTENT = ".lorasweep.json"  # written last: file → bytes of a complete folder
 
@@ -130,6 +130,7 @@ def fetch(
     packages: Mapping[str, Package] = PACKAGES,
     command: Command = pip_download,
     pause: Callable[[float], None] = time.sleep,
+    arrived: Arrived = unwatched,
 ) -> Path:
     """The folder with a package's files, downloaded and unpacked the first time. Safe in several processes at once.
 
@@ -139,6 +140,7 @@ def fetch(
         packages: the registry.
         command: the command line that downloads a wheel.
         pause: waits some seconds between tries.
+        arrived: told how far the download is.
 
     Raises:
         ConfigError: for a name that is not in the registry.
@@ -153,7 +155,7 @@ def fetch(
         lock = cache / f".{package.requirement.replace('==', '-')}.lock"  # of the wheel, which packages may share
         with _locked(lock, lambda: report(f"waiting for another process to fetch {name}")):
             if not _complete(folder):
-                _build(package, cache, folder, report, command, pause)
+                _build(package, cache, folder, report, command, pause, arrived)
     except OSError as error:
         raise FetchError(
             f"{package.requirement}: the cache folder {cache} cannot be used ({error.strerror or error}). Free some"
@@ -184,6 +186,7 @@ def _build(
     report: Callable[[str], None],
     command: Command,
     pause: Callable[[float], None],
+    arrived: Arrived,
 ) -> None:
     """Make the folder beside its place and rename it into it, so that no reader sees a part. Holds the lock."""
     for leftover in cache.glob(f".{folder.name}.part-*"):  # of a process that was killed: nobody else works on it now
@@ -193,7 +196,7 @@ def _build(
     try:
         wheel = cache / package.wheel
         (part / "download").mkdir()
-        download(package, part / "download", wheel, report, command, pause)
+        download(package, part / "download", wheel, report, command, pause, arrived)
         content = part / "content"
         content.mkdir()
         unpack(package, wheel, content)

