@@ -30,7 +30,7 @@ def needed(config: SweepConfig, groups: Sequence[str]) -> list[str]:
     if (everything or "model" in groups) and config.model.source == "package" and config.model.package:
         names.append(config.model.package)
     if everything or "data" in groups:
-        package = getattr(config.data, "package", None)
+        package = config.data.package
         names += [package] if package else ["newsgroups"] if config.data.source == "newsgroups" else []
     if (everything or "bias" in groups) and config.task.name == "completion" and config.bias.crows_pairs:
         names.append("crows_pairs")
