@@ -32,8 +32,11 @@ def needed(config: SweepConfig, groups: Sequence[str]) -> list[str]:
     if everything or "data" in groups:
         package = config.data.package
         names += [package] if package else ["newsgroups"] if config.data.source == "newsgroups" else []
-    if (everything or "bias" in groups) and config.task.name == "completion" and config.bias.crows_pairs:
-        names.append("crows_pairs")
+    bias = config.bias
+    if (everything or "bias" in groups) and config.task.name != "classification":
+        names += ["crows_pairs"] if bias.crows_pairs else []
+        names += ["stereoset"] if bias.stereoset or bias.bbq else []  # which holds what BBQ's questions are about
+        names += ["bbq"] if bias.bbq else []
     return names
 
 

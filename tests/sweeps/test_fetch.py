@@ -42,7 +42,7 @@ def test_without_arguments_it_lists_and_fetches_nothing(fetched, capsys) -> None
         (["smollm2", "crows_pairs"], ["smollm2", "crows_pairs"]),
         (["model=minilm"], ["minilm"]),
         (["data=newsgroups"], ["newsgroups"]),
-        (["bias=full"], ["crows_pairs"]),
+        (["bias=full"], ["crows_pairs", "stereoset", "bbq"]),
         (["experiment=quickstart"], ["smollm2", "newsgroups", "crows_pairs"]),
         (["experiment=quickstart_classifier"], ["minilm", "newsgroups"]),
         (["model=local", "model.path=somewhere"], []),
@@ -77,7 +77,7 @@ def test_everything_an_experiment_needs_is_what_its_run_would_fetch(monkeypatch,
         asked.append(name)
         return fetch(name, lambda line: None)
 
-    for module in ("trainer.newsgroups", "trainer.crows_pairs", "sweeps.preflight"):
+    for module in ("trainer.newsgroups", "trainer.crows_pairs", "trainer.stereoset", "trainer.bbq", "sweeps.preflight"):
         monkeypatch.setattr(f"{module}.fetch", spy)
     composed = compose(["experiment=quickstart"])
     preflight(composed, quiet=True)
