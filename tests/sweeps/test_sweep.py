@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from analysis.folder import ENDED, SweepFolder
+from analysis.folder import ENDED, SweepFolder, read_lines
+from analysis.objective import Objective
 from sweeps.place import package_root
 
 # One trial at a time: what ASHA decides does not depend on which trial is first at a rung.
@@ -61,6 +62,18 @@ def test_a_completed_trial_is_scored_on_all_items_and_a_stopped_one_says_why(fin
         if row["kind"] == "trial":
             ended = (row["n_items"], "scheduler" in row["reason"])
             assert ended == (("30", False) if row["status"] == "completed" else ("12", True)), row
+
+
+def test_the_sampler_is_told_the_best_rungs_objective_not_the_last_ones(finished):
+    _, folder, _ = finished
+    objective = Objective.from_config(yaml.safe_load(folder.sweep_file.read_text())["config"]["objective"])
+    told = {line["trial_id"]: line["objective"] for line in read_lines(folder.asks_file) if line["event"] == "tell"}
+    completed = [files for files in folder.trials() if files.read_status().state == "completed"]
+    assert completed
+    for files in completed:
+        rungs = [objective.score(row.metrics) for row in files.read_metrics() if not row.final]
+        assert len(rungs) == 2
+        assert told[files.trial_id] == pytest.approx(max(rungs))
 
 
 def test_every_trial_leaves_its_config_status_metrics_items_and_no_checkpoint(finished, reading):

@@ -1,0 +1,75 @@
+"""What measuring bias costs on SmolLM2, next to a training rung of the quickstart.
+
+python -m tests.benchmarks.bias fast    # the fast tier, and a rung of the quickstart
+python -m tests.benchmarks.bias full    # all of CrowS-Pairs, with its standard error
+"""
+
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from analysis.folder import TrialFolder
+from sweeps.compose import compose
+from trainer.bias import bias_metrics, score_bias
+from trainer.bias_items import load_bias
+from trainer.config import BiasConfig, EngineConfig
+from trainer.evaluate import evaluate, label_logprobs
+from trainer.materials import Materials
+from trainer.packed import PackedEngine
+
+
+def main(tier: str) -> None:
+    torch.set_num_threads(2)
+    trial = compose(["experiment=quickstart"]).trial("t0000", {"optim.lr": 1e-3, "lora.rank": 8})
+    materials = Materials(torch.device("cpu"))
+    base = materials.base(trial)
+    if tier == "full":
+        items = load_bias(BiasConfig(crows_pairs=1508, stereoset=0, swap=0))
+        tables, seconds = timed(lambda: score_bias(base, base.model, items, (), lambda rows: None, 32))
+        print(f"CrowS-Pairs, 1,508 pairs: {seconds:.1f} s", bias_metrics(tables, ()), flush=True)
+        return
+    trial = replace(trial, bias=BiasConfig())  # the fast tier
+    validation = materials.validation(trial)
+    parts = {
+        "CrowS-Pairs": replace(validation.bias, clusters=[], swaps=[]),
+        "StereoSet": replace(validation.bias, pairs=[], swaps=[]),
+        "swap": replace(validation.bias, pairs=[], clusters=[]),
+        "all three": validation.bias,
+    }
+    for name, items in parts.items():
+        n = [len(part) for part in (items.pairs, items.clusters, items.swaps)]
+        tables, seconds = timed(
+            lambda items=items: score_bias(
+                base, base.model, items, validation.labels,
+                lambda rows: label_logprobs(base, base.model, trial, validation.labels, rows), trial.eval.batch_size,
+            )
+        )  # fmt: skip
+        print(f"{name} {n}: {seconds:.1f} s", bias_metrics(tables, validation.labels), flush=True)
+    alone = replace(trial, bias=BiasConfig(name="none", crows_pairs=0, stereoset=0, swap=0))
+    plain = materials.validation(alone)
+    _, scoring = timed(lambda: evaluate(base, base.model, alone, plain, plain.rung))
+    print(f"scoring {len(plain.rung)} rows of a rung: {scoring:.1f} s", flush=True)
+    engine = PackedEngine(materials, lambda metrics: metrics["macro_f1"], EngineConfig(), slots=1)
+    with tempfile.TemporaryDirectory() as folder:
+        engine.admit(alone, TrialFolder(Path(folder)), None)
+        for _ in alone.train.rungs:
+            before = time.monotonic()
+            [event] = engine.advance()
+            print(
+                f"to the rung at step {event.row.step}: {time.monotonic() - before:.1f} s, scoring included", flush=True
+            )
+            engine.proceed("t0000")
+
+
+def timed(work):
+    began = time.monotonic()
+    result = work()
+    return result, time.monotonic() - began
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,72 @@
+"""The restored best checkpoint is what is scored, saved and reported, when the best rung is not the last one too."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from analysis.folder import TrialFolder
+from trainer.config import EngineConfig, TrialConfig
+from trainer.engine import Admitted, Ended, RungResult
+from trainer.evaluate import evaluate, restricted
+from trainer.hf import HfEngine
+from trainer.materials import Materials
+from trainer.models import BaseModel
+from trainer.packed import PackedEngine
+
+
+@pytest.mark.parametrize("engine", ["hf", "packed"])
+@pytest.mark.parametrize("model", ["llama", "bert"])
+def test_the_saved_adapter_in_plain_peft_gives_the_reported_numbers_of_the_best_rung(
+    engine: str, model: str, make_trial: Callable[..., TrialConfig], kept: Materials, tmp_path: Path
+) -> None:
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("more,less\n" + "".join(f"the {a} is a bird,the {b} is a fruit\n" for a, b in PAIRS))
+    bias = {"pairs_file": str(pairs)} if model == "llama" else {}
+    trial, files = make_trial(model, lr=2e-2, **bias), TrialFolder(tmp_path / "t0000")
+    scores = iter([0.5, 0.9, 0.1])  # of the rungs at steps 2, 4, 6
+
+    def score(metrics: object) -> float:
+        return next(scores)
+
+    runner = HfEngine(kept, score) if engine == "hf" else PackedEngine(kept, score, EngineConfig(), slots=1)
+    assert isinstance(runner.admit(trial, files, None), Admitted)
+    rungs = []
+    while True:
+        [event] = runner.advance()
+        if isinstance(event, Ended):
+            break
+        assert isinstance(event, RungResult)
+        rungs.append(event.row)
+        runner.proceed(trial.trial_id)
+    final = event.row
+    assert final is not None
+    assert (final.step, final.n_items, event.step) == (4, 30, 6)
+
+    alone = plain_peft(trial, kept, files)
+    validation = kept.validation(trial)
+    rescored = evaluate(alone, alone.model, trial, validation, list(range(30)))
+    assert rescored.metrics == pytest.approx(final.metrics, abs=1e-4)
+    on_rung = restricted(rescored, validation, validation.rung).metrics
+    best, last = rungs[1].metrics, rungs[2].metrics
+    assert on_rung == pytest.approx(best, abs=1e-4)
+    assert last["log_loss"] != pytest.approx(best["log_loss"], abs=1e-3)  # the last rung is another model
+
+
+PAIRS = [("wren", "pear"), ("owl", "plum"), ("hawk", "iron"), ("crow", "zinc")]
+
+
+def plain_peft(trial: TrialConfig, kept: Materials, files: TrialFolder) -> BaseModel:
+    """The adapter loaded as anybody would, over a base model that lorasweep never touched."""
+    path = str(trial.model.path)
+    if trial.task.name == "classification":
+        base = AutoModelForSequenceClassification.from_pretrained(path, num_labels=3)
+        base.config.pad_token_id = kept.base(trial).tokenizer.pad_token_id
+    else:
+        base = AutoModelForCausalLM.from_pretrained(path)
+    model = PeftModel.from_pretrained(base, str(files.adapter_dir)).eval()
+    assert not any(torch.is_grad_enabled() and p.requires_grad for n, p in model.named_parameters() if "lora" not in n)
+    return BaseModel(model, AutoTokenizer.from_pretrained(path), "fp32")
