@@ -21,6 +21,7 @@ COMMANDS = {
     "run": ("[OVERRIDES]", "run a sweep (`lorasweep run --help` lists groups and options)"),
     "trial": ("[OVERRIDES]", "train and score one configuration, without Ray"),
     "rank": ("RUN", "print the leaderboard of a sweep folder"),
+    "breakdown": ("RUN [TRIAL]", "each class, confusions, and each category of the bias sets"),
     "export": ("RUN [TRIAL]", "write a trial's adapter, or the merged model"),
     "resume": ("RUN", "go on with a sweep that was stopped, or extend it (search.trials=…)"),
     "wandb": ("report RUN | pull PROJECT", "a workspace and report at W&B; rank a sweep that is only there"),

@@ -5,7 +5,7 @@ group are left out. A gap says nothing about why: groups may differ in how hard 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -35,10 +35,10 @@ def group_metrics(gold: Sequence[str], predicted: Sequence[str], groups: Sequenc
         return {}
     labels, answers = np.asarray(gold)[have], np.asarray(predicted)[have]
     gaps = _gaps(labels, answers, of)
-    found = _largest(gaps["found"])
+    found = _largest(gaps["found"].values())
     figures = {
-        "equalized_odds": _largest(gaps["found"] + gaps["mistaken"]) if found else None,
-        "demographic_parity": _largest(gaps["predicted"]),
+        "equalized_odds": _largest([*gaps["found"].values(), *gaps["mistaken"].values()]) if found else None,
+        "demographic_parity": _largest(gaps["predicted"].values()),
         "tpr_gap": found,
     }
     values = {
@@ -50,8 +50,17 @@ def group_metrics(gold: Sequence[str], predicted: Sequence[str], groups: Sequenc
     return {name: values[name] for name in GROUP if name in values}
 
 
-def _gaps(labels: np.ndarray, answers: np.ndarray, groups: np.ndarray) -> dict[str, list[tuple[float, float]]]:
-    """For each kind of rate, a gap and its standard error for each class that two groups have rows for.
+def class_gaps(gold: Sequence[str], predicted: Sequence[str], groups: Sequence[str | None]) -> dict[str, float]:
+    """True-positive-rate gap of each class that two groups have rows of."""
+    have = [i for i, group in enumerate(groups) if group is not None]
+    if len({groups[i] for i in have}) < 2:
+        return {}
+    rows = [np.array([column[i] for i in have]) for column in (gold, predicted, groups)]
+    return {label: gap for label, (gap, _) in _gaps(*rows)["found"].items()}
+
+
+def _gaps(labels: np.ndarray, answers: np.ndarray, groups: np.ndarray) -> dict[str, dict[str, tuple[float, float]]]:
+    """For each kind of rate: class → gap and its standard error, where two groups have rows for it.
 
     Kinds: ``predicted`` among all rows, ``found`` among those of the class, ``mistaken`` among the others.
     """
@@ -75,7 +84,7 @@ def _gaps(labels: np.ndarray, answers: np.ndarray, groups: np.ndarray) -> dict[s
     metrics = {f"rate {i}": rate(*what) for i, what in enumerate(asked)}
     frame = MetricFrame(metrics=metrics, y_true=labels, y_pred=answers, sensitive_features=groups)
     differences = frame.difference()
-    gaps: dict[str, list[tuple[float, float]]] = {kind: [] for kind in among}
+    gaps: dict[str, dict[str, tuple[float, float]]] = {kind: {} for kind in among}
     members = [groups == group for group in frame.by_group.index]
     for i, (kind, label) in enumerate(asked):
         rates = frame.by_group[f"rate {i}"].to_numpy(dtype=float)
@@ -86,9 +95,9 @@ def _gaps(labels: np.ndarray, answers: np.ndarray, groups: np.ndarray) -> dict[s
             continue
         variance = np.where(there, rates * (1.0 - rates) / np.maximum(sizes, 1.0), 0.0)
         ends = variance[np.nanargmax(rates)] + variance[np.nanargmin(rates)]
-        gaps[kind].append((float(differences[f"rate {i}"]), math.sqrt(ends)))
+        gaps[kind][label] = (float(differences[f"rate {i}"]), math.sqrt(ends))
     return gaps
 
 
-def _largest(gaps: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
-    return max(gaps) if gaps else None
+def _largest(gaps: Iterable[tuple[float, float]]) -> tuple[float, float] | None:
+    return max(gaps, default=None)

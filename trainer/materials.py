@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from analysis.errors import ConfigError
 from trainer.bias_items import BiasItems, load_bias
 from trainer.config import TrialConfig
 from trainer.counterfactual import find_swaps
@@ -85,6 +86,11 @@ class Materials:
 
     def _tokens(self, trial: TrialConfig, split: str) -> Tokens:
         dataset, base = self.dataset(trial), self.base(trial)
+        if trial.data.max_length > base.window:
+            raise ConfigError(
+                f"data.max_length={trial.data.max_length} is longer than the model's window of {base.window} tokens."
+                f" Use data.max_length={base.window}, or less."
+            )
         training = split == "train"
         name = ("tokens", split, repr(trial.data), repr(trial.model), repr(trial.task))
         tokens: Tokens = self._once(

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from analysis.folder import TrialFolder
-from trainer.bias import pair_metrics, score_pairs
+from trainer.bias import score_pairs
 from trainer.config import TrialConfig
-from trainer.crows_pairs import Pair
+from trainer.crows_pairs import Pair, pair_metrics
 from trainer.encode import encode_rows, label_tokens
 from trainer.evaluate import evaluate
 from trainer.materials import Materials
-from trainer.measures import metric_names
-from trainer.quality import class_metrics, text_metrics
+from trainer.measures import QUALITY, metric_names
+from trainer.quality import calibration_error, class_metrics, text_metrics
 from trainer.untuned import score_untuned
 
 
@@ -155,3 +155,80 @@ def test_the_untuned_model_has_a_row_on_the_rungs_items_too_without_scoring_them
     alone = evaluate(base, base.model, trial, validation, validation.rung)
     assert rung.metrics == pytest.approx(alone.metrics, abs=1e-5)
     assert rung.metrics["bits_per_byte"] != final.metrics["bits_per_byte"]
+
+
+def test_quality_is_scikit_learns() -> None:
+    from sklearn.metrics import balanced_accuracy_score, brier_score_loss, matthews_corrcoef
+
+    draw = np.random.default_rng(0)
+    probabilities, gold = draw.dirichlet([1.0, 1.0, 1.0], 60), draw.integers(0, 3, 60)
+    found, predicted = class_metrics(np.log(probabilities), gold, 3), probabilities.argmax(1)
+    assert tuple(found) == QUALITY
+    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(gold, predicted))
+    assert found["mcc"] == pytest.approx(matthews_corrcoef(gold, predicted))
+    assert found["brier"] == pytest.approx(brier_score_loss(gold, probabilities, labels=[0, 1, 2]))
+    two = np.array([[0.9, 0.1], [0.4, 0.6]])
+    assert class_metrics(np.log(two), np.array([0, 0]), 2)["brier"] == pytest.approx((0.1**2 + 0.6**2) / 2)
+    # one class only, and only another one predicted: defined, without a warning
+    assert class_metrics(np.log([[0.9, 0.1]]), np.array([1]), 2)["balanced_accuracy"] == 0.0
+
+
+def test_the_calibration_error_is_the_weighted_gap_of_bins() -> None:
+    confidence = np.array([0.95, 0.95, 0.55, 0.55, 0.3])
+    right = np.array([True, False, True, True, False])
+    expected = (abs(0.95 + 0.95 - 1) + abs(0.55 + 0.55 - 2) + 0.3) / 5
+    assert calibration_error(confidence, right, 10) == pytest.approx(expected)
+    assert calibration_error(np.array([1.0, 1.0]), np.array([True, True])) == 0.0
+    assert calibration_error(np.array([1.0, 1.0]), np.array([False, True])) == 0.5
+
+
+@pytest.mark.parametrize("normalization", ["sum", "token"])
+def test_labels_of_several_tokens_and_labels_that_begin_another_are_scored_whole(
+    normalization: str, make_trial: Callable[..., TrialConfig], kept: Materials, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "a wren,bird\nthe tin,metal\nan owl,bird hawk\na crow,bird hawk\n" * 4)
+    trial = make_trial("llama", train=str(path), validation=str(path), normalization=normalization)
+    base, validation = kept.base(trial), kept.validation(trial)
+    assert validation.labels == ("bird", "bird hawk", "metal")
+    tokenizer, end = base.tokenizer, base.tokenizer.eos_token_id
+    found = evaluate(base, base.model, trial, validation, [0, 1, 2])
+    for row, recorded in zip(("a wren", "the tin", "an owl"), found.tables["task"]["logprobs"], strict=True):
+        context = tokenizer(row + "\nLabel:").input_ids
+        scores = []
+        for label in validation.labels:
+            answer = [*tokenizer(label, add_special_tokens=False).input_ids, end]  # closed: "bird" begins "bird hawk"
+            with torch.no_grad():
+                table = base.model(torch.tensor([context + answer])).logits[0].log_softmax(-1)
+            values = [float(table[len(context) - 1 + i, token]) for i, token in enumerate(answer)]
+            scores.append(sum(values) / (len(values) if normalization == "token" else 1))
+        assert recorded == pytest.approx(torch.tensor(scores).log_softmax(-1).tolist(), abs=1e-4)
+
+
+def test_logits_that_are_not_a_number_make_every_figure_nan_and_no_error(
+    make_trial: Callable[..., TrialConfig], kept: Materials, tmp_path: Path
+) -> None:
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("more,less\nthe apple,the pear\n")
+    trial = make_trial("llama", pairs_file=str(pairs), stereoset=10, bbq=44)
+    base, validation = kept.base(trial), kept.validation(trial)
+    weight = base.model.model.norm.weight
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight.fill_(math.nan)
+    try:
+        found = evaluate(base, base.model, trial, validation, [0, 1, 2])
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
+    assert set(found.metrics) == set(metric_names(trial.task, trial.bias, trial.data))
+    assert [name for name, value in found.metrics.items() if not math.isnan(value)] == []
+
+
+def test_rows_longer_than_the_models_window_are_refused(
+    make_trial: Callable[..., TrialConfig], kept: Materials
+) -> None:
+    from analysis.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"data.max_length=129 is longer than the model's window of 128 tokens"):
+        kept.validation(make_trial("gpt2", max_length=129))

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.bias import empty_context, pair_metrics, score_pairs, sentence_scores
+from trainer.bias import empty_context, score_pairs, sentence_scores
 from trainer.config import ModelConfig, TrialConfig
-from trainer.crows_pairs import Pair, load_pairs
+from trainer.crows_pairs import Pair, load_pairs, pair_metrics
 from trainer.materials import Materials
 from trainer.models import BaseModel, load_base
 from trainer.scoring import Request, log_likelihoods

@@ -1,0 +1,103 @@
+"""``lorasweep breakdown RUN [TRIAL]``: each class and each category of the bias sets, beside the untuned model."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from analysis import leaderboard
+from analysis.errors import FolderError
+from analysis.folder import SweepFolder
+from analysis.leaderboard import Row
+from analysis.verdict import UNTUNED
+from sweeps.commands.parser import Parser
+
+SETS = {"crows_pairs": "CrowS-Pairs", "pairs": "own pairs", "stereoset": "StereoSet", "bbq": "BBQ"}
+_GAP = 2  # cells between columns
+
+
+def main(arguments: list[str]) -> int:
+    parser = Parser("breakdown", "Each class, what it is mistaken for, and each category of the bias sets.")
+    parser.add_argument("run", metavar="RUN", help="sweep folder, such as runs/quickstart")
+    parser.add_argument("trial", metavar="TRIAL", nargs="?", help="a trial or baseline; the best trial if left out")
+    options = parser.read(arguments)
+    folder = SweepFolder.open(options.run)
+    rows = leaderboard.build(folder)
+    shown = _chosen(rows, options.trial, folder)
+    base = next((row for row in rows if row.trial_id == UNTUNED and row.kind == "baseline" and row.metrics), None)
+    compared = [shown] + ([base] if base is not None and base is not shown else [])
+    print(f"{shown.trial_id}, step {shown.step}, {shown.n_items} items")
+    found = [{name: _items(folder, row, name) for name in ("task", *SETS)} for row in compared]
+    task = found[0]["task"]
+    if task and "prediction" in task:
+        print("\n" + _lines(_class_table(task)))
+    for name, title in SETS.items():
+        tables = [tables[name] for tables in found]
+        if tables[0]:
+            print(f"\n{title}\n" + _lines(_category_table(name, [row.trial_id for row in compared], tables)))
+    return 0
+
+
+def _chosen(rows: Sequence[Row], name: str | None, folder: SweepFolder) -> Row:
+    scored = [row for row in rows if row.metrics]
+    if name is None:
+        scored = [row for row in scored if row.kind == "trial"] or scored
+    else:
+        scored = [row for row in scored if row.trial_id == name]
+    if not scored:
+        there = ", ".join(row.trial_id for row in rows if row.metrics) or "none"
+        raise FolderError(f"{folder.root}: {name or 'no trial'} has no scores to break down. Scored are: {there}.")
+    return scored[0]
+
+
+def _items(folder: SweepFolder, row: Row, name: str) -> dict[str, list[Any]]:
+    files = folder.trial(row.trial_id) if row.kind == "trial" else folder.baseline(row.trial_id)
+    try:
+        return files.read_items(name, "validation", row.step)
+    except FolderError:
+        return {}  # not scored on that set
+
+
+def _class_table(task: dict[str, list[Any]]) -> list[list[str]]:
+    from sweeps.breakdown import classes
+
+    found = classes(task)
+    grouped = any(math.isfinite(row.tpr_gap) for row in found)
+    head = ["class", "n", "precision", "recall", "F1", *(["TPR gap"] if grouped else []), "predicted as:"]
+    lines = [[*head, *(row.label for row in found)]]
+    for row in found:
+        scores = [f"{value:.3f}" for value in (row.precision, row.recall, row.f1)]
+        gap = [_number(row.tpr_gap, 3)] if grouped else []
+        lines.append([row.label, str(row.n), *scores, *gap, "", *map(str, row.predicted_as.values())])
+    return lines
+
+
+def _category_table(name: str, who: list[str], tables: list[dict[str, list[Any]]]) -> list[list[str]]:
+    from sweeps.breakdown import categories
+
+    parts = [categories(name, table) if table else {} for table in tables]
+    figures = list(next(iter(parts[0].values()))[1])
+    digits = 3 if name == "bbq" else 1
+    lines = [["category", "n", *(f"{trial} {figure} ±" for trial in who for figure in figures)]]
+    for category, (n, _) in parts[0].items():
+        cells = []
+        for part in parts:
+            for figure in figures:
+                value, error = part[category][1][figure] if category in part else (math.nan, math.nan)
+                cells.append(f"{_number(value, digits)} ± {_number(error, digits)}")
+        lines.append([category, str(n), *cells])
+    return lines
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+
+
+def _lines(table: list[list[str]]) -> str:
+    """Aligned text: the first column to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+    return "\n".join(
+        (" " * _GAP).join(
+            c.ljust(w) if not i else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in table
+    )
