@@ -58,10 +58,12 @@ class TrialProxy(tune.Trainable):
             self._note_score(event.row)
             if event.row.step < self.trial.train.max_steps:
                 return self._report(event)
-            rung = event
-            ray.get(self.worker.proceed.remote(self.trial.trial_id))
-            event = self._next()
-            return self._report(event, last_rung=rung.row)
+            last = event.row
+            while isinstance(event, RungResult):  # again after the last rung only where the trial lost its slot there
+                last = event.row
+                ray.get(self.worker.proceed.remote(self.trial.trial_id))
+                event = self._next()
+            return self._report(event, last_rung=last)
         return self._report(event)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -100,11 +102,15 @@ class TrialProxy(tune.Trainable):
                     return admission
             time.sleep(_ASK_AGAIN)
 
-    def _next(self) -> Any:
-        event = ray.get(self.worker.next_event.remote(self.trial.trial_id))
-        if isinstance(event, Ended):
+    def _next(self) -> RungResult | Ended:
+        while True:
+            event = ray.get(self.worker.next_event.remote(self.trial.trial_id))
+            if isinstance(event, RungResult):
+                return event
             self.worker = None
-        return event
+            ended = event if isinstance(event, Ended) else self._admit()  # it lost its slot: find another
+            if ended is not None:
+                return ended
 
     def _note_score(self, row: MetricsRow) -> None:
         score = self.objective.score(row.metrics)

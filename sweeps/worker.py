@@ -24,7 +24,7 @@ from analysis.objective import Objective
 from sweeps.lineage import take_over
 from sweeps.place import package_root
 from trainer.config import EngineConfig, TrialConfig
-from trainer.engine import Admission, Admitted, Ended, Event, Refused, RungResult
+from trainer.engine import Admission, Admitted, Ended, Event, Refused, Requeued, RungResult
 
 KEPT_CHECKPOINTS = 2
 _PATIENCE = 1.0  # seconds at most that slots wait for the decisions on others
@@ -336,6 +336,8 @@ class DeviceWorker:
                 event = self._failed(event.trial_id, error, "its checkpoint could not be written")
                 with contextlib.suppress(OSError):
                     self.engine.end(event.trial_id, State.FAILED)
+        if isinstance(event, Requeued):
+            del self._folders[event.trial_id]  # its checkpoints stay: it is admitted again from the last
         if isinstance(event, Ended):
             self._undecided.discard(event.trial_id)
             self._forget(event.trial_id)

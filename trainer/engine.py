@@ -62,7 +62,15 @@ class Ended:
     row: MetricsRow | None = None
 
 
-Event = RungResult | Ended
+@dataclass(frozen=True)
+class Requeued:
+    """A trial lost its slot because memory ran out: admit it again, to go on from its last checkpoint."""
+
+    trial_id: str
+    reason: str
+
+
+Event = RungResult | Ended | Requeued
 
 
 def never() -> bool:

@@ -103,17 +103,24 @@ class Pack:
         """One micro-step of every slot that trains, and the optimiser step of those that have all of theirs.
 
         Returns:
-            How slots ended that diverged or have no room; those stay in the pack until they are removed.
+            How slots ended that diverged or have no room by themselves; those stay in the pack until they are removed.
         """
         training = [slot for slot in self.slots if self.trains(slot)]
         events: list[Event] = []
         for group in self._passes(training):
             events += self._try_pass(group)
         lost = {event.trial_id for event in events}
-        ready = [slot for slot in training if slot.ready and slot.trial.trial_id not in lost]
-        if ready:
-            checked = torch.stack([slot.update() for slot in ready]).tolist()  # one wait for the device
-            for slot, (loss, norm) in zip(ready, checked, strict=True):
+        updated = []
+        for slot in training:
+            if slot.ready and slot.trial.trial_id not in lost:
+                try:
+                    updated.append((slot, slot.update()))
+                except Exception as error:  # such as no memory for the optimiser's moments
+                    slot.spoiled = True
+                    events.append(ended_by(error, slot.trial.trial_id, slot.ledger.step))
+        if updated:
+            checked = torch.stack([values for _, values in updated]).tolist()  # one wait for the device
+            for (slot, _), (loss, norm) in zip(updated, checked, strict=True):
                 try:
                     slot.count((loss, norm))
                 except Diverged as error:

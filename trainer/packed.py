@@ -10,7 +10,7 @@ import torch
 from analysis.folder import State, TrialFolder
 from trainer.budget import Budget, measure
 from trainer.config import EngineConfig, TrialConfig, check_trial, pack_refusal
-from trainer.engine import Admission, Admitted, Ended, Event, Full, Refused, never
+from trainer.engine import Admission, Admitted, Ended, Event, Full, Refused, Requeued, never
 from trainer.ledger import Score
 from trainer.materials import Materials
 from trainer.outcomes import out_of_memory
@@ -31,7 +31,9 @@ class PackedEngine:
     def __init__(self, materials: Materials, score: Score, settings: EngineConfig, slots: int | None = None):
         self.materials, self.score, self.settings, self.slots = materials, score, settings, slots
         self.patience = 0.0
+        self._room: int | None = None  # slots at a time; known once memory has run out
         self._packs: list[Pack] = []
+        self._admitted: list[Slot] = []  # of all packs, the oldest first
         self._budgets: dict[tuple[str, ...], Budget] = {}
 
     def admit(self, trial: TrialConfig, folder: TrialFolder, checkpoint: Path | None) -> Admission:
@@ -40,7 +42,8 @@ class PackedEngine:
         if refusal:
             return Refused(refusal, "")
         alone = not any(pack.slots for pack in self._packs)
-        if not alone and self.slots is not None and self._n_slots() >= self.slots:
+        most = [n for n in (self.slots, self._room) if n is not None]
+        if not alone and most and self._n_slots() >= min(most):
             return Full()
         try:
             pack = self._pack(trial)
@@ -49,6 +52,7 @@ class PackedEngine:
                 return Full()
             slot = self._slot(trial, folder, pack, checkpoint)
             pack.add(slot)
+            self._admitted.append(slot)
         except (MemoryError, RuntimeError) as error:
             if alone or not out_of_memory(error):
                 raise
@@ -81,15 +85,46 @@ class PackedEngine:
         self.patience = time.monotonic() - began
         ended = {event.trial_id for event in events}
         events += pack.rungs([slot for slot in pack.due() if slot.trial.trial_id not in ended])
+        return self._settled(events)
+
+    def _settled(self, events: list[Event]) -> list[Event]:
+        """Free the slots of trials that ended. Where memory ran out beside others, the youngest makes room."""
+        settled: list[Event] = []
+        cramped: list[tuple[Slot, str]] = []
+        beside = self._n_slots() > 1
         for event in events:
             if isinstance(event, Ended):
                 slot = self._find(event.trial_id)[1]
-                try:
-                    if event.state is not State.COMPLETED:
-                        slot.write_best()
-                finally:
-                    self._remove(event.trial_id)
-        return events
+                if event.state is State.OUT_OF_MEMORY and beside:
+                    cramped.append((slot, event.reason))
+                    continue
+                self._free(slot, event.state)
+            settled.append(event)
+        for i, (slot, reason) in enumerate(cramped):
+            if slot in self._admitted and (i == 0 or slot.spoiled):  # one has gone: others may have room now
+                settled.append(self._evict(slot, reason))
+        return settled
+
+    def _free(self, slot: Slot, state: State) -> None:
+        try:
+            if state is not State.COMPLETED:
+                slot.write_best()
+        finally:
+            self._remove(slot.trial.trial_id)
+
+    def _evict(self, slot: Slot, reason: str) -> Requeued:
+        """Take the youngest slot out, with its optimiser's state; from now on there is one slot fewer.
+
+        Args:
+            slot: memory ran out for it. It tries again, unless it is the youngest itself, or spoiled.
+            reason: what the allocator said.
+        """
+        others = [s for pack in self._packs for s in pack.slots if not s.resting]  # those that rest await a decision
+        gone = slot if slot.spoiled else max(others, key=self._admitted.index)
+        self._remove(gone.trial.trial_id)
+        self._collect()
+        self._room = self._n_slots()
+        return Requeued(gone.trial.trial_id, reason)
 
     def proceed(self, trial_id: str) -> None:
         self._find(trial_id)[1].resting = False
@@ -98,10 +133,7 @@ class PackedEngine:
         self._find(trial_id)[1].save(to)
 
     def end(self, trial_id: str, state: State) -> None:
-        try:
-            self._find(trial_id)[1].write_best()
-        finally:
-            self._remove(trial_id)
+        self._free(self._find(trial_id)[1], state)
 
     # --- packs
 
@@ -139,6 +171,7 @@ class PackedEngine:
     def _remove(self, trial_id: str) -> None:
         pack, slot = self._find(trial_id)
         pack.remove(slot)
+        self._admitted.remove(slot)
         if not pack.slots:
             self._packs.remove(pack)
             self._collect()

@@ -49,6 +49,7 @@ class Slot:
         resting: whether it waits after a rung.
         waited: steps of the pack for which it has waited at a rung to be scored with others.
         micro: micro-steps done of the optimiser step at hand.
+        spoiled: whether an optimiser step broke off half-way, so that only its checkpoint is of use.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Slot:
             self.restore(load_file(checkpoint / "adapter_model.safetensors"))
             self.ledger.load(checkpoint)
         self.waited = 0
+        self.spoiled = False
         self._scored_step = self.ledger.step
         self.optimizer = self._make_optimizer(checkpoint)
         self.scheduler = self._make_scheduler()

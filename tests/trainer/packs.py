@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from analysis.folder import State, TrialFolder
 from trainer.config import EngineConfig, TrialConfig
-from trainer.engine import Admitted, Ended, Event, RungResult
+from trainer.engine import Admitted, Ended, Event, Requeued, RungResult
 from trainer.hf import HfEngine
 from trainer.materials import Materials
 from trainer.packed import PackedEngine
@@ -40,16 +40,24 @@ def drive(
     """
     waiting, events = list(trials), {trial.trial_id: [] for trial in trials}
     by_id = {trial.trial_id: trial for trial in trials}
+    resumed = dict(checkpoints or {})
     running: set[str] = set()
     while waiting or running:
         while waiting:
             trial = waiting[0]
-            at = (checkpoints or {}).get(trial.trial_id)
+            at = resumed.get(trial.trial_id)
             if not isinstance(engine.admit(trial, TrialFolder(root / trial.trial_id), at), Admitted):
                 break
             running.add(waiting.pop(0).trial_id)
         for event in engine.advance():
             events[event.trial_id].append(event)
+            if isinstance(event, Requeued):
+                running.discard(event.trial_id)
+                waiting.append(by_id[event.trial_id])
+                written = TrialFolder(root / event.trial_id).checkpoints()
+                if written:
+                    resumed[event.trial_id] = TrialFolder(root / event.trial_id).checkpoint_dir(written[-1])
+                continue
             if isinstance(event, Ended):
                 running.discard(event.trial_id)
                 continue

@@ -1,0 +1,144 @@
+"""Out of memory in a pack: smaller passes first, then fewer slots, and only a trial that fails alone has failed."""
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from analysis.folder import State, TrialFolder
+from tests.trainer.packs import alone, at_step, distance, drive, packed_engine
+from tests.trainer.test_pack import states, trials  # noqa: F401  # fixture
+from tests.trainer.test_pack_equivalence import equal_lengths, materials  # noqa: F401  # fixtures
+from trainer import pack, packed, slot
+from trainer.engine import Admitted, Ended, Full, Requeued, RungResult
+
+
+def too_little_room(monkeypatch: pytest.MonkeyPatch, where: str, most: int, since: int = 0) -> None:
+    """Memory runs out where more than ``most`` slots have done ``since`` steps, however small the passes are."""
+
+    def crowded(slots: list[slot.Slot]) -> bool:
+        return sum(s.ledger.step >= since for s in slots) > most
+
+    if where == "pass":
+        run_pass = pack.Pack.run_pass
+
+        def tight_pass(self: pack.Pack, *args: Any) -> None:
+            if crowded(self.slots):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            run_pass(self, *args)
+
+        monkeypatch.setattr(pack.Pack, "run_pass", tight_pass)
+    elif where == "scoring":
+        route = pack.Pack._route
+
+        def tight_route(self: pack.Pack, *args: Any) -> Any:
+            if crowded(self.slots):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return route(self, *args)
+
+        monkeypatch.setattr(pack.Pack, "_route", tight_route)
+    else:
+        update, present = slot.Slot.update, []
+        restack = pack.Pack._restack
+
+        def remember(self: pack.Pack) -> None:
+            present[:] = self.slots
+            restack(self)
+
+        def tight_update(self: slot.Slot) -> torch.Tensor:
+            if crowded(present) and not self.optimizer.state:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return update(self)
+
+        monkeypatch.setattr(pack.Pack, "_restack", remember)
+        monkeypatch.setattr(slot.Slot, "update", tight_update)
+
+
+@pytest.mark.parametrize("where", ["pass", "scoring", "optimiser"])
+def test_the_youngest_slots_make_room_and_are_trained_later_with_the_same_results(
+    where,
+    trials,  # noqa: F811
+    materials,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+) -> None:
+    four = trials(4)
+    with monkeypatch.context() as patch:
+        too_little_room(patch, where, most=2)
+        events = drive(packed_engine(materials), four, tmp_path)
+    assert set(states(events).values()) == {State.COMPLETED}
+    requeued = [trial_id for trial_id, seen in events.items() if any(isinstance(e, Requeued) for e in seen)]
+    assert len(requeued) == 2
+    if where != "optimiser":  # there the slot that failed is half-way through its step, and goes itself
+        assert requeued == ["t0002", "t0003"]
+    expected = alone(materials, four, tmp_path / "alone")
+    assert [distance(at_step(tmp_path, t, 8), w) for t, w in zip(four, expected, strict=True)] == [0.0] * 4
+
+
+def test_a_slot_that_makes_room_goes_on_from_its_last_rung(trials, materials, tmp_path, monkeypatch) -> None:  # noqa: F811
+    three = trials(3)
+    with monkeypatch.context() as patch:
+        too_little_room(patch, "pass", most=2, since=6)
+        events = drive(packed_engine(materials), three, tmp_path)
+    kinds = [type(e) if not isinstance(e, RungResult) else e.row.step for e in events["t0002"]]
+    assert kinds == [4, Requeued, 8, Ended]
+    [expected] = alone(materials, three[2:], tmp_path / "alone")
+    assert distance(at_step(tmp_path, three[2], 8), expected) == 0.0
+
+
+def test_what_a_slot_held_is_free_when_it_has_made_room(trials, materials, tmp_path, monkeypatch) -> None:  # noqa: F811
+    engine = packed_engine(materials)
+    for trial in trials(3):
+        assert isinstance(engine.admit(trial, TrialFolder(tmp_path / trial.trial_id), None), Admitted)
+    for _ in range(2):
+        assert engine.advance(lambda: True) == []
+    held = [weakref.ref(value) for value in next(iter(engine._find("t0002")[1].optimizer.state.values())).values()]
+    too_little_room(monkeypatch, "pass", most=2)
+    [event] = engine.advance()
+    assert event.trial_id == "t0002"
+    assert isinstance(event, Requeued)
+    gc.collect()
+    assert [ref() for ref in held] == [None] * len(held)
+    assert isinstance(engine.admit(trials(3)[2], TrialFolder(tmp_path / "t0002"), None), Full), "there was no room"
+    engine.end("t0000", State.STOPPED_EARLY)
+    assert isinstance(engine.admit(trials(3)[2], TrialFolder(tmp_path / "t0002"), None), Admitted)
+
+
+def test_a_trial_that_has_no_room_alone_has_failed(trials, materials, tmp_path, monkeypatch) -> None:  # noqa: F811
+    too_little_room(monkeypatch, "pass", most=0)
+    events = drive(packed_engine(materials), trials(2), tmp_path)
+    assert set(states(events).values()) == {State.OUT_OF_MEMORY}
+
+
+def test_known_mistakes_are_seen(trials, materials, tmp_path, monkeypatch) -> None:  # noqa: F811
+    """The oldest slot evicted; a slot that broke off half-way through an optimiser step gone on with."""
+    four = trials(4)
+    expected = alone(materials, four, tmp_path / "alone")
+
+    def run(root: Path, where: str) -> tuple[list[str], float]:
+        with monkeypatch.context() as patch:
+            too_little_room(patch, where, most=2)
+            events = drive(packed_engine(materials), four, root)
+        requeued = [trial_id for trial_id, seen in events.items() if any(isinstance(e, Requeued) for e in seen)]
+        return requeued, max(distance(at_step(root, t, 8), w) for t, w in zip(four, expected, strict=True))
+
+    monkeypatch.setattr(packed, "max", min, raising=False)
+    assert run(tmp_path / "oldest", "pass")[0] != ["t0002", "t0003"]
+    monkeypatch.delattr(packed, "max")
+    monkeypatch.setattr(slot.Slot, "spoiled", property(lambda self: False, lambda self, value: None), raising=False)
+    update = slot.Slot.update
+
+    def half_way(self: slot.Slot) -> torch.Tensor:
+        if not self.optimizer.state and not hasattr(self, "broke") and self.trial.trial_id == "t0000":
+            self.broke = True  # type: ignore[attr-defined]
+            self.optimizer.step()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return update(self)
+
+    monkeypatch.setattr(slot.Slot, "update", half_way)
+    events = drive(packed_engine(materials), four[:2], tmp_path / "half")
+    assert set(states(events).values()) == {State.COMPLETED}
+    assert distance(at_step(tmp_path / "half", four[0], 8), expected[0]) > 0
