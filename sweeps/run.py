@@ -36,6 +36,7 @@ from sweeps.progress import Progress
 from sweeps.record import Recorder, write_config
 from sweeps.scheduling import build_sampler, build_scheduler, replay_scheduler
 from sweeps.search import GuardedOptunaSearch
+from sweeps.seldom import Seldom
 from sweeps.show import show_leaderboard, show_next
 from sweeps.space import DefineByRun
 from sweeps.standing import SweepState
@@ -206,7 +207,7 @@ class _Sweep:
         """Score the baselines and run the trials. True where it was interrupted."""
         baselines = self._start_baselines()
         callbacks = [
-            Recorder(self.folder, self.trial_config, self.interrupt.is_set, self._write_leaderboard),
+            Recorder(self.folder, self.trial_config, self.interrupt.is_set, Seldom(self._write_leaderboard)),
             self.progress,
         ]
         if self.tracker is not None:

@@ -6,7 +6,7 @@ AdamW's two moments in float32) plus activations; packing pays as long as a pass
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +15,7 @@ import torch
 
 from trainer.batches import batch_of
 from trainer.config import TrialConfig
-from trainer.lora import linear_modules, linear_shape
+from trainer.lora import linear_modules, linear_shape, resolve_targets
 from trainer.models import BaseModel
 from trainer.pack import Pack
 from trainer.slot import Slot
@@ -36,7 +36,9 @@ class Budget:
         per_token: seconds.
         bytes_per_token: of activations kept for the backward pass.
         bytes_free: for slots and their activations.
-        adapter_parameters: of an adapter of rank 1 on every linear layer.
+        widths: linear layer → parameters of an adapter of rank 1 on it.
+        head_parameters: of a slot's own task head.
+        rank: of the probe's trial: a higher one keeps so many more numbers a token and layer for the backward pass.
         width: tokens of the longest row at ``max_length``.
         max_length: of the probe's trial.
         most: slots a device of this kind takes at all.
@@ -46,7 +48,9 @@ class Budget:
     per_token: float
     bytes_per_token: float
     bytes_free: float
-    adapter_parameters: int
+    widths: Mapping[str, int]
+    head_parameters: int
+    rank: int
     width: int
     max_length: int
     most: int
@@ -58,8 +62,11 @@ class Budget:
 
     def slot_bytes(self, trial: TrialConfig) -> float:
         """Predicted memory of one more slot: adapter with optimiser, and its share of a pass."""
-        adapter = self.adapter_parameters * trial.lora.rank * _BYTES_A_PARAMETER
-        return adapter + self.tokens(trial) * self.bytes_per_token
+        targets = tuple(f".{target}" for target in resolve_targets(trial.lora.targets, list(self.widths)))
+        targeted = [width for name, width in self.widths.items() if f".{name}".endswith(targets)]
+        parameters = trial.lora.rank * sum(targeted) + self.head_parameters
+        kept = self.bytes_per_token + 4 * (trial.lora.rank - self.rank) * len(targeted)
+        return parameters * _BYTES_A_PARAMETER + self.tokens(trial) * max(kept, 1.0)
 
     def slots(self, trial: TrialConfig) -> int:
         """Trials like this one that fit and are worth it: throughput k / (fixed + k · tokens · per_token) grows."""
@@ -106,13 +113,16 @@ def measure(pack: Pack, slot: Slot) -> Budget:
         pack.remove(slot)
     per_token = max((seconds[1] - seconds[0]) / (tokens[1] - tokens[0]), 0.0)
     modules = dict(pack.base.model.named_modules())
-    shapes = [linear_shape(modules[name]) for name in linear_modules(pack.base.model, pack.base.heads)]
+    names = linear_modules(pack.base.model, pack.base.heads)
+    heads = [p for name in pack.base.heads for p in modules[name].parameters()]
     return Budget(
         fixed=max(seconds[0] - per_token * tokens[0], 0.0),
         per_token=per_token,
         bytes_per_token=max((kept[1] - kept[0]) / (tokens[1] - tokens[0]), 1.0),
         bytes_free=_SHARE * _free_bytes(pack.base.device),
-        adapter_parameters=sum(d_in + d_out for d_in, d_out in shapes),
+        widths={name: sum(linear_shape(modules[name])) for name in names},
+        head_parameters=sum(p.numel() for p in heads),
+        rank=trial.lora.rank,
         width=once["input_ids"].shape[1],
         max_length=trial.data.max_length,
         most=_MOST.get(pack.base.device.type, 1),

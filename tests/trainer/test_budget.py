@@ -1,0 +1,49 @@
+"""What two probe steps say about a slot's memory, against what slots then take."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from analysis.folder import TrialFolder
+from tests.trainer.packs import packed_engine
+from tests.trainer.test_pack_equivalence import equal_lengths, materials  # noqa: F401  # fixtures
+from trainer.budget import _kept_bytes
+from trainer.engine import Admitted
+
+
+@pytest.mark.parametrize("model", ["llama", "bert"])
+@pytest.mark.parametrize("targets", ["all_linear", "attention"])
+def test_the_memory_of_further_slots_is_predicted_within_a_tenth(
+    model,
+    targets,
+    make_trial,
+    equal_lengths,  # noqa: F811
+    materials,  # noqa: F811
+    tmp_path,
+) -> None:
+    trials = [
+        make_trial(model, trial_id=f"t{i:04}", seed=i, rank=rank, targets=targets)
+        for i, rank in enumerate([4, 8, 16, 4])
+    ]
+    trials = [replace(t, data=replace(t.data, train=str(equal_lengths))) for t in trials]
+    engine = packed_engine(materials, slots=None)
+    budget = engine._budget(engine._pack(trials[0]), trials[0])
+    kept = []
+    for n, trial in enumerate(trials, start=1):
+        engine.slots = 16
+        assert isinstance(engine.admit(trial, TrialFolder(tmp_path / trial.trial_id), None), Admitted)
+        [pack] = engine._packs
+        if n in (1, len(trials)):
+            batches = [slot.next_batch() for slot in pack.slots]
+            kept.append(_kept_bytes(partial(pack.run_pass, pack.slots, batches), pack.base))
+            for slot in pack.slots:
+                slot.forget_micro_steps()
+    pack.step()
+    held = 0
+    for slot in pack.slots[1:]:
+        for _, parameter in slot.parameters():
+            state = slot.optimizer.state[parameter]
+            held += sum(t.nbytes for t in (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"]))
+    predicted = sum(budget.slot_bytes(trial) for trial in trials[1:])
+    assert kept[1] - kept[0] + held == pytest.approx(predicted, rel=0.1)
