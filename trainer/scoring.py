@@ -19,6 +19,8 @@ from trainer.models import BaseModel
 from trainer.outcomes import out_of_memory
 from trainer.output import TokenLogits
 
+# Tokens of a pass, padding included: more of them are no faster, and all are in memory at once.
+_PASS = {"cpu": 1 << 13, "cuda": 1 << 18}
 _LOGITS = 1 << 27  # numbers of a chunk of logits: 512 MiB in float32; the vocabulary is the large dimension
 
 
@@ -125,7 +127,7 @@ def log_likelihoods(
         base: arithmetic and padding token.
         model: the base model, the same with an adapter, or a slot of a pack; in evaluation mode.
         requests: any number, in any order.
-        batch_size: rows a forward pass, of each slot.
+        batch_size: rows a forward pass, of each slot, at most.
 
     Returns:
         For each request ``len(tokens) - start`` values.
@@ -145,6 +147,12 @@ def log_likelihoods(
         partial(_log_likelihoods, base, _token_logits(base, model), requests, batch_size),
     )
     return found
+
+
+def _rows_a_pass(base: BaseModel, batch_size: int, slots: int, rows: Sequence[tuple[int, ...]]) -> int:
+    """Of each slot."""
+    longest = max(map(len, rows), default=1)
+    return min(batch_size, max(1, _PASS.get(base.device.type, 1 << 13) // (slots * longest)))
 
 
 def _token_logits(base: BaseModel, model: torch.nn.Module) -> TokenLogits:
@@ -171,7 +179,7 @@ def _log_likelihoods(
             for i, value in zip(wanted, found, strict=True):
                 of_slot[i] = value
 
-    in_batches(order, batch_size, score)
+    in_batches(order, _rows_a_pass(base, batch_size, slots, rows), score)
     return scores
 
 
@@ -241,7 +249,7 @@ def class_logprobs(
         base: arithmetic and padding token.
         model: as for ``log_likelihoods``; with a task head.
         rows: tokens.
-        batch_size: rows a forward pass, of each slot.
+        batch_size: rows a forward pass, of each slot, at most.
     """
     found: np.ndarray = _asked(
         model,
@@ -270,7 +278,7 @@ def _class_logprobs(
             logits = model(**repeated).logits
         result[:, batch] = logits.float().log_softmax(-1).view(slots, len(batch), -1).cpu().numpy()
 
-    in_batches(order, batch_size, score)
+    in_batches(order, _rows_a_pass(base, batch_size, slots, rows), score)
     return list(result)
 
 
