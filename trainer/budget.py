@@ -6,7 +6,7 @@ AdamW's two moments in float32) plus activations; packing pays as long as a pass
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -108,7 +108,7 @@ def measure(pack: Pack, slot: Slot) -> Budget:
     try:
         pack.run_pass([slot], [once])  # the first allocates, compiles and caches
         seconds = [_least_time(partial(pack.run_pass, [slot], [batch]), pack.base.device) for batch in (once, twice)]
-        kept = [_kept_bytes(partial(pack.run_pass, [slot], [batch]), pack.base) for batch in (once, twice)]
+        kept = [kept_bytes(partial(pack.run_pass, [slot], [batch]), pack.base) for batch in (once, twice)]
     finally:
         pack.remove(slot)
     per_token = max((seconds[1] - seconds[0]) / (tokens[1] - tokens[0]), 0.0)
@@ -146,14 +146,14 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _kept_bytes(work: Callable[[], object], base: BaseModel) -> int:
-    """Bytes that a pass adds at its peak: on a GPU the allocator's word, on a CPU what autograd saves."""
+def kept_bytes(work: Callable[[], object], base: BaseModel, adapters: Iterable[torch.Tensor] = ()) -> int:
+    """Bytes that a pass adds at its peak: on a GPU the allocator's word, on a CPU what autograd saves but weights."""
     if base.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(base.device)
         before = torch.cuda.memory_allocated(base.device)
         work()
         return torch.cuda.max_memory_allocated(base.device) - before
-    weights = {parameter.untyped_storage().data_ptr() for parameter in base.model.parameters()}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in (*base.model.parameters(), *adapters)}
     saved: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:

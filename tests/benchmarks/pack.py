@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from analysis.folder import TrialFolder
 from tests.conftest import _tokenizer
 from trainer.batches import batch_of
-from trainer.budget import _kept_bytes, measure
+from trainer.budget import kept_bytes, measure
 from trainer.config import DataConfig, LoraSettings, ModelConfig, TrainConfig, TrialConfig
 from trainer.encode import Encoded
 from trainer.evaluate import Validation
@@ -173,7 +174,8 @@ def packed(base: BaseModel, precision: str, setting: Setting, rows: list[Encoded
             if n in (1, setting.slots):
                 batches = [s.next_batch() for s in pack.slots]
                 pack.run_pass(pack.slots, batches)
-                kept.append(_kept_bytes(lambda b=batches: pack.run_pass(pack.slots, b), base))  # type: ignore[misc]
+                adapters = [parameter for s in pack.slots for _, parameter in s.parameters()]
+                kept.append(kept_bytes(partial(pack.run_pass, pack.slots, batches), base, adapters))
                 for each in pack.slots:
                     each.forget_micro_steps()
         took = seconds(pack.step, base.device, least)

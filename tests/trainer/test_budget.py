@@ -8,7 +8,7 @@ import pytest
 from analysis.folder import TrialFolder
 from tests.trainer.packs import packed_engine
 from tests.trainer.test_pack_equivalence import equal_lengths, materials  # noqa: F401  # fixtures
-from trainer.budget import _kept_bytes
+from trainer.budget import kept_bytes
 from trainer.engine import Admitted
 
 
@@ -36,7 +36,8 @@ def test_the_memory_of_further_slots_is_predicted_within_a_tenth(
         [pack] = engine._packs
         if n in (1, len(trials)):
             batches = [slot.next_batch() for slot in pack.slots]
-            kept.append(_kept_bytes(partial(pack.run_pass, pack.slots, batches), pack.base))
+            adapters = [parameter for slot in pack.slots for _, parameter in slot.parameters()]
+            kept.append(kept_bytes(partial(pack.run_pass, pack.slots, batches), pack.base, adapters))
             for slot in pack.slots:
                 slot.forget_micro_steps()
     pack.step()
