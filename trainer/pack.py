@@ -110,14 +110,17 @@ class Pack:
         for group in self._passes(training):
             events += self._try_pass(group)
         lost = {event.trial_id for event in events}
+        ready = [slot for slot in training if slot.ready and slot.trial.trial_id not in lost]
         updated = []
-        for slot in training:
-            if slot.ready and slot.trial.trial_id not in lost:
-                try:
-                    updated.append((slot, slot.update()))
-                except Exception as error:  # such as no memory for the optimiser's moments
-                    slot.spoiled = True
-                    events.append(ended_by(error, slot.trial.trial_id, slot.ledger.step))
+        for i, slot in enumerate(ready):
+            try:
+                updated.append((slot, slot.update()))
+            except Exception as error:
+                slot.spoiled = True
+                events.append(ended_by(error, slot.trial.trial_id, slot.ledger.step))
+                for other in ready[i + 1 :]:  # they take this step again, with the room that this one leaves
+                    other.forget_micro_steps()
+                break
         if updated:
             checked = torch.stack([values for _, values in updated]).tolist()  # one wait for the device
             for (slot, _), (loss, norm) in zip(updated, checked, strict=True):

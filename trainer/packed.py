@@ -123,7 +123,7 @@ class PackedEngine:
         gone = slot if slot.spoiled else max(others, key=self._admitted.index)
         self._remove(gone.trial.trial_id)
         self._collect()
-        self._room = self._n_slots()
+        self._room = max(1, self._n_slots())
         return Requeued(gone.trial.trial_id, reason)
 
     def proceed(self, trial_id: str) -> None:

@@ -240,11 +240,14 @@ class Slot:
             betas=(optim.beta1, optim.beta2),
             weight_decay=optim.weight_decay,
         )
+        for _, parameter in self.parameters():  # at once, not in the first step: a slot takes its memory when it comes
+            moments = {m: torch.zeros_like(parameter.data) for m in _MOMENTS if m != "step"}
+            optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
         if checkpoint is not None:
-            moments = load_file(checkpoint / "optimizer.safetensors")
+            kept = load_file(checkpoint / "optimizer.safetensors")
             for name, parameter in self.parameters():
-                state = {m: moments[f"{name}|{m}"] for m in _MOMENTS}
-                optimizer.state[parameter] = {m: v.to(parameter.device) if m != "step" else v for m, v in state.items()}
+                for m, value in optimizer.state[parameter].items():
+                    value.copy_(kept[f"{name}|{m}"])
         return optimizer
 
     def _make_scheduler(self) -> Any:
