@@ -107,32 +107,40 @@ def test_what_a_slot_held_is_free_when_it_has_made_room(trials, materials, tmp_p
 
 
 def test_a_trial_that_has_no_room_alone_has_failed(trials, materials, tmp_path, monkeypatch) -> None:  # noqa: F811
-    too_little_room(monkeypatch, "pass", most=0)
+    too_little_room(monkeypatch, "pass", most=0, since=1)
     events = drive(packed_engine(materials), trials(2), tmp_path)
     assert set(states(events).values()) == {State.OUT_OF_MEMORY}
 
 
-def test_known_mistakes_are_seen(trials, materials, tmp_path, monkeypatch) -> None:  # noqa: F811
-    """The oldest slot evicted; a slot that broke off half-way through an optimiser step gone on with."""
-    four = trials(4)
-    expected = alone(materials, four[:1], tmp_path / "alone")
-    with monkeypatch.context() as patch:
-        too_little_room(patch, "pass", most=2)
-        patch.setattr(packed, "max", lambda *of, **by: min(*of, **by) if by else max(*of), raising=False)
-        events = drive(packed_engine(materials), four, tmp_path / "oldest")
+def test_the_oldest_evicted_would_be_seen(trials, materials, tmp_path, monkeypatch) -> None:  # noqa: F811
+    too_little_room(monkeypatch, "pass", most=2)
+    monkeypatch.setattr(packed, "max", lambda *of, **by: min(*of, **by) if by else max(*of), raising=False)
+    events = drive(packed_engine(materials), trials(4), tmp_path)
     requeued = [trial_id for trial_id, seen in events.items() if any(isinstance(e, Requeued) for e in seen)]
     assert requeued != ["t0002", "t0003"]
-    monkeypatch.setattr(slot.Slot, "spoiled", property(lambda self: False, lambda self, value: None), raising=False)
+
+
+def test_a_slot_that_broke_off_half_way_through_a_step_starts_from_its_checkpoint(
+    trials,  # noqa: F811
+    materials,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+) -> None:
+    two = trials(2)
+    expected = alone(materials, two, tmp_path / "alone")
     update, broke = slot.Slot.update, []
 
     def half_way(self: slot.Slot) -> torch.Tensor:
-        if not broke and self.trial.trial_id == "t0000":
+        if self.trial.trial_id == "t0000" and self.ledger.step == 5 and not broke:
             broke.append(self)
             self.optimizer.step()
             raise torch.OutOfMemoryError("CUDA out of memory")
         return update(self)
 
     monkeypatch.setattr(slot.Slot, "update", half_way)
-    events = drive(packed_engine(materials), four[:2], tmp_path / "half")
-    assert set(states(events).values()) == {State.COMPLETED}
-    assert distance(at_step(tmp_path / "half", four[0], 8), expected[0]) > 0
+    drive(packed_engine(materials), two, tmp_path / "right")
+    assert [distance(at_step(tmp_path / "right", t, 8), w) for t, w in zip(two, expected, strict=True)] == [0.0, 0.0]
+    broke.clear()
+    monkeypatch.setattr(slot.Slot, "spoiled", property(lambda self: False, lambda self, value: None), raising=False)
+    with pytest.raises(IndexError):  # the mistake of going on with it
+        drive(packed_engine(materials), two, tmp_path / "wrong")
