@@ -1,6 +1,6 @@
 """A sweep of MiniLM in three ways, whole commands, alternating: a plain Ray Tune script, ours, a bare loop.
 
-python tests/benchmarks/sweep.py [--setting long|short] [--repeat 3] [--asha]
+python tests/benchmarks/sweep.py [--setting long|short|smoke] [--repeat 3] [--asha]
 
 ``long``: 8 trials × 30 steps, 400 validation rows. ``short``: 32 trials × 5 steps, 64 rows. LoRA on query and value, 8
 rows a step, 64 tokens; all three train the same ranks and learning rates. No early stopping but with ``--asha`` (ours
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-SETTINGS = {"long": (8, 30, 400), "short": (32, 5, 64)}  # trials, steps, validation rows
+SETTINGS = {"long": (8, 30, 400), "short": (32, 5, 64), "smoke": (2, 2, 16)}  # trials, steps, validation rows
 TOPICS = {"alt.atheism": "atheism", "comp.windows.x": "X", "rec.motorcycles": "motorcycles", "sci.med": "medicine"}
 
 
@@ -63,7 +63,7 @@ def commands(setting: str, folder: Path, asha: bool) -> dict[str, list[str]]:
         *("--trials", str(listed), "--steps", str(steps)),
     ]
     points = ",".join(f"{{lora.rank: {t['rank']}, optim.lr: {t['lr']!r}}}" for t in trained)
-    rungs = [1, 5] if setting == "short" else [10, 30]
+    rungs = [10, 30] if setting == "long" else [1, steps]
     ours = [
         *(
             "run",
