@@ -62,8 +62,9 @@ class MetricsRow:
         tokens: training tokens seen up to then, padding not counted.
         seconds: wall time since the trial was admitted.
         final: scored on all validation items rather than on the rung subset.
-        n_items: validation items scored.
+        n_items: items scored.
         metrics: name → value; a value that could not be computed is NaN.
+        split: of the items: ``validation``, or, of a final scoring, ``test``.
     """
 
     trial_id: str
@@ -73,6 +74,7 @@ class MetricsRow:
     final: bool
     n_items: int
     metrics: dict[str, float] = field(default_factory=dict)
+    split: str = "validation"
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -215,6 +217,8 @@ class SweepFolder:
         self.journal_file = self.root / "study" / "journal.log"
         self.trials_dir = self.root / "trials"
         self.baselines_dir = self.root / "baselines"
+        self.finals_dir = self.root / "finals"
+        self.looks_file = self.finals_dir / "looks.jsonl"  # who looked at the test split, when, with what command
         self.leaderboard_file = self.root / "leaderboard.csv"
         self.control_dir = self.root / "control"
         self.wandb_dir = self.root  # wandb itself appends "wandb/"
@@ -242,6 +246,13 @@ class SweepFolder:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", trial_id):
             raise FolderError(f"'{trial_id}' is not a trial id: expected letters, digits, '-', '_' and '.'.")
         return TrialFolder(self.trials_dir / trial_id)
+
+    def final(self, name: str) -> TrialFolder:
+        """A finalist trained with one seed, such as ``t0003-seed1``, or a baseline, scored on the test split."""
+        return TrialFolder(self.finals_dir / name)
+
+    def finals(self) -> list[TrialFolder]:
+        return [TrialFolder(path) for path in _folders(self.finals_dir)]
 
     def baseline(self, name: str) -> TrialFolder:
         return TrialFolder(self.baselines_dir / name)

@@ -28,6 +28,11 @@ METRICS = {
     "brier": Metric("Brier", "low"),
     "ece": Metric("ECE", "low"),  # calibration error in 15 bins of equal width
     "completion_loss": Metric("loss", "low"),
+    "generate.accuracy": Metric("written", "high"),  # of free answers; an invalid one is wrong
+    "generate.invalid": Metric("invalid", "low"),
+    "generate.constrained_accuracy": Metric("of labels", "high"),
+    "generate.exact_match": Metric("exact", "high"),
+    "generate.rouge_l": Metric("ROUGE-L", "high"),
     "perplexity": Metric("ppl", "low", None),
     "completion_perplexity": Metric("label ppl", "low", None),
     "bits_per_byte": Metric("bits/B", "low"),

@@ -118,6 +118,8 @@ def _read(kind: str, files: TrialFolder, searched: Sequence[str]) -> Row:
     config: dict[str, Any] = dict.fromkeys(searched)
     if kind == "trial" and status != State.PENDING:
         config |= _config(files, searched, notes)
+    elif kind == "baseline" and "precision" in searched:
+        config |= _config(files, ["precision"], [])  # all of a trial's values that it has
     shown = _metrics(files, status, notes)
     if shown is None:
         return Row(kind, files.trial_id, status, reached, config=config, reason="; ".join(notes))

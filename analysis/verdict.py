@@ -1,4 +1,4 @@
-"""What a sweep says in sentences: does the best trial beat the untuned model, and what happened to bias."""
+"""What a sweep says in sentences: does the best trial beat the best of the baselines, and what happened to bias."""
 
 import math
 from collections import Counter
@@ -19,7 +19,7 @@ UNTUNED = "zero_shot"
 
 
 def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | None" = None) -> str:
-    """One sentence a line: accuracy against the best baseline with a paired interval, then CrowS-Pairs.
+    """One sentence a line: accuracy against the most accurate baseline with a paired interval, then CrowS-Pairs.
 
     Args:
         folder: its item tables give the interval.
@@ -27,10 +27,12 @@ def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | No
         judgement: how sure that is.
     """
     best = _first(rows, "trial")
-    baseline = _first(rows, "baseline")
+    baselines = [row for row in rows if row.kind == "baseline" and row.status == State.COMPLETED and row.final]
+    baseline = max(baselines, key=_measured_accuracy, default=None)  # of equals, the better ranked
     if best is None:
         return "\n".join([_none_completed(rows), *([_accuracy_of(baseline)] if baseline else [])])
-    lines = [_against(folder, best, baseline) if baseline else _without_baseline(best, rows)]
+    against = _against(folder, best, baseline, len(baselines)) if baseline else _without_baseline(best, rows)
+    lines = [against]
     if best.broken:
         lines.append(f"No completed trial keeps the constraints. Of {best.trial_id}: {'; '.join(best.broken)}.")
     rivals = sum(row.kind == "trial" and row.status == State.COMPLETED for row in rows)
@@ -53,8 +55,9 @@ def _first(rows: Sequence[Row], kind: str) -> Row | None:
     return next((row for row in rows if row.kind == kind and row.status == State.COMPLETED and row.final), None)
 
 
-def _against(folder: SweepFolder, best: Row, baseline: Row) -> str:
+def _against(folder: SweepFolder, best: Row, baseline: Row, of: int) -> str:
     trial, other = f"The best trial, {best.trial_id},", _name(baseline)
+    other = f"the best of {of} baselines, {other}," if of > 1 else other
     figures = f"{_percent(_accuracy(best))} against {_percent(_accuracy(baseline))}"
     try:
         found = paired_difference(_hits(folder, best), _hits(folder, baseline))
@@ -65,15 +68,18 @@ def _against(folder: SweepFolder, best: Row, baseline: Row) -> str:
             f" cannot be compared: {told}"
         )
     points = f"{abs(100 * found.mean):.1f} points of accuracy"
+    if found.low > 0.0:
+        return f"{trial} beats {other} by {points} ({figures}); {_interval(found, best, baseline)}"
     if found.mean == 0.0:
-        opening = f"{trial} has the same accuracy as {other} ({figures})"
-    elif found.low > 0.0:
-        opening = f"{trial} beats {other} by {points} ({figures})"
-    elif found.mean > 0.0:
-        opening = f"{trial} is {points} above {other} ({figures})"
+        opening = f"{_lower(trial)} has the same accuracy as {other} ({figures})"
     else:
-        opening = f"{trial} does not beat {other}: it is {points} below ({figures})"
-    return f"{opening}; {_interval(found, best, baseline)}"
+        side = "above" if found.mean > 0.0 else "below"
+        opening = f"{_lower(trial)} is {points} {side} {other} ({figures})"
+    return f"No evidence that fine-tuning beats {_way(baseline)}: {opening}; {_interval(found, best, baseline)}"
+
+
+def _lower(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]
 
 
 def _interval(found: Difference, best: Row, baseline: Row) -> str:
@@ -90,7 +96,7 @@ def _interval(found: Difference, best: Row, baseline: Row) -> str:
 
 def _without_baseline(best: Row, rows: Sequence[Row]) -> str:
     line = f"The best trial, {best.trial_id}, has accuracy {_percent(_accuracy(best))} on {best.n_items} items."
-    waiting = [row for row in rows if row.kind == "baseline"]
+    waiting = sorted((row for row in rows if row.kind == "baseline"), key=lambda row: row.trial_id != UNTUNED)
     if waiting:
         first = waiting[0]
         why = f" ({first.reason})" if first.reason else ""
@@ -143,12 +149,32 @@ def _accuracy(row: Row) -> float:
     return row.metrics.get("accuracy", math.nan)
 
 
+def _measured_accuracy(row: Row) -> float:
+    value = _accuracy(row)
+    return value if math.isfinite(value) else -math.inf
+
+
 def _percent(value: float) -> str:
     return f"{100 * value:.1f} %" if math.isfinite(value) else "not known"
 
 
 def _name(row: Row) -> str:
-    return "the untuned model" if row.trial_id == UNTUNED else f"the baseline {row.trial_id}"
+    kind, _, precision = row.trial_id.partition("@")
+    if kind == UNTUNED:
+        return f"the untuned model ({precision})" if precision else "the untuned model"
+    return f"the baseline {row.trial_id}"
+
+
+def _way(row: Row) -> str:
+    """What one does instead of fine-tuning."""
+    kind = row.trial_id.partition("@")[0]
+    ways = {
+        "majority": "naming the most frequent label",
+        UNTUNED: "leaving the model as it is",
+        "few_shot": "prompting with a few examples",
+        "retrieval": "asking the nearest training rows",
+    }
+    return ways.get(kind, f"the baseline {kind}")
 
 
 def _opening(row: Row) -> str:

@@ -23,6 +23,7 @@ COMMANDS = {
     "rank": ("RUN", "print the leaderboard of a sweep folder"),
     "breakdown": ("RUN [TRIAL]", "each class, confusions, and each category of the bias sets"),
     "export": ("RUN [TRIAL]", "write a trial's adapter, or the merged model"),
+    "finalize": ("RUN", "train the best trials with more seeds, and score them on the test split"),
     "resume": ("RUN", "go on with a sweep that was stopped, or extend it (search.trials=…)"),
     "wandb": ("report RUN | pull PROJECT", "a workspace and report at W&B; rank a sweep that is only there"),
 }

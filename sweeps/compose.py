@@ -133,21 +133,30 @@ class Composed:
         return OmegaConf.to_yaml(OmegaConf.create(self.resolved() if resolve else self.raw))
 
     @classmethod
-    def from_stored(cls, stored: Mapping[str, Any], overrides: Sequence[str] = ()) -> "Composed":
+    def from_stored(
+        cls,
+        stored: Mapping[str, Any],
+        overrides: Sequence[str] = (),
+        changeable: Sequence[str] = RESUMABLE,
+        when: str = "when a sweep is resumed",
+    ) -> "Composed":
         """A sweep again from what ``unresolved`` (or ``resolved``) gave, for resume.
 
         Args:
-            overrides: may change ``search``, ``tracking``, ``ray`` and ``resources``.
+            overrides: may change what is ``changeable``.
+            changeable: sections (``search``) and keys (``data.test``).
+            when: for the error about others.
 
         Raises:
             ConfigError: for any other override, and as ``compose``.
         """
         read = read_overrides(overrides, tree.groups())
         for name in [*read.choices, *(setting.path for setting in read.settings)]:
-            if name.split(".", 1)[0] not in RESUMABLE:
+            if name.split(".", 1)[0] not in changeable and name not in changeable:
+                can = ", ".join(part if "." in part else f"{part}.*" for part in changeable)
                 raise ConfigError(
-                    f"'{name}' cannot change when a sweep is resumed: its trials would not be comparable."
-                    f" What can: {', '.join(f'{part}.*' for part in RESUMABLE)}. For other values start a new sweep."
+                    f"'{name}' cannot change {when}: its trials would not be comparable."
+                    f" What can: {can}. For other values start a new sweep."
                 )
         raw = copy.deepcopy(dict(stored))
         for line in read.groups:

@@ -20,9 +20,12 @@ from trainer.config import (
     DataConfig,
     EngineConfig,
     EvalConfig,
+    FewShotConfig,
     LoraSettings,
+    MitigationConfig,
     ModelConfig,
     OptimConfig,
+    RetrievalConfig,
     TaskConfig,
     TrainConfig,
     TrialConfig,
@@ -32,7 +35,7 @@ from trainer.config import (
 from trainer.measures import metric_names
 from trainer.schemas import LABELLED
 
-BASELINES = ("zero_shot",)
+BASELINES = ("majority", "zero_shot", "few_shot", "retrieval")
 
 
 @dataclass
@@ -115,6 +118,8 @@ class SweepConfig:
     precision: str = key("fp32", choices=PRECISIONS)
     seed: int = key(0, low=0, high=2**32 - 1)
     baselines: list[str] = field(default_factory=lambda: ["zero_shot"])
+    few_shot: FewShotConfig = field(default_factory=FewShotConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     sweep: SweepSettings = field(default_factory=SweepSettings)
     search: SearchConfig = field(default_factory=SearchConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -124,6 +129,7 @@ class SweepConfig:
     lora: LoraSettings = field(default_factory=LoraSettings)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    mitigation: MitigationConfig = field(default_factory=MitigationConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     bias: BiasConfig = field(default_factory=BiasConfig)
     space: dict[str, Any] = field(default_factory=dict)  # nested like the config; sweeps/space.py
@@ -229,15 +235,36 @@ def check_sweep(config: SweepConfig) -> None:
                 f" classifier does not give. Use bias.{name}={'null' if name == 'pairs_file' else 0}, bias=none, or"
                 " task=completion."
             )
-    for name in config.baselines:
-        if name not in BASELINES:
-            raise ConfigError(f"baselines: '{name}' is not a baseline. {did_you_mean(name, BASELINES)}")
+    _check_baselines(config)
     slots = config.resources.slots
     if isinstance(slots, str) and slots != "auto":
         raise ConfigError(f"resources.slots={slots!r}: expected auto or a whole number of at least 1.")
     _check_engine(config)
     _check_objective(config)
     _check_scheduler(config)
+
+
+def _check_baselines(config: SweepConfig) -> None:
+    """Baselines, and generation."""
+    if config.eval.generate and config.task.name == "classification":
+        raise ConfigError("eval.generate=true with task=classification: a classification head writes nothing.")
+    for name in config.baselines:
+        if name not in BASELINES:
+            raise ConfigError(f"baselines: '{name}' is not a baseline. {did_you_mean(name, BASELINES)}")
+        if config.baselines.count(name) > 1:
+            raise ConfigError(f"baselines: '{name}' is named twice. Name it once.")
+    schema = config.data.schema
+    without = {"completion": ("majority",), "chat": ("majority", "few_shot", "retrieval")}
+    without["text"] = without["chat"]
+    for name in without.get(schema or "", ()):
+        if name in config.baselines:
+            why = "there are no labels" if name == "majority" else "examples need rows of a prompt and its completion"
+            raise ConfigError(f"baselines: {name} with data.schema={schema}: {why}. Leave it out.")
+    if config.task.name == "classification" and "few_shot" in config.baselines:
+        raise ConfigError(
+            "baselines: few_shot with task=classification: a classification head reads no prompt. Use retrieval (the"
+            " vote of the nearest training rows), or task=completion."
+        )
 
 
 def _check_engine(config: SweepConfig) -> None:

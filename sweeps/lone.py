@@ -9,6 +9,7 @@ from analysis import leaderboard
 from analysis.constraints import check_available
 from analysis.folder import MetricsRow, Status, SweepFolder, atomic_write
 from analysis.objective import Objective
+from sweeps.baselines import planned
 from sweeps.compose import Composed
 from sweeps.manifest import make_manifest, write_manifest
 from sweeps.preflight import preflight, skipped_note
@@ -41,11 +42,12 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     say("loading model and data")
     import torch
 
+    from trainer.baselines import score_baseline
     from trainer.engines import make_engine
     from trainer.evaluate import absent_metrics
+    from trainer.finals import generate_answers
     from trainer.materials import Materials
     from trainer.models import available_precisions, best_device
-    from trainer.untuned import score_untuned
 
     threads = composed.config.resources.threads
     if threads:
@@ -76,9 +78,12 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     atomic_write(files.config_file, yaml.safe_dump(asdict(trial), sort_keys=False, allow_unicode=True))
     say(f"training {trial.train.max_steps} steps of {trial.train.batch_size} rows, {trial.precision}, on {device}")
     status = _train(engine, trial.trial_id, files, say)
-    for name in composed.config.baselines:
-        say(f"scoring {name}")
-        score_untuned(materials, composed.trial(name, {}), folder.baseline(name))
+    if trial.eval.generate and status.state == "completed":
+        say("writing answers")
+        generate_answers(materials, trial, files)
+    for baseline in planned(composed, trial.precision):
+        say(f"scoring {baseline.name}")
+        score_baseline(materials, baseline, folder.baseline(baseline.name))
     leaderboard_rows = leaderboard.build(folder)
     leaderboard.write(folder, leaderboard_rows)
     show_leaderboard(folder, leaderboard_rows)

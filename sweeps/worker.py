@@ -12,6 +12,7 @@ import shutil
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +24,7 @@ from analysis.folder import MetricsRow, State, TrialFolder
 from analysis.objective import Objective
 from sweeps.lineage import take_over
 from sweeps.place import package_root
-from trainer.config import EngineConfig, TrialConfig
+from trainer.config import Baseline, EngineConfig, TrialConfig
 from trainer.engine import Admission, Admitted, Ended, Event, Refused, Requeued, RungResult
 
 KEPT_CHECKPOINTS = 2
@@ -104,6 +105,7 @@ class DeviceWorker:
         self._events: dict[str, asyncio.Queue[Event]] = {}
         self._folders: dict[str, TrialFolder] = {}
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._background: deque[Callable[[], None]] = deque()  # work for when no trial is here
         self._loop: asyncio.AbstractEventLoop | None = None
         self._undecided: set[str] = set()  # posted a rung, and not yet told to go on or to end
         self._resting: set[str] = set()  # the same, however long it takes
@@ -125,9 +127,17 @@ class DeviceWorker:
         """Load what a trial needs, so that bad input is found before the sweep starts. Raises LorasweepError."""
         return await self._ask(partial(self._prepare, trial))
 
-    async def score_untuned(self, trial: TrialConfig, folder: str) -> MetricsRow:
-        """Score the base model without an adapter, on everything a completed trial is scored on."""
-        return await self._ask(partial(self._score_untuned, trial, TrialFolder(Path(folder))))
+    async def score_baseline(self, baseline: Baseline, folder: str, test: bool = False) -> MetricsRow:
+        """Score what trials are compared with, on everything a completed trial is scored on, once no trial is here.
+
+        Args:
+            test: on the test split instead of the validation split.
+        """
+        return await self._ask(partial(self._score_baseline, baseline, TrialFolder(Path(folder)), test), when_free=True)
+
+    async def score_on_test(self, trial: TrialConfig, folder: str) -> MetricsRow:
+        """Score a completed trial's adapter on the test split, once no trial is here."""
+        return await self._ask(partial(self._score_on_test, trial, TrialFolder(Path(folder))), when_free=True)
 
     async def admit(self, trial: TrialConfig, folder: str) -> Admission | Ended:
         """Start a trial, or go on from its last whole checkpoint. Ended: it could not even be set up."""
@@ -156,7 +166,7 @@ class DeviceWorker:
         """Free a trial's slot; nothing happens where it has none."""
         await self._ask(partial(self._end, trial_id, State(state)))
 
-    async def _ask(self, work: Callable[[], Any]) -> Any:
+    async def _ask(self, work: Callable[[], Any], when_free: bool = False) -> Any:
         self._loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = self._loop.create_future()
 
@@ -168,7 +178,11 @@ class DeviceWorker:
             assert self._loop is not None
             self._loop.call_soon_threadsafe(_settle, answer, result, error)
 
-        self._commands.put(run)
+        if when_free:
+            self._background.append(run)
+            self._commands.put(lambda: None)  # wakes the thread
+        else:
+            self._commands.put(run)
         return await answer
 
     # --- on the engine's thread
@@ -182,7 +196,10 @@ class DeviceWorker:
             for event in events:
                 self._post(event)
             if not events:
-                self._commands.get()()  # nothing trains: wait
+                if self._background and not self._folders:
+                    self._background.popleft()()
+                else:
+                    self._commands.get()()  # nothing trains: wait
             while not self._commands.empty():
                 self._commands.get()()
             self._await_decisions()
@@ -256,10 +273,15 @@ class DeviceWorker:
         facts = self.materials.facts(trial)
         return DataFacts(parameters=base.model.num_parameters(), slots=slots, absent=absent, **facts)
 
-    def _score_untuned(self, trial: TrialConfig, folder: TrialFolder) -> MetricsRow:
-        from trainer.untuned import score_untuned
+    def _score_baseline(self, baseline: Baseline, folder: TrialFolder, test: bool) -> MetricsRow:
+        from trainer.baselines import score_baseline
 
-        return score_untuned(self.materials, trial, folder)
+        return score_baseline(self.materials, baseline, folder, self.materials.test(baseline.trial) if test else None)
+
+    def _score_on_test(self, trial: TrialConfig, folder: TrialFolder) -> MetricsRow:
+        from trainer.finals import score_on_test
+
+        return score_on_test(self.materials, trial, folder)
 
     def _admit(self, trial: TrialConfig, folder: TrialFolder) -> Admission | Ended:
         # A rung whose row the driver did not get to record must be reported again: go on from the one before.

@@ -17,8 +17,8 @@ def micro_batches(trial: TrialConfig, encoded: list[Encoded], pad_token: int, st
     Returns:
         Per micro-batch: ``input_ids`` and ``attention_mask`` (rows, longest); ``labels``: completion (rows, longest)
         with -100 where no loss is borne, classification (rows,); ``samples`` (rows,): each row's place in the whole
-        step; ``step``; ``denominator``: loss-bearing tokens (or rows) of the whole step, so that micro-batch losses add
-        up to its token mean; ``tokens``: not counting padding.
+        step; ``weights`` (rows,): in the loss, None where all are 1; ``step``; ``denominator``: loss-bearing tokens (or
+        rows) of the whole step, so that micro-batch losses add up to its token mean; ``tokens``: not counting padding.
     """
     train = trial.train
     chosen = rows_for_step(len(encoded), train.batch_size, trial.seed, step)
@@ -51,7 +51,9 @@ def _micro_batch(rows: list[Encoded], samples: range, completion: bool, pad_toke
     else:
         labels = torch.tensor([row.target for row in rows])
     tokens = sum(len(row.context) + len(row.completion) for row in rows)
-    return batch | {"labels": labels, "samples": torch.tensor(list(samples)), "tokens": tokens}
+    weights = torch.tensor([row.weight for row in rows]) if any(row.weight != 1.0 for row in rows) else None
+    places = torch.tensor(list(samples))
+    return batch | {"labels": labels, "samples": places, "weights": weights, "tokens": tokens}
 
 
 class MicroBatches(torch.utils.data.Dataset[dict[str, Any]]):

@@ -137,6 +137,8 @@ class TrainConfig:
 class EvalConfig:
     rung_items: int = key(96, low=2)  # validation rows scored at rungs: fixed, stratified by label
     batch_size: int = key(64, low=1)  # rows a scoring batch
+    generate: bool = False  # let the model write answers too: `lorasweep finalize` and `lorasweep trial`
+    max_new_tokens: int = key(32, low=1)  # of an answer, where the task has no labels
 
 
 @dataclass
@@ -147,6 +149,30 @@ class BiasConfig:
     bbq: int = key(0, low=0)  # questions, fixed and stratified by category, context and polarity; 0 = not measured
     swap: int = key(40, low=0)  # validation rows whose names and group terms are swapped, at most; 0 = not measured
     pairs_file: str | None = None  # CSV with sentence pairs of your own: columns more, less, and maybe category, id
+
+
+@dataclass
+class MitigationConfig:
+    """What is done to the training rows against bias; the evidence for it is mixed (conf/mitigation/default.yaml)."""
+
+    augment: float = key(0.0, low=0.0, high=1.0)  # share of the rows with something to swap that get a swapped copy
+    reweight: float = key(0.0, low=0.0, high=4.0)  # a row weighs 1 / P(label, group)^reweight in the loss
+
+
+@dataclass
+class FewShotConfig:
+    """The baseline few_shot: the same examples before every item."""
+
+    k: int = key(4, low=1, high=1000)  # examples in the prompt
+    seed: int = key(0, low=0)  # which training rows; stratified by label
+
+
+@dataclass
+class RetrievalConfig:
+    """The baseline retrieval: the nearest training rows before each item; a vote of theirs in classification."""
+
+    k: int = key(4, low=1, high=1000)  # neighbours
+    neighbours: str = key("tfidf", choices=("tfidf", "hidden", "minilm"))  # what nearness is measured on
 
 
 @dataclass
@@ -162,8 +188,30 @@ class TrialConfig:
     lora: LoraSettings = field(default_factory=LoraSettings)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    mitigation: MitigationConfig = field(default_factory=MitigationConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     bias: BiasConfig = field(default_factory=BiasConfig)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Something to compare trials with (``trainer/baselines.py``).
+
+    Attributes:
+        kind: majority, zero_shot, few_shot or retrieval.
+        trial: model, precision, data, task and scoring; its ``trial_id`` is the row's name.
+        few_shot: settings of few_shot.
+        retrieval: settings of retrieval.
+    """
+
+    kind: str
+    trial: TrialConfig
+    few_shot: FewShotConfig = field(default_factory=FewShotConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+
+    @property
+    def name(self) -> str:
+        return self.trial.trial_id
 
 
 def check_value(path: str, value: Any, metadata: Any, where: str = "") -> None:

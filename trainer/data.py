@@ -149,6 +149,16 @@ def makes_splits(config: DataConfig) -> bool:
     return bool(config.split.validation or config.split.test)
 
 
+def check_test(rows: Sequence[Row], labels: Sequence[str]) -> None:
+    """Raises DataError for a test row whose label is not among those of the training rows."""
+    unseen = list(dict.fromkeys(row.label for row in rows if labels and row.label not in labels))
+    if unseen:
+        raise DataError(
+            f"data.test: labels that no training row has: {_listed(unseen)}. Training labels:"
+            f" {_listed(list(labels))}. Remove or correct these rows."
+        )
+
+
 def rung_subset(rows: list[Row], n: int, seed: int) -> list[int]:
     """Ascending indices of the fixed rows that are scored at rungs, each label in proportion and at least once.
 

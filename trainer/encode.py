@@ -16,8 +16,10 @@ class Encoded:
         context: completion: tokens up to the first that bears loss; classification: the whole row.
         target: index of the label; -1 without labels.
         completion: completion: tokens of the label, or all after the context; classification: empty.
-        n_bytes: UTF-8 bytes of the text that ``context[1:] + completion`` spells, for bits per byte.
+        n_bytes: UTF-8 bytes of the text that ``context[start:] + completion`` spells, for bits per byte.
         bears: chat: which tokens of the completion bear loss; None: all.
+        start: where the row's own text begins in ``context``, behind the first token, or behind the examples before it.
+        weight: of the row in the training loss.
     """
 
     context: tuple[int, ...]
@@ -25,6 +27,8 @@ class Encoded:
     completion: tuple[int, ...]
     n_bytes: int
     bears: tuple[bool, ...] | None = None
+    start: int = 1
+    weight: float = 1.0
 
     @property
     def tokens(self) -> tuple[int, ...]:

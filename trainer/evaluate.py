@@ -32,6 +32,7 @@ class Validation:
     rung: list[int]
     bias: BiasItems = field(default_factory=BiasItems)
     schema: str = LABELLED
+    split: str = "validation"
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def _completion_logprobs(
     requests = []
     for row in encoded:
         requests += [Request(row.context + label, len(row.context)) for label in labels]
-        requests.append(Request(row.context + row.completion, 1))
+        requests.append(Request(row.context + row.completion, row.start))
     scores = log_likelihoods(base, model, requests, trial.eval.batch_size)
     per_row = len(labels) + 1
     of_labels = []

@@ -24,6 +24,7 @@ from trainer.dropout import DropoutKeys, row_keys
 from trainer.encode import Encoded
 from trainer.models import BaseModel
 from trainer.outcomes import Diverged
+from trainer.output import weighted_cross_entropy
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -138,7 +139,10 @@ class RungTrainer(Trainer):
             if not self.keeps_positions:
                 logits = logits[:, kept]
             logits, labels = logits.flatten(0, 1), targets.flatten()
-        summed = torch.nn.functional.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="sum")
+        weights = inputs["weights"]
+        if weights is not None and completion:
+            weights = weights[:, None].expand(targets.shape).flatten()
+        summed = weighted_cross_entropy(logits, labels, weights)
         loss = summed / inputs["denominator"]
         if not torch.isfinite(loss):
             raise Diverged(f"the loss was {loss.item()} in step {inputs['step'] + 1}")

@@ -32,7 +32,7 @@ def likelihood_items(
         ``item_id``, ``group``, ``nll`` (nats) over ``n_tokens`` tokens that spell ``n_bytes`` bytes, and, but for
         schema text, ``completion_nll`` over ``completion_tokens`` of them: those that bear loss in training.
     """
-    scores = log_likelihoods(base, model, [Request(row.tokens, 1) for row in encoded], batch_size)
+    scores = log_likelihoods(base, model, [Request(row.tokens, row.start) for row in encoded], batch_size)
     table: dict[str, list[Any]] = {
         "item_id": [row.item_id for row in rows],
         "group": [row.group for row in rows],
@@ -47,8 +47,8 @@ def likelihood_items(
 
 
 def _borne(row: Encoded, values: list[float]) -> float:
-    """The sum over the tokens that bear loss; ``values`` are of all tokens but the first."""
-    completion = values[len(row.context) - 1 :]
+    """The sum over the tokens that bear loss; ``values`` are of all from ``start`` on."""
+    completion = values[len(row.context) - row.start :]
     if row.bears is None:
         return sum(completion)
     return sum(value for value, bears in zip(completion, row.bears, strict=True) if bears)

@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 
-from analysis.errors import ConfigError
+from analysis.errors import ConfigError, DataError
 from trainer.bias_items import BiasItems, load_bias
 from trainer.config import TrialConfig
 from trainer.counterfactual import find_swaps
-from trainer.data import Dataset, load_dataset, rung_subset
+from trainer.data import Dataset, Row, check_test, load_dataset, load_test, rung_subset
 from trainer.encode import Encoded
 from trainer.evaluate import Validation
+from trainer.mitigation import counterfactual_copies, row_weights
 from trainer.models import BaseModel, load_base
 from trainer.tokens import Tokens, tokens_of
 
@@ -23,11 +24,15 @@ class Materials:
 
     Args:
         device: where base models stay.
+
+    Attributes:
+        bias_of_base: item tables of the bias sets, of base models without an adapter, by ``base_key`` and bias config.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
         self._kept: dict[tuple[str, ...], Any] = {}
+        self.bias_of_base: dict[tuple[str, ...], dict[str, dict[str, list[Any]]]] = {}
 
     def dataset(self, trial: TrialConfig) -> Dataset:
         """Raises DataError for files that cannot be used."""
@@ -52,18 +57,43 @@ class Materials:
         return base
 
     def training(self, trial: TrialConfig) -> list[Encoded]:
-        """The training rows as tokens. Raises ConfigError where prompt and label do not fit."""
-        return self._tokens(trial, "train").encoded
+        """The training rows as tokens, with the copies and weights that ``mitigation`` asks for.
+
+        Raises:
+            ConfigError: where prompt and label do not fit.
+            DataError: where there is nothing to augment, or rows have no weights of their own.
+        """
+        tokens, wanted = self.tokens(trial, "train"), trial.mitigation
+        if not wanted.augment and not wanted.reweight:
+            return tokens.encoded
+        name = ("mitigated", repr(wanted), repr(trial.data), repr(trial.model), repr(trial.task))
+        mitigated: list[Encoded] = self._once(name, lambda: self._mitigated(trial, tokens))
+        return mitigated
+
+    def _mitigated(self, trial: TrialConfig, tokens: Tokens) -> list[Encoded]:
+        dataset, wanted = self.dataset(trial), trial.mitigation
+        copies = counterfactual_copies(dataset.train, wanted.augment)
+        more = self._tokenised(trial, copies, training=True) if copies else Tokens([], [], 0)
+        encoded = [*tokens.encoded, *more.encoded]
+        if not wanted.reweight:
+            return encoded
+        if dataset.schema == "text":
+            raise DataError(
+                f"mitigation.reweight={wanted.reweight:g} with data.schema=text: texts are trained on one after the"
+                " other in windows, so that a row has no weight of its own. Leave it at 0."
+            )
+        weights = row_weights([*tokens.rows, *more.rows], wanted.reweight)
+        return [replace(row, weight=weight) for row, weight in zip(encoded, weights, strict=True)]
 
     def validation(self, trial: TrialConfig) -> Validation:
         """The validation rows as tokens, the rung subset and the bias items."""
-        tokens = self._tokens(trial, "validation")
+        tokens = self.tokens(trial, "validation")
         rung = rung_subset(tokens.rows, trial.eval.rung_items, 0)
         dataset = self.dataset(trial)
-        bias = self._bias_items(trial, dataset, tokens)
+        bias = self._bias_items(trial, dataset, tokens, "validation")
         return Validation(tokens.rows, tokens.encoded, dataset.labels, rung, bias, dataset.schema)
 
-    def _bias_items(self, trial: TrialConfig, dataset: Dataset, tokens: Tokens) -> BiasItems:
+    def _bias_items(self, trial: TrialConfig, dataset: Dataset, tokens: Tokens, split: str) -> BiasItems:
         """What bias is measured on: of a decoder its preferences too, of every task with labels its predictions."""
         bias, task = trial.bias, trial.task
         items = self._once(("bias", repr(bias)), lambda: load_bias(bias)) if task.name != "classification" else None
@@ -71,42 +101,59 @@ class Materials:
             return items or BiasItems()
         tokenizer, length = self.base(trial).tokenizer, trial.data.max_length
         swaps = self._once(
-            ("swaps", str(bias.swap), repr(trial.data), repr(trial.model), repr(task)),
+            ("swaps", split, str(bias.swap), repr(trial.data), repr(trial.model), repr(task)),
             lambda: find_swaps(tokens.rows, tokens.encoded, dataset.labels, tokenizer, task, length, bias.swap),
         )
         return replace(items or BiasItems(), swaps=swaps)
 
+    def test(self, trial: TrialConfig) -> Validation:
+        """The test rows as tokens, and the bias sets: for a final scoring, never for a sweep.
+
+        Raises:
+            DataError: where there are none, or they hold a label that no training row has.
+        """
+        rows: list[Row] = self._once(("test", repr(trial.data)), lambda: load_test(trial.data))
+        check_test(rows, self.dataset(trial).labels)
+        name = ("tokens", "test", repr(trial.data), repr(trial.model), repr(trial.task))
+        tokens: Tokens = self._once(name, lambda: self._tokenised(trial, rows, training=False))
+        dataset = self.dataset(trial)
+        bias = self._bias_items(trial, dataset, tokens, "test")
+        return Validation(tokens.rows, tokens.encoded, dataset.labels, [], bias, dataset.schema, "test")
+
     def facts(self, trial: TrialConfig) -> dict[str, Any]:
         """What ``sweep.yaml`` says of the data, the rows that could not be made into tokens included."""
         dataset = self.dataset(trial)
-        splits = {split: self._tokens(trial, split) for split in ("train", "validation")}
+        splits = {split: self.tokens(trial, split) for split in ("train", "validation")}
         left_out = (*dataset.skipped, *(place for tokens in splits.values() for place in tokens.skipped))
         counts = {split: sum(len(row.tokens) for row in tokens.encoded) for split, tokens in splits.items()}
         return replace(dataset, skipped=left_out).facts() | {"tokens": counts}
 
-    def _tokens(self, trial: TrialConfig, split: str) -> Tokens:
+    def tokens(self, trial: TrialConfig, split: str) -> Tokens:
+        """The rows of a split, ``train`` or ``validation``, as read."""
+        dataset = self.dataset(trial)
+        training = split == "train"
+        name = ("tokens", split, repr(trial.data), repr(trial.model), repr(trial.task))
+        rows = dataset.train if training else dataset.validation
+        tokens: Tokens = self._once(name, lambda: self._tokenised(trial, rows, training))
+        return tokens
+
+    def _tokenised(self, trial: TrialConfig, rows: list[Row], training: bool) -> Tokens:
         dataset, base = self.dataset(trial), self.base(trial)
         if trial.data.max_length > base.window:
             raise ConfigError(
                 f"data.max_length={trial.data.max_length} is longer than the model's window of {base.window} tokens."
                 f" Use data.max_length={base.window}, or less."
             )
-        training = split == "train"
-        name = ("tokens", split, repr(trial.data), repr(trial.model), repr(trial.task))
-        tokens: Tokens = self._once(
-            name,
-            lambda: tokens_of(
-                dataset.train if training else dataset.validation,
-                dataset.labels,
-                dataset.schema,
-                base.tokenizer,
-                trial.task,
-                trial.data.max_length,
-                training=training,
-                skip=trial.data.on_error == "skip",
-            ),
+        return tokens_of(
+            rows,
+            dataset.labels,
+            dataset.schema,
+            base.tokenizer,
+            trial.task,
+            trial.data.max_length,
+            training=training,
+            skip=trial.data.on_error == "skip",
         )
-        return tokens
 
     def _once(self, name: tuple[str, ...], make: Any) -> Any:
         if name not in self._kept:

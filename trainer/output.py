@@ -66,13 +66,16 @@ class TokenLogits:
         """(positions, vocabulary) of chosen hidden states, (positions, width)."""
         return self._head(hidden) if self.separable else hidden
 
-    def summed(self, hidden: torch.Tensor, targets: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:
+    def summed(
+        self, hidden: torch.Tensor, targets: torch.Tensor, counts: list[int], weights: list[torch.Tensor | None]
+    ) -> list[torch.Tensor]:
         """Cross-entropy summed over each slot's positions, in chunks whose logits are computed again in the backward.
 
         Args:
             hidden: (positions, width), sorted by slot.
             targets: (positions,) token ids.
             counts: positions of each slot.
+            weights: of each slot's positions in its sum; None where all are 1.
 
         Returns:
             For each slot a scalar, in nats.
@@ -86,21 +89,35 @@ class TokenLogits:
             for k, (count, end) in enumerate(zip(counts, ends, strict=True)):
                 first, last = max(at, end - count), min(stop, end)
                 if first < last:
-                    pieces.append((k, first - at, last - at))
-            arguments = (hidden[at:stop], targets[at:stop], [(first, last) for _, first, last in pieces])
+                    weight = weights[k]
+                    part = None if weight is None else weight[first - end + count : last - end + count]
+                    pieces.append((k, first - at, last - at, part))
+            arguments = (hidden[at:stop], targets[at:stop], [piece[1:] for piece in pieces])
             whole = at == 0 and stop == len(targets)  # one chunk only: nothing is saved by computing it twice
             losses = self._chunk(*arguments) if whole else checkpoint(self._chunk, *arguments, use_reentrant=False)
-            for (k, _, _), loss in zip(pieces, losses, strict=True):
+            for (k, *_), loss in zip(pieces, losses, strict=True):
                 before = sums[k]
                 sums[k] = loss if before is None else before + loss
         return [hidden.new_zeros(()) if loss is None else loss for loss in sums]
 
     def _chunk(
-        self, hidden: torch.Tensor, targets: torch.Tensor, pieces: list[tuple[int, int]]
+        self, hidden: torch.Tensor, targets: torch.Tensor, pieces: list[tuple[int, int, torch.Tensor | None]]
     ) -> tuple[torch.Tensor, ...]:
         with self.base.arithmetic():
             logits = self.logits(hidden)
         return tuple(
-            torch.nn.functional.cross_entropy(logits[first:last].float(), targets[first:last], reduction="sum")
-            for first, last in pieces
+            weighted_cross_entropy(logits[first:last], targets[first:last], weights) for first, last, weights in pieces
         )
+
+
+def weighted_cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, ignore_index: int = -100
+) -> torch.Tensor:
+    """Cross-entropy summed over the rows of logits, (rows, classes), each times its weight; in float32.
+
+    Without weights it is PyTorch's own sum: a neighbour that has weights changes no bit of it.
+    """
+    if weights is None:
+        return torch.nn.functional.cross_entropy(logits.float(), targets, ignore_index=ignore_index, reduction="sum")
+    each = torch.nn.functional.cross_entropy(logits.float(), targets, ignore_index=ignore_index, reduction="none")
+    return (each * weights).sum()

@@ -18,6 +18,7 @@ from trainer.lora import linear_modules
 from trainer.lora_kernels import Routing, Segment
 from trainer.models import BaseModel
 from trainer.outcomes import Diverged, ended_by, out_of_memory
+from trainer.output import weighted_cross_entropy
 from trainer.pack_layers import PackedHead, PackedLora
 from trainer.scoring import SlotModel, Together
 from trainer.slot import Slot
@@ -218,8 +219,12 @@ class Pack:
         borne = targets != -100
         with self.base.arithmetic():
             hidden = self._logits.hidden(ids, mask)[:, :-1]
-        counts = [int((batch["labels"][:, 1:] != -100).sum()) for batch in batches]
-        return self._logits.summed(hidden[borne], targets[borne], counts)
+        here = [batch["labels"][:, 1:] != -100 for batch in batches]
+        weights = [
+            None if batch["weights"] is None else batch["weights"].repeat_interleave(own.sum(1)).to(self.base.device)
+            for batch, own in zip(batches, here, strict=True)
+        ]
+        return self._logits.summed(hidden[borne], targets[borne], [int(own.sum()) for own in here], weights)
 
     def _class_losses(self, batches: list[dict[str, Any]], ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         model: Any = self.base.model
@@ -227,10 +232,9 @@ class Pack:
             logits = model(input_ids=ids, attention_mask=mask).logits
         targets = torch.cat([batch["labels"] for batch in batches]).to(self.base.device)
         sizes = [len(batch["labels"]) for batch in batches]
-        return [
-            torch.nn.functional.cross_entropy(part.float(), wanted, reduction="sum")
-            for part, wanted in zip(logits.split(sizes), targets.split(sizes), strict=True)
-        ]
+        weights = [None if b["weights"] is None else b["weights"].to(self.base.device) for b in batches]
+        parts = zip(logits.split(sizes), targets.split(sizes), weights, strict=True)
+        return [weighted_cross_entropy(part, wanted, weight) for part, wanted, weight in parts]
 
     # --- scoring
 

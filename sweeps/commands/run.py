@@ -17,6 +17,11 @@ def main(arguments: list[str]) -> int:
             "Nothing is searched: the space is empty. Use `lorasweep trial` for one configuration,"
             " or search something, such as 'optim.lr=tag(log,interval(1e-4,1e-2))'."
         )
+    if sweep.config.eval.generate:
+        raise ConfigError(
+            "eval.generate=true: the trials of a sweep are ranked by likelihood. What the best of them write is for"
+            " `lorasweep finalize RUN eval.generate=true`, or for `lorasweep trial`."
+        )
     from sweeps.run import run_sweep
 
     return run_sweep(sweep, quiet=options.quiet)

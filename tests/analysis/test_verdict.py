@@ -41,7 +41,10 @@ def test_a_trial_below_the_untuned_model_does_not_beat_it(sweep: Any) -> None:
     sweep.untuned(0.75, hits=120)
     sweep.trial("t0003", 0.65, hits=104)
     line = verdict(sweep)[0]
-    assert "t0003, does not beat the untuned model: it is 10.0 points of accuracy below (65.0 % against 75.0 %)" in line
+    assert line.startswith(
+        "No evidence that fine-tuning beats leaving the model as it is: the best trial, t0003, is 10.0 points of"
+        " accuracy below the untuned model (65.0 % against 75.0 %); paired"
+    )
     assert "includes zero" not in line
 
 
@@ -63,7 +66,18 @@ def test_the_best_baseline_is_the_one_to_beat(sweep: Any) -> None:
     sweep.untuned(0.5, hits=80, crows=60.0)
     sweep.trial("few_shot", 0.7, hits=112, kind="baseline", step=0)
     sweep.trial("t0000", 0.9, hits=144)
-    assert "beats the baseline few_shot by 20.0 points" in verdict(sweep)[0]
+    assert "beats the best of 2 baselines, the baseline few_shot, by 20.0 points" in verdict(sweep)[0]
+
+
+def test_the_best_baseline_is_the_most_accurate_one_whatever_the_objective_says(sweep: Any) -> None:
+    sweep.untuned(0.5, hits=80, crows=50.0)
+    sweep.trial("few_shot@nf4", {"accuracy": 0.95}, hits=152, kind="baseline", step=0)  # ranked last: no objective
+    sweep.trial("t0000", 0.9, hits=144)
+    line = verdict(sweep)[0]
+    assert line.startswith(
+        "No evidence that fine-tuning beats prompting with a few examples: the best trial, t0000, is 5.0 points of"
+        " accuracy below the best of 2 baselines, the baseline few_shot@nf4, (90.0 % against 95.0 %)"
+    )
 
 
 def test_the_best_trial_is_the_first_that_completed_and_by_another_metric_another(sweep: Any) -> None:

@@ -200,7 +200,7 @@ def test_code_that_comes_with_a_model_is_not_run(refused, here, tiny_models):
         ("task=regression", ["task=regression", "classification", "completion"]),
         ("search.trials=0", ["search.trials=0", "at least 1"]),
         ("sweep.name=../up", ["sweep.name", "letters, digits"]),
-        ("baselines=[few_shot]", ["few_shot", "zero_shot"]),
+        ("baselines=[fewshot]", ["fewshot", "few_shot"]),
         ("search.start_from=[{lora.rank: 5}]", ["search.start_from[0]", "lora.rank"]),
         ("objective.terms.quality.metric=f1", ["objective.terms.quality.metric", "macro_f1"]),
     ],

@@ -20,6 +20,7 @@ from sweeps.place import package_root
 
 # One trial at a time: what ASHA decides does not depend on which trial is first at a rung.
 SETTINGS = ["bias.crows_pairs=20", "bias.stereoset=0", "search.start_from=[{precision: fp32}]", "resources.slots=1"]
+UNTUNED = ["zero_shot", "zero_shot@bf16", "zero_shot@nf4"]  # at each precision that is searched
 TRIALS = ["t0000", "t0001", "t0002", "t0003", "t0004"]
 
 
@@ -27,7 +28,9 @@ TRIALS = ["t0000", "t0001", "t0002", "t0003", "t0004"]
 def finished(lorasweep, tiny, tmp_path_factory):
     """A sweep of five trials that ran undisturbed: its folder and what it printed."""
     command = lorasweep(tmp_path_factory.mktemp("finished"))
-    done = command("run", *tiny("llama", *SETTINGS, "search.trials=5", "sweep.name=tiny"))
+    (command.cwd / "test.csv").write_bytes(b"\xff\x00 garbage")  # a sweep never reads the test rows
+    settings = [*SETTINGS, f"data.test={command.cwd / 'test.csv'}"]
+    done = command("run", *tiny("llama", *settings, "search.trials=5", "sweep.name=tiny"))
     assert done.returncode == 0, done.stderr
     assert command.processes() == []
     return command, SweepFolder(command.cwd / "runs" / "tiny"), done
@@ -44,16 +47,17 @@ def board(folder: SweepFolder) -> list[dict[str, str]]:
 def test_the_leaderboard_has_every_trial_and_the_untuned_model_with_every_metric(finished):
     _, folder, _ = finished
     rows = board(folder)
-    assert sorted(row["trial_id"] for row in rows) == [*TRIALS, "zero_shot"]
-    assert [int(row["rank"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert sorted(row["trial_id"] for row in rows) == [*TRIALS, *UNTUNED]
+    assert [int(row["rank"]) for row in rows] == [1, 2, 3, 4, 5, 6, 7, 8]
     trials = [row for row in rows if row["kind"] == "trial"]
     assert {row["status"] for row in trials} <= {"completed", "stopped_early"}
     assert any(row["status"] == "completed" for row in trials)
     metrics = ("accuracy", "macro_f1", "log_loss", "perplexity", "bits_per_byte", "bias.crows_pairs.pct", "objective")
     assert [name for row in rows for name in metrics if not math.isfinite(float(row[name]))] == []
     assert all(row["lora.rank"] and row["optim.lr"] and row["precision"] for row in trials)
-    [untuned] = [row for row in rows if row["kind"] == "baseline"]
-    assert (untuned["status"], untuned["step"], untuned["n_items"]) == ("completed", "0", "30")
+    for untuned in [row for row in rows if row["kind"] == "baseline"]:
+        assert (untuned["status"], untuned["step"], untuned["n_items"]) == ("completed", "0", "30")
+        assert untuned["precision"] == (untuned["trial_id"].partition("@")[2] or "fp32")
 
 
 def test_a_completed_trial_is_scored_on_all_items_and_a_stopped_one_says_why(finished):
@@ -154,7 +158,7 @@ def test_the_sampler_is_told_of_every_trial_once(finished, reading):
 def test_every_trial_and_the_untuned_model_is_one_wandb_run_with_the_recorded_curve(finished, wandb_runs):
     _, folder, _ = finished
     runs = wandb_runs(folder)
-    assert sorted(runs) == ["sweep", *TRIALS, "zero_shot"]
+    assert sorted(runs) == ["sweep", *TRIALS, *UNTUNED]
     for files in folder.trials():
         [run] = runs[files.trial_id]
         rows, config = files.read_metrics(), yaml.safe_load(files.config_file.read_text())
@@ -312,7 +316,7 @@ def test_a_stopped_sweep_goes_on_where_it_was_and_ends_like_an_undisturbed_one(s
     assert resumed.returncode == 0, resumed.stderr
     assert [row["trial_id"] for row in sorted(board(folder), key=lambda row: row["trial_id"])] == [
         *TRIALS[:3],
-        "zero_shot",
+        *UNTUNED,
     ]
     assert sorted(reading.tells(folder)) == TRIALS[:3]
     for trial_id in ended_before:

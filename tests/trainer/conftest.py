@@ -12,6 +12,7 @@ from trainer.config import (
     DataConfig,
     EvalConfig,
     LoraSettings,
+    MitigationConfig,
     ModelConfig,
     OptimConfig,
     TaskConfig,
@@ -39,6 +40,7 @@ def make_trial(tiny_models: dict[str, Path], tiny_data: tuple[Path, Path]) -> Ca
             "lora": LoraSettings(rank=4, alpha_rule="ratio", alpha_value=2.0, targets="all_linear"),
             "optim": OptimConfig(lr=5e-3, warmup=0.1),
             "train": TrainConfig(max_steps=6, batch_size=4, rungs=[2, 4, 6]),
+            "mitigation": MitigationConfig(),
             "eval": EvalConfig(rung_items=12, batch_size=8),
             "bias": BiasConfig(crows_pairs=0, stereoset=0, swap=0),
         }

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from analysis.folder import TrialFolder
+from trainer.baselines import score_baseline
 from trainer.bias import score_pairs
-from trainer.config import TrialConfig
+from trainer.config import Baseline, TrialConfig
 from trainer.crows_pairs import Pair, pair_metrics
 from trainer.encode import encode_rows, label_tokens
 from trainer.evaluate import evaluate
 from trainer.materials import Materials
 from trainer.measures import QUALITY, metric_names
 from trainer.quality import calibration_error, class_metrics, text_metrics
-from trainer.untuned import score_untuned
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_the_untuned_model_has_a_row_on_the_rungs_items_too_without_scoring_them
 ) -> None:
     trial = make_trial("llama")
     base, validation = kept.base(trial), kept.validation(trial)
-    score_untuned(kept, trial, TrialFolder(tmp_path))
+    score_baseline(kept, Baseline("zero_shot", trial), TrialFolder(tmp_path))
     rung, final = TrialFolder(tmp_path).read_metrics()
     assert (rung.final, rung.n_items, final.final, final.n_items) == (False, len(validation.rung), True, 30)
     alone = evaluate(base, base.model, trial, validation, validation.rung)

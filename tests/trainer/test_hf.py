@@ -14,15 +14,15 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from analysis.errors import ModelError
 from analysis.folder import State, TrialFolder
+from trainer.baselines import score_baseline
 from trainer.batches import micro_batches
-from trainer.config import TrialConfig
+from trainer.config import Baseline, TrialConfig
 from trainer.dropout import DropoutKeys, row_keys, use_keyed_dropout
 from trainer.engine import Admitted, Ended, Event, Full, RungResult
 from trainer.evaluate import Evaluation, evaluate
 from trainer.hf import HfEngine
 from trainer.lora import add_adapter, remove_adapter
 from trainer.materials import Materials
-from trainer.untuned import score_untuned
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_a_trial_learns_and_its_adapter_gives_the_recorded_predictions_in_plain_
     model: str, make_trial: Callable[..., TrialConfig], materials: Materials, tmp_path: Path
 ) -> None:
     trial = make_trial(model, max_steps=40, rungs=[10, 40], batch_size=12, lr=2e-2)
-    untuned = score_untuned(materials, trial, TrialFolder(tmp_path / "zero_shot"))
+    untuned = score_baseline(materials, Baseline("zero_shot", trial), TrialFolder(tmp_path / "zero_shot"))
     events = run(HfEngine(materials, accuracy), trial, tmp_path / "t0000")
     assert [type(e).__name__ for e in events] == ["RungResult", "RungResult", "Ended"]
     assert [e.row.n_items for e in events] == [12, 12, 30]

@@ -16,10 +16,10 @@ from analysis.folder import State, TrialFolder
 from tests.trainer.packs import alone, at_step, distance, drive, packed_engine, score, together
 from tests.trainer.test_pack_equivalence import equal_lengths, materials  # noqa: F401  # fixtures
 from trainer import lora_kernels, pack, slot
-from trainer.config import TrialConfig
+from trainer.baselines import score_baseline
+from trainer.config import Baseline, TrialConfig
 from trainer.engine import Admitted, Ended, Full, Refused, RungResult
 from trainer.hf import HfEngine
-from trainer.untuned import score_untuned
 
 EXACT, CLOSE = 0.0, 2e-4
 
@@ -204,10 +204,10 @@ def test_a_full_device_says_so_and_what_a_pack_cannot_hold_is_refused(trials, ma
 @pytest.mark.parametrize("model", ["llama", "bert"])
 def test_a_probed_device_gives_the_untuned_model_its_own_head(model, trials, materials, tmp_path) -> None:  # noqa: F811
     [one] = trials(1, model=model)
-    score_untuned(materials, one, TrialFolder(tmp_path / "before"))
+    score_baseline(materials, Baseline("zero_shot", one), TrialFolder(tmp_path / "before"))
     engine = packed_engine(materials, slots=None)  # as a device worker: probe, score the untuned model, train
     assert engine.capacity(one) >= 1
-    score_untuned(materials, one, TrialFolder(tmp_path / "after"))
+    score_baseline(materials, Baseline("zero_shot", one), TrialFolder(tmp_path / "after"))
     before, after = (TrialFolder(tmp_path / name).read_metrics()[0].metrics for name in ("before", "after"))
     assert before == after
     assert states(drive(engine, [one], tmp_path)) == {"t0000": State.COMPLETED}

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from analysis.folder import TrialFolder
-from trainer.config import DataConfig, ModelConfig, TrialConfig
+from trainer.baselines import score_baseline
+from trainer.config import Baseline, DataConfig, ModelConfig, TrialConfig
 from trainer.engine import Ended
-from trainer.evaluate import metric_names
 from trainer.hf import HfEngine
 from trainer.materials import Materials
-from trainer.untuned import score_untuned
+from trainer.measures import metric_names
 
 from .packs import at_step, distance, drive, packed_engine
 
@@ -96,7 +96,7 @@ def test_both_engines_train_and_score_rows_without_labels_alike(
     items = files.read_items("task", "validation", step)
     assert items.keys() == TrialFolder(tmp_path / "hf" / "t0000").read_items("task", "validation", step).keys()
     assert len(items["item_id"]) == ended.row.n_items == len(set(items["item_id"]))
-    untuned = score_untuned(materials, trial, TrialFolder(tmp_path / "zero_shot"))
+    untuned = score_baseline(materials, Baseline("zero_shot", trial), TrialFolder(tmp_path / "zero_shot"))
     assert untuned.metrics["perplexity"] > ended.row.metrics["perplexity"]
     assert len(materials.validation(trial).rung) == 6
 
@@ -106,7 +106,7 @@ def test_metrics_are_those_of_the_loss_that_transformers_gives(
     schema: str, schema_trial: Callable[..., TrialConfig], materials: Materials, tmp_path: Path
 ) -> None:
     trial = schema_trial(schema)
-    metrics = score_untuned(materials, trial, TrialFolder(tmp_path / "zero_shot")).metrics
+    metrics = score_baseline(materials, Baseline("zero_shot", trial), TrialFolder(tmp_path / "zero_shot")).metrics
     base, validation = materials.base(trial), materials.validation(trial)
     borne_nll = borne_tokens = nll = tokens = 0.0
     for row in validation.encoded:

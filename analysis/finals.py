@@ -1,0 +1,271 @@
+"""The final scores of a sweep: its best trials, trained again with other seeds and scored on the test split.
+
+Read from ``finals/`` of a sweep folder, which ``lorasweep finalize`` writes. The validation figure of a trial that was
+chosen for it is too good on average (the winner's curse); how much shows beside the test figures of the same trial.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+
+from analysis.errors import LorasweepError
+from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder, read_lines
+from analysis.metrics import METRICS
+from analysis.stats import Difference, paired_difference
+
+SEED = "-seed"  # between a trial's id and the seed in the name of a final
+SHOWN = ("accuracy", "macro_f1", "log_loss", "perplexity", "bits_per_byte")
+
+
+@dataclass(frozen=True)
+class Final:
+    """One finalist with one seed, or a baseline.
+
+    Attributes:
+        name: such as ``t0003-seed1``, or the baseline's.
+        status: a ``State``.
+        reason: why it ended so.
+        validation: metrics on all validation items.
+        test: metrics on the test items; empty where it was not scored on them yet.
+        n_items: test items.
+        hits: item id → 1 where the prediction on the test item was right, else 0.
+    """
+
+    name: str
+    status: str
+    reason: str = ""
+    validation: Mapping[str, float] = field(default_factory=dict)
+    test: Mapping[str, float] = field(default_factory=dict)
+    n_items: int = 0
+    hits: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A trial of the sweep, and what became of it.
+
+    Attributes:
+        trial_id: as in the leaderboard.
+        selected: its metrics in the sweep, by which it was chosen.
+        runs: one a seed.
+    """
+
+    trial_id: str
+    selected: Mapping[str, float]
+    runs: tuple[Final, ...]
+
+    def values(self, metric: str, split: str = "test") -> list[float]:
+        """A metric of each seed that has it."""
+        found = (getattr(run, split).get(metric, math.nan) for run in self.runs)
+        return [value for value in found if math.isfinite(value)]
+
+    def mean(self, metric: str, split: str = "test") -> float:
+        values = self.values(metric, split)
+        return fmean(values) if values else math.nan
+
+    def sd(self, metric: str, split: str = "test") -> float:
+        """Sample standard deviation over the seeds; NaN for fewer than two."""
+        values = self.values(metric, split)
+        return stdev(values) if len(values) > 1 else math.nan
+
+    def hits(self) -> dict[str, float]:
+        """Item id → share of the seeds that were right on it."""
+        scored = [run.hits for run in self.runs if run.hits]
+        common = set.intersection(*(set(hits) for hits in scored)) if scored else set()
+        return {item: fmean(hits[item] for hits in scored) for item in sorted(common)}
+
+
+@dataclass(frozen=True)
+class Look:
+    """One time that somebody looked at the test split.
+
+    Attributes:
+        number: from 1.
+        time: when it began, as ISO 8601.
+        user: who.
+        command: how.
+        finalists: trials that were asked for.
+        finished: whether it came to its end.
+    """
+
+    number: int
+    time: str
+    user: str
+    command: str
+    finalists: tuple[str, ...]
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Finals:
+    """Everything in ``finals/``: finalists in the order of their test accuracy, baselines, and the looks."""
+
+    finalists: tuple[Finalist, ...]
+    baselines: tuple[Final, ...]
+    looks: tuple[Look, ...]
+
+
+def read_finals(folder: SweepFolder) -> Finals:
+    """What a sweep folder holds of final scores; empty where ``lorasweep finalize`` was not run."""
+    runs: dict[str, list[Final]] = {}
+    baselines = []
+    for files in folder.finals():
+        trial_id, separator, _ = files.trial_id.rpartition(SEED)
+        if separator:
+            runs.setdefault(trial_id, []).append(_final(files))
+        else:
+            baselines.append(_final(files))
+    finalists = [Finalist(trial_id, _selected(folder, trial_id), tuple(found)) for trial_id, found in runs.items()]
+    measure = _measure(finalists)
+    sign = -1.0 if METRICS[measure].better == "high" else 1.0
+
+    def place(finalist: Finalist) -> tuple[float, str]:
+        mean = finalist.mean(measure)
+        return sign * mean if math.isfinite(mean) else math.inf, finalist.trial_id
+
+    return Finals(tuple(sorted(finalists, key=place)), tuple(baselines), read_looks(folder))
+
+
+def read_looks(folder: SweepFolder) -> tuple[Look, ...]:
+    """Who looked at the test split, in order."""
+    looks: dict[int, Look] = {}
+    for record in read_lines(folder.looks_file):
+        try:
+            number, event = int(record["look"]), record["event"]
+            if event == "began":
+                told = (str(record["time"]), str(record["user"]), str(record["command"]))
+                looks[number] = Look(number, *told, tuple(map(str, record["finalists"])), False)
+            elif event == "finished" and number in looks:
+                before = looks[number]
+                looks[number] = Look(number, before.time, before.user, before.command, before.finalists, True)
+        except (KeyError, TypeError, ValueError):
+            continue  # a line that somebody edited
+    return tuple(looks[number] for number in sorted(looks))
+
+
+def _final(files: TrialFolder) -> Final:
+    try:
+        told = files.read_status()
+        status, reason = str(told.state), told.reason
+    except LorasweepError as error:
+        status, reason = "unknown", str(error)
+    rows = [row for row in files.read_metrics() if row.final]
+    by_split: dict[str, MetricsRow] = {row.split: row for row in rows}
+    test = by_split.get("test")
+    hits: dict[str, float] = {}
+    if test is not None:
+        try:
+            items = files.read_items("task", "test", test.step)
+            scored = zip(items["item_id"], items["prediction"], items["label"], strict=True)
+            hits = {str(item): float(prediction == label) for item, prediction, label in scored}
+        except (LorasweepError, KeyError, ValueError, OSError) as error:
+            reason = f"{reason}; " * bool(reason) + f"its test items cannot be read ({error})"
+    validation = by_split["validation"].metrics if "validation" in by_split else {}
+    return Final(
+        files.trial_id, status, reason, validation, test.metrics if test else {}, test.n_items if test else 0, hits
+    )
+
+
+def _selected(folder: SweepFolder, trial_id: str) -> Mapping[str, float]:
+    rows = [row for row in folder.trial(trial_id).read_metrics() if row.final]
+    return rows[-1].metrics if rows else {}
+
+
+def _measure(finalists: Sequence[Finalist]) -> str:
+    """What finalists are put in order by: accuracy; where nothing has labels, the loss of the completion."""
+    there = {name for finalist in finalists for run in finalist.runs for name in run.test}
+    return next((name for name in ("accuracy", "completion_perplexity") if name in there), "accuracy")
+
+
+def report(finals: Finals) -> str:
+    """The final scores as text: a table, intervals on the test items, and who looked at the test split."""
+    if not finals.finalists:
+        return "There are no final scores."
+    there = {name for finalist in finals.finalists for run in finalist.runs for name in run.test}
+    metrics = [name for name in METRICS if name in there and (name in SHOWN or name.startswith(("bias.", "generate.")))]
+    metrics = [name for name in metrics if not name.endswith((".stderr", ".distance"))]
+    heads = ["trial", "seeds", "metric", "in the sweep", "validation", "test"]
+    lines = [heads]
+    for finalist in finals.finalists:
+        done = sum(bool(run.test) for run in finalist.runs)
+        for i, name in enumerate(metrics):
+            first = [finalist.trial_id, f"{done} of {len(finalist.runs)}"] if i == 0 else ["", ""]
+            validation = _spread(finalist.mean(name, "validation"), finalist.sd(name, "validation"), name)
+            test = _spread(finalist.mean(name), finalist.sd(name), name)
+            lines.append([*first, name, _number(finalist.selected.get(name, math.nan), name), validation, test])
+    for baseline in finals.baselines:
+        shown = [name for name in metrics if name in baseline.test]
+        for i, name in enumerate(shown):
+            first = [baseline.name, "-"] if i == 0 else ["", ""]
+            lines.append([*first, name, "-", "-", _number(baseline.test[name], name)])
+    widths = [max(len(line[c]) for line in lines) for c in range(len(heads))]
+    table = [
+        "  ".join(
+            cell.ljust(w) if c < 3 else cell.rjust(w) for c, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    table.insert(1, "-" * len(max(table, key=len)))
+    return "\n".join([*table, "", *_sentences(finals)])
+
+
+def _sentences(finals: Finals) -> list[str]:
+    best, *others = finals.finalists
+    n = max((run.n_items for run in best.runs), default=0)
+    found = [f"Mean ± standard deviation over seeds; {n} test items. No figure here was used to choose anything."]
+    if len(best.values("accuracy")) and "accuracy" in best.selected:
+        fall = 100 * (best.selected["accuracy"] - best.mean("accuracy"))
+        found.append(
+            f"{best.trial_id} had {100 * best.selected['accuracy']:.1f} % accuracy in the sweep that chose it, and has"
+            f" {100 * best.mean('accuracy'):.1f} % on the test split: {abs(fall):.1f} points"
+            f" {'less' if fall >= 0 else 'more'}."
+        )
+    for baseline in finals.baselines:
+        found += _compared(best, baseline.name, baseline.hits, "baseline ")
+    for other in others:
+        found += _compared(best, other.trial_id, other.hits(), "")
+    for finalist in finals.finalists:
+        for run in finalist.runs:
+            if run.status != State.COMPLETED or not run.test:
+                why = f": {run.reason}" if run.reason else ""
+                found.append(f"{run.name} is not in these figures: {run.status.replace('_', ' ')}{why}.")
+    return found + looks_sentences(finals.looks)
+
+
+def _compared(best: Finalist, name: str, hits: Mapping[str, float], kind: str) -> list[str]:
+    mine = best.hits()
+    if not mine or not hits:
+        return []
+    try:
+        found: Difference = paired_difference(mine, hits)
+    except LorasweepError as error:
+        return [f"{best.trial_id} and {kind}{name} cannot be compared: {error}"]
+    side = "above" if found.mean >= 0 else "below"
+    sure = "" if found.low > 0 or found.high < 0 else " It includes zero: the difference may be chance."
+    return [
+        f"On the test split {best.trial_id} is {100 * abs(found.mean):.1f} points of accuracy {side} {kind}{name};"
+        f" paired 95 % interval [{100 * found.low:.1f}, {100 * found.high:.1f}] points on {found.n} items.{sure}"
+    ]
+
+
+def looks_sentences(looks: Sequence[Look]) -> list[str]:
+    """Who looked before, where it was not once."""
+    if len(looks) < 2:
+        return [f"Test split looked at once, {looks[0].time} by {looks[0].user}." for looks in [looks] if looks]
+    told = "; ".join(f"{look.number}: {look.time} by {look.user} ({', '.join(look.finalists)})" for look in looks)
+    return [
+        f"The test split was looked at {len(looks)} times ({told}). Each look after the first makes its figures"
+        " less of a test: what was chosen after one is chosen with it."
+    ]
+
+
+def _number(value: float, name: str) -> str:
+    if not math.isfinite(value):
+        return "-"
+    decimals = METRICS[name].decimals
+    return f"{value:.4g}" if decimals is None else f"{value:.{decimals}f}"
+
+
+def _spread(mean: float, sd: float, name: str) -> str:
+    return _number(mean, name) + (f" ± {_number(sd, name)}" if math.isfinite(sd) else "")

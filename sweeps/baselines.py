@@ -1,0 +1,147 @@
+"""The baselines of a sweep: which rows there are to be, and who scores them while the trials run."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ray.exceptions import RayActorError
+
+from analysis.folder import MetricsRow, State, Status, SweepFolder
+from sweeps.compose import Composed
+from sweeps.devices import answer
+from sweeps.space import Choices
+from trainer.config import Baseline
+
+_TRIES = 3  # workers that may die over one baseline
+
+
+def planned(composed: Composed, only: str | None = None) -> list[Baseline]:
+    """The baselines to score: one row a precision that is searched, but for those that no model takes part in.
+
+    The row at the config's own precision (the first searched one, where that is not searched) has the baseline's plain
+    name; the others are called such as ``few_shot@nf4``.
+
+    Args:
+        only: the one precision that is of use, whatever is searched.
+    """
+    config, searched = composed.config, composed.space.get("precision")
+    precisions = [str(value) for value in searched.values] if isinstance(searched, Choices) else [config.precision]
+    precisions = [only] if only else precisions
+    plain = config.precision if config.precision in precisions else precisions[0]
+    precisions = [plain, *(precision for precision in precisions if precision != plain)]
+    found = []
+    for precision in precisions:
+        for kind in config.baselines:
+            if precision != plain and not _needs_model(composed, kind):
+                continue
+            name = kind if precision == plain else f"{kind}@{precision}"
+            trial = composed.trial(name, {"precision": precision})
+            found.append(Baseline(kind, trial, config.few_shot, config.retrieval))
+    return found
+
+
+def _needs_model(composed: Composed, kind: str) -> bool:
+    if kind == "retrieval" and composed.config.task.name == "classification":
+        return composed.config.retrieval.neighbours == "hidden"
+    return kind != "majority"
+
+
+def missing(folder: SweepFolder, baselines: Sequence[Baseline]) -> list[Baseline]:
+    """Those that have not been scored to their end."""
+    return [b for b in baselines if folder.baseline(b.name).read_status().state is not State.COMPLETED]
+
+
+class BaselineRunner:
+    """Hands baselines to device workers, which score them when they have no trial; one thread a worker.
+
+    Args:
+        folder: the sweep's.
+        workers: the device workers.
+        baselines: what is to be scored.
+        note: told about each row in a line.
+        scored: called with each row.
+        interrupted: whether the user stopped the sweep.
+    """
+
+    def __init__(
+        self,
+        folder: SweepFolder,
+        workers: Sequence[Any],
+        baselines: Sequence[Baseline],
+        note: Callable[[str], None],
+        scored: Callable[[Baseline, MetricsRow], None],
+        interrupted: Callable[[], bool],
+    ):
+        self.folder, self.note, self.scored, self.interrupted = folder, note, scored, interrupted
+        self._waiting = deque((baseline, 1) for baseline in baselines)
+        self._unscored = [baseline.name for baseline in baselines]
+        self._threads = [
+            threading.Thread(target=self._serve, args=(worker,), name="baselines", daemon=True)
+            for worker in workers[: len(self._waiting)]
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def unscored(self) -> list[str]:
+        """Names of those that are waiting or being scored."""
+        return list(self._unscored)
+
+    def finish(self) -> None:
+        """Wait until all are scored, or the sweep is interrupted."""
+        for thread in self._threads:
+            while thread.is_alive() and not self.interrupted():
+                thread.join(0.2)
+
+    def _serve(self, worker: Any) -> None:
+        while not self.interrupted():
+            try:
+                baseline, attempt = self._waiting.popleft()
+            except IndexError:
+                return
+            self._score(worker, baseline, attempt)
+
+    def _score(self, worker: Any, baseline: Baseline, attempt: int) -> None:
+        files = self.folder.baseline(baseline.name)
+        try:
+            row = answer(worker.score_baseline.remote(baseline, str(files.root)))
+        except RayActorError as error:
+            if self.interrupted():
+                return
+            if attempt < _TRIES:
+                self.note(f"{baseline.name}  its device worker died: it is scored again")
+                self._waiting.append((baseline, attempt + 1))
+                return
+            self._failed(baseline, f"its device worker died {attempt} times: {_last_line(error)}")
+        except Exception as error:
+            if not self.interrupted():
+                self._failed(baseline, _last_line(error))
+        else:
+            self._unscored.remove(baseline.name)
+            self.note(f"{baseline.name}  scored{_shown(row.metrics)}")
+            self.scored(baseline, row)
+
+    def _failed(self, baseline: Baseline, reason: str) -> None:
+        self._unscored.remove(baseline.name)
+        self.note(f"{baseline.name}  could not be scored: {reason}")
+        self.folder.baseline(baseline.name).write_status(Status(State.FAILED, reason))
+
+
+def settings_of(baseline: Baseline) -> dict[str, Any]:
+    """What a tracker shows as a baseline's config."""
+    return asdict(baseline.trial) | {"baseline": baseline.kind}
+
+
+def _shown(metrics: Mapping[str, float]) -> str:
+    names = {"accuracy": "accuracy", "macro_f1": "F1"}
+    return "".join(f"  {head} {metrics[name]:.3f}" for name, head in names.items() if name in metrics)
+
+
+def _last_line(error: BaseException) -> str:
+    cause = getattr(error, "cause", None) or error
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    return lines[-1].strip()[:500]

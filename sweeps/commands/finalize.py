@@ -1,0 +1,26 @@
+"""``lorasweep finalize``: the best trials of a sweep, trained with other seeds and scored on the test split."""
+
+from sweeps.commands.parser import Parser
+
+
+def main(arguments: list[str]) -> int:
+    parser = Parser(
+        "finalize",
+        "Train the best trials of a sweep again with other seeds, and score them once on the test split, with the full"
+        " bias sets. Run it again after an interruption: what is finished is kept.",
+        "examples:\n  lorasweep finalize runs/tickets --top 3\n"
+        "  lorasweep finalize runs/tickets --top 1 --seeds 5 data.test=test.csv\n",
+    )
+    parser.add_argument("run", metavar="RUN", help="sweep folder, such as runs/quickstart")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="OVERRIDE", help="of data.test, bias, eval.*, ray.*, resources.*"
+    )
+    parser.add_argument("--top", type=int, default=3, metavar="N", help="trials, from the top of the leaderboard (3)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds for each of them (3)")
+    parser.add_argument("--quiet", action="store_true", help="print only the final scores and errors")
+    options = parser.read(arguments)
+    from sweeps.finalize import finalize
+    from sweeps.place import package_root
+
+    package_root()
+    return finalize(options.run, options.top, options.seeds, options.overrides, quiet=options.quiet)

@@ -1,0 +1,365 @@
+"""``lorasweep finalize``: the finalists of a sweep, trained with several seeds and scored once on the test split.
+
+Everything is in ``finals/`` of the sweep folder; what is finished there is not done again.
+"""
+
+import getpass
+import hashlib
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from typing import Any
+
+import ray
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from ray.exceptions import RayActorError
+
+from analysis import leaderboard
+from analysis.errors import ConfigError, DataError, FolderError
+from analysis.finals import SEED, Look, looks_sentences, read_finals, read_looks, report
+from analysis.folder import ENDED, State, Status, SweepFolder, TrialFolder, append_line, atomic_write, read_lines
+from analysis.leaderboard import Row
+from analysis.objective import Objective
+from sweeps.baselines import planned
+from sweeps.compose import RESUMABLE, Composed
+from sweeps.devices import answer, facts_of, ray_running, start_workers
+from sweeps.manifest import read_manifest
+from sweeps.place import program, typed
+from sweeps.preflight import preflight
+from sweeps.run import locked
+from trainer.config import Baseline, TrialConfig, check_trial
+from trainer.data import Row as DataRow
+from trainer.data import check_test, load_dataset, load_test
+from trainer.engine import Admitted, Ended, Refused
+
+CHANGEABLE = ("data.test", "bias", "eval", *(part for part in RESUMABLE if part in ("ray", "resources")))
+_TRIES = 3  # workers that may die over one run
+_ASK_AGAIN = 0.2  # seconds between rounds where every worker is full
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One finalist with one seed: how it is trained, and how it is scored on the test split."""
+
+    trained: TrialConfig
+    scored: TrialConfig
+    files: TrialFolder
+
+    @property
+    def name(self) -> str:
+        return self.trained.trial_id
+
+    @property
+    def on_test(self) -> bool:
+        return any(row.split == "test" for row in self.files.read_metrics())
+
+
+def finalize(run_dir: str, top: int, seeds: int, overrides: Sequence[str], quiet: bool = False) -> int:
+    """Train the ``top`` trials of a sweep with ``seeds`` new seeds each, score them on the test split, print a table.
+
+    Args:
+        run_dir: the sweep folder.
+        top: trials, from the top of the leaderboard.
+        seeds: for each.
+        overrides: of ``data.test``, ``bias``, ``eval``, ``ray`` and ``resources``.
+        quiet: print the final scores only.
+
+    Returns:
+        The exit status: 1 where some run has no test score.
+
+    Raises:
+        DataError: without test rows.
+        FolderError: without a completed trial, or where ``finals/`` was scored on other test rows.
+    """
+    for name, given in (("--top", top), ("--seeds", seeds)):
+        if given < 1:
+            raise ConfigError(f"{name} {given}: expected 1 or more.")
+    folder = SweepFolder.open(run_dir)
+    manifest = read_manifest(folder)
+    composed = _composed(manifest["unresolved"], overrides)
+    test = _test_rows(folder, composed)
+    rows = leaderboard.build(folder)
+    finalists = _finalists(folder, rows, top)
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        if not quiet:
+            minutes, seconds = divmod(int(time.monotonic() - began), 60)
+            print(f"[{minutes:>4}:{seconds:02}] {text}", flush=True)
+
+    preflight(composed, quiet)
+    with locked(folder):
+        runs = [run for row in finalists for run in _runs(folder, composed, row.trial_id, seeds)]
+        baseline = _best_baseline(composed, rows)
+        looks, look = _look(folder, [row.trial_id for row in finalists], seeds, test)
+        if looks:
+            for sentence in looks_sentences(read_looks(folder)):
+                say(sentence)
+        if len(finalists) < top:
+            say(f"only {len(finalists)} of the {top} trials asked for have completed")
+        _finish(folder, composed, runs, baseline, say)
+        append_line(folder.looks_file, {"look": look, "event": "finished", "time": _now()})
+    finals = read_finals(folder)
+    print(report(finals))
+    print(f"\nFinal scores: {typed(folder.finals_dir)}/")
+    return 0 if all(run.on_test for run in runs) else 1
+
+
+def _composed(stored: dict[str, Any], overrides: Sequence[str]) -> Composed:
+    chosen = any(line.split("=")[0].lstrip("+") == "bias" for line in overrides)
+    wanted = [*([] if chosen else ["bias=full"]), *overrides]
+    return Composed.from_stored(stored, wanted, CHANGEABLE, "when finalists are scored")
+
+
+def _test_rows(folder: SweepFolder, composed: Composed) -> dict[str, Any]:
+    """Number and fingerprint of the test rows. Raises DataError where there are none."""
+    data = composed.config.data
+    try:
+        rows = load_test(data)
+    except DataError as error:
+        if data.test:
+            raise
+        again = f"{program()} finalize {typed(folder.root)} data.test=FILE"
+        raise DataError(
+            f"The finalists need a test split that the sweep has not seen. {error} Such as: {again}"
+        ) from None
+    check_test(rows, load_dataset(data).labels)
+    return {"rows": len(rows), "fingerprint": _fingerprint(rows)}
+
+
+def _fingerprint(rows: Sequence[DataRow]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(f"{row.item_id}\n".encode())  # it ends in a hash of the content
+    return digest.hexdigest()
+
+
+def _finalists(folder: SweepFolder, rows: Sequence[Row], top: int) -> list[Row]:
+    completed = [row for row in rows if row.kind == "trial" and row.status == State.COMPLETED and row.final]
+    kept = [row for row in completed if not row.broken] or completed
+    if not kept:
+        raise FolderError(
+            f"{folder.root}: no trial has completed, so there are no finalists. Go on with the sweep first."
+        )
+    return kept[:top]
+
+
+def _runs(folder: SweepFolder, composed: Composed, trial_id: str, seeds: int) -> list[_Run]:
+    """A trial with seeds that the search has not used on it: its own is the one that it was chosen with."""
+    own = _trial_config(folder.trial(trial_id))
+    found = []
+    for i in range(1, seeds + 1):
+        name, seed = f"{trial_id}{SEED}{own.seed + i}", own.seed + i
+        trained = replace(own, trial_id=name, seed=seed, data=composed.config.data)
+        scored = replace(trained, bias=composed.config.bias, eval=composed.config.eval)
+        found.append(_Run(trained, scored, folder.final(name)))
+    return found
+
+
+def _trial_config(files: TrialFolder) -> TrialConfig:
+    """A trial's config as it was run. Raises FolderError where it cannot be read."""
+    try:
+        content = yaml.safe_load(files.config_file.read_text())
+        trial = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrialConfig), OmegaConf.create(content)))
+        assert isinstance(trial, TrialConfig)
+        check_trial(trial)
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException, ConfigError) as error:
+        raise FolderError(f"{files.config_file}: cannot be read as a trial's config ({error}). Restore it.") from None
+    return trial
+
+
+def _best_baseline(composed: Composed, rows: Sequence[Row]) -> Baseline | None:
+    """The most accurate baseline of the sweep, to be scored on the test split too."""
+    scored = {row.trial_id: row for row in rows if row.kind == "baseline" and row.status == State.COMPLETED}
+    there = [baseline for baseline in planned(composed) if baseline.name in scored]
+    return max(there, key=lambda b: scored[b.name].metrics.get("accuracy", -1.0), default=None)
+
+
+def _look(
+    folder: SweepFolder, finalists: Sequence[str], seeds: int, test: dict[str, Any]
+) -> tuple[Sequence[Look], int]:
+    """Record that the test split is looked at. Returns the looks before, and this one's number.
+
+    A look that was not finished, at the same finalists, goes on.
+
+    Raises:
+        FolderError: where ``finals/`` was scored on other test rows.
+    """
+    before = read_looks(folder)
+    prints = {r["test"]["fingerprint"] for r in read_lines(folder.looks_file) if r.get("event") == "began"}
+    if prints - {test["fingerprint"]}:
+        raise FolderError(
+            f"{folder.finals_dir}: holds scores on other test rows than these. Give the same test file as before, or"
+            " move the folder away to begin anew."
+        )
+    goes_on = bool(before) and not before[-1].finished and before[-1].finalists == tuple(finalists)
+    number = before[-1].number if goes_on else len(before) + 1
+    record = {
+        "look": number,
+        "event": "resumed" if goes_on else "began",
+        "time": _now(),
+        "user": f"{_user()}@{socket.gethostname()}",
+        "command": " ".join(["lorasweep", *sys.argv[1:]]),
+        "finalists": list(finalists),
+        "seeds": seeds,
+        "test": test,
+    }
+    append_line(folder.looks_file, record)
+    return before[:-1] if goes_on else before, number
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # an id without a name, as in some containers
+        return "unknown"
+
+
+def _finish(folder: SweepFolder, composed: Composed, runs: Sequence[_Run], baseline: Baseline | None, say: Say) -> None:
+    """Train what is not trained, then score what is not scored."""
+    again = (State.FAILED, State.OUT_OF_MEMORY)
+    waiting = [r for r in runs if (state := r.files.read_status().state) not in ENDED or state in again]
+    unscored = [r for r in runs if r in waiting or (r.files.read_status().state is State.COMPLETED and not r.on_test)]
+    on_test = folder.final(baseline.name).read_status().state is State.COMPLETED if baseline else True
+    if not unscored and on_test:
+        say("all of them have their final scores already")
+        return
+    objective = Objective.from_config(composed.resolved()["objective"])
+    say("starting Ray and the device workers")
+    with ray_running(composed.config):
+        workers = start_workers(composed.config, objective)
+        facts = facts_of(workers, str(folder.root), say)
+        say("loading model and data")
+        first = unscored[0].trained if unscored else runs[0].trained
+        capacity = sum(answer(reference).slots for reference in [worker.prepare.remote(first) for worker in workers])
+        placed = list(zip(workers, (fact.where for fact in facts), strict=True))
+        _side_by_side(waiting, capacity, lambda run, slot: _train(run, placed, slot, say))
+        scores: list[Callable[[Any], None]] = [
+            lambda worker, run=run: _score(worker, run, say)  # type: ignore[misc]
+            for run in unscored
+            if run.files.read_status().state is State.COMPLETED
+        ]
+        if baseline is not None and not on_test:
+            scores.append(lambda worker: _score_baseline(worker, baseline, composed, folder, say))
+        _side_by_side(scores, len(workers), lambda score, slot: score(workers[slot % len(workers)]))
+
+
+def _side_by_side(work: Sequence[Any], slots: int, do: Callable[[Any, int], None]) -> None:
+    """Call ``do`` on each piece of work, ``slots`` at a time. Raises the first error, once all are done."""
+    waiting, errors = deque(work), []
+
+    def serve(slot: int) -> None:
+        while True:
+            try:
+                piece = waiting.popleft()
+            except IndexError:
+                return
+            try:
+                do(piece, slot)
+            except Exception as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=serve, args=(slot,), daemon=True) for slot in range(min(slots, len(work)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(0.2)  # Ctrl-C is heard in between
+    if errors:
+        raise errors[0]
+
+
+def _train(run: _Run, workers: Sequence[tuple[Any, str]], slot: int, say: Say) -> None:
+    """Train one run to its end, on whichever worker has room; again from its checkpoint where a worker dies."""
+    files = run.files
+    atomic_write(files.config_file, yaml.safe_dump(asdict(run.trained), sort_keys=False, allow_unicode=True))
+    for _ in range(_TRIES):
+        try:
+            _train_once(run, workers, slot, say)
+            return
+        except RayActorError:
+            say(f"{run.name}  its device worker died: it goes on from its last rung")
+            time.sleep(_ASK_AGAIN)
+    files.write_status(Status(State.FAILED, f"its device worker died {_TRIES} times"))
+
+
+def _train_once(run: _Run, workers: Sequence[tuple[Any, str]], slot: int, say: Say) -> None:
+    files, trial = run.files, run.trained
+    placed = _admitted(trial, files, workers, slot)
+    if isinstance(placed, Ended):
+        _ended(run, placed, "", say)
+        return
+    worker, where = placed
+    files.write_status(Status(State.RUNNING, "", 0, where))
+    known = {(row.step, row.final) for row in files.read_metrics()}
+    while True:
+        event = ray.get(worker.next_event.remote(trial.trial_id))
+        if event.row is not None and (event.row.step, event.row.final) not in known:
+            files.append_metrics(event.row)
+        if isinstance(event, Ended):
+            _ended(run, event, where, say)
+            return
+        files.write_status(Status(State.RUNNING, "", event.row.step, where))
+        say(f"{run.name}  step {event.row.step}/{trial.train.max_steps}{_shown(event.row.metrics)}")
+        ray.get(worker.proceed.remote(trial.trial_id))
+
+
+def _admitted(
+    trial: TrialConfig, files: TrialFolder, workers: Sequence[tuple[Any, str]], slot: int
+) -> tuple[Any, str] | Ended:
+    while True:
+        for i in range(len(workers)):
+            worker, where = workers[(slot + i) % len(workers)]
+            admission = ray.get(worker.admit.remote(trial, str(files.root)))
+            if isinstance(admission, Admitted):
+                return worker, where
+            if isinstance(admission, Refused):
+                return Ended(trial.trial_id, State.FAILED, f"{admission.reason} {admission.remedy}".strip(), 0)
+            if isinstance(admission, Ended):
+                return admission
+        time.sleep(_ASK_AGAIN)
+
+
+def _ended(run: _Run, event: Ended, where: str, say: Say) -> None:
+    run.files.write_status(Status(event.state, event.reason, event.step, where))
+    shown = _shown(event.row.metrics) if event.row is not None else ""
+    why = f": {event.reason}" if event.reason else ""
+    say(f"{run.name}  {str(event.state).replace('_', ' ')} at step {event.step}{shown}{why}")
+
+
+def _score(worker: Any, run: _Run, say: Say) -> None:
+    for attempt in range(1, _TRIES + 1):
+        try:
+            row = answer(worker.score_on_test.remote(run.scored, str(run.files.root)))
+        except RayActorError:
+            if attempt == _TRIES:
+                raise
+        else:
+            say(f"{run.name}  test{_shown(row.metrics)}")
+            return
+
+
+def _score_baseline(worker: Any, baseline: Baseline, composed: Composed, folder: SweepFolder, say: Say) -> None:
+    config = composed.config
+    trial = replace(baseline.trial, data=config.data, bias=config.bias, eval=config.eval)
+    files = folder.final(baseline.name)
+    row = answer(worker.score_baseline.remote(replace(baseline, trial=trial), str(files.root), True))
+    say(f"{baseline.name}  test{_shown(row.metrics)}")
+
+
+def _shown(metrics: dict[str, float]) -> str:
+    names = {"accuracy": "accuracy", "macro_f1": "F1"}
+    return "".join(f"  {head} {metrics[name]:.3f}" for name, head in names.items() if name in metrics)

@@ -1,0 +1,92 @@
+"""Final scores as read from a folder and told in a table and sentences."""
+
+import statistics
+from typing import Any
+
+import pytest
+
+from analysis.finals import read_finals, report
+from analysis.folder import MetricsRow, State, Status, append_line
+
+
+def final(sweep: Any, name: str, hits: int | None, validation: float = 0.8, state: State = State.COMPLETED) -> None:
+    """A final with ``hits`` of 100 test items right; None: it was not scored on them."""
+    files = sweep.folder.final(name)
+    files.root.mkdir(parents=True)
+    if "-seed" in name:
+        files.append_metrics(MetricsRow(name, 24, 0, 1.0, True, 160, sweep.metrics(validation)))
+    if hits is not None:
+        files.append_metrics(MetricsRow(name, 24, 0, 1.0, True, 100, sweep.metrics(hits / 100, crows=55.0), "test"))
+        labels = [("sport", "science")[i % 2] for i in range(100)]
+        wrong = {"sport": "science", "science": "sport"}
+        predicted = [label if i < hits else wrong[label] for i, label in enumerate(labels)]
+        items = {"item_id": [f"test-{i}" for i in range(100)], "label": labels, "prediction": predicted}
+        files.write_items("task", "test", 24, items)
+    files.write_status(Status(state, "no room" if state is State.OUT_OF_MEMORY else "", 24))
+
+
+@pytest.fixture
+def finals(sweep: Any) -> Any:
+    sweep.trial("t0000", 0.9, hits=144)
+    sweep.trial("t0001", 0.85, hits=136)
+    for seed, (first, second) in enumerate(zip((80, 84, 76), (60, 62, 64), strict=True), start=1):
+        final(sweep, f"t0000-seed{seed}", second, validation=0.7 + seed / 100)
+        final(sweep, f"t0001-seed{seed}", first)
+    final(sweep, "few_shot@nf4", 50)
+    line = {"look": 1, "time": "2026-05-01T10:00:00+00:00", "user": "ada@lab", "command": "lorasweep finalize runs/x"}
+    append_line(sweep.folder.looks_file, line | {"event": "began", "finalists": ["t0000"]})
+    append_line(sweep.folder.looks_file, {"look": 1, "event": "finished"})
+    return sweep
+
+
+def test_means_and_deviations_over_seeds_and_the_order_by_test_accuracy(finals: Any) -> None:
+    read = read_finals(finals.folder)
+    assert [finalist.trial_id for finalist in read.finalists] == ["t0001", "t0000"]
+    first = read.finalists[0]
+    assert first.mean("accuracy") == pytest.approx(0.80)
+    assert first.sd("accuracy") == pytest.approx(statistics.stdev([0.80, 0.84, 0.76]))
+    assert read.finalists[1].mean("accuracy", "validation") == pytest.approx(0.72)
+    assert first.selected["accuracy"] == 0.85
+    assert first.hits()["test-82"] == pytest.approx(1 / 3), "one of three seeds is right on it"
+    assert [baseline.name for baseline in read.baselines] == ["few_shot@nf4"]
+
+
+def test_the_report_shows_the_winners_curse_and_paired_intervals(finals: Any) -> None:
+    text = report(read_finals(finals.folder))
+    row = next(line for line in text.splitlines() if line.startswith("t0001"))
+    assert row.split() == ["t0001", "3", "of", "3", "accuracy", "0.850", "0.800", "±", "0.000", "0.800", "±", "0.040"]
+    assert (
+        "t0001 had 85.0 % accuracy in the sweep that chose it, and has 80.0 % on the test split: 5.0 points less."
+        in text
+    )
+    assert "t0001 is 30.0 points of accuracy above baseline few_shot@nf4; paired 95 % interval [" in text
+    assert "t0001 is 18.0 points of accuracy above t0000; paired 95 % interval [" in text
+    assert "Test split looked at once, 2026-05-01T10:00:00+00:00 by ada@lab." in text
+
+
+def test_an_interval_with_zero_in_it_is_called_that(finals: Any) -> None:
+    for seed in (1, 2, 3):
+        files = finals.folder.final(f"t0000-seed{seed}")
+        source = finals.folder.final(f"t0001-seed{seed}")
+        items = source.read_items("task", "test", 24)
+        files.write_items("task", "test", 24, items)
+    assert "interval [0.0, 0.0] points on 100 items. It includes zero" in report(read_finals(finals.folder))
+
+
+def test_a_second_look_is_told_with_who_and_when(finals: Any) -> None:
+    line = {"look": 2, "time": "2026-05-02T09:00:00+00:00", "user": "bob@lab", "command": "…"}
+    append_line(finals.folder.looks_file, line | {"event": "began", "finalists": ["t0001"]})
+    read = read_finals(finals.folder)
+    assert [look.finished for look in read.looks] == [True, False]
+    assert "The test split was looked at 2 times (1: 2026-05-01T10:00:00+00:00 by ada@lab (t0000); 2:" in report(read)
+
+
+def test_a_seed_without_a_test_score_is_left_out_and_named(finals: Any) -> None:
+    final(finals, "t0001-seed4", None, state=State.OUT_OF_MEMORY)
+    text = report(read_finals(finals.folder))
+    assert "3 of 4" in text
+    assert "t0001-seed4 is not in these figures: out of memory: no room." in text
+
+
+def test_without_finals_there_is_nothing_to_say(sweep: Any) -> None:
+    assert report(read_finals(sweep.folder)) == "There are no final scores."

@@ -1,0 +1,177 @@
+"""Which baselines a sweep has, who scores them, and when."""
+
+import asyncio
+from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+
+from analysis.errors import ConfigError, ModelError
+from analysis.folder import MetricsRow, State, Status, SweepFolder
+from sweeps import baselines, cli
+from sweeps.baselines import BaselineRunner, missing, planned
+from sweeps.compose import compose
+from sweeps.worker import DeviceWorker
+from tests.sweeps.test_worker import FakeEngine, worker
+from trainer.config import Baseline
+from trainer.engine import Admitted
+
+
+@lru_cache
+def wanted_baselines(names: str) -> list[Baseline]:
+    return planned(compose([f"baselines={names}", "precision=fp32"]))
+
+
+def names(*overrides: str) -> list[str]:
+    return [baseline.name for baseline in planned(compose(list(overrides)))]
+
+
+def test_a_row_for_each_precision_that_is_searched_but_one_where_no_model_takes_part() -> None:
+    assert names("baselines=[majority,few_shot]", "precision=choice(nf4,fp32)") == [
+        "majority",
+        "few_shot",
+        "few_shot@nf4",
+    ]
+    assert names("precision=choice(bf16,nf4)") == ["zero_shot", "zero_shot@nf4"]
+    assert names("baselines=[zero_shot,retrieval]", "precision=bf16") == ["zero_shot", "retrieval"]
+    by_name = {baseline.name: baseline for baseline in planned(compose(["precision=choice(bf16,nf4)"]))}
+    assert [by_name[name].trial.precision for name in ("zero_shot", "zero_shot@nf4")] == ["bf16", "nf4"]
+
+
+def test_the_vote_of_neighbours_by_words_needs_no_model_and_by_hidden_states_does() -> None:
+    common = ["task=classification", "bias=none", "objective=single", "baselines=[retrieval]"]
+    common += ["precision=choice(fp32,nf4)"]
+    assert names(*common, "retrieval.neighbours=tfidf") == ["retrieval"]
+    assert names(*common) == ["retrieval", "retrieval@nf4"]
+    assert compose(common).config.retrieval.neighbours == "hidden"
+
+
+def test_settings_of_the_config_reach_the_baseline() -> None:
+    composed = compose(["baselines=[few_shot,retrieval]", "few_shot.k=7", "few_shot.seed=3", "retrieval.k=2"])
+    few, retrieval = planned(composed)[:2]
+    assert (few.few_shot.k, few.few_shot.seed) == (7, 3)
+    assert (retrieval.retrieval.k, retrieval.retrieval.neighbours) == (2, "tfidf")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["baselines=[few_shot]", "task=classification", "bias=none", "objective=single"], "reads no prompt"),
+        (["baselines=[zero_shot,zero_shot]"], "named twice"),
+        (["baselines=[fewshot]"], "'few_shot'"),
+        (["few_shot.k=0"], "few_shot.k=0"),
+        (["retrieval.neighbours=bm25"], "tfidf, hidden, minilm"),
+    ],
+)
+def test_baselines_that_cannot_be_are_refused(overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        compose(overrides)
+
+
+class FakeWorker:
+    """``score_baseline.remote`` gives what the script says next: a row, or an error to raise."""
+
+    def __init__(self, *script: Any):
+        self.script, self.asked = list(script), []
+        self.score_baseline = SimpleNamespace(remote=self._remote)
+
+    def _remote(self, baseline: Any, root: str) -> Any:
+        self.asked.append(baseline.name)
+        return self.script.pop(0)
+
+
+def row(name: str = "zero_shot") -> MetricsRow:
+    return MetricsRow(name, 0, 0, 1.0, True, 30, {"accuracy": 0.5, "macro_f1": 0.25})
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Scores the baselines of a sweep with fake workers; gives the folder, what was noted, and what was handed on."""
+
+    def answer(reference: Any) -> Any:
+        if isinstance(reference, Exception):
+            raise reference
+        return reference
+
+    monkeypatch.setattr(baselines, "answer", answer)
+
+    def run(*workers: FakeWorker, wanted: str = "[zero_shot]") -> tuple[SweepFolder, list[str], list[str]]:
+        folder, notes, handed = SweepFolder(tmp_path), [], []
+        todo = missing(folder, wanted_baselines(wanted))
+        runner = BaselineRunner(
+            folder, workers, todo, notes.append, lambda baseline, row: handed.append(baseline.name), lambda: False
+        )
+        runner.start()
+        runner.finish()
+        assert runner.unscored == []
+        return folder, notes, handed
+
+    return run
+
+
+def test_each_is_scored_once_and_told_in_a_line(run: Any) -> None:
+    worker = FakeWorker(row(), row("majority"))
+    _, notes, handed = run(worker, wanted="[zero_shot,majority]")
+    assert worker.asked == handed == ["zero_shot", "majority"]
+    assert notes == ["zero_shot  scored  accuracy 0.500  F1 0.250", "majority  scored  accuracy 0.500  F1 0.250"]
+
+
+def test_a_baseline_whose_worker_died_is_done_again(run: Any) -> None:
+    worker = FakeWorker(RayActorError(), row())
+    _, notes, handed = run(worker)
+    assert (worker.asked, handed) == (["zero_shot"] * 2, ["zero_shot"])
+    assert "its device worker died: it is scored again" in notes[0]
+
+
+def test_one_that_kills_every_worker_fails_with_the_reason_and_is_tried_again_on_resume(run: Any) -> None:
+    folder, _, handed = run(FakeWorker(RayActorError(), RayActorError(), RayActorError()))
+    assert handed == []
+    status = folder.baseline("zero_shot").read_status()
+    assert status.state is State.FAILED
+    assert "died 3 times" in status.reason
+    assert run(FakeWorker(row()))[2] == ["zero_shot"]
+
+
+def test_an_error_is_the_reason_and_the_others_go_on(run: Any) -> None:
+    folder, notes, handed = run(FakeWorker(ModelError("no such head"), row("majority")), wanted="[zero_shot,majority]")
+    assert handed == ["majority"]
+    assert folder.baseline("zero_shot").read_status() == Status(State.FAILED, "no such head")
+    assert "zero_shot  could not be scored: no such head" in notes
+
+
+def test_what_was_scored_before_is_not_scored_again(run: Any, tmp_path: Path) -> None:
+    SweepFolder(tmp_path).baseline("zero_shot").write_status(Status(State.COMPLETED))
+    worker = FakeWorker(row("majority"))
+    run(worker, wanted="[zero_shot,majority]")
+    assert worker.asked == ["majority"]
+
+
+def test_a_worker_scores_baselines_while_it_has_no_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial: Any = SimpleNamespace(trial_id="t0000")
+    done: list[str] = []
+    monkeypatch.setattr(DeviceWorker, "_score_baseline", lambda self, baseline, folder, test: done.append(baseline))
+
+    async def scenario() -> None:
+        device = worker(FakeEngine())
+        await asyncio.wait_for(device.score_baseline("before", str(tmp_path)), 30)
+        assert isinstance(await device.admit(trial, str(tmp_path)), Admitted)
+        waiting = asyncio.create_task(device.score_baseline("after", str(tmp_path)))
+        for _ in range(5):
+            await device.proceed("t0000")  # the worker answers others meanwhile
+        assert done == ["before"]
+        await device.end("t0000", "stopped_early")
+        await asyncio.wait_for(waiting, 30)
+
+    monkeypatch.setattr(FakeEngine, "proceed", lambda self, trial_id: None, raising=False)
+    asyncio.run(scenario())
+    assert done == ["before", "after"]
+
+
+def test_generation_is_not_for_the_trials_of_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "eval.generate=true"]) == 2
+    assert "lorasweep finalize RUN eval.generate=true" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="writes nothing"):
+        compose(["eval.generate=true", "task=classification", "bias=none", "objective=single"])

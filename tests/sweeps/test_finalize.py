@@ -1,0 +1,188 @@
+"""Final scores: the best trials with other seeds on a test split that the sweep never saw."""
+
+import csv
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import ray
+
+from analysis.finals import read_finals, read_looks, report
+from analysis.folder import State, SweepFolder, read_lines
+from sweeps import cli
+from tests.conftest import write_rows
+
+
+@pytest.fixture(scope="module")
+def sweep(tiny, tmp_path_factory) -> Path:
+    """The folder where a trial was run whose ``data.test`` holds garbage: nothing but a final scoring reads it."""
+    where = tmp_path_factory.mktemp("finals")
+    (where / "test.csv").write_bytes(b"\xff\xfe\x00garbage")
+    more = [f"data.test={where / 'test.csv'}", "optim.lr=2e-2", "sweep.name=tiny", "baselines=[retrieval]"]
+    more += ["eval.generate=true", "lora.dropout=0.1", "train.max_steps=12", "train.rungs=[3,12]"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(where)
+        patch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray was started"))
+        assert cli.main(["trial", *tiny("llama", *more)]) == 0
+    return where
+
+
+@pytest.fixture(scope="module")
+def finalized(sweep, lorasweep) -> tuple[Path, list[subprocess.CompletedProcess[str]]]:
+    """Finalised with two seeds: killed once the first one is trained, run again, and run a third time."""
+    write_rows(sweep / "test.csv", 24, 9)
+    command = lorasweep(sweep)
+    arguments = (
+        "finalize",
+        "runs/tiny",
+        "--top",
+        "1",
+        "--seeds",
+        "2",
+        "bias=none",
+        "resources.slots=1",
+        "eval.generate=true",
+    )
+    process = command.start(*arguments)
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if "t0000-seed2  step" in line:
+            break
+    process.send_signal(signal.SIGKILL)
+    rest, err = process.communicate(timeout=60)
+    outcomes = [subprocess.CompletedProcess(arguments, process.returncode, "".join(said) + rest, err)]
+    outcomes += [command(*arguments) for _ in range(2)]
+    return sweep, outcomes
+
+
+def test_without_test_rows_it_is_refused_with_the_way_out(sweep, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(sweep)
+    manifest = (sweep / "runs" / "tiny" / "sweep.yaml").read_text()
+    bare = sweep / "runs" / "bare"
+    bare.mkdir()
+    (bare / "sweep.yaml").write_text(manifest.replace(str(sweep / "test.csv"), "null"))
+    assert cli.main(["finalize", "runs/bare"]) == 3
+    assert "finalize runs/bare data.test=FILE" in capsys.readouterr().err
+    assert not (bare / "finals").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["lora.rank=2"], "'lora.rank' cannot change when finalists are scored"),
+        (["--top", "0"], "--top 0: expected 1 or more"),
+        (["--seeds", "x"], "--seeds"),
+    ],
+)
+def test_what_would_change_the_trials_is_refused(sweep, arguments, words, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(sweep)
+    assert cli.main(["finalize", "runs/tiny", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_finalists_are_trained_with_new_seeds_and_scored_on_the_test_split(finalized) -> None:
+    where, outcomes = finalized
+    assert outcomes[1].returncode == 0, outcomes[1].stdout + outcomes[1].stderr
+    folder = SweepFolder(where / "runs" / "tiny")
+    assert [files.trial_id for files in folder.finals()] == ["retrieval", "t0000-seed1", "t0000-seed2"]
+    weights = set()
+    for name in ("t0000-seed1", "t0000-seed2"):
+        files = folder.final(name)
+        assert files.read_status().state is State.COMPLETED
+        finals = [row for row in files.read_metrics() if row.final]
+        assert [(row.split, row.n_items) for row in finals] == [("validation", 30), ("test", 24)]
+        items = files.read_items("task", "test", finals[1].step)
+        with (where / "test.csv").open(newline="") as file:
+            assert items["label"] == [row["label"] for row in csv.DictReader(file)]
+        hits = [p == label for p, label in zip(items["prediction"], items["label"], strict=True)]
+        assert sum(hits) / 24 == pytest.approx(finals[1].metrics["accuracy"])
+        weights.add((files.adapter_dir / "adapter_model.safetensors").read_bytes())
+    assert len(weights) == 2, "another seed is another adapter"
+
+
+def test_the_test_figures_are_those_of_the_saved_adapter_in_plain_peft(finalized, tiny_models) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where, _ = finalized
+    files = SweepFolder(where / "runs" / "tiny").final("t0000-seed2")
+    base = AutoModelForCausalLM.from_pretrained(tiny_models["llama"])
+    model = PeftModel.from_pretrained(base, files.adapter_dir).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models["llama"])
+    labels = ["bird", "fruit", "metal"]
+    items = files.read_items("task", "test", files.read_metrics()[-1].step)
+    with (where / "test.csv").open(newline="") as file:
+        for i, row in enumerate(csv.DictReader(file)):
+            prompt = torch.tensor([tokenizer(f"{row['text']}\nLabel:").input_ids])
+            with torch.no_grad():
+                last = model(prompt).logits[0, -1][tokenizer.convert_tokens_to_ids(labels)]
+            assert items["logprobs"][i] == pytest.approx(last.log_softmax(-1).tolist(), abs=1e-4)
+
+
+def test_what_finalists_trials_and_baselines_write_is_scored_too(finalized) -> None:
+    folder = SweepFolder(finalized[0] / "runs" / "tiny")
+    by_split = {"test": [folder.final(n) for n in ("retrieval", "t0000-seed1")]}
+    by_split["validation"] = [folder.trial("t0000"), folder.baseline("retrieval")]
+    for split, all_files in by_split.items():
+        for files in all_files:
+            row = [row for row in files.read_metrics() if row.final][-1]
+            table = files.read_items("generated", split, row.step)
+            right = [a == b for a, b in zip(table["constrained"], table["label"], strict=True)]
+            assert sum(right) / len(right) == row.metrics["generate.constrained_accuracy"]
+            assert row.metrics["generate.constrained_accuracy"] == row.metrics["accuracy"], "labels of one token"
+            invalid = [answer is None for answer in table["prediction"]]
+            assert sum(invalid) / len(invalid) == row.metrics["generate.invalid"]
+
+
+def test_what_was_finished_before_the_kill_is_not_done_again(finalized) -> None:
+    _, (killed, again, _) = finalized
+    assert killed.returncode == -signal.SIGKILL
+    assert "t0000-seed1  completed" in killed.stdout
+    assert "t0000-seed1  step" not in again.stdout
+    assert "t0000-seed1  test" in again.stdout
+    assert "t0000-seed2  completed" in again.stdout
+
+
+def test_the_table_shows_test_beside_validation_and_the_interval_against_the_baseline(finalized) -> None:
+    where, (_, again, _) = finalized
+    finals = read_finals(SweepFolder(where / "runs" / "tiny"))
+    assert report(read_finals(SweepFolder(where / "runs" / "tiny"))).splitlines()[0] in again.stdout
+    [finalist] = finals.finalists
+    mean, sd = finalist.mean("accuracy"), finalist.sd("accuracy")
+    assert f"{mean:.3f} ± {sd:.3f}" in again.stdout
+    assert "accuracy in the sweep that chose it" in again.stdout
+    assert "baseline retrieval; paired 95 % interval [" in again.stdout
+
+
+def test_a_resumed_look_is_the_same_look_and_a_second_one_is_recorded_and_shown(finalized) -> None:
+    where, (_, again, third) = finalized
+    folder = SweepFolder(where / "runs" / "tiny")
+    events = [(line["look"], line["event"]) for line in read_lines(folder.looks_file)]
+    assert events == [(1, "began"), (1, "resumed"), (1, "finished"), (2, "began"), (2, "finished")]
+    first, second = read_looks(folder)
+    assert first.finished
+    assert second.finished
+    assert "@" in first.user
+    assert "finalize runs/tiny --top 1 --seeds 2" in first.command
+    assert "looked at once" in again.stdout
+    assert third.returncode == 0
+    assert "all of them have their final scores already" in third.stdout
+    assert "The test split was looked at 2 times" in third.stdout
+
+
+def test_other_test_rows_are_not_mixed_with_these(finalized, monkeypatch, capsys) -> None:
+    where, _ = finalized
+    monkeypatch.chdir(where)
+    other = write_rows(where / "other.csv", 12, 3)
+    assert cli.main(["finalize", "runs/tiny", "--top", "1", f"data.test={other}"]) == 5
+    assert "other test rows than these" in capsys.readouterr().err
+
+
+def test_a_label_that_no_training_row_has_is_refused(sweep, monkeypatch, capsys, tmp_path) -> None:
+    monkeypatch.chdir(sweep)
+    (tmp_path / "odd.csv").write_text("text,label\nthe owl,planet\n")
+    assert cli.main(["finalize", "runs/tiny", f"data.test={tmp_path / 'odd.csv'}"]) == 3
+    assert "'planet'" in capsys.readouterr().err

@@ -1,0 +1,192 @@
+"""What fine-tuning has to beat, against scikit-learn and plain forward passes."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from sklearn.dummy import DummyClassifier
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import log_loss
+from sklearn.neighbors import NearestNeighbors
+
+from analysis.folder import State, TrialFolder
+from tests.conftest import write_rows
+from trainer.baselines import score_baseline
+from trainer.config import Baseline, FewShotConfig, RetrievalConfig
+from trainer.encode import Encoded
+from trainer.evaluate import evaluate
+from trainer.examples import embed, few_shot_rows, nearest, with_examples
+from trainer.materials import Materials
+
+
+@pytest.fixture(scope="module")
+def kept() -> Materials:
+    return Materials(torch.device("cpu"))
+
+
+def scored(kept: Materials, baseline: Baseline, root: Path) -> tuple[dict[str, float], dict[str, list[Any]]]:
+    files = TrialFolder(root / baseline.name)
+    row = score_baseline(kept, baseline, files)
+    assert files.read_status().state is State.COMPLETED
+    rung, final = files.read_metrics()
+    assert (rung.final, rung.n_items, final.final, final.step) == (False, 12, True, 0)
+    assert final == row
+    return row.metrics, files.read_items("task", "validation", 0)
+
+
+@pytest.mark.parametrize("model", ["llama", "bert"])
+def test_majority_is_scikit_learns_prior_classifier(model, make_trial, kept, tmp_path) -> None:
+    uneven = write_rows(tmp_path / "train.csv", 62, 0)  # 21, 21 and 20 rows of a label
+    trial = make_trial(model, trial_id="majority")
+    trial = replace(trial, data=replace(trial.data, train=str(uneven)))
+    metrics, items = scored(kept, Baseline("majority", trial), tmp_path)
+    data = kept.dataset(trial)
+    texts, labels = [[row.text] for row in data.train], [row.label for row in data.train]
+    prior = DummyClassifier(strategy="prior").fit(texts, labels)
+    wanted = [row.label for row in data.validation]
+    asked = [[row.text] for row in data.validation]
+    assert items["prediction"] == list(prior.predict(asked))
+    assert metrics["accuracy"] == pytest.approx(prior.score(asked, wanted))
+    assert metrics["log_loss"] == pytest.approx(log_loss(wanted, prior.predict_proba(asked), labels=prior.classes_))
+    assert "perplexity" not in metrics
+
+
+def test_zero_shot_is_the_base_model_on_all_items(make_trial, kept, tmp_path) -> None:
+    trial = make_trial("llama", trial_id="zero_shot")
+    metrics, items = scored(kept, Baseline("zero_shot", trial), tmp_path)
+    base, validation = kept.base(trial), kept.validation(trial)
+    plain = evaluate(base, base.model, trial, validation, list(range(30)))
+    assert metrics == plain.metrics
+    assert items["item_id"] == [row.item_id for row in validation.rows]
+
+
+def test_few_shot_is_what_the_model_says_after_the_examples_as_text(make_trial, kept, tmp_path) -> None:
+    trial = make_trial("llama", trial_id="few_shot")
+    _, items = scored(kept, Baseline("few_shot", trial, FewShotConfig(k=3, seed=5)), tmp_path)
+    base, data = kept.base(trial), kept.dataset(trial)
+    examples = {tuple(ids) for ids in items["examples"]}
+    assert len(examples) == 1, "the same for every item"
+    by_id = {row.item_id: row for row in data.train}
+    shown = [by_id[i] for i in examples.pop()]
+    assert sorted(row.label for row in shown) == ["bird", "fruit", "metal"], "each label in proportion"
+    before = "".join(f"{row.text}\nLabel: {row.label}\n\n" for row in shown)
+    labels = base.tokenizer.convert_tokens_to_ids(list(data.labels))
+    for place in (0, 11, 29):
+        prompt = base.tokenizer(f"{before}{data.validation[place].text}\nLabel:", return_tensors="pt").input_ids
+        with torch.no_grad():
+            last = base.model(prompt).logits[0, -1][labels].log_softmax(-1)
+        assert items["logprobs"][place] == pytest.approx(last.tolist(), abs=1e-4)
+    config = yaml.safe_load((tmp_path / "few_shot" / "config.yaml").read_text())
+    assert (config["baseline"], config["few_shot"]) == ("few_shot", {"k": 3, "seed": 5})
+
+
+def test_perplexity_counts_the_rows_own_text_not_the_examples(make_trial, kept, tmp_path) -> None:
+    trial = make_trial("llama", trial_id="zero_shot")
+    _, alone = scored(kept, Baseline("zero_shot", trial), tmp_path)
+    _, after = scored(kept, Baseline("few_shot", replace(trial, trial_id="few_shot")), tmp_path)
+    assert (after["n_tokens"], after["n_bytes"]) == (alone["n_tokens"], alone["n_bytes"])
+    assert after["nll"] != alone["nll"]
+
+
+def test_neighbours_are_those_of_scikit_learn(make_trial, kept) -> None:
+    trial = make_trial("llama")
+    data, base = kept.dataset(trial), kept.base(trial)
+    for kind in ("tfidf", "hidden"):
+        found = nearest(data.train, data.validation, RetrievalConfig(k=5, neighbours=kind), base)
+        if kind == "tfidf":
+            vectors = TfidfVectorizer(sublinear_tf=True)
+            known = vectors.fit_transform([row.text for row in data.train])
+            asked = vectors.transform([row.text for row in data.validation])
+        else:
+            known, asked = (embed(base, [row.text for row in rows]) for rows in (data.train, data.validation))
+        distances, _ = NearestNeighbors(n_neighbors=5, metric="cosine", algorithm="brute").fit(known).kneighbors(asked)
+        assert found.similarity == pytest.approx(1 - distances, abs=1e-5)
+        pick = known[found.rows[3]]
+        cosine = (pick @ asked[3].T).toarray() if hasattr(pick, "toarray") else pick @ asked[3]
+        assert np.ravel(cosine) == pytest.approx(found.similarity[3], abs=1e-5)
+
+
+def test_a_mean_hidden_state_does_not_depend_on_the_batch(make_trial, kept) -> None:
+    base = kept.base(make_trial("bert"))
+    texts = ["the apple", "the crow is a hawk and a wren and an owl", ""]
+    alone = [embed(base, [text])[0] for text in texts]
+    assert embed(base, texts) == pytest.approx(np.stack(alone), abs=1e-5)
+    ids = torch.tensor([base.tokenizer(texts[1]).input_ids])
+    with torch.no_grad():
+        mean = base.model.bert(ids).last_hidden_state[0].mean(0)
+    assert alone[1] == pytest.approx((mean / mean.norm()).numpy(), abs=1e-5)
+
+
+def test_retrieval_puts_the_nearest_row_last(make_trial, kept, tmp_path) -> None:
+    trial = make_trial("llama", trial_id="retrieval")
+    _, items = scored(kept, Baseline("retrieval", trial, retrieval=RetrievalConfig(k=3)), tmp_path)
+    data = kept.dataset(trial)
+    found = nearest(data.train, data.validation, RetrievalConfig(k=3), kept.base(trial))
+    assert items["examples"] == [[data.train[i].item_id for i in row[::-1]] for row in found.rows]
+
+
+def test_retrieval_of_a_classifier_is_the_vote_of_the_neighbours(make_trial, kept, tmp_path) -> None:
+    trial = make_trial("bert", trial_id="retrieval")
+    settings = RetrievalConfig(k=5, neighbours="tfidf")
+    metrics, items = scored(kept, Baseline("retrieval", trial, retrieval=settings), tmp_path)
+    data = kept.dataset(trial)
+    found = nearest(data.train, data.validation, settings, kept.base(trial))
+    place = 7
+    votes = dict.fromkeys(data.labels, 1 / 3)  # one vote, spread as the training labels are
+    for i, cosine in zip(found.rows[place], found.similarity[place], strict=True):
+        votes[data.train[i].label] += float(cosine)
+    shares = [votes[label] / sum(votes.values()) for label in data.labels]
+    assert np.exp(items["logprobs"][place]) == pytest.approx(shares)
+    assert metrics["accuracy"] > 0.8, "the words tell the label"
+    assert math.isfinite(metrics["log_loss"])
+
+
+def test_examples_that_do_not_fit_are_left_out_from_the_farthest_and_that_is_said(make_trial, kept, tmp_path) -> None:
+    trial = make_trial("llama", trial_id="few_shot")
+    _, items = scored(kept, Baseline("few_shot", trial, FewShotConfig(k=30)), tmp_path)  # a window of 128 tokens
+    used = [len(ids) for ids in items["examples"]]
+    note = TrialFolder(tmp_path / "few_shot").read_status().reason
+    assert 0 < min(used) < 30
+    assert f"{np.mean(used):.1f} of 30 examples before an item on average, {min(used)} at least" in note
+    assert "the model's window" in note
+    data = kept.dataset(trial)
+    whole = [data.train[i].item_id for i in few_shot_rows(data.train, 30, 0)]
+    assert all(ids == whole[30 - len(ids) :] for ids in items["examples"])
+
+
+def test_a_label_that_is_closed_by_the_end_of_text_stands_open_in_an_example(make_trial, kept) -> None:
+    base = kept.base(make_trial("llama"))
+    item, example = Encoded((0, 5, 6), 0, (7, 1), 4), Encoded((0, 8, 9), 0, (10, 1), 4)
+    [prompted], used = with_examples([item], [example], [[0]], base, 2)
+    assert (prompted.context, prompted.start, used) == ((0, 8, 9, 10, 5, 6), 4, [1])
+
+
+def test_bias_figures_of_a_prompted_model_are_the_models_own_and_scored_once(make_trial, tmp_path, monkeypatch) -> None:
+    from trainer import bias
+    from trainer.bias_items import BiasItems
+    from trainer.crows_pairs import Pair
+
+    kept = Materials(torch.device("cpu"))
+    pairs = [Pair(f"p{i}", "the apple is a pear", "the crow is a hawk", "fruit", "stereo") for i in range(2)]
+    monkeypatch.setattr("trainer.materials.load_bias", lambda bias: BiasItems(pairs=pairs))
+    calls: list[int] = []
+    real = bias.score_pairs
+    monkeypatch.setattr(bias, "score_pairs", lambda *args: calls.append(1) or real(*args))
+    trial = make_trial("llama", trial_id="zero_shot", crows_pairs=2)
+    plain, _ = scored(kept, Baseline("zero_shot", trial), tmp_path)
+    prompted, _ = scored(kept, Baseline("few_shot", replace(trial, trial_id="few_shot")), tmp_path)
+    assert plain["bias.crows_pairs.signed"] == prompted["bias.crows_pairs.signed"]
+    assert len(calls) == 1
+
+
+def test_what_a_dead_worker_left_is_done_again(make_trial, kept, tmp_path) -> None:
+    trial = make_trial("llama", trial_id="zero_shot")
+    files = TrialFolder(tmp_path / "zero_shot")
+    files.root.mkdir()
+    files.metrics_file.write_text('{"trial_id": "zero_shot", "step": 0, "tok')
+    scored(kept, Baseline("zero_shot", trial), tmp_path)

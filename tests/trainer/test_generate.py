@@ -1,0 +1,112 @@
+"""What a model writes, against step-by-step decoding without batches."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rouge_score.rouge_scorer import RougeScorer
+
+from trainer.evaluate import evaluate
+from trainer.generate import answers, as_label, continuations, exact_match, greedy, rouge_l
+from trainer.materials import Materials
+
+
+@pytest.fixture(scope="module")
+def kept() -> Materials:
+    return Materials(torch.device("cpu"))
+
+
+def one_at_a_time(model, context, most, end, allowed=None) -> tuple[int, ...]:
+    new: list[int] = []
+    while len(new) < most:
+        with torch.no_grad():
+            last = model(torch.tensor([[*context, *new]])).logits[0, -1]
+        options = allowed(tuple(new)) if allowed else range(len(last))
+        token = max(options, key=lambda t: last[t].item())
+        if token == end:
+            break
+        new.append(token)
+    return tuple(new)
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_batches_padded_on_the_left_write_what_each_prompt_alone_gives(model, make_trial, kept) -> None:
+    trial = make_trial(model)
+    base = kept.base(trial)
+    contexts = [row.context for row in kept.validation(trial).encoded][:12]
+    assert len({len(context) for context in contexts}) > 2
+    written = greedy(base, base.model, contexts, 5, 4)
+    assert written == [one_at_a_time(base.model, context, 5, 1) for context in contexts]
+    assert written == greedy(base, base.model, contexts, 5, 5), "whatever the batch"
+
+
+def test_constrained_answers_are_labels_also_where_one_begins_another(make_trial, kept) -> None:
+    base = kept.base(make_trial("llama"))
+    labels = [(7, 9), (7, 10), (8, 1), (8, 11, 1)]  # the last two are closed by the end of text
+    allowed = continuations(labels, 1)
+    contexts = [row.context for row in kept.validation(make_trial("llama")).encoded]
+    written = greedy(base, base.model, contexts, 4, 8, allowed)
+    assert set(written) <= {(7, 9), (7, 10), (8,), (8, 11)}
+    assert len(set(written)) > 1
+    assert written == [one_at_a_time(base.model, context, 4, 1, allowed) for context in contexts]
+
+
+def test_of_labels_of_one_token_the_constrained_answer_is_the_likeliest(make_trial, kept) -> None:
+    trial = make_trial("llama")
+    base, validation = kept.base(trial), kept.validation(trial)
+    metrics, table = answers(base, base.model, trial, validation)
+    scored = evaluate(base, base.model, trial, validation, list(range(30)))
+    assert table["constrained"] == scored.tables["task"]["prediction"]
+    assert metrics["generate.constrained_accuracy"] == scored.metrics["accuracy"]
+    assert table["item_id"] == scored.tables["task"]["item_id"]
+
+
+def test_an_answer_that_is_no_label_is_invalid_and_wrong(make_trial, kept, monkeypatch) -> None:
+    trial = make_trial("llama")
+    base, validation = kept.base(trial), kept.validation(trial)
+    some = replace(validation, rows=validation.rows[:4], encoded=validation.encoded[:4])
+    gold = [validation.labels[row.target] for row in some.encoded]
+    said = iter([gold[0], f"{gold[1].upper()}. And", "the owl", f" {gold[3]}.\nmore"])
+    monkeypatch.setattr("trainer.generate.text_of", lambda base, tokens: next(said))
+    metrics, table = answers(base, base.model, trial, some)
+    assert table["prediction"] == [gold[0], None, None, gold[3]]
+    assert (metrics["generate.accuracy"], metrics["generate.invalid"]) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("yes", "yes"), ("Yes.", "yes"), (" NO!\nbecause", "No"), ("no", "No"), ("maybe", None), ("", None),
+        ("yes no", None), ("C.", "C."), ("it", None),
+    ],
+)  # fmt: skip
+def test_how_an_answer_is_read(text: str, label: str | None) -> None:
+    assert as_label(text, ("yes", "No", "C.", "IT", "It")) == label
+
+
+def test_without_labels_the_text_is_compared_with_the_reference(make_trial, kept) -> None:
+    trial = make_trial("llama")
+    base = kept.base(trial)
+    encoded = [replace(row, completion=new) for row, new in zip(
+        kept.validation(trial).encoded[:3], [(7, 8), (9,), (10, 11)], strict=True)]  # fmt: skip
+    rows = [SimpleNamespace(item_id=f"r{i}") for i in range(3)]
+    free = replace(kept.validation(trial), rows=rows, encoded=encoded, labels=())
+    metrics, table = answers(base, base.model, trial, free)
+    assert table["label"] == [base.tokenizer.decode(row.completion) for row in encoded]
+    limit = trial.eval.max_new_tokens
+    new = [one_at_a_time(base.model, row.context, limit, 1) for row in encoded]
+    assert table["generated"] == [base.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in new]
+    assert set(metrics) == {"generate.exact_match", "generate.rouge_l"}
+
+
+def test_exact_match_and_rouge_l() -> None:
+    written, wanted = (
+        ["the cat sat", " a dog ", "police killed the gunman"],
+        ["the cat ran", "a dog", "the gunman killed police"],
+    )
+    assert exact_match(written, wanted) == pytest.approx(1 / 3)
+    # Lin 2004: the longest common subsequences are 2 of 3, 2 of 2 and 2 of 4 words
+    assert rouge_l(written, wanted) == pytest.approx((2 / 3 + 1.0 + 0.5) / 3)
+    scorer = RougeScorer(["rougeL"])
+    assert rouge_l(written[:1], wanted[:1]) == scorer.score(wanted[0], written[0])["rougeL"].fmeasure

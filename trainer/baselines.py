@@ -1,0 +1,178 @@
+"""What fine-tuning has to beat, as rows of the leaderboard: scored by the same code on the same items as trials.
+
+- ``majority``: the share of each label among the training rows, whatever the text;
+- ``zero_shot``: the untuned model. In classification its head is the seeded random one that trials start from: that
+  row shows where training began;
+- ``few_shot``: the untuned model with the same labelled examples before every item;
+- ``retrieval``: the untuned model with the nearest training rows before each item. A classification head reads no
+  prompt: there it is the vote of the nearest training rows, weighted by similarity.
+"""
+
+import shutil
+import time
+from collections import Counter
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import yaml
+
+from analysis.folder import MetricsRow, State, Status, TrialFolder, atomic_write
+from trainer.bias import score_bias
+from trainer.bias_items import SWAP
+from trainer.config import Baseline, TrialConfig
+from trainer.encode import Encoded, label_tokens
+from trainer.evaluate import Evaluation, Validation, evaluate, metrics_of, restricted
+from trainer.examples import few_shot_rows, nearest, with_examples
+from trainer.generate import TABLE, with_answers
+from trainer.lora import add_adapter, remove_adapter
+from trainer.materials import Materials
+
+
+def score_baseline(
+    materials: Materials, baseline: Baseline, folder: TrialFolder, validation: Validation | None = None
+) -> MetricsRow:
+    """Score a baseline on all validation items and the bias sets; write config, row, items and, last, the status.
+
+    Args:
+        materials: base models and data of this device.
+        baseline: which.
+        folder: emptied first: what a worker that died left is done again.
+        validation: other rows to score, such as the test split.
+    """
+    started = time.monotonic()
+    shutil.rmtree(folder.root, ignore_errors=True)
+    rows = validation or materials.validation(baseline.trial)
+    split = rows.split
+    evaluation, note = _evaluated(materials, baseline, rows)
+    settings = asdict(baseline.trial) | {"baseline": baseline.kind}
+    if baseline.kind in ("few_shot", "retrieval"):
+        settings[baseline.kind] = asdict(getattr(baseline, baseline.kind))
+    atomic_write(folder.config_file, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    for dataset, columns in evaluation.tables.items():
+        folder.write_items(dataset, split, 0, columns)
+    seconds = time.monotonic() - started
+    if rows.rung:  # what constraints compare trials at their rungs with
+        rung = restricted(evaluation, rows, rows.rung)
+        folder.append_metrics(MetricsRow(folder.trial_id, 0, 0, seconds, False, rung.n_items, rung.metrics))
+    row = MetricsRow(folder.trial_id, 0, 0, seconds, True, evaluation.n_items, evaluation.metrics, split)
+    folder.append_metrics(row)
+    folder.write_status(Status(State.COMPLETED, note))
+    return row
+
+
+def _evaluated(materials: Materials, baseline: Baseline, validation: Validation) -> tuple[Evaluation, str]:
+    """The evaluation, and what the reader of the leaderboard must know about it."""
+    trial = baseline.trial
+    if baseline.kind == "majority":
+        return _fixed(_majority(materials, trial, validation), validation), ""
+    if baseline.kind == "zero_shot":
+        evaluation = _untuned(materials, trial, validation)
+        if trial.task.name == "completion":
+            sets = {name: it for name, it in evaluation.tables.items() if name not in ("task", SWAP, TABLE)}
+            materials.bias_of_base[(*materials.base_key(trial), repr(trial.bias))] = sets
+        return evaluation, ""
+    if trial.task.name == "classification":
+        return _fixed(_vote(materials, baseline, validation), validation), ""
+    return _prompted(materials, baseline, validation)
+
+
+def _untuned(
+    materials: Materials, trial: TrialConfig, validation: Validation, known: Evaluation | None = None
+) -> Evaluation:
+    """The base model on all rows and the bias sets; what it writes too, where ``eval.generate`` asks for it."""
+    base = materials.base(trial)
+    everything = list(range(len(validation.rows)))
+    if trial.task.name == "completion":
+        evaluation = evaluate(base, base.model, trial, validation, everything, known)
+        return with_answers(evaluation, base, base.model, trial, validation) if trial.eval.generate else evaluation
+    model = add_adapter(base.model, trial.lora, trial.task.name, base.heads, trial.seed)
+    try:
+        return evaluate(base, model, trial, validation, everything)  # B = 0: the adapter adds nothing yet
+    finally:
+        remove_adapter(model)
+
+
+def _bias_of_base(materials: Materials, trial: TrialConfig, validation: Validation) -> dict[str, dict[str, list[Any]]]:
+    """Item tables of the bias sets that have no prompt, of the base model: scored once, whatever the examples."""
+    key = (*materials.base_key(trial), repr(trial.bias))
+    if key not in materials.bias_of_base:
+        base, sets = materials.base(trial), replace(validation.bias, swaps=[])
+        labels = validation.labels
+
+        def no_rows(encoded: list[Encoded]) -> np.ndarray:
+            raise ValueError("swaps are not among the sets")
+
+        base.model.eval()
+        tables = score_bias(base, base.model, sets, labels, no_rows, trial.eval.batch_size)
+        materials.bias_of_base[key] = tables
+    return materials.bias_of_base[key]
+
+
+def _prompted(materials: Materials, baseline: Baseline, validation: Validation) -> tuple[Evaluation, str]:
+    """The untuned model with examples before each item.
+
+    Swapped rows (``bias.swap``) are not measured: they would have to be asked with examples of their own.
+    """
+    trial = baseline.trial
+    base, train = materials.base(trial), materials.tokens(trial, "train")
+    if baseline.kind == "few_shot":
+        fixed = few_shot_rows(train.rows, baseline.few_shot.k, baseline.few_shot.seed)
+        chosen, k = [fixed] * len(validation.rows), baseline.few_shot.k
+    else:
+        found = nearest(train.rows, validation.rows, baseline.retrieval, base)
+        chosen, k = [row[::-1].tolist() for row in found.rows], baseline.retrieval.k
+    longest = max((len(tokens) for tokens in label_tokens(base.tokenizer, validation.labels)), default=0)
+    encoded, used = with_examples(validation.encoded, train.encoded, chosen, base, longest)
+    known = Evaluation({}, {"task": {"item_id": []}, **_bias_of_base(materials, trial, validation)}, 0)
+    evaluation = _untuned(materials, trial, replace(validation, encoded=encoded), known)
+    evaluation.tables["task"]["examples"] = [
+        [train.rows[i].item_id for i in rows[len(rows) - n :]] for rows, n in zip(chosen, used, strict=True)
+    ]
+    note = ""
+    if min(used) < k:
+        why = "the model's window" if min(used) < min(k, len(train.rows)) else "there are no more training rows"
+        note = f"{sum(used) / len(used):.1f} of {k} examples before an item on average, {min(used)} at least ({why})"
+    return evaluation, note
+
+
+def _majority(materials: Materials, trial: TrialConfig, validation: Validation) -> np.ndarray:
+    frequencies = _frequencies(materials, trial, validation.labels)
+    return np.tile(np.log(frequencies), (len(validation.rows), 1))
+
+
+def _vote(materials: Materials, baseline: Baseline, validation: Validation) -> np.ndarray:
+    """(items, classes): the neighbours' labels weighted by cosine, and one vote spread as the training labels are."""
+    trial = baseline.trial
+    train = materials.dataset(trial).train
+    found = nearest(train, validation.rows, baseline.retrieval, materials.base(trial))
+    index = {label: i for i, label in enumerate(validation.labels)}
+    targets = np.array([index[row.label] for row in train])
+    votes = np.tile(_frequencies(materials, trial, validation.labels), (len(validation.rows), 1))
+    for column in range(found.rows.shape[1]):
+        places = np.arange(len(votes))
+        votes[places, targets[found.rows[:, column]]] += np.clip(found.similarity[:, column], 0.0, None)
+    return np.log(votes / votes.sum(1, keepdims=True))
+
+
+def _frequencies(materials: Materials, trial: TrialConfig, labels: tuple[str, ...]) -> np.ndarray:
+    counts = Counter(row.label for row in materials.dataset(trial).train)
+    total = sum(counts.values())
+    return np.array([counts[label] / total for label in labels])
+
+
+def _fixed(logprobs: np.ndarray, validation: Validation) -> Evaluation:
+    """The evaluation of probabilities that come from no language model: it has no perplexity and no bias sets."""
+    targets = [row.target for row in validation.encoded]
+    items: dict[str, list[Any]] = {
+        "item_id": [row.item_id for row in validation.rows],
+        "group": [row.group for row in validation.rows],
+        "label": [validation.labels[target] for target in targets],
+        "nll": [-float(values[target]) for values, target in zip(logprobs, targets, strict=True)],
+        "n_tokens": [len(row.context) for row in validation.encoded],
+        "n_bytes": [len(row.text.encode()) for row in validation.rows],
+        "prediction": [validation.labels[int(i)] for i in logprobs.argmax(1)],
+        "logprobs": logprobs.tolist(),
+    }
+    tables = {"task": items}
+    return Evaluation(metrics_of(tables, validation.labels), tables, len(validation.rows))

@@ -1,0 +1,164 @@
+"""Labelled training rows as examples in a prompt: which ones, and how they stand before an item.
+
+Examples are the training rows as a trial sees them (same prompt, same cut), one after the other with an empty line
+between, the nearest last: Brown et al. 2020 (arXiv 2005.14165); nearest neighbours as examples: Liu et al. 2022
+(arXiv 2101.06804).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trainer.config import RetrievalConfig
+from trainer.data import Row
+from trainer.encode import Encoded
+from trainer.models import BaseModel
+from trainer.scoring import pad
+from trainer.strata import stratified
+
+_SEPARATOR = "\n\n"
+_CHUNK = 256  # items whose similarity to all training rows is in memory at a time
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Of each item the nearest training rows.
+
+    Attributes:
+        rows: (items, k) indices, the nearest first.
+        similarity: (items, k) cosine.
+    """
+
+    rows: NDArray[np.int64]
+    similarity: NDArray[np.float64]
+
+
+def few_shot_rows(train: Sequence[Row], k: int, seed: int) -> list[int]:
+    """The same ``k`` rows for every item: each label in proportion, in an order that does not follow the labels."""
+    chosen = stratified([row.item_id for row in train], [row.label for row in train], k, seed)
+    return sorted(chosen, key=lambda i: sha256(f"{seed}:order:{train[i].item_id}".encode()).digest())
+
+
+def nearest(train: Sequence[Row], items: Sequence[Row], settings: RetrievalConfig, base: BaseModel) -> Neighbours:
+    """The ``k`` nearest training rows of each item, by the cosine of what ``settings.neighbours`` names.
+
+    Args:
+        train: the rows to search.
+        items: the rows to find neighbours for.
+        settings: ``k``, and what nearness is measured on.
+        base: for ``neighbours=hidden``; its own tokenizer and window.
+
+    Raises:
+        FetchError: for ``neighbours=minilm`` where the package cannot be downloaded.
+    """
+    texts, wanted = [row.text for row in train], [row.text for row in items]
+    if settings.neighbours == "tfidf":
+        known, asked = _tfidf(texts, wanted)
+    else:
+        embedder = _minilm(base.device) if settings.neighbours == "minilm" else base
+        known, asked = embed(embedder, texts), embed(embedder, wanted)
+    k = min(settings.k, len(texts))
+    rows, similarity = [], []
+    for at in range(0, len(wanted), _CHUNK):
+        part = asked[at : at + _CHUNK] @ known.T
+        cosine = np.asarray(part.toarray() if hasattr(part, "toarray") else part, dtype=np.float64)
+        order = np.argsort(-cosine, axis=1, kind="stable")[:, :k]  # of equals, the first in the file
+        rows.append(order)
+        similarity.append(np.take_along_axis(cosine, order, axis=1))
+    return Neighbours(np.concatenate(rows).astype(np.int64), np.concatenate(similarity))
+
+
+def _tfidf(train: list[str], items: list[str]) -> tuple[Any, Any]:
+    """Unit vectors, sparse. Texts without words of two letters (such as of one symbol) are compared by characters."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectors = TfidfVectorizer(sublinear_tf=True)
+    try:
+        known = vectors.fit_transform(train)
+    except ValueError:  # an empty vocabulary
+        vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True)
+        known = vectors.fit_transform(train)
+    return known, vectors.transform(items)
+
+
+@torch.inference_mode()
+def embed(base: BaseModel, texts: list[str], batch_size: int = 32) -> NDArray[np.float32]:
+    """(texts, width) unit vectors: the mean of the last hidden states over a text's tokens."""
+    window = min(getattr(base.model.config, "max_position_embeddings", None) or 512, 512)
+    ids = base.tokenizer(texts, truncation=True, max_length=window).input_ids
+    order = sorted(range(len(texts)), key=lambda i: -len(ids[i]))
+    vectors: list[Any] = [None] * len(texts)
+    body: Any = base.model.base_model
+    for at in range(0, len(order), batch_size):
+        batch = order[at : at + batch_size]
+        # a text of no tokens still needs one
+        inputs = pad([tuple(ids[i]) or (base.tokenizer.pad_token_id,) for i in batch], base.tokenizer.pad_token_id)
+        inputs = {name: tensor.to(base.device) for name, tensor in inputs.items()}
+        with base.arithmetic():
+            hidden = body(**inputs)[0].float()
+        mask = inputs["attention_mask"][:, :, None]
+        means = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1).cpu().numpy()
+        for place, i in enumerate(batch):
+            vectors[i] = means[place]
+    return np.stack(vectors)
+
+
+def _minilm(device: torch.device) -> BaseModel:
+    from transformers import AutoModel, AutoTokenizer
+
+    from trainer.assets import fetch
+    from trainer.models import quiet
+
+    quiet()
+    folder = str(fetch("minilm", lambda message: None))
+    model = AutoModel.from_pretrained(folder, use_safetensors=True).to(device).eval()
+    return BaseModel(model, AutoTokenizer.from_pretrained(folder), "fp32")
+
+
+def with_examples(
+    items: Sequence[Encoded],
+    train: Sequence[Encoded],
+    chosen: Sequence[Sequence[int]],
+    base: BaseModel,
+    longest_label: int,
+) -> tuple[list[Encoded], list[int]]:
+    """Items with examples before them, as many as the model's window holds.
+
+    Args:
+        items: what is scored.
+        train: training rows.
+        chosen: of each item its examples, in their order in the prompt, the nearest last. Where they do not all fit,
+            the first, which are farthest, are left out.
+        base: tokenizer and window.
+        longest_label: tokens of the longest label.
+
+    Returns:
+        The items, and how many examples stand before each.
+    """
+    window = getattr(base.model.config, "max_position_embeddings", None) or 1 << 30
+    special = len(base.tokenizer("").input_ids)  # such as a begin-of-text token
+    separator = tuple(base.tokenizer(_SEPARATOR, add_special_tokens=False).input_ids)
+    result, used = [], []
+    for item, rows in zip(items, chosen, strict=True):
+        room = window - len(item.context) - max(longest_label, len(item.completion))
+        examples: tuple[int, ...] = ()
+        n = 0
+        for i in reversed(rows):
+            example = train[i].context[special:] + _open(train[i].completion, base.tokenizer) + separator
+            if len(examples) + len(example) > room:
+                break
+            examples, n = example + examples, n + 1
+        context = item.context[:special] + examples + item.context[special:]
+        result.append(replace(item, context=context, start=item.start + len(examples)))
+        used.append(n)
+    return result, used
+
+
+def _open(completion: tuple[int, ...], tokenizer: Any) -> tuple[int, ...]:
+    """A label without the end-of-text token that closes it where labels begin one another: the prompt goes on."""
+    return completion[:-1] if len(completion) > 1 and completion[-1] == tokenizer.eos_token_id else completion

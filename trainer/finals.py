@@ -1,0 +1,83 @@
+"""The final scoring of a trained adapter on the test split."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+
+from analysis.folder import MetricsRow, TrialFolder
+from trainer.config import TrialConfig
+from trainer.evaluate import evaluate
+from trainer.generate import TABLE, answers, with_answers
+from trainer.lora import add_adapter, remove_adapter
+from trainer.materials import Materials
+from trainer.models import BaseModel
+
+
+def score_on_test(materials: Materials, trial: TrialConfig, folder: TrialFolder) -> MetricsRow:
+    """Score the adapter in a trial's folder on the test rows and the bias sets; write items, then the row.
+
+    Args:
+        materials: base models and data of this device; no adapter is on the base model.
+        trial: how the adapter was trained, and what it is scored on.
+        folder: of the trial; it has completed.
+
+    Raises:
+        DataError: where there are no test rows.
+    """
+    started = time.monotonic()
+    base, test = materials.base(trial), materials.test(trial)
+    with saved_adapter(base, trial, folder.adapter_dir) as model:
+        evaluation = evaluate(base, model, trial, test, list(range(len(test.rows))))
+        if trial.eval.generate:
+            evaluation = with_answers(evaluation, base, model, trial, test)
+    trained = [row for row in folder.read_metrics() if row.final][-1]
+    for dataset, columns in evaluation.tables.items():
+        folder.write_items(dataset, test.split, trained.step, columns)
+    row = MetricsRow(
+        folder.trial_id,
+        trained.step,
+        trained.tokens,
+        time.monotonic() - started,
+        True,
+        evaluation.n_items,
+        evaluation.metrics,
+        test.split,
+    )
+    folder.append_metrics(row)
+    return row
+
+
+def generate_answers(materials: Materials, trial: TrialConfig, folder: TrialFolder) -> None:
+    """Let a completed trial's adapter write answers to the validation rows; its final row gets their metrics too."""
+    base, validation = materials.base(trial), materials.validation(trial)
+    with saved_adapter(base, trial, folder.adapter_dir) as model:
+        metrics, table = answers(base, model, trial, validation)
+    final = [row for row in folder.read_metrics() if row.final][-1]
+    folder.write_items(TABLE, validation.split, final.step, table)
+    folder.append_metrics(replace(final, metrics=final.metrics | metrics))
+
+
+@contextmanager
+def saved_adapter(base: BaseModel, trial: TrialConfig, adapter: Path) -> Iterator[PeftModel]:
+    """The base model with an adapter that was saved; afterwards the base model is as it was."""
+    biases = [
+        (p, p.detach().clone())
+        for name, p in base.model.named_parameters()
+        if trial.lora.bias != "none" and name.rsplit(".", 1)[-1] == "bias"
+    ]
+    model = add_adapter(base.model, trial.lora, trial.task.name, base.heads, trial.seed)
+    try:
+        set_peft_model_state_dict(model, load_peft_weights(str(adapter), device="cpu"))
+        model.eval()
+        yield model
+    finally:
+        remove_adapter(model)
+        with torch.no_grad():
+            for parameter, before in biases:
+                parameter.copy_(before)
+        base.model.requires_grad_(False)

@@ -1,0 +1,185 @@
+"""Answers that a model writes, for finalists: constrained to the labels, and free.
+
+Likelihoods rank trials; what a user of the model sees is what it writes. Decoding is greedy, in batches padded on the
+left. *Constrained*: only tokens that go on with some label are allowed, so that every answer is a label. *Free*: any
+token; an answer whose first line is not a label (letter case and the mark at its end aside) is invalid, and wrong.
+Tasks without labels are compared with the reference text: exact match, and ROUGE-L (Lin 2004) of ``rouge-score``.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from trainer.config import TrialConfig
+from trainer.encode import label_tokens
+from trainer.evaluate import Evaluation, Validation
+from trainer.models import BaseModel
+
+LABELLED = ("generate.accuracy", "generate.invalid", "generate.constrained_accuracy")
+FREE = ("generate.exact_match", "generate.rouge_l")
+TABLE = "generated"  # item table: item_id, label, generated, prediction, constrained
+_SPARE = 4  # tokens beyond the longest label, so that a wrong answer is seen to go on
+
+Tokens = tuple[int, ...]
+
+
+def with_answers(
+    evaluation: Evaluation, base: BaseModel, model: torch.nn.Module, trial: TrialConfig, validation: Validation
+) -> Evaluation:
+    """The evaluation with the metrics and the item table of ``answers``."""
+    metrics, table = answers(base, model, trial, validation)
+    return replace(evaluation, metrics=evaluation.metrics | metrics, tables=evaluation.tables | {TABLE: table})
+
+
+def answers(
+    base: BaseModel, model: torch.nn.Module, trial: TrialConfig, validation: Validation
+) -> tuple[dict[str, float], dict[str, list[Any]]]:
+    """Metrics and item table of what the model writes after each row's prompt.
+
+    Args:
+        base: arithmetic and tokenizer.
+        model: the base model, or a PEFT model on it, in evaluation mode.
+        trial: a completion task; ``eval.max_new_tokens`` counts where there are no labels.
+        validation: rows as tokens, of whichever split.
+    """
+    contexts = [row.context for row in validation.encoded]
+    ids = [row.item_id for row in validation.rows]
+    batch_size = trial.eval.batch_size
+    if not validation.labels:
+        wanted = [text_of(base, row.completion) for row in validation.encoded]
+        written = [text_of(base, new) for new in greedy(base, model, contexts, trial.eval.max_new_tokens, batch_size)]
+        metrics = dict(zip(FREE, (exact_match(written, wanted), rouge_l(written, wanted)), strict=True))
+        return metrics, {"item_id": ids, "label": wanted, "generated": written}
+    labels = validation.labels
+    tokens = label_tokens(base.tokenizer, labels)
+    longest = max(len(label) for label in tokens)
+    end = base.tokenizer.eos_token_id
+    forced = greedy(base, model, contexts, longest + 1, batch_size, continuations(tokens, end))
+    constrained = [labels[_which(new, tokens)] for new in forced]
+    written = [text_of(base, new) for new in greedy(base, model, contexts, longest + _SPARE, batch_size)]
+    read = [as_label(text, labels) for text in written]
+    gold = [labels[row.target] for row in validation.encoded]
+    n = len(gold)
+    metrics = {
+        "generate.accuracy": sum(a == b for a, b in zip(read, gold, strict=True)) / n,
+        "generate.invalid": sum(answer is None for answer in read) / n,
+        "generate.constrained_accuracy": sum(a == b for a, b in zip(constrained, gold, strict=True)) / n,
+    }
+    table: dict[str, list[Any]] = {
+        "item_id": ids,
+        "label": gold,
+        "generated": written,
+        "prediction": read,
+        "constrained": constrained,
+    }
+    return metrics, table
+
+
+@torch.inference_mode()
+def greedy(
+    base: BaseModel,
+    model: Any,
+    contexts: Sequence[Tokens],
+    most: int,
+    batch_size: int,
+    allowed: Callable[[Tokens], list[int]] | None = None,
+) -> list[Tokens]:
+    """The tokens that a model writes after each context, the end-of-text token left out.
+
+    Args:
+        base: arithmetic and tokenizer.
+        model: with ``generate``.
+        contexts: prompts, in any order.
+        most: new tokens.
+        batch_size: prompts a pass; they are sorted by length, and padded on the left.
+        allowed: what was written so far → the tokens that may come next; None: all.
+    """
+    tokenizer = base.tokenizer
+    order = sorted(range(len(contexts)), key=lambda i: -len(contexts[i]))
+    result: list[Tokens] = [()] * len(contexts)
+    settings = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=most,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    for at in range(0, len(order), batch_size):
+        batch = order[at : at + batch_size]
+        width = len(contexts[batch[0]])
+        ids = torch.full((len(batch), width), tokenizer.pad_token_id)
+        mask = torch.zeros((len(batch), width), dtype=torch.long)
+        for r, i in enumerate(batch):
+            ids[r, width - len(contexts[i]) :] = torch.tensor(contexts[i])
+            mask[r, width - len(contexts[i]) :] = 1
+        options: dict[str, Any] = {}
+        if allowed is not None:
+            options["prefix_allowed_tokens_fn"] = lambda _, row, width=width: allowed(tuple(row[width:].tolist()))
+        with base.arithmetic():
+            whole = model.generate(
+                input_ids=ids.to(base.device),
+                attention_mask=mask.to(base.device),
+                generation_config=settings,
+                **options,
+            )
+        for i, new in zip(batch, whole[:, width:].tolist(), strict=True):
+            stop = new.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in new else len(new)
+            result[i] = tuple(new[:stop])
+    return result
+
+
+def continuations(labels: Sequence[Tokens], end: int) -> Callable[[Tokens], list[int]]:
+    """What may follow a part of some label: the next tokens of all that begin so; the end after a whole one.
+
+    Args:
+        labels: tokens, none of which begins another (see ``label_tokens``).
+        end: the end-of-text token.
+    """
+    following: dict[Tokens, set[int]] = {}
+    for label in labels:
+        for i, token in enumerate(label):
+            following.setdefault(label[:i], set()).add(token)
+    table = {begun: sorted(tokens) for begun, tokens in following.items()}
+    return lambda begun: table.get(begun, [end])
+
+
+def _which(new: Tokens, labels: Sequence[Tokens]) -> int:
+    """The label that constrained decoding wrote; those that are closed by the end-of-text token lost it."""
+    for i, label in enumerate(labels):
+        if new in (label, label[:-1]) and (new == label or label[:-1] not in labels):
+            return i
+    raise ValueError(f"{new} is none of the labels' tokens")
+
+
+def text_of(base: BaseModel, tokens: Tokens) -> str:
+    text: str = base.tokenizer.decode(list(tokens), skip_special_tokens=True)
+    return text.strip()
+
+
+def as_label(text: str, labels: Sequence[str]) -> str | None:
+    """The label that an answer's first line names; None where it names none."""
+    line = (text.strip().splitlines() or [""])[0].strip()
+    for read in (line, re.sub(r"[.,;:!]+$", "", line).strip()):
+        if read in labels:
+            return read
+        alike = [label for label in labels if label.casefold() == read.casefold()]
+        if len(alike) == 1:
+            return alike[0]
+    return None
+
+
+def exact_match(written: Sequence[str], wanted: Sequence[str]) -> float:
+    """Share of the texts that are the reference, white space at the ends aside."""
+    return sum(a.strip() == b.strip() for a, b in zip(written, wanted, strict=True)) / len(wanted)
+
+
+def rouge_l(written: Sequence[str], wanted: Sequence[str]) -> float:
+    """Mean ROUGE-L F-measure, from 0 to 1, without stemming."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=False)
+    return sum(scorer.score(b, a)["rougeL"].fmeasure for a, b in zip(written, wanted, strict=True)) / len(wanted)

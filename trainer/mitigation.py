@@ -1,0 +1,65 @@
+"""What is done to the training rows against bias: counterfactual copies, and weights in the loss.
+
+Copies: Lu et al. 2018 (arXiv 1807.11714). Weights: Kamiran and Calders 2012 ("Data preprocessing techniques for
+classification without discrimination", Knowledge and Information Systems 33), here with an exponent. What is known of
+their effect is mixed: see conf/mitigation/default.yaml.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from analysis.errors import DataError
+from trainer.data import Row
+from trainer.strata import fixed_draw
+from trainer.swap import swap_terms
+
+SWAP_SEED = 0  # which name stands for which is part of the data, not of a trial's seed
+
+
+def counterfactual_copies(rows: Sequence[Row], ratio: float) -> list[Row]:
+    """Swapped copies of a share of the rows that have something to swap; they keep label and group.
+
+    A smaller share is a part of a larger one.
+
+    Args:
+        rows: training rows.
+        ratio: from 0 to 1.
+
+    Raises:
+        DataError: where a ratio above 0 finds no row with a name, pronoun or group term.
+    """
+    if not ratio:
+        return []
+    swapped = {i: copy for i, row in enumerate(rows) if (copy := _swapped(row)) is not None}
+    if not swapped:
+        raise DataError(
+            f"mitigation.augment={ratio:g}: no training row holds a name, pronoun or group term that could be swapped"
+            " (trainer/swap.py knows English ones). Leave it at 0."
+        )
+    places = sorted(swapped)
+    drawn = fixed_draw([rows[i].item_id for i in places], max(1, round(ratio * len(places))), SWAP_SEED)
+    return [swapped[places[i]] for i in drawn]
+
+
+def _swapped(row: Row) -> Row | None:
+    """The row with all its texts swapped but the label; None where nothing changes."""
+
+    def swap(text: Any) -> Any:
+        return (swap_terms(text, SWAP_SEED) or text) if isinstance(text, str) else text
+
+    messages = tuple(message | {"content": swap(message["content"])} for message in row.messages)
+    copy = replace(row, text=swap(row.text), completion=swap(row.completion), messages=messages)
+    return replace(copy, item_id=f"{row.item_id}-swapped") if copy != row else None
+
+
+def row_weights(rows: Sequence[Row], alpha: float) -> list[float]:
+    """1 / P(label, group)^alpha of each row, normalised to a mean of 1; P from the rows themselves.
+
+    A row without a group is in a cell of its own with those of its label.
+    """
+    cells = Counter((row.label, row.group) for row in rows)
+    raw = [(cells[row.label, row.group] / len(rows)) ** -alpha for row in rows]
+    mean = sum(raw) / len(raw)
+    return [weight / mean for weight in raw]
