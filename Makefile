@@ -2,7 +2,7 @@
 # make sweep     install, then a real sweep: SmolLM2 on four newsgroup topics
 # make check     lint, format, types, import contracts
 # make test      the default tests;  make test-all adds those marked heavy
-# make bench-sweep, bench-pack, bench-overhead   what BENCHMARKS.md reports (BENCH="--setting short": see each --help)
+# make bench-sweep, bench-pack, bench-overhead, bench-search   what BENCHMARKS.md reports (BENCH="--setting short": see each --help)
 PYTHON ?= python3
 TORCH ?= cpu
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
@@ -52,13 +52,15 @@ test: install
 test-all: install
 	$(BIN)/python -m pytest -m 'heavy or not heavy'
 
-.PHONY: bench-sweep bench-pack bench-overhead
+.PHONY: bench-sweep bench-pack bench-overhead bench-search
 bench-sweep: install
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/sweep.py $(BENCH)
 bench-pack: install
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/pack.py $(BENCH)
 bench-overhead: install
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/overhead.py $(BENCH)
+bench-search: install
+	$(BIN)/python -m tests.benchmarks.search_quality $(BENCH)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -12,12 +12,21 @@ The file is the authority that a search is rebuilt from. Every line has ``event`
   ``trial_id`` and ``number`` are null;
 - ``rung``: a trial was scored on the rung subset;
 - ``perturb``: a trial took up the weights of ``parent`` at ``step``, and goes on with ``values`` instead of ``old``;
-- ``tell``: a trial ended. ``told``: what the sampler was told, ``reason``.
+- ``tell``: a trial ended. ``told``: what the sampler was told, ``reason``, ``losses`` of the objective's terms,
+  ``constraints``: how far each is violated;
+- ``mean``: all seeds of a configuration ended (``search.repeats``), and the sampler is told their mean. Until then
+  ``told`` is WAIT; lines of a repeat carry ``repeat`` (1, 2, …) and the number of the first.
 
 What the sampler is told:
 
 - completed → COMPLETE with the best rung's value;
 - stopped early → PRUNED with the last rung's value;
+- several objectives (``objective.method=pareto``): the loss of each term at the best rung; a stopped trial is PRUNED
+  without a value, which counts as worse than every completed one;
+- several seeds: a configuration whose first seed completes is trained with the others, to their end; told is the mean
+  of those that completed. Where one diverges or runs out of memory, that is what is told of the configuration;
+- objective.constraints: how far each is violated, with what COMPLETE and PRUNED say; a figure that is not known counts
+  as violated;
 - out of memory → PRUNED with a violated constraint. Optuna's TPE leaves FAIL out altogether, constraint or
   not, and goes where it ran out of memory again; a violated constraint on a pruned trial ranks below every other trial;
 - diverged, failed, no finite value, stopped before the first rung → FAIL;
@@ -27,7 +36,7 @@ TPE learns from COMPLETE and PRUNED; GP and NSGA-II from COMPLETE alone; random 
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -41,6 +50,63 @@ from analysis.folder import State
 OUT_OF_MEMORY = {"out_of_memory": 1.0}  # an Optuna constraint: above 0 is violated
 
 
+WAIT = "WAIT"  # the seed ended, its configuration has others
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a trial ended, as far as the sampler cares.
+
+    Attributes:
+        objective: of the best rung where it completed; finite or None.
+        losses: of the objective's terms at that rung; empty where one of them is not finite.
+        constraints: name → how far it is violated; 0 or less where it is kept.
+    """
+
+    state: State
+    objective: float | None
+    losses: tuple[float, ...] = ()
+    constraints: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+    step: int = 0
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> "Answer":
+        """From a line of the file."""
+        read = (State(line["state"]), line["objective"], tuple(line.get("losses", ())), line.get("constraints", {}))
+        return cls(*read, line.get("reason", ""), line["step"])
+
+
+def mean_of(answers: Sequence[Answer]) -> Answer:
+    """Several seeds of one configuration as one answer."""
+    for bad in (State.OUT_OF_MEMORY, State.DIVERGED):
+        for answer in answers:
+            if answer.state is bad:
+                return answer
+    done = [answer for answer in answers if answer.state is State.COMPLETED and answer.objective is not None]
+    if not done:
+        return answers[0]
+    n = len(done)
+    whole = all(len(answer.losses) == len(done[0].losses) for answer in done)
+    return Answer(
+        State.COMPLETED,
+        sum(answer.objective or 0.0 for answer in done) / n,
+        tuple(sum(parts) / n for parts in zip(*(answer.losses for answer in done), strict=True)) if whole else (),
+        {name: sum(answer.constraints.get(name, 1.0) for answer in done) / n for name in done[0].constraints},
+        f"mean of {n} seeds",
+        max(answer.step for answer in done),
+    )
+
+
+@dataclass
+class Repeat:
+    """Another seed of a configuration."""
+
+    values: dict[str, Any]
+    rungs: dict[int, float | None] = field(default_factory=dict)
+    ended: Answer | None = None
+
+
 @dataclass
 class Past:
     """What ``study/asks.jsonl`` knows of one trial of the study.
@@ -50,6 +116,8 @@ class Past:
         told: its last line; None for one that never ended.
         perturbed: the step after which it went on from another trial's weights, with other values.
         current: its values now.
+        first: how its first seed ended, where the other seeds have not.
+        repeats: the other seeds, by their number from 1.
         study: attributes of the study that the sampler set when it was asked.
     """
 
@@ -64,6 +132,8 @@ class Past:
     told: Mapping[str, Any] | None = None
     perturbed: int | None = None
     current: dict[str, Any] = field(default_factory=dict)
+    first: Answer | None = None
+    repeats: dict[int, Repeat] = field(default_factory=dict)
 
     @property
     def _scores(self) -> dict[int, float]:
@@ -74,50 +144,65 @@ class Past:
     def _params(self) -> dict[str, Any]:
         return {name: self.values[name] for name in self.distributions}
 
-    def waiting(self) -> FrozenTrial:
+    def waiting(self, several: bool) -> FrozenTrial:
         """In Optuna's queue: the next ask hands out the same number and values."""
         attrs = {**self.attrs, "fixed_params": self._params}
-        return create_trial(state=TrialState.WAITING, system_attrs=attrs, intermediate_values=self._scores)
+        scores = {} if several else self._scores
+        return create_trial(state=TrialState.WAITING, system_attrs=attrs, intermediate_values=scores)
 
-    def frozen(self, index: int) -> FrozenTrial:
-        """As the study had it when it was last written down, at its place ``index`` there."""
-        trial = self._foreign() if self.number is None else self._trial(self.number)
+    def frozen(self, index: int, several: bool) -> FrozenTrial:
+        """As the study had it when it was last written down.
+
+        Args:
+            index: its place there.
+            several: whether the study has several objectives.
+        """
+        trial = self._foreign(several) if self.number is None else self._trial(self.number, several)
         trial.number = index
         trial.datetime_start = datetime.fromtimestamp(self.asked_at)
         if self.told:
             trial.datetime_complete = datetime.fromtimestamp(self.told["time"])
         return trial
 
-    def _foreign(self) -> FrozenTrial:
+    def _values(self, told: TrialState, several: bool) -> list[float] | None:
+        """What the study has as the trial's value, or values."""
+        ended = self.told or {}
+        if told is TrialState.COMPLETE:
+            return list(ended["losses"]) if several else [ended["objective"]]
+        if told is TrialState.PRUNED and self._scores and not several:
+            return [self._scores[max(self._scores)]]
+        return None
+
+    def _foreign(self, several: bool) -> FrozenTrial:
         """A rejected point, or a trial of an earlier sweep."""
         assert self.told is not None
         state = TrialState[self.told["told"]]
-        last = self._scores[max(self._scores)] if self._scores else None
         return create_trial(
             state=state,
-            value={TrialState.COMPLETE: self.told["objective"], TrialState.PRUNED: last}.get(state),
+            values=self._values(state, several),
             params=self._params,
             distributions=self.distributions,
             system_attrs=dict(self.attrs),
             user_attrs={"source": self.told["source"]} if "source" in self.told else {},
-            intermediate_values=self._scores,
+            intermediate_values={} if several else self._scores,
         )
 
-    def _trial(self, number: int) -> FrozenTrial:
+    def _trial(self, number: int, several: bool) -> FrozenTrial:
         ended = self.told or {}
         state = State(ended.get("state", State.RUNNING))
-        told = told_as(state, ended.get("objective"), self.rungs, self.perturbed) if ended else TrialState.RUNNING
-        last = self._scores[max(self._scores)] if self._scores else None
+        told = TrialState.RUNNING
+        if ended:
+            told = told_as(Answer.of(ended), self.rungs, self.perturbed, several)
         return create_trial(
             state=told,
-            value={TrialState.COMPLETE: ended.get("objective"), TrialState.PRUNED: last}.get(told),
+            values=self._values(told, several),
             params=self._params,
             distributions=self.distributions,
             system_attrs=dict(self.attrs),  # Optuna writes the constraints into it
             user_attrs={"trial_id": trial_name(number)}
             | ({"state": str(state), "reason": ended.get("reason", "")} if ended else {}),
-            intermediate_values=self._scores,
-            constraints=OUT_OF_MEMORY if state is State.OUT_OF_MEMORY else None,
+            intermediate_values={} if several else self._scores,
+            constraints=violations(Answer.of(ended)) if ended else None,
         )
 
 
@@ -133,8 +218,10 @@ def read_past(records: Iterable[Mapping[str, Any]]) -> list[Past]:
     past: dict[int, Past] = {}
     for line, record in enumerate(records, start=1):
         try:
-            number, event = record["number"], record["event"]
-            if event in ("reject", "warm") or (event == "ask" and number not in past):
+            number, event, repeat = record["number"], record["event"], record.get("repeat", 0)
+            if repeat:
+                _note_repeat(past[number].repeats, repeat, record)
+            elif event in ("reject", "warm") or (event == "ask" and number not in past):
                 if event == "ask" and number != len(past):
                     raise FolderError(
                         f"study/asks.jsonl: trial {trial_name(len(past))} was never handed out, but later ones were."
@@ -155,7 +242,9 @@ def read_past(records: Iterable[Mapping[str, Any]]) -> list[Past]:
                 first = past[number].perturbed
                 past[number].perturbed = record["step"] if first is None else first
                 past[number].current = record["values"]
-            elif event == "tell" and past[number].told is None:
+            elif event == "tell" and record.get("told") == WAIT:
+                past[number].first = Answer.of(record)
+            elif event in ("tell", "mean") and past[number].told is None:
                 past[number].told = record
         except (KeyError, TypeError, ValueError) as error:
             raise FolderError(
@@ -165,9 +254,18 @@ def read_past(records: Iterable[Mapping[str, Any]]) -> list[Past]:
     return study
 
 
-def trial_name(number: int) -> str:
-    """Our id of the trial that has this number in the Optuna study."""
-    return f"t{number:04d}"
+def _note_repeat(repeats: dict[int, Repeat], repeat: int, record: Mapping[str, Any]) -> None:
+    if record["event"] == "ask":
+        repeats.setdefault(repeat, Repeat(record["values"]))
+    elif record["event"] == "rung":
+        repeats[repeat].rungs.setdefault(record["step"], record["objective"])
+    elif record["event"] == "tell" and repeats[repeat].ended is None:
+        repeats[repeat].ended = Answer.of(record)
+
+
+def trial_name(number: int, repeat: int = 0) -> str:
+    """Our id of a trial: its number among those asked for, and which repeat of it, where it is one."""
+    return f"t{number:04d}" + (f".{repeat}" if repeat else "")
 
 
 def own_scores(rungs: Mapping[int, float | None], perturbed: int | None) -> dict[int, float]:
@@ -176,11 +274,17 @@ def own_scores(rungs: Mapping[int, float | None], perturbed: int | None) -> dict
     return {step: value for step, value in rungs.items() if value is not None and step <= last}
 
 
+def violations(answer: Answer) -> dict[str, float]:
+    """The Optuna constraints of a trial that ended."""
+    return {**answer.constraints, **(OUT_OF_MEMORY if answer.state is State.OUT_OF_MEMORY else {})}
+
+
 def told_as(
-    state: State, objective: float | None, rungs: Mapping[int, float | None], perturbed: int | None = None
+    answer: Answer, rungs: Mapping[int, float | None], perturbed: int | None = None, several: bool = False
 ) -> TrialState:
     """What the sampler is told of a trial that ended (see the head of this file)."""
-    if state is State.COMPLETED and objective is not None:
+    state = answer.state
+    if state is State.COMPLETED and answer.objective is not None and (answer.losses or not several):
         return TrialState.COMPLETE if perturbed is None else TrialState.PRUNED
     if state is State.OUT_OF_MEMORY:
         return TrialState.PRUNED

@@ -249,7 +249,12 @@ def _build(raw: dict[str, Any], origins: Origins, read: Overrides, choices: Mapp
         )
     space, notes = _fixed(space, config, read.settings)
     space = on_grid(space, config.sampler)
-    check_population(space, config.scheduler)
+    check_population(space, config.scheduler, config.search.repeats)
+    if config.search.repeats > 1 and "seed" in space:
+        raise ConfigError(
+            f"search.repeats={config.search.repeats} trains every configuration with several seeds, and space.seed"
+            f" searches over them. Keep one of the two. ({origins.of('space.seed')})"
+        )
     touched = "space" in read.choices or bool(notes) or any(s.path.startswith("space") for s in read.settings)
     asked = any(setting.path.startswith("search.start_from") for setting in read.settings)
     points = expand(config.search.start_from, space)

@@ -48,6 +48,7 @@ class SweepSettings:
 @dataclass
 class SearchConfig:
     trials: int = key(8, low=1)  # configurations to try, the points of start_from included
+    repeats: int = key(1, low=1)  # seeds of each configuration
     start_from: list[Any] = field(default_factory=list)  # points to try first: values, or names of known rules
     warm_start: list[str] = field(default_factory=list)  # folders of earlier sweeps to learn from
 

@@ -192,7 +192,7 @@ def max_concurrent(config: SweepConfig, capacities: Sequence[int]) -> int:
         capacities: trials that each device worker takes.
     """
     asked = config.ray.max_concurrent_trials or sum(capacities)
-    return max(1, min(asked, sum(capacities), config.search.trials))
+    return max(1, min(asked, sum(capacities), config.search.trials * config.search.repeats))
 
 
 def answer(reference: Any) -> Any:

@@ -22,7 +22,7 @@ class Exchange:
     new: dict[str, Any]
 
 
-def check_population(space: Space, scheduler: Mapping[str, Any]) -> None:
+def check_population(space: Space, scheduler: Mapping[str, Any], repeats: int) -> None:
     """Raises ConfigError where trials could not take up each other's weights."""
     if scheduler.get("_target_") != TARGET:
         return
@@ -32,3 +32,5 @@ def check_population(space: Space, scheduler: Mapping[str, Any]) -> None:
             f"scheduler=pbt: trials take up each other's weights, so the space may hold {' and '.join(PERTURBED)} only,"
             f" and not {', '.join(others)}. Give one value: {others[0]}=…, or choose space=optimizer."
         )
+    if repeats > 1:
+        raise ConfigError(f"scheduler=pbt goes on from other trials' weights: search.repeats={repeats} must be 1.")

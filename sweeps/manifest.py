@@ -17,12 +17,20 @@ from analysis.errors import FolderError
 from analysis.folder import FORMAT_VERSION, SweepFolder, atomic_write
 from sweeps.compose import Composed
 from sweeps.place import package_root
+from sweeps.space import Choices, Space
 
 LIBRARIES = (
     "torch", "transformers", "peft", "bitsandbytes", "accelerate", "ray", "optuna", "wandb", "hydra-core",
     "scikit-learn",
 )  # fmt: skip
 NEEDED = ("uid", "name", "config", "unresolved", "space", "data")  # what resume and export read
+
+
+def _told_apart(composed: Composed) -> Space:
+    """The keys in which trials differ: those that are searched, and the seed where each has several."""
+    repeats, first = composed.config.search.repeats, composed.config.seed
+    seeds = Choices(tuple(first + k for k in range(repeats)))
+    return composed.space | ({"seed": seeds} if repeats > 1 else {})
 
 
 def make_manifest(composed: Composed, data: dict[str, Any], devices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -41,7 +49,7 @@ def make_manifest(composed: Composed, data: dict[str, Any], devices: list[dict[s
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "config": composed.resolved(),
         "unresolved": composed.unresolved(),
-        "space": {path: asdict(dimension) for path, dimension in composed.space.items()},
+        "space": {path: asdict(dimension) for path, dimension in _told_apart(composed).items()},
         "seed": composed.config.sweep.seed,
         "data": data,
         "fingerprints": {"data": data["fingerprint"]},

@@ -6,11 +6,12 @@ Check what can be checked at once; start the device workers; let Ray Tune run th
 import contextlib
 import fcntl
 import logging
+import math
 import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import ray
 from ray import tune
 
 from analysis import leaderboard
-from analysis.constraints import check_available
+from analysis.constraints import Constraints, check_available
 from analysis.errors import FolderError
 from analysis.folder import ENDED, MetricsRow, SweepFolder, read_lines
 from analysis.objective import Objective
@@ -56,7 +57,7 @@ def run_sweep(composed: Composed, quiet: bool = False) -> int:
     """
     folder = new_folder(composed)
     config, objective = composed.config, Objective.from_config(composed.resolved()["objective"])
-    carried_over(config.search.warm_start, composed.space, composed.resolved(), objective.score)
+    carried_over(config.search.warm_start, composed.space, composed.resolved(), objective)
     preflight(composed, quiet)
     with locked(folder), _progress(composed, quiet) as progress:
         return _drive(folder, composed, progress, manifest=None)
@@ -144,7 +145,7 @@ class _Sweep:
         self.folder, self.composed, self.workers, self.progress = folder, composed, workers, progress
         config = composed.config
         records = list(read_lines(folder.asks_file))
-        warm, notes = carried_over(to_carry(records, config), composed.space, composed.resolved(), objective.score)
+        warm, notes = carried_over(to_carry(records, config), composed.space, composed.resolved(), objective)
         for note in notes:
             progress.note(note)
         self.search = GuardedOptunaSearch(
@@ -156,6 +157,9 @@ class _Sweep:
             start_from=composed.start,
             allowed=composed.constraints().allows,
             warm=warm,
+            seeds=[config.seed + k for k in range(config.search.repeats)],
+            objectives=len(objective.terms) if objective.method == "pareto" else 1,
+            violated=self._violated,
         )
         self.scheduler = build_scheduler(config.scheduler, config.train.rungs)
         self.interrupt = Interrupt(progress, self.search.abandon)
@@ -183,6 +187,18 @@ class _Sweep:
 
     def trial_config(self, trial_id: str, values: dict[str, Any]) -> dict[str, Any]:
         return asdict(self.composed.trial(trial_id, values))
+
+    def _violated(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Constraint of the objective → how far a trial violates it."""
+        constraints = Constraints.from_config(self.composed.resolved()["objective"])
+        known = {name: self.folder.baseline(name).read_metrics() for name in constraints.baselines}
+        rows = {name: read[-1].metrics for name, read in known.items() if read}
+        return {
+            it.name: it.violation(
+                metrics.get(it.metric, math.nan), rows.get(it.baseline or "", {}).get(it.metric, math.nan)
+            )
+            for it in constraints.items
+        }
 
     def _exchange(self, decided: Exchange) -> bool:
         """Put a trial of a population in its parent's place, and write down whose weights it has now."""

@@ -149,6 +149,8 @@ class GuardedScheduler(TrialScheduler):
         return metric in (None, METRIC) and mode in (None, "max")
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        if _further_seed(trial):
+            return
         own = _stand_in(trial)
         self._tune[own.trial_id] = trial
         if own.trial_id not in self._added:
@@ -158,6 +160,8 @@ class GuardedScheduler(TrialScheduler):
             self._live.add(own.trial_id)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if _further_seed(trial):
+            return str(TrialScheduler.CONTINUE)
         own, step = _stand_in(trial), result["step"]
         if (own.trial_id, step) in self._decided:
             return self._decided[own.trial_id, step]
@@ -200,7 +204,9 @@ def replay_scheduler(scheduler: GuardedScheduler, records: Iterable[Mapping[str,
     recorded ones.
     """
     for record in records:
-        trial, result = StandIn(str(record["trial_id"]), values=record["values"]), dict(record)
+        if record.get("repeat"):
+            continue
+        trial, result = StandIn(str(record["trial_id"]), values=record.get("values", {})), dict(record)
         if record["event"] == "perturb":
             scheduler.on_perturbed(trial.trial_id, record["step"], record["values"])
         elif record["event"] == "ask":
@@ -209,6 +215,11 @@ def replay_scheduler(scheduler: GuardedScheduler, records: Iterable[Mapping[str,
             scheduler.on_trial_result(None, trial, result)
         elif record["event"] == "tell":
             scheduler.on_trial_complete(None, trial, result)
+
+
+def _further_seed(trial: Any) -> bool:
+    """Whether it repeats a configuration that completed: the scheduler let that live, and has nothing more to say."""
+    return bool(trial.config.get("repeat"))
 
 
 def _stand_in(trial: Any) -> StandIn:

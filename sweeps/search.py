@@ -25,7 +25,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from analysis.errors import ConfigError
 from analysis.folder import ENDED, State, SweepFolder, append_line
-from sweeps.asks import OUT_OF_MEMORY, Past, read_past, told_as, trial_name
+from sweeps.asks import WAIT, Answer, Past, mean_of, read_past, told_as, trial_name, violations
 from sweeps.exchange import Exchange
 from sweeps.mirror import StudyMirror
 from sweeps.samplers import GridSampler
@@ -52,6 +52,20 @@ class _Handed:
     values: dict[str, Any]
     rungs: dict[int, float | None]  # step → objective, None where it was not finite
     perturbed: int | None = None  # the step after which it has other values than were suggested
+    repeat: int = 0  # which further seed of its configuration, from 1
+
+    @property
+    def trial_id(self) -> str:
+        return trial_name(self.number, self.repeat)
+
+
+@dataclass
+class _Group:
+    """A configuration whose first seed completed, and that is trained with others."""
+
+    first: _Handed
+    answers: list[Answer]
+    size: int
 
 
 class GuardedOptunaSearch(OptunaSearch):
@@ -67,6 +81,10 @@ class GuardedOptunaSearch(OptunaSearch):
         allowed: whether the space's constraints allow a point. One that they forbid is told to the sampler as such, and
             never becomes a trial.
         warm: trials of earlier sweeps that the sampler knows from the start; those already written down are left out.
+        seeds: trial seeds of every configuration, that of the config first; with more than one, the sampler is told
+            the mean. A configuration whose first seed does not complete is not trained with the others.
+        objectives: terms of the objective that the study has as its own, lower is better; 1: the objective itself.
+        violated: (metrics of a trial) → constraint → how far it is violated.
     """
 
     def __init__(
@@ -80,9 +98,19 @@ class GuardedOptunaSearch(OptunaSearch):
         start_from: Sequence[Mapping[str, Any]] = (),
         allowed: Callable[[Mapping[str, Any]], bool] = lambda values: True,
         warm: Sequence[Earlier] = (),
+        seeds: Sequence[int] = (0,),
+        objectives: int = 1,
+        violated: Callable[[Mapping[str, float]], dict[str, float]] = lambda metrics: {},
     ):
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # else a line on stderr for every trial
-        super().__init__(space, metric=METRIC, mode="max", sampler=sampler, study_name=folder.name)
+        self._several = objectives > 1
+        goal: Any = (
+            ([f"loss{k}" for k in range(objectives)], ["min"] * objectives) if self._several else (METRIC, "max")
+        )
+        super().__init__(space, metric=goal[0], mode=goal[1], sampler=sampler, study_name=folder.name)
+        self._seeds, self._violated = tuple(seeds), violated
+        self._groups: dict[int, _Group] = {}
+        self._due: list[_Handed] = []  # further seeds that wait for a place
         study: Any = self._ot_study  # annotated None by Ray
         self._study: optuna.Study = study
         study.stop = self.close  # a grid that is used up calls it, and it raises outside Study.optimize
@@ -112,7 +140,7 @@ class GuardedOptunaSearch(OptunaSearch):
         for index, past in enumerate(study):
             for name, value in past.study.items():
                 self._study._storage.set_study_system_attr(self._study._study_id, name, value)
-            self._study.add_trial(past.frozen(index) if past.told else past.waiting())
+            self._study.add_trial(past.frozen(index, self._several) if past.told else past.waiting(self._several))
             if past.number is not None:
                 self._asked = past.number + 1
                 self._seen.add(_key(past.values))
@@ -122,7 +150,7 @@ class GuardedOptunaSearch(OptunaSearch):
                 self._start_points.remove(past.start)
         known = {past.told.get("source") for past in study if past.told}
         self._warm = [earlier for earlier in self._warm if earlier.source not in known]
-        self._begin([past.frozen(index) for index, past in enumerate(study)])
+        self._begin([past.frozen(index, self._several) for index, past in enumerate(study)])
 
     def close(self) -> None:
         """Suggest nothing more. Running trials go on to their end, and are told."""
@@ -142,8 +170,15 @@ class GuardedOptunaSearch(OptunaSearch):
         """
         if not self._ready:
             self._begin([])
-        if self._closed or (not self._resumed and self._asked >= self._trials):
+        if self._closed:
             return Searcher.FINISHED
+        if handed := self._next_repeat():
+            self._live[trial_id] = handed
+            return {"trial_id": handed.trial_id, "values": dict(handed.values), "repeat": handed.repeat}
+        if not self._resumed and self._asked >= self._trials:
+            # A configuration that completes may still be trained with its other seeds
+            waits = len(self._seeds) > 1 and any(not it.repeat for it in self._live.values())
+            return None if waits else Searcher.FINISHED
         again = bool(self._resumed)
         number = min(self._resumed, default=self._asked)
         point = self._start_points.pop(0) if self._start_points and not again else None
@@ -151,11 +186,53 @@ class GuardedOptunaSearch(OptunaSearch):
         if handed is None:
             self.close()
             return Searcher.FINISHED
-        self._resumed.pop(number, None)
+        past = self._resumed.pop(number, None)
+        if past is not None and past.first is not None:
+            self._regroup(handed, past)
+            return self.suggest(trial_id)
         self._asked = max(self._asked, number + 1)
         self._seen.add(_key(handed.values))
         self._live[trial_id] = handed
         return {"trial_id": trial_name(number), "values": dict(handed.values)}
+
+    def _next_repeat(self) -> _Handed | None:
+        """A further seed of a configuration that completed."""
+        if not self._due:
+            return None
+        handed = self._due.pop(0)
+        named = {"attrs": {}, "study": {}, "distributions": {}, "start": None, "again": bool(handed.rungs)}
+        self._log("ask", handed, None, max(handed.rungs, default=0), str(State.PENDING), **named)
+        return handed
+
+    def _group(self, handed: _Handed, answer: Answer) -> _Group:
+        """Have a configuration trained with its other seeds."""
+        group = self._groups[handed.number] = _Group(handed, [answer], len(self._seeds))
+        for repeat, seed in enumerate(self._seeds[1:], start=1):
+            self._due.append(_Handed(handed.number, handed.trial, {**handed.values, "seed": seed}, {}, repeat=repeat))
+        return group
+
+    def _regroup(self, handed: _Handed, past: Past) -> None:
+        """A configuration whose seeds had not all ended when the driver died."""
+        assert past.first is not None
+        group = self._group(handed, past.first)
+        for due in [it for it in self._due if it.number == handed.number]:
+            known = past.repeats.get(due.repeat)
+            if known is None:
+                continue
+            due.values, due.rungs = dict(known.values), dict(known.rungs)
+            if known.ended is not None:
+                self._due.remove(due)
+                group.answers.append(known.ended)
+        self._tell_group(group)
+
+    def _tell_group(self, group: _Group) -> None:
+        if len(group.answers) < group.size:
+            return
+        del self._groups[group.first.number]
+        answer = mean_of(group.answers)
+        told = told_as(answer, group.first.rungs, None, self._several)
+        self._log_answer("mean", group.first, answer, told.name)
+        self._tell(group.first, answer, told)
 
     def _ask(self, number: int, point: dict[str, Any] | None, again: bool) -> _Handed | None:
         """Ask the sampler until it gives a point that may be handed out. None where a grid is used up.
@@ -222,7 +299,7 @@ class GuardedOptunaSearch(OptunaSearch):
 
     def perturb(self, exchange: Exchange) -> None:
         """Write down that a trial goes on from another one's weights, with other values."""
-        handed = next(it for it in self._live.values() if trial_name(it.number) == exchange.trial_id)
+        handed = next(it for it in self._live.values() if it.trial_id == exchange.trial_id)
         if handed.perturbed is None:
             handed.perturbed = exchange.step
         handed.values = dict(exchange.new)
@@ -242,21 +319,51 @@ class GuardedOptunaSearch(OptunaSearch):
         if handed is None:
             logger.debug("ignored: another answer for Tune's trial %s", trial_id)
             return
-        answer = result or {}
-        self._note_rung(handed, answer)  # Tune passes on the rung at which a trial is stopped only here
-        if self._abandoned and answer.get("state") not in ENDED:
+        last = result or {}
+        self._note_rung(handed, last)  # Tune passes on the rung at which a trial is stopped only here
+        if self._abandoned and last.get("state") not in ENDED:
             return
-        state, objective = _outcome(answer, handed.rungs, error)
-        told = told_as(state, objective, handed.rungs, handed.perturbed)
-        step = max([int(answer.get("step", 0)), *handed.rungs])
-        reason = str(answer.get("reason", "")) or ("the trial's process ended with an error" if error else "")
-        self._log("tell", handed, objective, step, str(state), told=told.name, reason=reason)
-        handed.trial.set_user_attr("state", str(state))
-        handed.trial.set_user_attr("reason", reason)
-        if state is State.OUT_OF_MEMORY:
-            for name, amount in OUT_OF_MEMORY.items():
-                handed.trial.set_constraint(name, amount)
-        self._study.tell(handed.trial, objective if told is TrialState.COMPLETE else None, state=told)
+        answer = self._answer(handed, last, error)
+        group = self._groups.get(handed.number)
+        if handed.repeat and group is not None:
+            self._log_answer("tell", handed, answer, WAIT)
+            group.answers.append(answer)
+            self._tell_group(group)
+            return
+        told = told_as(answer, handed.rungs, handed.perturbed, self._several)
+        if told is TrialState.COMPLETE and len(self._seeds) > 1:
+            self._log_answer("tell", handed, answer, WAIT)
+            self._group(handed, answer)
+            return
+        self._log_answer("tell", handed, answer, told.name)
+        self._tell(handed, answer, told)
+
+    def _answer(self, handed: _Handed, last: Mapping[str, Any], error: bool) -> Answer:
+        state, objective = _outcome(last, handed.rungs, error)
+        losses = [_finite(loss) for loss in last.get("losses", ())]
+        kept = tuple(loss for loss in losses if loss is not None)
+        judged = state in (State.COMPLETED, State.STOPPED_EARLY)
+        violated = self._violated(last.get("metrics") or {}) if judged else {}
+        return Answer(
+            state,
+            objective,
+            kept if len(kept) == len(losses) else (),
+            {name: amount if math.isfinite(amount) else 1.0 for name, amount in violated.items()},
+            str(last.get("reason", "")) or ("the trial's process ended with an error" if error else ""),
+            max([int(last.get("step", 0)), *handed.rungs]),
+        )
+
+    def _log_answer(self, event: str, handed: _Handed, answer: Answer, told: str) -> None:
+        more = {"told": told, "reason": answer.reason, "losses": answer.losses, "constraints": answer.constraints}
+        self._log(event, handed, answer.objective, answer.step, str(answer.state), **more)
+
+    def _tell(self, handed: _Handed, answer: Answer, told: TrialState) -> None:
+        handed.trial.set_user_attr("state", str(answer.state))
+        handed.trial.set_user_attr("reason", answer.reason)
+        for name, amount in violations(answer).items():
+            handed.trial.set_constraint(name, amount)
+        values: Any = list(answer.losses) if self._several else answer.objective
+        self._study.tell(handed.trial, values if told is TrialState.COMPLETE else None, state=told)
         self._mirror.ended(self._frozen(handed.trial.number))
 
     def save(self, checkpoint_path: str) -> None:
@@ -281,11 +388,11 @@ class GuardedOptunaSearch(OptunaSearch):
             "step": max(earlier.rungs), "state": str(State.COMPLETED if earlier.completed else State.STOPPED_EARLY),
             "time": time.time(), "distributions": {name: distribution_to_json(it) for name, it in made.items()},
             "attrs": {}, "start": None, "told": told.name, "source": earlier.source,
-            "rungs": {str(step): value for step, value in earlier.rungs.items()},
+            "rungs": {str(step): value for step, value in earlier.rungs.items()}, "losses": earlier.losses,
         }  # fmt: skip
         append_line(self._asks_file, line)
         (past,) = read_past([line])
-        frozen = past.frozen(len(self._study.get_trials(deepcopy=False)))
+        frozen = past.frozen(len(self._study.get_trials(deepcopy=False)), self._several)
         self._study.add_trial(frozen)
         self._mirror.asked(frozen)
 
@@ -296,7 +403,8 @@ class GuardedOptunaSearch(OptunaSearch):
         value = _finite(result.get(METRIC))
         self._log("rung", handed, value, step, str(State.RUNNING))
         handed.rungs[step] = value
-        if value is not None and (handed.perturbed is None or step <= handed.perturbed):
+        own = not handed.repeat and (handed.perturbed is None or step <= handed.perturbed)
+        if value is not None and own and not self._several:  # Optuna has no rungs for several objectives
             handed.trial.report(value, step)
             self._mirror.rung(handed.trial.number, step, value)
 
@@ -319,9 +427,10 @@ class GuardedOptunaSearch(OptunaSearch):
         self._mirror.asked(frozen)
 
     def _log(self, event: str, handed: _Handed, objective: float | None, step: int, state: str, **more: Any) -> None:
-        number = None if event == "reject" else handed.number
-        name = None if number is None else trial_name(number)
-        named = {"event": event, "trial_id": name, "number": number, "values": handed.values}
+        rejected = event == "reject"
+        named: dict[str, Any] = {"event": event, "trial_id": None, "number": None, "values": handed.values}
+        named |= {} if rejected else {"trial_id": handed.trial_id, "number": handed.number}
+        named |= {"repeat": handed.repeat} if handed.repeat else {}
         scored = {"objective": objective, "step": step, "state": state, "time": time.time()}
         append_line(self._asks_file, {**named, **scored, **more})
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from analysis import leaderboard
+from analysis import leaderboard, seeds
 from analysis.folder import SweepFolder
 from analysis.leaderboard import Row
 from sweeps.place import program, typed
@@ -31,6 +31,8 @@ def show_leaderboard(
     else:
         print(leaderboard.plain(rows, width, by))
     print("\n" + leaderboard.verdict(folder, rows, judgement))
+    if said := seeds.sentence(rows):
+        print(said)
 
 
 def show_next(folder: SweepFolder, rows: Sequence[Row], interrupted: bool, sync: str) -> None:

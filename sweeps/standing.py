@@ -58,6 +58,7 @@ class SweepState:
             return False
         steps = int(values.get("train.max_steps", self.max_steps))
         self.trials[trial_id] = TrialState(trial_id, dict(values), steps, self._clock())
+        self.total = max(self.total, self.ended_before + len(self.trials))  # further seeds are not known beforehand
         return True
 
     def report(

@@ -80,7 +80,7 @@ class TrialProxy(tune.Trainable):
         self.trial: TrialConfig = self.composed.trial(config["trial_id"], config["values"])
         self.worker: Any = None
         self.where = ""
-        self.best_score = math.nan
+        self.best_score, self.best_losses = math.nan, [math.nan]
         for row in self.folder.trial(self.trial.trial_id).read_metrics():
             self._note_score(row)  # of a trial that goes on from a checkpoint
 
@@ -115,7 +115,7 @@ class TrialProxy(tune.Trainable):
     def _note_score(self, row: MetricsRow) -> None:
         score = self.objective.score(row.metrics)
         if not row.final and not score <= self.best_score:
-            self.best_score = score
+            self.best_score, self.best_losses = score, self.objective.losses(row.metrics)
 
     def _report(self, event: RungResult | Ended, last_rung: MetricsRow | None = None) -> dict[str, Any]:
         rung = event.row if isinstance(event, RungResult) else last_rung
@@ -133,6 +133,7 @@ class TrialProxy(tune.Trainable):
             "reason": event.reason if isinstance(event, Ended) else "",
             "where": self.where,
             "objective": self.best_score if completed else self.objective.score(rung.metrics) if rung else math.nan,
+            "losses": self.best_losses if completed else [],
             "metrics": dict(shown.metrics) if shown else {},
             "rung_metrics": dict(rung.metrics) if rung else {},
             "rows": [asdict(row) for row in (rung, final) if row is not None],

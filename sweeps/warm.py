@@ -6,8 +6,9 @@ has the value that is fixed now. Its metrics are scored with the new objective. 
 ``study/asks.jsonl``, so that a resume needs no old folder.
 """
 
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +16,13 @@ import yaml
 
 from analysis.errors import ConfigError
 from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder
+from analysis.objective import Objective
 from sweeps.config import SweepConfig
 from sweeps.space import Scalar, Space, active, flatten
 
 # Parts of the config whose difference makes scores incomparable to the eye, but not useless to a sampler.
 _NAMED = ("model", "data", "task", "train", "eval", "precision", "lora", "optim")
 _IGNORED = ("trial_id", "seed")
-
-Score = Callable[[Mapping[str, float]], float]  # metrics → objective
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,14 @@ class Earlier:
         values: dotted path → value, as the new space would have suggested it.
         rungs: step → objective.
         completed: else it was stopped early.
+        losses: of the objective's terms at its best rung.
     """
 
     source: str
     values: dict[str, Scalar]
     rungs: dict[int, float | None]
     completed: bool
+    losses: tuple[float, ...] = ()
 
     @property
     def objective(self) -> float | None:
@@ -51,7 +53,7 @@ def carried_over(
     runs: Sequence[str],
     space: Space,
     config: Mapping[str, Any],
-    score: Score,
+    objective: Objective,
 ) -> tuple[list[Earlier], list[str]]:
     """The trials of earlier sweeps that fit, and sentences on what was carried over, left out, and differs.
 
@@ -59,7 +61,7 @@ def carried_over(
         runs: sweep folders.
         space: the new one.
         config: the new sweep's, resolved and nested.
-        score: the new objective.
+        objective: the new one.
 
     Raises:
         FolderError: where a folder is no sweep.
@@ -70,7 +72,7 @@ def carried_over(
     for given in runs:
         run = given.rstrip("/")
         folder = SweepFolder.open(run)
-        kept, left, differs = _of(folder, run, space, config, score)
+        kept, left, differs = _of(folder, run, space, config, objective)
         if not kept:
             why = "; ".join(f"{why} ({n} trials)" for why, n in left.most_common()) or "it has no ended trial"
             raise ConfigError(
@@ -94,7 +96,7 @@ def _of(
     run: str,
     space: Space,
     config: Mapping[str, Any],
-    score: Score,
+    objective: Objective,
 ) -> tuple[list[Earlier], Counter[str], set[str]]:
     kept: list[Earlier] = []
     left: Counter[str] = Counter()
@@ -112,7 +114,7 @@ def _of(
         if fixed_now and not why:
             path = sorted(fixed_now)[0]
             why = f"{path}={then.get(path)} there, {now[path]} here"
-        rungs = _rungs(trial, score)
+        rungs, losses = _rungs(trial, objective)
         if not why and not any(value is not None for value in rungs.values()):
             why = "a metric of this objective was not measured"
         if why:
@@ -121,7 +123,7 @@ def _of(
         differs |= {
             path for path, value in now.items() if path not in space and path in then and then[path] != value
         } - set(_IGNORED)
-        kept.append(Earlier(f"{run}/{trial.trial_id}", values, rungs, state is State.COMPLETED))
+        kept.append(Earlier(f"{run}/{trial.trial_id}", values, rungs, state is State.COMPLETED, losses))
     return kept, left, differs
 
 
@@ -144,7 +146,11 @@ def _point(space: Space, then: Mapping[str, Any]) -> tuple[dict[str, Scalar], st
     return values, ""
 
 
-def _rungs(trial: TrialFolder, score: Score) -> dict[int, float | None]:
+def _rungs(trial: TrialFolder, objective: Objective) -> tuple[dict[int, float | None], tuple[float, ...]]:
+    """The objective by step, None where a metric is missing, and the losses of the terms at the best rung."""
     rows: list[MetricsRow] = [row for row in trial.read_metrics() if not row.final]
-    scores = {row.step: score(row.metrics) for row in rows}
-    return {step: value if value == value else None for step, value in scores.items()}  # NaN is not equal to itself
+    scores = {row.step: objective.score(row.metrics) for row in rows}
+    finite = [row for row in rows if math.isfinite(scores[row.step])]
+    best = max(finite, key=lambda row: scores[row.step], default=None)
+    losses = tuple(objective.losses(best.metrics)) if best else ()
+    return {step: value if math.isfinite(value) else None for step, value in scores.items()}, losses

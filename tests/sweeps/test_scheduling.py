@@ -271,11 +271,15 @@ def step_through(
     return records, decisions
 
 
-@pytest.mark.parametrize("brackets", [1, 2])
+MEDIAN = {"_target_": "ray.tune.schedulers.MedianStoppingRule", "grace_period": 6}
+
+
+@pytest.mark.parametrize("kind", ["asha", "asha, two brackets", "median"])
 @pytest.mark.parametrize("cut", [7, 40, 75])
-def test_after_a_replay_every_decision_equals_that_of_an_undisturbed_scheduler(brackets: int, cut: int) -> None:
+def test_after_a_replay_every_decision_equals_that_of_an_undisturbed_scheduler(kind: str, cut: int) -> None:
     rungs = [6, 12, 20, 24, 48]  # 20 is no milestone: an unfinished trial must not be counted at 12 a second time
-    config = {**ASHA, "grace_period": 6, "reduction_factor": 2, "brackets": brackets}
+    config = {**ASHA, "grace_period": 6, "reduction_factor": 2, "brackets": 1 + ("two" in kind)}
+    config = MEDIAN if kind == "median" else config
     happened = history(3, 30, rungs)
 
     np.random.seed(1)
@@ -294,7 +298,8 @@ def test_after_a_replay_every_decision_equals_that_of_an_undisturbed_scheduler(b
     gone_too = [("gone" if event[1] in stopped else None) for event in happened[cut:]]
     remaining = iter(second)
     assert first + [mark or next(remaining) for mark in gone_too] == expected
-    for bracket_whole, bracket_after in zip(whole.inner._brackets, after.inner._brackets, strict=True):
+    brackets = [scheduler.inner._brackets if kind != "median" else [] for scheduler in (whole, after)]
+    for bracket_whole, bracket_after in zip(*brackets, strict=True):
         assert bracket_whole._rungs == bracket_after._rungs
 
 
