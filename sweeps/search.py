@@ -200,7 +200,8 @@ class GuardedOptunaSearch(OptunaSearch):
         if not self._due:
             return None
         handed = self._due.pop(0)
-        named = {"attrs": {}, "study": {}, "distributions": {}, "start": None, "again": bool(handed.rungs)}
+        named: dict[str, Any] = {"attrs": {}, "study": {}, "distributions": {}, "start": None}
+        named["again"] = bool(handed.rungs)
         self._log("ask", handed, None, max(handed.rungs, default=0), str(State.PENDING), **named)
         return handed
 
