@@ -167,7 +167,11 @@ class _Sweep:
             lineage.reconcile(folder, records)
             self.search.replay(records)
             replay_scheduler(self.scheduler, records)
-        self.scheduler.populate(composed.space, self._exchange)
+        if self.scheduler.populate(composed.space, self._exchange) and concurrent < config.search.trials:
+            progress.note(
+                f"A population is what trains side by side: {concurrent} at a time here, and search.trials is"
+                f" {config.search.trials}. Those that come later exchange weights among themselves."
+            )
         self.tracker: WandbTracker | None = None
         if config.tracking.mode != "disabled":
             tracking = config.tracking

@@ -119,8 +119,8 @@ class GuardedScheduler(TrialScheduler):
         self._decided: dict[tuple[str, int], str] = {}  # (our trial id, step) → decision
         self._tune: dict[str, Any] = {}  # Tune's own object of a trial
 
-    def populate(self, space: Space, exchange: Callable[[Exchange], bool]) -> None:
-        """Let a population's decisions be carried out; for other schedulers nothing happens.
+    def populate(self, space: Space, exchange: Callable[[Exchange], bool]) -> bool:
+        """Let a population's decisions be carried out. False for a scheduler that has none.
 
         Args:
             exchange: puts a trial in its parent's place; False where that cannot be done now.
@@ -133,8 +133,10 @@ class GuardedScheduler(TrialScheduler):
                 trial.config = {**trial.config, "values": dict(decided.new)}
             return done
 
-        if isinstance(self.inner, population.PopulationBasedTraining):
+        populated = isinstance(self.inner, population.PopulationBasedTraining)
+        if populated:
             self.inner.space, self.inner.exchange = space, carry_out
+        return populated
 
     def on_perturbed(self, trial_id: str, step: int, values: Mapping[str, Any]) -> None:
         """An exchange of the past, replayed."""

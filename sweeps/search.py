@@ -113,7 +113,7 @@ class GuardedOptunaSearch(OptunaSearch):
         self._due: list[_Handed] = []  # further seeds that wait for a place
         study: Any = self._ot_study  # annotated None by Ray
         self._study: optuna.Study = study
-        study.stop = self.close  # a grid that is used up calls it, and it raises outside Study.optimize
+        study.stop = self._use_up  # a grid that is used up calls it, and it raises outside Study.optimize
         self._points, self._own_sampler = space, sampler
         self._trials, self._search_seed = trials, seed
         self._asks_file = folder.asks_file
@@ -125,7 +125,7 @@ class GuardedOptunaSearch(OptunaSearch):
         self._seen: set[tuple[tuple[str, Any], ...]] = set()  # points handed out, of a grid
         self._live: dict[str, _Handed] = {}  # by Tune's trial id
         self._asked = 0
-        self._ready = self._closed = self._abandoned = False
+        self._ready = self._closed = self._abandoned = self._used_up = False
 
     def replay(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Go on from the lines of ``study/asks.jsonl``; to be called before the first suggestion.
@@ -175,7 +175,7 @@ class GuardedOptunaSearch(OptunaSearch):
         if handed := self._next_repeat():
             self._live[trial_id] = handed
             return {"trial_id": handed.trial_id, "values": dict(handed.values), "repeat": handed.repeat}
-        if not self._resumed and self._asked >= self._trials:
+        if not self._resumed and (self._used_up or self._asked >= self._trials):
             # A configuration that completes may still be trained with its other seeds
             waits = len(self._seeds) > 1 and any(not it.repeat for it in self._live.values())
             return None if waits else Searcher.FINISHED
@@ -184,8 +184,8 @@ class GuardedOptunaSearch(OptunaSearch):
         point = self._start_points.pop(0) if self._start_points and not again else None
         handed = self._ask(number, point, again)
         if handed is None:
-            self.close()
-            return Searcher.FINISHED
+            self._use_up()
+            return self.suggest(trial_id)
         past = self._resumed.pop(number, None)
         if past is not None and past.first is not None:
             self._regroup(handed, past)
@@ -194,6 +194,10 @@ class GuardedOptunaSearch(OptunaSearch):
         self._seen.add(_key(handed.values))
         self._live[trial_id] = handed
         return {"trial_id": trial_name(number), "values": dict(handed.values)}
+
+    def _use_up(self) -> None:
+        """There are no more points; seeds of those that complete are still trained."""
+        self._used_up = True
 
     def _next_repeat(self) -> _Handed | None:
         """A further seed of a configuration that completed."""
@@ -272,7 +276,7 @@ class GuardedOptunaSearch(OptunaSearch):
             self._log_ask("reject", handed, study, None)
             self._study.tell(trial, state=TrialState.FAIL)
             self._mirror.ended(self._frozen(trial.number))
-            if known or self._closed:
+            if known or self._used_up:
                 return None
         raise AssertionError
 
