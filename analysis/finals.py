@@ -12,10 +12,10 @@ from statistics import fmean, stdev
 from analysis.errors import LorasweepError
 from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder, read_lines
 from analysis.metrics import METRICS
-from analysis.stats import Difference, paired_difference
+from analysis.stats import Difference, item_scores, paired_difference
 
 SEED = "-seed"  # between a trial's id and the seed in the name of a final
-SHOWN = ("accuracy", "macro_f1", "log_loss", "perplexity", "bits_per_byte")
+SHOWN = ("accuracy", "macro_f1", "log_loss", "completion_loss", "perplexity", "bits_per_byte")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Final:
         validation: metrics on all validation items.
         test: metrics on the test items; empty where it was not scored on them yet.
         n_items: test items.
-        hits: item id → 1 where the prediction on the test item was right, else 0.
+        hits: item id → 1 where the prediction on the test item was right, else 0; without labels minus its loss.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Finalist:
         return stdev(values) if len(values) > 1 else math.nan
 
     def hits(self) -> dict[str, float]:
-        """Item id → share of the seeds that were right on it."""
+        """Item id → share of the seeds that were right on it; without labels their mean score."""
         scored = [run.hits for run in self.runs if run.hits]
         common = set.intersection(*(set(hits) for hits in scored)) if scored else set()
         return {item: fmean(hits[item] for hits in scored) for item in sorted(common)}
@@ -156,9 +156,7 @@ def _final(files: TrialFolder) -> Final:
     hits: dict[str, float] = {}
     if test is not None:
         try:
-            items = files.read_items("task", "test", test.step)
-            scored = zip(items["item_id"], items["prediction"], items["label"], strict=True)
-            hits = {str(item): float(prediction == label) for item, prediction, label in scored}
+            hits = item_scores(files.read_items("task", "test", test.step))
         except (LorasweepError, KeyError, ValueError, OSError) as error:
             reason = f"{reason}; " * bool(reason) + f"its test items cannot be read ({error})"
     validation = by_split["validation"].metrics if "validation" in by_split else {}
@@ -173,9 +171,9 @@ def _selected(folder: SweepFolder, trial_id: str) -> Mapping[str, float]:
 
 
 def _measure(finalists: Sequence[Finalist]) -> str:
-    """What finalists are put in order by: accuracy; where nothing has labels, the loss of the completion."""
+    """What finalists are put in order by: accuracy; without labels the loss."""
     there = {name for finalist in finalists for run in finalist.runs for name in run.test}
-    return next((name for name in ("accuracy", "completion_perplexity") if name in there), "accuracy")
+    return next((name for name in ("accuracy", "completion_loss", "perplexity") if name in there), "accuracy")
 
 
 def report(finals: Finals) -> str:
@@ -241,11 +239,18 @@ def _compared(best: Finalist, name: str, hits: Mapping[str, float], kind: str) -
         found: Difference = paired_difference(mine, hits)
     except LorasweepError as error:
         return [f"{best.trial_id} and {kind}{name} cannot be compared: {error}"]
-    side = "above" if found.mean >= 0 else "below"
+    labelled = bool(best.values("accuracy"))
+    side = (
+        ("above" if found.mean >= 0 else "below") if labelled else ("better than" if found.mean >= 0 else "worse than")
+    )
+    scale, unit, size = (100, "points", "points of accuracy") if labelled else (1, "nats a token", "nats of loss")
     sure = "" if found.low > 0 or found.high < 0 else " It includes zero: the difference may be chance."
+    low, high, mean = (
+        f"{scale * value:.{1 if labelled else 3}f}" for value in (found.low, found.high, abs(found.mean))
+    )
     return [
-        f"On the test split {best.trial_id} is {100 * abs(found.mean):.1f} points of accuracy {side} {kind}{name};"
-        f" paired 95 % interval [{100 * found.low:.1f}, {100 * found.high:.1f}] points on {found.n} items.{sure}"
+        f"On the test split {best.trial_id} is {mean} {size} {side} {kind}{name};"
+        f" paired 95 % interval [{low}, {high}] {unit} on {found.n} items.{sure}"
     ]
 
 

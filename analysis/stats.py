@@ -1,8 +1,9 @@
 """Statistics over per-item scores."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from analysis.errors import DataError
 
@@ -24,6 +25,22 @@ class Difference:
     low: float
     high: float
     n: int
+
+
+def item_scores(items: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+    """Item id → a score of an item table, higher is better.
+
+    1 where the prediction is the label, else 0; of rows without labels minus the loss in nats a token: of the
+    completion, or of schema text of the whole text.
+
+    Raises:
+        KeyError: for a table without such columns.
+    """
+    if "prediction" in items:
+        scored = zip(items["item_id"], items["prediction"], items["label"], strict=True)
+        return {str(item): float(prediction == label) for item, prediction, label in scored}
+    loss, tokens = ("completion_nll", "completion_tokens") if "completion_nll" in items else ("nll", "n_tokens")
+    return {str(i): -nll / n for i, nll, n in zip(items["item_id"], items[loss], items[tokens], strict=True)}
 
 
 def paired_difference(

@@ -10,7 +10,7 @@ from analysis.errors import LorasweepError
 from analysis.folder import State, SweepFolder
 from analysis.ranking import objective_of
 from analysis.rows import Row
-from analysis.stats import Difference, paired_difference
+from analysis.stats import Difference, item_scores, paired_difference
 
 if TYPE_CHECKING:
     from analysis.comparison import Judgement
@@ -19,7 +19,9 @@ UNTUNED = "zero_shot"
 
 
 def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | None" = None) -> str:
-    """One sentence a line: accuracy against the most accurate baseline with a paired interval, then CrowS-Pairs.
+    """One sentence a line: the best trial against the best baseline with a paired interval, then CrowS-Pairs.
+
+    Best is a baseline in what the sentence is about: accuracy, or, of rows without labels, the loss.
 
     Args:
         folder: its item tables give the interval.
@@ -28,7 +30,7 @@ def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | No
     """
     best = _first(rows, "trial")
     baselines = [row for row in rows if row.kind == "baseline" and row.status == State.COMPLETED and row.final]
-    baseline = max(baselines, key=_measured_accuracy, default=None)  # of equals, the better ranked
+    baseline = max(baselines, key=_quality, default=None)  # of equals, the better ranked
     if best is None:
         return "\n".join([_none_completed(rows), *([_accuracy_of(baseline)] if baseline else [])])
     against = _against(folder, best, baseline, len(baselines)) if baseline else _without_baseline(best, rows)
@@ -58,24 +60,30 @@ def _first(rows: Sequence[Row], kind: str) -> Row | None:
 def _against(folder: SweepFolder, best: Row, baseline: Row, of: int) -> str:
     trial, other = f"The best trial, {best.trial_id},", _name(baseline)
     other = f"the best of {of} baselines, {other}," if of > 1 else other
-    figures = f"{_percent(_accuracy(best))} against {_percent(_accuracy(baseline))}"
+    figures = f"{_figure(best)} against {_figure(baseline)}"
+    labelled = _labelled(best)
     try:
-        found = paired_difference(_hits(folder, best), _hits(folder, baseline))
-    except (LorasweepError, OSError, ValueError, KeyError, TypeError) as error:
+        found = paired_difference(_scores(folder, best), _scores(folder, baseline))
+    except (LorasweepError, OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         told = str(error).splitlines()[0] if isinstance(error, LorasweepError) else f"{type(error).__name__}: {error}"
         return (
-            f"{trial} has accuracy {figures} of {other}. There is no interval, because the item scores"
-            f" cannot be compared: {told}"
+            f"{trial} has {'accuracy' if labelled else 'a loss of'} {figures} of {other}. There is no interval, because"
+            f" the item scores cannot be compared: {told}"
         )
-    points = f"{abs(100 * found.mean):.1f} points of accuracy"
+    size = f"{abs(100 * found.mean):.1f} points of accuracy" if labelled else f"{abs(found.mean):.3f} nats of loss"
+    interval = _interval(found, best, baseline)
     if found.low > 0.0:
-        return f"{trial} beats {other} by {points} ({figures}); {_interval(found, best, baseline)}"
+        return f"{trial} beats {other} by {size} ({figures}); {interval}"
     if found.mean == 0.0:
-        opening = f"{_lower(trial)} has the same accuracy as {other} ({figures})"
+        opening = f"{_lower(trial)} has the same {'accuracy' if labelled else 'loss'} as {other} ({figures})"
     else:
-        side = "above" if found.mean > 0.0 else "below"
-        opening = f"{_lower(trial)} is {points} {side} {other} ({figures})"
-    return f"No evidence that fine-tuning beats {_way(baseline)}: {opening}; {_interval(found, best, baseline)}"
+        side = (
+            ("above" if found.mean > 0.0 else "below")
+            if labelled
+            else ("better than" if found.mean > 0.0 else "worse than")
+        )
+        opening = f"{_lower(trial)} is {size} {side} {other} ({figures})"
+    return f"No evidence that fine-tuning beats {_way(baseline)}: {opening}; {interval}"
 
 
 def _lower(sentence: str) -> str:
@@ -88,14 +96,17 @@ def _interval(found: Difference, best: Row, baseline: Row) -> str:
         items += " that both were scored on"
     if math.isnan(found.low):
         return f"one item gives no interval ({items})."
-    ends = f"paired 95 % interval [{100 * found.low:.1f}, {100 * found.high:.1f}] points on {items}"
+    ends = f"[{100 * found.low:.1f}, {100 * found.high:.1f}] points on {items}"
+    if not _labelled(best):
+        ends = f"[{found.low:.3f}, {found.high:.3f}] nats a token on {items}, each item counting alike"
+    ends = f"paired 95 % interval {ends}"
     if found.low <= 0.0 <= found.high:
         return f"{ends}: it includes zero, so the difference may be chance."
     return f"{ends}."
 
 
 def _without_baseline(best: Row, rows: Sequence[Row]) -> str:
-    line = f"The best trial, {best.trial_id}, has accuracy {_percent(_accuracy(best))} on {best.n_items} items."
+    line = f"The best trial, {best.trial_id}, {_has(best)} on {best.n_items} items."
     waiting = sorted((row for row in rows if row.kind == "baseline"), key=lambda row: row.trial_id != UNTUNED)
     if waiting:
         first = waiting[0]
@@ -115,8 +126,7 @@ def _none_completed(rows: Sequence[Row]) -> str:
 
 
 def _accuracy_of(baseline: Row) -> str:
-    shown = f"{_percent(_accuracy(baseline))} on {baseline.n_items} items"
-    return f"{_opening(baseline)} has accuracy {shown}."
+    return f"{_opening(baseline)} {_has(baseline)} on {baseline.n_items} items."
 
 
 def _bias(best: Row, untuned: Row | None) -> list[str]:
@@ -137,20 +147,40 @@ def _crows(row: Row) -> str | None:
     return f"{share:.1f} %" + (f" ± {error:.1f}" if math.isfinite(error) else "")
 
 
-def _hits(folder: SweepFolder, row: Row) -> dict[str, float]:
-    """Item id → 1 where the prediction is the label, else 0."""
+def _scores(folder: SweepFolder, row: Row) -> dict[str, float]:
+    """Item id → 1 where the prediction is the label, else 0; without labels minus the loss, in nats a token."""
     files = folder.trial(row.trial_id) if row.kind == "trial" else folder.baseline(row.trial_id)
-    items = files.read_items("task", "validation", row.step)
-    scored = zip(items["item_id"], items["prediction"], items["label"], strict=True)
-    return {str(item): float(prediction == label) for item, prediction, label in scored}
+    return item_scores(files.read_items("task", "validation", row.step))
+
+
+def _labelled(row: Row) -> bool:
+    return "accuracy" in row.metrics or _loss(row) is None
+
+
+def _loss(row: Row) -> float | None:
+    """In nats a token, of what bears loss in training; of schema text, of all tokens."""
+    if "completion_loss" in row.metrics:
+        return row.metrics["completion_loss"]
+    perplexity = row.metrics.get("perplexity", math.nan)
+    return math.log(perplexity) if "accuracy" not in row.metrics and perplexity > 0 else None
+
+
+def _figure(row: Row) -> str:
+    loss = _loss(row)
+    return _percent(_accuracy(row)) if _labelled(row) or loss is None else f"{loss:.3f}"
+
+
+def _has(row: Row) -> str:
+    return f"has accuracy {_figure(row)}" if _labelled(row) else f"has a loss of {_figure(row)} nats a token"
 
 
 def _accuracy(row: Row) -> float:
     return row.metrics.get("accuracy", math.nan)
 
 
-def _measured_accuracy(row: Row) -> float:
-    value = _accuracy(row)
+def _quality(row: Row) -> float:
+    loss = _loss(row)
+    value = _accuracy(row) if _labelled(row) or loss is None else -loss
     return value if math.isfinite(value) else -math.inf
 
 

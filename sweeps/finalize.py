@@ -39,7 +39,13 @@ from trainer.data import Row as DataRow
 from trainer.data import check_test, load_dataset, load_test
 from trainer.engine import Admitted, Ended, Refused
 
-CHANGEABLE = ("data.test", "bias", "eval", *(part for part in RESUMABLE if part in ("ray", "resources")))
+CHANGEABLE = (
+    "data.test",
+    "data.test_rows",
+    "bias",
+    "eval",
+    *(part for part in RESUMABLE if part in ("ray", "resources")),
+)
 _TRIES = 3  # workers that may die over one run
 _ASK_AGAIN = 0.2  # seconds between rounds where every worker is full
 
@@ -126,9 +132,10 @@ def _test_rows(folder: SweepFolder, composed: Composed) -> dict[str, Any]:
     try:
         rows = load_test(data)
     except DataError as error:
-        if data.test:
+        if data.test or data.test_rows:
             raise
-        again = f"{program()} finalize {typed(folder.root)} data.test=FILE"
+        given = "data.test_rows=40" if data.source == "newsgroups" else "data.test=FILE"
+        again = f"{program()} finalize {typed(folder.root)} {given}"
         raise DataError(
             f"The finalists need a test split that the sweep has not seen. {error} Such as: {again}"
         ) from None

@@ -79,6 +79,7 @@ class DataConfig:
     topics: dict[str, str] = field(default_factory=dict)  # newsgroups: group name → label word
     train_rows: int = key(0, low=0)  # newsgroups: rows a topic; 0 = all
     validation_rows: int = key(0, low=0)  # newsgroups: rows a topic; 0 = all
+    test_rows: int = key(0, low=0)  # newsgroups: rows a topic, beside those for validation; 0 = none
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 from analysis.errors import DataError
 from trainer.config import DataConfig
 from trainer.hub_data import hub_columns, hub_table
-from trainer.newsgroups import load_newsgroups
+from trainer.newsgroups import load_newsgroups, load_newsgroups_test
 from trainer.readers import FORMATS, read_columns, read_table
 from trainer.rows import Reading, reading, rows_of
 from trainer.schemas import LABELLED, Row, content_of, infer_schema
@@ -111,6 +111,8 @@ def load_test(config: DataConfig, report: Report = lambda message: None) -> list
     if config.split.test:
         rows, groups = rows_of(_read(config, "train", how, errors, report), "row", how, errors)
         return make_splits(rows, groups if config.split.group is not None else None, config.split)["test"]
+    if config.source == "newsgroups" and config.test_rows:
+        return rows_of(load_newsgroups_test(config, report), "test", how, errors)[0]
     if not config.test:
         raise DataError(
             "There are no test rows: give them as data.test=FILE, or keep a share away with data.split.test=0.1,"
@@ -186,6 +188,7 @@ def _check_keys(config: DataConfig) -> None:
         "topics": ("newsgroups", config.topics),
         "train_rows": ("newsgroups", config.train_rows),
         "validation_rows": ("newsgroups", config.validation_rows),
+        "test_rows": ("newsgroups", config.test_rows),
         "name": ("hub", config.name),
         "subset": ("hub", config.subset),
         "revision": ("hub", config.revision),

