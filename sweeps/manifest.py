@@ -52,7 +52,7 @@ def make_manifest(composed: Composed, data: dict[str, Any], devices: list[dict[s
         "space": {path: asdict(dimension) for path, dimension in _told_apart(composed).items()},
         "seed": composed.config.sweep.seed,
         "data": data,
-        "fingerprints": {"data": data["fingerprint"]},
+        "fingerprints": {"data": data["fingerprint"], "model": data.get("model_revision")},
         "versions": versions(),
         "commit": commit(),
         "hardware": {

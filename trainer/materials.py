@@ -126,7 +126,10 @@ class Materials:
         splits = {split: self.tokens(trial, split) for split in ("train", "validation")}
         left_out = (*dataset.skipped, *(place for tokens in splits.values() for place in tokens.skipped))
         counts = {split: sum(len(row.tokens) for row in tokens.encoded) for split, tokens in splits.items()}
-        return replace(dataset, skipped=left_out).facts() | {"tokens": counts}
+        return replace(dataset, skipped=left_out).facts() | {
+            "tokens": counts,
+            "model_revision": getattr(self.base(trial).model.config, "_commit_hash", None),
+        }
 
     def tokens(self, trial: TrialConfig, split: str) -> Tokens:
         """The rows of a split, ``train`` or ``validation``, as read."""

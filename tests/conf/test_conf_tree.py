@@ -17,6 +17,7 @@ NEEDED = {
         ("data", kind): ["data.train=a", "data.validation=b"]
         for kind in ("csv", "tsv", "jsonl", "parquet", "arrow", "folder")
     },
+    ("experiment", "llama3_qlora"): ["data.train=a", "data.validation=b"],
     ("data", "hub"): ["data.name=owner/name", "data.validation=b"],
 }
 
