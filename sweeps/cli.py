@@ -3,6 +3,7 @@
 Nothing heavy is imported here at module level: ``--help`` answers at once, and mistakes are told before torch loads.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -10,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 
 from analysis import errors
-from analysis.errors import ConfigError, LorasweepError, did_you_mean
+from analysis.errors import ConfigError, FolderError, LorasweepError, did_you_mean
 
 # Command → how it is called, and what it does. Each is a module of its name in sweeps/commands/.
 COMMANDS = {
@@ -27,6 +28,9 @@ COMMANDS = {
     "resume": ("RUN", "go on with a sweep that was stopped, or extend it (search.trials=…)"),
     "wandb": ("report RUN | pull PROJECT", "a workspace and report at W&B; rank a sweep that is only there"),
 }
+
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # faults of a place, not of ours
 
 
 def usage() -> str:
@@ -84,6 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno in _DISK:
+            print(
+                f"lorasweep: {error.filename or 'the disk'}: cannot be written ({error.strerror}). Free some space, or"
+                " choose another place (sweep.dir=…, LORASWEEP_CACHE); `lorasweep resume` goes on with a sweep.",
+                file=sys.stderr,
+            )
+            return FolderError.exit_code
         print(
             f"lorasweep: unexpected {type(error).__name__}: {error}\n"
             "This is a defect of lorasweep; --debug shows where.",

@@ -35,8 +35,7 @@ from sweeps.space import Scalar, Space
 from sweeps.space_group import parse_space, searchable, to_group
 from sweeps.start import start_points
 from sweeps.typed import get, paths, put, read_environment, typed
-from trainer.config import TrialConfig, check_trial
-from trainer.schemas import LABELLED
+from trainer.config import TrialConfig, check_trial, check_value
 
 RESUMABLE = ("search", "tracking", "ray", "resources")  # what a resumed sweep may change
 
@@ -235,10 +234,12 @@ def _build(raw: dict[str, Any], origins: Origins, read: Overrides, choices: Mapp
             put(raw, f"search.{name}", [get(raw, f"search.{name}")])
 
     said = ""
-    if get(raw, "data") and get(raw, "data.schema") is None:
-        put(raw, "data.schema", LABELLED)  # the objective's defaults depend on it, and must resolve to read the rest
-        found, said = found_schema(typed(raw, origins)[0])
-        put(raw, "data.schema", found)
+    given = get(raw, "data.schema")  # before interpolations that depend on it
+    check_value("data.schema", given, schema()["data.schema"].metadata, origins.of("data.schema") if given else "")
+    if get(raw, "data") and given is None:
+        apart = {name: part for name, part in raw.items() if name not in ("objective", "space", "sampler", "scheduler")}
+        found, said = found_schema(typed(apart, origins)[0])
+        put(raw, "data.schema", found)  # the objective's defaults depend on it
     config, whole = typed(raw, origins)
     check_read(str(config.data.schema), [setting.path for setting in read.settings])
     space = parse_space(config.space, lambda path: origins.of(f"space.{path}"))

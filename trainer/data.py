@@ -92,8 +92,8 @@ def load_dataset(config: DataConfig, report: Report = lambda message: None) -> D
     if how.schema == LABELLED:
         _check_classes(config, train, validation)
         labels = tuple(sorted({row.label for row in train}))
-    elif len(validation) < 2:
-        raise DataError("One validation row: expected two at least, to rank trials on. Add rows.")
+    if len(validation) < 2:
+        raise DataError(f"{validation[0].place}: the only validation row. Expected two at least, to rank trials on.")
     fingerprint = _fingerprint(train, validation, how.schema)
     n_test = len(splits.get("test", ()))
     return Dataset(train, validation, labels, fingerprint, how.schema, tuple(errors.skipped), n_test)

@@ -1,15 +1,21 @@
+# ruff: noqa: E501  # a row of the table is a line
 """Input that cannot be run: what the command line says, its exit status, and that nothing is left behind."""
 
+import errno
+import gzip
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from sweeps import cli
 
-CONFIG, DATA, MODEL, FOLDER, HARDWARE = 2, 3, 4, 5, 7  # exit statuses
+CONFIG, DATA, MODEL, FOLDER, FETCH, HARDWARE = 2, 3, 4, 5, 6, 7  # exit statuses
 
 
 @pytest.fixture
@@ -48,89 +54,46 @@ def rows(path: Path, *lines: str, header: str = "text,label") -> Path:
 GOOD = ["the apple,fruit", "the pear,fruit", "the iron,metal", "the tin,metal"]
 
 
-# --- data
+# --- the table of wrong inputs
 
 
-def test_a_file_that_is_not_there(refused, here):
-    rows(here / "train.csv", *GOOD)
-    refused(DATA, ["data.train=", "trian.csv: no such file", "'train.csv'"], "data.train=trian.csv")
+@dataclass(frozen=True)
+class Wrong:
+    """A wrong input: what is prepared in an empty folder, what is asked for, and what must be said.
+
+    Attributes:
+        status: exit status.
+        words: every one stands in the message.
+        overrides: added to those of a sweep that works.
+        prepare: makes files; ``model`` is a copy of a good model folder.
+        command: the subcommand.
+    """
+
+    status: int
+    words: list[str]
+    overrides: list[str]
+    prepare: Callable[[Path], object] = lambda here: None
+    command: str = "run"
 
 
-def test_a_file_without_content(refused, here):
-    (here / "empty.csv").touch()
-    refused(DATA, ["empty.csv", "empty (0 bytes)", "data.validation"], "data.validation=empty.csv")
+def csv_of(*lines: str, header: str = "text,label") -> Callable[[Path], object]:
+    return lambda here: rows(here / "train.csv", *lines, header=header)
 
 
-def test_a_file_with_a_header_only(refused, here):
-    rows(here / "head.csv")
-    refused(DATA, ["head.csv", "no rows", "data.train"], "data.train=head.csv")
+def bytes_of(content: bytes, name: str = "train.csv") -> Callable[[Path], object]:
+    return lambda here: (here / name).write_bytes(content)
 
 
-def test_a_folder_instead_of_a_file(refused, here):
-    (here / "data").mkdir()
-    refused(DATA, ["data.train=", "/data is a directory"], "data.train=data")
+def chat_of(*messages: dict[str, object]) -> Callable[[Path], object]:
+    return bytes_of(json.dumps({"messages": messages}).encode() + b"\n", "train.jsonl")
 
 
-def test_a_file_that_is_not_text(refused, here):
-    (here / "train.csv").write_bytes(b"text,label\nthe caf\xe9,fruit\n")
-    refused(DATA, ["train.csv, line 2", "not UTF-8", "iconv"], "data.train=train.csv")
+def model_with(change: Callable[[Path], object]) -> Callable[[Path], object]:
+    return lambda here: change(here / "model")
 
 
-def test_a_file_of_another_format(refused, here):
-    (here / "train.csv").write_bytes(b"PAR1" + bytes(20))
-    refused(DATA, ["train.csv", "Parquet", "data=parquet"], "data.train=train.csv")
-
-
-def test_a_column_that_is_not_there(refused):
-    refused(DATA, ["no column 'labels'", "data.label", "Did you mean 'label'?"], "data.label=labels")
-
-
-def test_a_class_with_one_row(refused, here):
-    rows(here / "train.csv", *GOOD, "the owl,bird")
-    refused(DATA, ["train.csv, line 6", "'bird' has one training row"], "data.train=train.csv")
-
-
-def test_one_class_only(refused, here):
-    rows(here / "train.csv", *GOOD[:2])
-    refused(DATA, ["train.csv", "every row has the label 'fruit'"], "data.train=train.csv")
-
-
-def test_labels_that_training_does_not_have(refused, here):
-    rows(here / "validation.csv", *GOOD, "the oak,tree")
-    refused(DATA, ["validation.csv, line 6", "no training row has: 'tree'"], "data.validation=validation.csv")
-
-
-def test_a_row_without_a_label(refused, here):
-    rows(here / "train.csv", *GOOD, "the plum,")
-    refused(DATA, ["train.csv, line 6", "'label' (data.label) is empty"], "data.train=train.csv")
-
-
-def test_no_data_at_all(refused):
-    refused(CONFIG, ["data.train", "data.train=FILE.csv"], "data.train=null")
-
-
-# --- model
-
-
-def without(*names: str) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        for name in names:
-            (folder / name).unlink()
-
-    return change
-
-
-def pickled(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def cut_short(folder: Path) -> None:
-    content = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
-
-
-def garbage(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(b"<html>404 Not Found</html>" * 9)
+def without(name: str) -> Callable[[Path], object]:
+    return model_with(lambda model: (model / name).unlink())
 
 
 def own_code(folder: Path) -> None:
@@ -140,41 +103,147 @@ def own_code(folder: Path) -> None:
     (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (pickled, ["weights are pickled (pytorch_model.bin)", "can run code"]),
-        (cut_short, ["model.safetensors", "not a complete safetensors file", "copy it again"]),
-        (garbage, ["model.safetensors", "not a complete safetensors file"]),
-        (without("tokenizer.json"), ["no tokenizer", "save_pretrained"]),
-        (without("config.json"), ["no config.json", "It holds: "]),
-        (without("model.safetensors"), ["no *.safetensors weights", "It holds: "]),
-        (lambda folder: (folder / "config.json").write_text("{"), ["config.json", "not valid JSON"]),
-    ],
-    ids=["pickled", "cut short", "garbage", "no tokenizer", "no config", "no weights", "bad config"],
-)
-def test_a_model_folder_that_cannot_be_used(change, words, refused, here, tiny_models):
-    shutil.copytree(tiny_models["llama"], here / "model")
-    change(here / "model")
-    refused(MODEL, words, "model.path=model")
+def weights(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    def spoil(model: Path) -> None:
+        file = model / "model.safetensors"
+        file.write_bytes(change(file.read_bytes()))
+
+    return model_with(spoil)
 
 
-def test_a_model_folder_that_is_not_there(refused):
-    refused(MODEL, ["model.path=", "nowhere", "no such folder"], "model.path=nowhere")
+TRAIN = ["data.train=train.csv"]
+BOTH = ["data.train=train.csv", "data.validation=train.csv"]
+CHAT = ["data=jsonl", "data.train=train.jsonl", "data.validation=train.jsonl"]
+MADE = ["data.train=train.csv", "data.validation=null"]
+FOLDER_OF_MODEL = ["model.path=model"]
+USER, ANSWER = {"role": "user", "content": "the apple"}, {"role": "assistant", "content": "a pear"}
+MANY = [f"word {i},class {i}" for i in range(200)]
+
+WRONG = {
+    # files
+    "a file that is not there": Wrong(DATA, ["data.train=", "trian.csv: no such file", "'train.csv'"], ["data.train=trian.csv"], csv_of(*GOOD)),
+    "0 bytes": Wrong(DATA, ["empty.csv", "empty (0 bytes)", "data.validation"], ["data.validation=empty.csv"], bytes_of(b"", "empty.csv")),
+    "0 rows": Wrong(DATA, ["train.csv", "no rows", "data.train"], TRAIN, csv_of()),
+    "1 row": Wrong(DATA, ["train.csv", "every row has the label 'fruit'"], TRAIN, csv_of(GOOD[0])),
+    "1 validation row": Wrong(DATA, ["v.csv, line 2", "only validation row"], ["data.validation=v.csv"], lambda here: rows(here / "v.csv", "the owl,bird")),
+    "a directory for a file": Wrong(DATA, ["data.train=", "/data is a directory", "data=folder"], ["data.train=data"], lambda here: (here / "data").mkdir()),
+    "a file for a directory": Wrong(DATA, ["train.csv is no folder"], ["data=folder", *BOTH], csv_of(*GOOD)),
+    "a folder without texts": Wrong(DATA, ["no *.txt file in it"], ["data=folder", "data.train=d", "data.validation=d"], lambda here: (here / "d").mkdir()),
+    "a gzip": Wrong(DATA, ["train.csv", "gzip archive", "gunzip"], TRAIN, bytes_of(gzip.compress(b"text,label\n"))),
+    "an Excel workbook": Wrong(DATA, ["train.csv", "Excel workbook", "save the sheet as CSV"], TRAIN, bytes_of(b"PK\x03\x04" + bytes(9))),
+    "Parquet under another name": Wrong(DATA, ["train.csv", "Parquet", "data=parquet"], TRAIN, bytes_of(b"PAR1" + bytes(20))),
+    "a broken Parquet file": Wrong(DATA, ["a.parquet", "not a complete Parquet file"], ["data=parquet", "data.train=a.parquet"], bytes_of(b"PAR1" + bytes(20), "a.parquet")),
+    "a broken Arrow file": Wrong(DATA, ["a.arrow", "not a complete Arrow file"], ["data=arrow", "data.train=a.arrow"], bytes_of(b"ARROW1\0\0" + bytes(20), "a.arrow")),
+    "a broken encoding": Wrong(DATA, ["train.csv, line 2", "not UTF-8", "iconv", "data.on_error=skip"], TRAIN, bytes_of(b"text,label\nthe caf\xe9,fruit\n")),
+    "UTF-16": Wrong(DATA, ["train.csv", "UTF-16", "save it as UTF-8"], TRAIN, bytes_of("text,label\n".encode("utf-16"))),
+    "a path that the system refuses": Wrong(DATA, ["data.train=", "cannot be read (File name too long)"], [f"data.train={'x' * 300}"]),
+    "no permission to write": Wrong(FOLDER, ["/proc/runs", "cannot be written", "sweep.dir="], ["sweep.dir=/proc/runs"]),
+    "a hub data set without a network": Wrong(DATA, ["data.name=nobody/nothing", "HF_HUB_OFFLINE is set"], ["data=hub", "data.name=nobody/nothing", "data.train=train", "data.validation=test"]),
+    # columns and rows
+    "a missing column": Wrong(DATA, ["no column 'labels'", "data.label", "Did you mean 'label'?"], ["data.label=labels"]),
+    "duplicated columns": Wrong(DATA, ["column 'text' (data.text) stands there more than once"], BOTH, csv_of("a,b,fruit", "c,d,fruit", header="text,text,label")),
+    "another separator": Wrong(DATA, ["separated by ';'", "commas"], TRAIN, csv_of(header="text;label")),
+    "a row of too many cells": Wrong(DATA, ["train.csv, line 6", "3 cells, but the header has 2"], TRAIN, csv_of(*GOOD, "a, plum,fruit")),
+    "a quote that is not closed": Wrong(DATA, ["train.csv, line 6", "never closed"], TRAIN, csv_of(*GOOD, '"the plum,fruit')),
+    "broken JSON": Wrong(DATA, ["train.jsonl, line 1", "not valid JSON"], CHAT, bytes_of(b"{oops\n", "train.jsonl")),
+    "an empty text": Wrong(DATA, ["train.csv, line 6", "'text' (data.text) is empty"], TRAIN, csv_of(*GOOD, " ,fruit")),
+    "an empty label": Wrong(DATA, ["train.csv, line 6", "'label' (data.label) is empty"], TRAIN, csv_of(*GOOD, "the plum,")),
+    "a NaN label": Wrong(DATA, ["train.jsonl, line 2", "'label' (data.label) is empty"], CHAT, bytes_of(b'{"text": "a", "label": 1.0}\n{"text": "b", "label": NaN}\n', "train.jsonl")),
+    "rows that are all broken": Wrong(DATA, ["no rows that can be used (2 left out", "line 2"], [*TRAIN, "data.on_error=skip"], csv_of("a,", ",b")),
+    # classes
+    "1 class": Wrong(DATA, ["train.csv", "every row has the label 'fruit'"], TRAIN, csv_of(*GOOD[:2])),
+    "a class of one row": Wrong(DATA, ["train.csv, line 6", "'bird' has one training row"], TRAIN, csv_of(*GOOD, "the owl,bird")),
+    "200 classes": Wrong(CONFIG, ["eval.rung_items=12", "200 labels", "eval.rung_items=400"], BOTH, csv_of(*MANY, *MANY)),
+    "2,000 classes": Wrong(DATA, ["2000 different labels", "at most 1000", "data.label"], BOTH, csv_of(*(f"a {i},c{i}" for i in range(2000)))),
+    "unseen validation labels": Wrong(DATA, ["v.csv, line 6", "no training row has: 'tree'"], ["data.validation=v.csv"], lambda here: rows(here / "v.csv", "the apple,fruit", "iron,metal", "owl,bird", "tin,metal", "the oak,tree")),
+    # schemas, templates, conversations
+    "an unknown schema": Wrong(CONFIG, ["data.schema='prose'", "label, completion, chat, text"], ["data.schema=prose"]),
+    "columns of two schemas": Wrong(DATA, ["more than one schema: label and completion", "data.schema="], BOTH, csv_of("a,b,c,d", header="text,label,prompt,completion")),
+    "columns of no schema": Wrong(DATA, ["no column 'label'", "'text', 'topic'", "data.schema=text"], BOTH, csv_of("a,b", header="text,topic")),
+    "a key of another schema": Wrong(CONFIG, ["data.label is not used by data.schema=text"], ["data.schema=text", "data.label=label"]),
+    "a schema without labels for a classifier": Wrong(CONFIG, ["data.schema=text with task=classification"], ["data.schema=text", "task=classification"]),
+    "an objective that the schema does not yield": Wrong(CONFIG, ["'accuracy' is not measured", "bits_per_byte"], ["data.schema=text", "objective=single", "objective.terms.quality.metric=accuracy"]),
+    "a broken template": Wrong(CONFIG, ["data.template, line 1", "not a Jinja template"], ['data.template="{{ text"', "data.schema=label"]),
+    "a template of a missing column": Wrong(DATA, ["no column 'txet' (data.template)", "'text'"], ['data.template="{{ txet }}"', "data.schema=label"]),
+    "a template without a column": Wrong(CONFIG, ["data.template", "no column in it"], ["data.template=text", "data.schema=label"]),
+    "bad chat roles": Wrong(DATA, ["train.jsonl, line 1", "role 'asistant'", "'assistant'"], CHAT, chat_of(USER, {"role": "asistant", "content": "x"})),
+    "a conversation without an answer": Wrong(DATA, ["train.jsonl, line 1", "no message of the assistant"], CHAT, chat_of(USER)),
+    "chat with a model without a template": Wrong(MODEL, ["no chat template", "data.schema=completion"], CHAT, lambda here: bytes_of(b"".join(2 * [json.dumps({"messages": [USER, ANSWER]}).encode() + b"\n"]), "train.jsonl")(here), "data"),
+    "a 50,000-character question that leaves no answer": Wrong(DATA, ["train.jsonl, line 1", "data.max_length=128 cuts it off"], [*CHAT, *FOLDER_OF_MODEL], lambda here: long_question(here), "data"),
+    "50,000-character labels": Wrong(CONFIG, ["data.max_length=128 leaves no room", "shorten"], BOTH, csv_of(*2 * ["a," + "the apple " * 5000, "b,metal"]), "data"),
+    # splits
+    "validation given and made": Wrong(DATA, ["both say which rows are for validation"], ["data.split.validation=0.2"]),
+    "neither given nor made": Wrong(CONFIG, ["data.validation", "data.split.validation=0.2"], ["data.validation=null"]),
+    "a split of nothing": Wrong(DATA, ["data.split.validation=0.05 of 4 rows is none"], [*MADE, "data.split.validation=0.05"], csv_of(*GOOD)),
+    "a group column that is not there": Wrong(DATA, ["no column 'author' (data.split.group)"], [*MADE, "data.split.validation=0.5", "data.split.group=author"], csv_of(*GOOD)),
+    "a share above 1": Wrong(CONFIG, ["data.split.validation=20", "at most 0.9"], ["data.split.validation=20"]),
+    # models
+    "a model folder that is not there": Wrong(MODEL, ["model.path=", "nowhere", "no such folder"], ["model.path=nowhere"]),
+    "a model folder without tokenizer": Wrong(MODEL, ["no tokenizer", "save_pretrained"], FOLDER_OF_MODEL, without("tokenizer.json")),
+    "a model folder without config": Wrong(MODEL, ["no config.json", "It holds: "], FOLDER_OF_MODEL, without("config.json")),
+    "a model folder without weights": Wrong(MODEL, ["no *.safetensors weights", "It holds: "], FOLDER_OF_MODEL, without("model.safetensors")),
+    "a broken config.json": Wrong(MODEL, ["config.json", "not valid JSON"], FOLDER_OF_MODEL, model_with(lambda model: (model / "config.json").write_text("{"))),
+    "a broken tokenizer.json": Wrong(MODEL, ["model", "tokenizer cannot be loaded"], FOLDER_OF_MODEL, model_with(lambda model: (model / "tokenizer.json").write_text("{")), "data"),
+    "a pickle weight file": Wrong(MODEL, ["weights are pickled (pytorch_model.bin)", "can run code"], FOLDER_OF_MODEL, model_with(lambda model: (model / "model.safetensors").rename(model / "pytorch_model.bin"))),
+    "safetensors cut short": Wrong(MODEL, ["model.safetensors", "not a complete safetensors file", "copy it again"], FOLDER_OF_MODEL, weights(lambda content: content[: len(content) // 2])),
+    "corrupt safetensors": Wrong(MODEL, ["model.safetensors", "not a complete safetensors file"], FOLDER_OF_MODEL, weights(lambda content: b"<html>404 Not Found</html>" * 9)),
+    "no model path": Wrong(CONFIG, ["model.path"], ["model.path=null"]),
+    "misspelt targets": Wrong(MODEL, ["lora.targets=q_proj+v_porj", "no linear module 'v_porj'", "'v_proj'", "gate_proj"], ["lora.targets=q_proj+v_porj"]),
+    "misspelt targets in the space": Wrong(MODEL, ["lora.targets=query", "no linear module 'query'"], ["lora.targets=choice(q_proj,query)"]),
+    # config and space
+    "a value out of range": Wrong(CONFIG, ["lora.rank=0", "at least 1", "override 'lora.rank=0'"], ["lora.rank=0"]),
+    "a searched value out of range": Wrong(CONFIG, ["lora.rank", "-8", "at least 1"], ["lora.rank=choice(4,-8)"]),
+    "a misspelt key": Wrong(CONFIG, ["'lora.rnak' is not a config key", "'lora.rank'"], ["lora.rnak=8"]),
+    "a misspelt key of the space": Wrong(CONFIG, ["lora.ranks", "'lora.rank'"], ["+space.lora.ranks.choices=[2]"]),
+    "an unknown precision": Wrong(CONFIG, ["precision", "fp13", "fp32, bf16, int8, nf4"], ["precision=fp13"]),
+    "a logarithm from 0": Wrong(CONFIG, ["optim.lr"], ["optim.lr=tag(log,interval(0,1e-3))"]),
+    "rungs past the end": Wrong(CONFIG, ["train.rungs=[2, 4]", "train.max_steps=8"], ["train.rungs=[2,4]"]),
+    "an unknown option": Wrong(CONFIG, ["task=regression", "classification", "completion"], ["task=regression"]),
+    "no trials": Wrong(CONFIG, ["search.trials=0", "at least 1"], ["search.trials=0"]),
+    "a name that leaves the folder": Wrong(CONFIG, ["sweep.name", "letters, digits"], ["sweep.name=../up"]),
+    "an unknown baseline": Wrong(CONFIG, ["fewshot", "few_shot"], ["baselines=[fewshot]"]),
+    "a start that is not in the space": Wrong(CONFIG, ["search.start_from[0]", "lora.rank"], ["search.start_from=[{lora.rank: 5}]"]),
+    "an unknown metric": Wrong(CONFIG, ["objective.terms.quality.metric", "macro_f1"], ["objective.terms.quality.metric=f1"]),
+}  # fmt: skip
 
 
-def test_no_model_path(refused):
-    refused(CONFIG, ["model.path"], "model.path=null")
+def long_question(here: Path) -> None:
+    (here / "model" / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.content }} </s> {% endfor %}", encoding="utf-8"
+    )
+    turns = [{"role": "user", "content": "the apple " * 5000}, ANSWER]
+    (here / "train.jsonl").write_text(2 * (json.dumps({"messages": turns}) + "\n"))
 
 
-def test_targets_that_the_model_does_not_have_and_those_it_has(refused):
-    words = ["lora.targets=q_proj+v_porj", "no linear module 'v_porj'", "'v_proj'", "gate_proj", "attention"]
-    refused(MODEL, words, "lora.targets=q_proj+v_porj")
+def test_the_table_holds_forty_kinds_of_wrong_input_and_more():
+    assert len(WRONG) >= 40
 
 
-def test_searched_targets_that_the_model_does_not_have(refused):
-    words = ["lora.targets=query", "no linear module 'query'"]
-    refused(MODEL, words, "lora.targets=choice(q_proj,query)")
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_input_is_told_in_one_message_at_once(name, refused, here, tiny_models):
+    wrong = WRONG[name]
+    if "model.path=model" in wrong.overrides:
+        shutil.copytree(tiny_models["llama"], here / "model")
+    wrong.prepare(here)
+    began = time.process_time()
+    said = refused(wrong.status, wrong.words, *wrong.overrides, command=wrong.command)
+    assert time.process_time() - began < 5
+    assert said.startswith("lorasweep: ")
+    assert said.count("\n") == 1
+
+
+def test_no_space_left_is_told_and_leaves_nothing(refused, monkeypatch):
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "sweep.yaml")
+
+    monkeypatch.setattr(os, "fsync", full)
+    refused(FOLDER, ["sweep.yaml", "No space left on device", "sweep.dir="], command="trial")
+
+
+@pytest.mark.parametrize("command", ["run", "trial"])
+def test_a_cache_that_cannot_be_written_is_told(command, refused, monkeypatch):
+    monkeypatch.setenv("LORASWEEP_CACHE", "/proc/lorasweep")  # where root may not write either
+    refused(FETCH, ["/proc/lorasweep", "LORASWEEP_CACHE"], "model=smollm2", "model.path=null", command=command)
 
 
 def test_code_that_comes_with_a_model_is_not_run(refused, here, tiny_models):
@@ -182,31 +251,6 @@ def test_code_that_comes_with_a_model_is_not_run(refused, here, tiny_models):
     own_code(here / "model")
     refused(MODEL, ["model", "cannot be loaded"], "model.path=model", command="trial")
     assert not (here / "model" / "ran").exists()
-
-
-# --- config and space
-
-
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("lora.rank=0", ["lora.rank=0", "at least 1", "override 'lora.rank=0'"]),
-        ("lora.rank=choice(4,-8)", ["lora.rank", "-8", "at least 1"]),
-        ("lora.rnak=8", ["'lora.rnak' is not a config key", "'lora.rank'"]),
-        ("+space.lora.ranks.choices=[2]", ["lora.ranks", "'lora.rank'"]),
-        ("precision=fp13", ["precision", "fp13", "fp32, bf16, int8, nf4"]),
-        ("optim.lr=tag(log,interval(0,1e-3))", ["optim.lr"]),
-        ("train.rungs=[2,4]", ["train.rungs=[2, 4]", "train.max_steps=8"]),
-        ("task=regression", ["task=regression", "classification", "completion"]),
-        ("search.trials=0", ["search.trials=0", "at least 1"]),
-        ("sweep.name=../up", ["sweep.name", "letters, digits"]),
-        ("baselines=[fewshot]", ["fewshot", "few_shot"]),
-        ("search.start_from=[{lora.rank: 5}]", ["search.start_from[0]", "lora.rank"]),
-        ("objective.terms.quality.metric=f1", ["objective.terms.quality.metric", "macro_f1"]),
-    ],
-)
-def test_a_config_that_cannot_be_run(override, words, refused):
-    refused(CONFIG, words, override)
 
 
 def test_bias_of_a_classifier_cannot_be_measured(refused):
