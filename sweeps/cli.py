@@ -27,6 +27,7 @@ COMMANDS = {
     "finalize": ("RUN", "train the best trials with more seeds, and score them on the test split"),
     "resume": ("RUN", "go on with a sweep that was stopped, or extend it (search.trials=…)"),
     "wandb": ("report RUN | pull PROJECT", "a workspace and report at W&B; rank a sweep that is only there"),
+    "completion": ("bash|zsh", "print a script for the shell that completes commands, groups and keys"),
 }
 
 

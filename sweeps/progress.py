@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import IO, Any
 
@@ -12,7 +12,19 @@ from rich.console import Console, RenderableType
 from analysis.folder import ENDED, State
 from sweeps.reports import outcome_of, trial_key
 from sweeps.standing import SweepState
-from sweeps.views import LiveTable, PlainLines, Quiet, View, duration, scores, short_values, table, time_left
+from sweeps.views import (
+    Live,
+    PlainLines,
+    Quiet,
+    View,
+    all_scores,
+    duration,
+    one_line,
+    scores,
+    short_values,
+    table,
+    time_left,
+)
 
 
 class Progress(Callback):
@@ -21,18 +33,22 @@ class Progress(Callback):
     Args:
         state: what is shown.
         stream: where to; a live table on a terminal, else one line per event.
-        quiet: shows nothing at all.
+        view: one of ``VIEWS``.
     """
 
-    def __init__(self, state: SweepState, stream: IO[str] | None = None, quiet: bool = False) -> None:
+    def __init__(self, state: SweepState, stream: IO[str] | None = None, view: str = "auto") -> None:
         stream = stream or sys.stdout
         self._state = state
         self._last: dict[str, Mapping[str, Any]] = {}  # trial id → what it reported last
         self._stopping = False
         # Never held while the view draws: a live view's own thread takes it to read the state.
         self._lock = threading.RLock()
-        self._lines = quiet or not stream.isatty() or Console(file=stream).is_dumb_terminal
-        self._view: View = Quiet() if quiet else PlainLines(stream)
+        self.verbose = view == "verbose"
+        plain = view in ("quiet", "plain", "verbose") or not stream.isatty() or Console(file=stream).is_dumb_terminal
+        self._live: Callable[[int, int], RenderableType] | None = None
+        if not plain:  # what is redrawn needs a terminal
+            self._live = self._line if view == "line" else self._table
+        self._view: View = Quiet() if view == "quiet" else PlainLines(stream)
         self._stream = stream
 
     def __getstate__(self) -> dict[str, Any]:
@@ -40,8 +56,8 @@ class Progress(Callback):
         return {}
 
     def __enter__(self) -> "Progress":
-        if not self._lines:
-            self._view = LiveTable(Console(file=self._stream), self._table)
+        if self._live is not None:
+            self._view = Live(Console(file=self._stream), self._live)
         return self
 
     def __exit__(
@@ -52,7 +68,7 @@ class Progress(Callback):
     def close(self) -> None:
         """End a live view; what is said afterwards comes as plain lines. May be called more than once."""
         view = self._view
-        if isinstance(view, LiveTable):
+        if isinstance(view, Live):
             self._view = PlainLines(self._stream)
             view.close()
 
@@ -95,7 +111,8 @@ class Progress(Callback):
             self._state.report(trial_id, result["step"], metrics, result["objective"], result["seconds"])
             if result["state"] != State.RUNNING:
                 return  # its end says it all
-            line = self._stamp(f"{trial_id}  step {shown.step}/{shown.max_steps}{scores(shown)}  ({self._standing()})")
+            told = all_scores(shown) if self.verbose else scores(shown)
+            line = self._stamp(f"{trial_id}  step {shown.step}/{shown.max_steps}{told}  ({self._standing()})")
         self._view.event(line)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -118,7 +135,8 @@ class Progress(Callback):
             self._state.end(trial_id, state, reason)
             why = f": {reason}" if reason and state is not State.STOPPED_EARLY else ""
             label = str(state).replace("_", " ")
-            line = f"{trial_id}  {label} at step {shown.step}{scores(shown)}  ({self._standing()}){why}"
+            told = all_scores(shown) if self.verbose else scores(shown)
+            line = f"{trial_id}  {label} at step {shown.step}{told}  ({self._standing()}){why}"
             line = self._stamp(line)
         self._view.event(line)
 
@@ -133,3 +151,7 @@ class Progress(Callback):
     def _table(self, width: int, height: int) -> RenderableType:
         with self._lock:
             return table(self._state, width, height)
+
+    def _line(self, width: int, height: int) -> RenderableType:
+        with self._lock:
+            return one_line(self._state, width)

@@ -5,7 +5,6 @@ Check what can be checked at once; start the device workers; let Ray Tune run th
 
 import contextlib
 import fcntl
-import logging
 import math
 import shutil
 import sys
@@ -31,6 +30,7 @@ from sweeps.compose import Composed
 from sweeps.devices import answer, facts_of, max_concurrent, ray_running, start_workers
 from sweeps.exchange import Exchange
 from sweeps.interrupt import INTERRUPTED, Interrupt
+from sweeps.logs import to_file
 from sweeps.manifest import make_manifest, read_manifest, write_manifest
 from sweeps.place import program, typed
 from sweeps.preflight import preflight, skipped_note
@@ -49,8 +49,11 @@ from sweeps.warm import carried_over, to_carry
 from trainer.config import Baseline
 
 
-def run_sweep(composed: Composed, quiet: bool = False) -> int:
+def run_sweep(composed: Composed, view: str = "auto") -> int:
     """Run a new sweep and print its leaderboard. Returns the exit status.
+
+    Args:
+        view: how it is shown while it runs: one of ``sweeps.views.VIEWS``.
 
     Raises:
         LorasweepError: for anything about the input that cannot be run; nothing is left behind then.
@@ -58,12 +61,12 @@ def run_sweep(composed: Composed, quiet: bool = False) -> int:
     folder = new_folder(composed)
     config, objective = composed.config, Objective.from_config(composed.resolved()["objective"])
     carried_over(config.search.warm_start, composed.space, composed.resolved(), objective)
-    preflight(composed, quiet)
-    with locked(folder), _progress(composed, quiet) as progress:
+    preflight(composed, view == "quiet")
+    with locked(folder), _progress(composed, view) as progress:
         return _drive(folder, composed, progress, manifest=None)
 
 
-def resume_sweep(run_dir: str, overrides: list[str], quiet: bool = False) -> int:
+def resume_sweep(run_dir: str, overrides: list[str], view: str = "auto") -> int:
     """Go on with a sweep that was interrupted, or extend one (``search.trials=40``). Returns the exit status.
 
     Raises:
@@ -75,8 +78,8 @@ def resume_sweep(run_dir: str, overrides: list[str], quiet: bool = False) -> int
     if not manifest["space"]:
         raise FolderError(f"{folder.root} holds a single trial, of `lorasweep trial`: there is nothing to go on with.")
     composed = Composed.from_stored(manifest["unresolved"], overrides)
-    preflight(composed, quiet)
-    with locked(folder), _progress(composed, quiet, _ended(folder)) as progress:
+    preflight(composed, view == "quiet")
+    with locked(folder), _progress(composed, view, _ended(folder)) as progress:
         return _drive(folder, composed, progress, manifest)
 
 
@@ -98,7 +101,7 @@ def _drive(folder: SweepFolder, composed: Composed, progress: Progress, manifest
     """Everything from Ray's start to the printed leaderboard; ``manifest`` is None for a new sweep."""
     objective = Objective.from_config(composed.resolved()["objective"])
     progress.phase("starting Ray and the device workers")
-    with ray_running(composed.config), _tune_log(folder):
+    with ray_running(composed.config), to_file(folder.log_file, progress.verbose):
         workers = start_workers(composed.config, objective)
         facts = facts_of(workers, str(folder.root), progress.note)
         composed = composed.on_machine([p for p in facts[0].precisions if not any(f.precisions[p] for f in facts)])
@@ -322,23 +325,6 @@ class _Sweep:
         leaderboard.write(self.folder, leaderboard.build(self.folder))
 
 
-@contextlib.contextmanager
-def _tune_log(folder: SweepFolder) -> Iterator[None]:
-    """What Ray Tune logs goes to the sweep folder, not over the progress: a trial's end is shown with its reason."""
-    logger = logging.getLogger("ray.tune")
-    handler = logging.FileHandler(folder.log_file, delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    before = logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = before
-        handler.close()
-
-
 def _close(folder: SweepFolder, progress: Progress, sweep: _Sweep, interrupted: bool) -> int:
     """Write and print the leaderboard, and what can be done next. Returns the exit status."""
     ranking = leaderboard.ranked(folder)
@@ -380,10 +366,10 @@ def locked(folder: SweepFolder) -> Iterator[None]:
                         parent.rmdir()
 
 
-def _progress(composed: Composed, quiet: bool, ended: int = 0) -> Progress:
+def _progress(composed: Composed, view: str, ended: int = 0) -> Progress:
     config = composed.config
     state = SweepState(str(config.sweep.name), config.search.trials, config.train.max_steps, ended)
-    return Progress(state, sys.stdout, quiet)
+    return Progress(state, sys.stdout, view)
 
 
 def _ended(folder: SweepFolder) -> int:

@@ -23,6 +23,7 @@ class TrialState:
     ended: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     objective: float = math.nan
+    reported: float | None = None  # when its last rung was
 
 
 class SweepState:
@@ -70,7 +71,7 @@ class SweepState:
         if self._training_since is None:
             # Loading the model and waiting for a slot happen once, and would make the rest look slow.
             self._training_since = max(trial.started, now - seconds)
-        self._last_report = now
+        self._last_report = trial.reported = now
 
     def end(self, trial_id: str, state: State, reason: str) -> None:
         trial = self.trials[trial_id]
@@ -90,6 +91,14 @@ class SweepState:
             return self._clock() - self.began
         trial = self.trials[trial_id]
         return (self._clock() if trial.ended is None else trial.ended) - trial.started
+
+    def trial_seconds_left(self, trial_id: str) -> float | None:
+        """Until a running trial's last step, at its own pace up to its last rung; None before the first."""
+        trial = self.trials[trial_id]
+        if trial.ended is not None or not trial.step or trial.reported is None:
+            return None
+        pace = (trial.reported - trial.started) / trial.step
+        return max(pace * (trial.max_steps - trial.step) - (self._clock() - trial.reported), 0.0)
 
     def seconds_left(self) -> float | None:
         """From the steps per second that all trials made together; None where that cannot be known.

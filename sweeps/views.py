@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import IO, Any, Protocol
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.live import Live as RichLive
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +14,14 @@ from sweeps.standing import SweepState, TrialState
 
 _STATES = {State.STOPPED_EARLY: "stopped", State.OUT_OF_MEMORY: "no memory"}
 _STYLES = {State.COMPLETED: "green", State.RUNNING: "bold", State.STOPPED_EARLY: "dim"}  # others: red
+
+# Shown where there is room, the first ones first.
+_MORE = {"log_loss": "loss", "perplexity": "ppl", "bits_per_byte": "bits/B", "bias.crows_pairs.pct": "CrowS"}
+_SPEAKING = ("precision", "lora.alpha_rule", "lora.targets", "optim.schedule")  # in the table, where room is scarce
+_WITH_LEFT = 90  # columns of a terminal with room for the time left of each trial
+_METRIC_WIDTH = 8  # columns
+_ROOMY, _WIDE, _REASON_WIDTH = 104, 140, 30  # columns of a terminal with room for more metrics, for reasons; of these
+VIEWS = ("auto", "table", "line", "plain", "quiet", "verbose")
 
 
 class View(Protocol):
@@ -65,14 +73,14 @@ class PlainLines:
         pass
 
 
-class LiveTable:
-    """A table that is redrawn in place, and gone when the sweep is over. ``table`` makes it for a width and height."""
+class Live:
+    """Something that is redrawn in place, and gone when the sweep is over; ``draw`` makes it for a width and height."""
 
-    def __init__(self, console: Console, table: Callable[[int, int], RenderableType]) -> None:
+    def __init__(self, console: Console, draw: Callable[[int, int], RenderableType]) -> None:
         self._console = console
-        self._live = Live(
+        self._live = RichLive(
             console=console,
-            get_renderable=lambda: table(console.width, console.height),
+            get_renderable=lambda: draw(console.width, console.height),
             refresh_per_second=2,
             transient=True,
             vertical_overflow="crop",
@@ -90,31 +98,47 @@ class LiveTable:
 
 
 def table(state: SweepState, width: int, height: int) -> RenderableType:
-    """The sweep at a glance in ``width`` (80 or more) by ``height``: running trials first, then the latest to end."""
-    grid = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", expand=False)
-    grid.add_column("trial", no_wrap=True)
-    grid.add_column("values", no_wrap=True, overflow="ellipsis", max_width=max(width - 52, 10))
-    for title in ("step", "acc.", "F1", "obj."):
-        grid.add_column(title, no_wrap=True, justify="right")
-    grid.add_column("state", no_wrap=True)
-    grid.add_column("time", no_wrap=True, justify="right")
+    """The sweep at a glance in ``width`` (80 or more) by ``height``: running trials first, then the latest to end.
+
+    A wide terminal shows more metrics, and why a trial ended.
+    """
     ended = sorted(
         (t for t in state.trials.values() if t.ended is not None), key=lambda t: t.ended or 0.0, reverse=True
     )
     rows = [*state.running, *ended]
+    more = _more_metrics(rows, width)
+    wide = width >= _WIDE
+    grid = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", expand=False)
+    grid.add_column("trial", no_wrap=True)
+    with_left = width >= _WITH_LEFT
+    taken = (59 if with_left else 53) + sum(_METRIC_WIDTH for _ in more) + (_REASON_WIDTH if wide else 0)
+    grid.add_column("values", no_wrap=True, overflow="ellipsis", max_width=max(width - taken, 10))
+    for title in ("step", "acc.", "F1", *more.values(), "obj."):
+        grid.add_column(title, no_wrap=True, justify="right")
+    grid.add_column("outcome", no_wrap=True)
+    grid.add_column("time", no_wrap=True, justify="right")
+    if with_left:
+        grid.add_column("left", no_wrap=True, justify="right")
+    if wide:
+        grid.add_column("reason", no_wrap=True, overflow="ellipsis", max_width=_REASON_WIDTH)
     room = max(height - 4, 1)  # the summary, the phase, the heading, and how many are not shown
+    best = _best(state)
     for trial in rows[:room]:
         style = _STYLES.get(trial.state, "red")
-        cells = (
-            trial.trial_id,
-            short_values(trial.values),
+        left = state.trial_seconds_left(trial.trial_id)
+        cells = [
+            trial.trial_id + ("*" if trial is best else ""),
+            short_values(trial.values, _SPEAKING),
             f"{trial.step}/{trial.max_steps}",
             _score(trial.metrics.get("accuracy")),
             _score(trial.metrics.get("macro_f1")),
+            *(_number(trial.metrics.get(name)) for name in more),
             _score(trial.objective),
             _STATES.get(trial.state, str(trial.state)),
             duration(state.elapsed(trial.trial_id)),
-        )
+            *(["" if trial.ended is not None else "…" if left is None else duration(left)] if with_left else []),
+            *([trial.reason] if wide else []),
+        ]
         grid.add_row(*(Text(cell) for cell in cells), style=style)
     lines: list[RenderableType] = [Text(_summary(state), style="bold", overflow="ellipsis", no_wrap=True)]
     if state.phase:
@@ -124,6 +148,28 @@ def table(state: SweepState, width: int, height: int) -> RenderableType:
     if len(rows) > room:
         lines.append(Text(f"… and {len(rows) - room} more", style="dim"))
     return Group(*lines)
+
+
+def _more_metrics(rows: list[TrialState], width: int) -> dict[str, str]:
+    """Metrics beside accuracy, F1 and objective for which there is room, and their titles."""
+    there = {name for trial in rows for name in trial.metrics}
+    room = max(0, (width - _ROOMY) // _METRIC_WIDTH)
+    return dict([(name, title) for name, title in _MORE.items() if name in there][:room])
+
+
+def _best(state: SweepState) -> TrialState | None:
+    scored = [trial for trial in state.trials.values() if trial.objective == trial.objective]  # not NaN
+    return max(scored, key=lambda trial: trial.objective, default=None)
+
+
+def one_line(state: SweepState, width: int) -> RenderableType:
+    """The sweep in one line: how many are done, the best so far, the time left, and what happens now."""
+    parts = [_summary(state)]
+    best = _best(state)
+    if best is not None:
+        parts.append(f"best {best.trial_id} {_score(best.objective)}")
+    parts += [state.phase] if state.phase else []
+    return Group(Text(" · ".join(parts), overflow="ellipsis", no_wrap=True))  # print() alone would wrap a Text
 
 
 def _summary(state: SweepState) -> str:
@@ -156,10 +202,10 @@ def time_left(seconds: float | None) -> str:
     return f"~{hours} h {minutes} min left" if minutes else f"~{hours} h left"
 
 
-def short_values(values: Mapping[str, Any]) -> str:
-    """``rank=8 lr=3e-4 nf4``: the last part of each path; a precision explains itself."""
+def short_values(values: Mapping[str, Any], speaking: tuple[str, ...] = ("precision",)) -> str:
+    """``rank=8 lr=3e-4 nf4``: the last part of each path; the values of ``speaking`` paths explain themselves."""
     return " ".join(
-        _short(value) if path == "precision" else f"{path.rsplit('.', 1)[-1]}={_short(value)}"
+        _short(value) if path in speaking else f"{path.rsplit('.', 1)[-1]}={_short(value)}"
         for path, value in values.items()
     )
 
@@ -175,6 +221,15 @@ def _short(value: Any) -> str:
 
 def _score(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def all_scores(trial: TrialState) -> str:
+    shown = {**trial.metrics, "objective": trial.objective}
+    return "".join(f"  {name} {_number(value)}" for name, value in shown.items())
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.4g}"
 
 
 def scores(trial: TrialState) -> str:

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import FolderError, LorasweepError
-from analysis.folder import MetricsRow, State, TrialFolder
+from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder
 from analysis.objective import Objective
 from sweeps.lineage import take_over
+from sweeps.logs import of_worker
 from sweeps.place import package_root
 from trainer.config import Baseline, EngineConfig, TrialConfig
 from trainer.engine import Admission, Admitted, Ended, Event, Refused, Requeued, RungResult
@@ -123,6 +124,7 @@ class DeviceWorker:
                 f"node {self.node} does not see {folder}, which this machine writes to. The sweep folder must lie on a"
                 " file system that all nodes share: sweep.dir=…"
             )
+        of_worker(SweepFolder(folder).log_file, self.node)
         return await self._ask(self._facts)
 
     async def prepare(self, trial: TrialConfig) -> DataFacts:

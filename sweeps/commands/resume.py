@@ -1,6 +1,7 @@
 """``lorasweep resume``: go on with a sweep that was stopped, or extend it."""
 
 from sweeps.commands.parser import Parser
+from sweeps.commands.viewing import add_view_options, view_of
 
 
 def main(arguments: list[str]) -> int:
@@ -11,10 +12,10 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("run", metavar="RUN", help="sweep folder, such as runs/quickstart")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="of search.*, tracking.*, ray.*, resources.*")
-    parser.add_argument("--quiet", action="store_true", help="print only the leaderboard and errors")
+    add_view_options(parser)
     options = parser.read(arguments)
     from sweeps.place import package_root
     from sweeps.run import resume_sweep
 
     package_root()
-    return resume_sweep(options.run, options.overrides, quiet=options.quiet)
+    return resume_sweep(options.run, options.overrides, view=view_of(options))

@@ -2,12 +2,13 @@
 
 from analysis.errors import ConfigError
 from sweeps.commands.composing import composed, composing_parser
+from sweeps.commands.viewing import add_view_options, view_of
 
 
 def main(arguments: list[str]) -> int:
     description = "Run a sweep. Ctrl-C stops it cleanly; `lorasweep resume` goes on with it."
     parser = composing_parser("run", description, arguments)
-    parser.add_argument("--quiet", action="store_true", help="print only the leaderboard and errors")
+    add_view_options(parser)
     options = parser.read(arguments)
     sweep = composed(options)
     if sweep is None:
@@ -24,4 +25,4 @@ def main(arguments: list[str]) -> int:
         )
     from sweeps.run import run_sweep
 
-    return run_sweep(sweep, quiet=options.quiet)
+    return run_sweep(sweep, view=view_of(options))

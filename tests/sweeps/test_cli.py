@@ -78,7 +78,7 @@ def test_cfg_job_prints_yaml_and_runs_nothing(called, capsys):
 def test_run_hands_over_what_was_composed(called):
     assert cli.main(["run", "search.trials=3", "--quiet", "sweep.name=x"]) == 0
     [(name, (composed,), options)] = called.calls
-    assert (name, options) == ("run_sweep", {"quiet": True})
+    assert (name, options) == ("run_sweep", {"view": "quiet"})
     assert (composed.config.search.trials, composed.config.sweep.name) == (3, "x")
 
 
@@ -89,7 +89,7 @@ def test_the_other_commands_hand_over_their_arguments(called):
     cli.main(["export", "runs/x", "--to", "out"])
     assert called.calls[0][1][0].trial("t0000", {}).lora.rank == 2
     assert called.calls[1:] == [
-        ("resume_sweep", ("runs/x", ["search.trials=9"]), {"quiet": True}),
+        ("resume_sweep", ("runs/x", ["search.trials=9"]), {"view": "quiet"}),
         ("export", ("runs/x", "t0001", "out", True), {}),
         ("export", ("runs/x", None, "out", False), {}),
     ]

@@ -14,7 +14,7 @@ from analysis.folder import State
 from sweeps.progress import Progress
 from sweeps.reports import outcome_of, rung_rows
 from sweeps.standing import SweepState
-from sweeps.views import duration, short_values, table, time_left
+from sweeps.views import duration, one_line, short_values, table, time_left
 
 VALUES = {"lora.rank": 8, "optim.lr": 3e-4, "precision": "nf4"}
 
@@ -263,7 +263,7 @@ def test_trials_that_a_ctrl_c_takes_down_are_not_shown_as_ended(state: SweepStat
 
 def test_quiet_shows_nothing(state: SweepState) -> None:
     for stream in (io.StringIO(), Terminal()):
-        with Progress(state, stream, quiet=True) as progress:
+        with Progress(state, stream, view="quiet") as progress:
             progress.phase("loading model …")
             start(progress, trial("t0000"))
             progress.note("W&B is offline")
@@ -294,9 +294,9 @@ def test_the_table_is_readable_at_80_columns(state: SweepState, clock: Clock) ->
     shown = lines(state)
     assert max(map(len, shown)) <= 80
     assert shown[0].startswith("quick · 1/4 done · 1 running · 12:34 · ~")
-    assert shown[1].split() == ["trial", "values", "step", "acc.", "F1", "obj.", "state", "time"]
+    assert shown[1].split() == ["trial", "values", "step", "acc.", "F1", "obj.", "outcome", "time"]
     assert shown[2].split() == ["t0001", "rank=8", "lr=3e-4", "nf4", "0/48", "–", "–", "–", "running", "12:34"]
-    assert shown[3].startswith("t0000 rank=8 lr=3e-4 nf4 t")
+    assert shown[3].startswith("t0000* rank=8 lr=3e-4 nf4 all")
     assert shown[3].split()[-6:] == ["48/48", "0.712", "0.700", "-0.250", "completed", "12:34"]
 
 
@@ -376,3 +376,58 @@ def test_several_threads_can_speak_while_the_live_view_draws(
 
 def test_tune_can_pickle_it(state: SweepState) -> None:
     assert pickle.dumps(Progress(state, io.StringIO()))
+
+
+def drawn(state: SweepState, width: int, view: Any = table) -> str:
+    console = Console(file=io.StringIO(), width=width, height=24)
+    console.print(view(state, width, 24) if view is table else view(state, width))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_wide_terminal_shows_more_metrics_and_why_trials_ended(state: SweepState, clock: Clock) -> None:
+    state.start("t0000", VALUES)
+    state.report("t0000", 12, {"accuracy": 0.5, "macro_f1": 0.4, "log_loss": 1.25, "perplexity": 88.1}, 0.4)
+    state.end("t0000", State.STOPPED_EARLY, "scheduler: not among the best")
+    narrow, wide = drawn(state, 80), drawn(state, 160)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "perplexity" not in narrow
+    assert "1.25" not in narrow
+    for shown in ("1.25", "88.1", "not among the best"):
+        assert shown in wide
+
+
+def test_a_running_trial_has_its_own_time_left_and_the_best_a_mark(state: SweepState, clock: Clock) -> None:
+    for trial_id in ("t0000", "t0001"):
+        state.start(trial_id, VALUES)
+    clock.now += 30
+    state.report("t0000", 12, {"accuracy": 0.5}, 0.4)
+    assert state.trial_seconds_left("t0000") == 30 / 12 * 36
+    assert state.trial_seconds_left("t0001") is None
+    clock.now += 50
+    assert state.trial_seconds_left("t0000") == 30 / 12 * 36 - 50
+    assert "t0000*" in drawn(state, 80)
+    assert "0:40" in drawn(state, 100)
+
+
+def test_one_line_says_how_far_it_is_and_which_is_best(state: SweepState, clock: Clock) -> None:
+    state.start("t0000", VALUES)
+    clock.now += 30
+    state.report("t0000", 12, {"accuracy": 0.5}, 0.412)
+    assert drawn(state, 160, one_line).startswith("quick · 0/4 done · 1 running · 0:30 · ")
+    assert "best t0000 0.412" in drawn(state, 160, one_line)
+    assert len(drawn(state, 40, one_line).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("view", "drawn_live"), [("auto", True), ("table", True), ("line", True), ("plain", False)])
+def test_a_view_that_is_redrawn_needs_a_terminal(state: SweepState, view: str, drawn_live: bool, monkeypatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    assert (Progress(state, Terminal(), view)._live is not None) is drawn_live
+    assert Progress(state, io.StringIO(), view)._live is None
+
+
+def test_verbose_lines_hold_every_metric(state: SweepState) -> None:
+    stream = io.StringIO()
+    progress = Progress(state, stream, "verbose")
+    progress.on_trial_start(0, [], trial("t0000"))
+    progress.on_trial_result(0, [], trial("t0000"), report(12, metrics={"accuracy": 0.7, "log_loss": 1.5}))
+    assert "log_loss 1.5" in stream.getvalue()

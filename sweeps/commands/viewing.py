@@ -1,0 +1,29 @@
+"""How commands that run a sweep are told what to show meanwhile."""
+
+import argparse
+
+from analysis.errors import ConfigError
+from sweeps.commands.parser import Parser
+
+CHOICES = ("auto", "table", "line", "plain")
+
+
+def add_view_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--view",
+        choices=CHOICES,
+        default="auto",
+        help="table: redrawn in place; line: one line, redrawn; plain: a line for each event; auto: table on a"
+        " terminal, plain elsewhere",
+    )
+    parser.add_argument("--quiet", action="store_true", help="print only the leaderboard and errors")
+    parser.add_argument("--verbose", action="store_true", help="plain, with every metric and what the libraries log")
+
+
+def view_of(options: argparse.Namespace) -> str:
+    """One of ``sweeps.views.VIEWS``. Raises ConfigError for options that contradict each other."""
+    asked = [name for name in ("quiet", "verbose") if getattr(options, name)]
+    asked += [f"view {options.view}"] if options.view != "auto" else []
+    if len(asked) > 1:
+        raise ConfigError(f"--{asked[0]} and --{asked[1]} contradict each other. Give one of them.")
+    return asked[0].removeprefix("view ") if asked else "auto"

@@ -1,0 +1,54 @@
+"""Where the libraries' words go: to the sweep folder, not over the progress."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+LIBRARIES = (
+    "ray", "transformers", "bitsandbytes", "wandb", "optuna", "accelerate", "peft", "datasets", "torch",
+    "huggingface_hub", "py.warnings",
+)  # fmt: skip
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+@contextlib.contextmanager
+def to_file(path: Path, verbose: bool = False) -> Iterator[None]:
+    """What libraries log, and Python's warnings, are appended to a file; nothing of it reaches the terminal.
+
+    Args:
+        verbose: it is shown on the terminal too.
+    """
+    handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8", delay=True)]
+    if verbose:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(_FORMAT))
+    loggers = [logging.getLogger(name) for name in LIBRARIES]
+    before = [(logger, logger.propagate, logger.handlers[:]) for logger in loggers]
+    logging.captureWarnings(True)
+    for logger in loggers:
+        logger.handlers = handlers[:]  # some have one of their own, on standard error
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for logger, propagate, own in before:
+            logger.propagate, logger.handlers = propagate, own
+        for handler in handlers:
+            handler.close()
+
+
+def of_worker(path: Path, node: str) -> None:
+    """From now on, what this worker's libraries log is appended to the sweep's log, with its node's name."""
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {node} %(name)s: %(message)s"))
+    handler.setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    logging.getLogger().addHandler(handler)
+    for name in LIBRARIES:
+        logger = logging.getLogger(name)
+        if not logger.propagate:  # as transformers sets its own
+            logger.addHandler(handler)

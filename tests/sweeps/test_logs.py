@@ -1,0 +1,36 @@
+"""The libraries' words: in the sweep's log, not on the terminal."""
+
+import logging
+import warnings
+
+from sweeps.logs import to_file
+
+
+def test_what_libraries_log_and_warn_of_goes_to_the_file_alone(tmp_path, capsys) -> None:
+    log = tmp_path / "lorasweep.log"
+    logger = logging.getLogger("transformers")
+    before = logger.handlers[:], logger.propagate
+    with to_file(log):
+        logging.getLogger("ray.tune").warning("a trial was lost")
+        logging.getLogger("transformers.modeling").warning("some weights are new")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("deprecated", UserWarning, stacklevel=1)
+    written = log.read_text()
+    assert all(word in written for word in ("a trial was lost", "some weights are new", "deprecated", "ray.tune"))
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "")
+    assert (logger.handlers, logger.propagate) == before
+
+
+def test_verbose_shows_it_too(tmp_path, capsys) -> None:
+    with to_file(tmp_path / "log", verbose=True):
+        logging.getLogger("wandb").warning("offline")
+    assert "offline" in capsys.readouterr().err
+    assert "offline" in (tmp_path / "log").read_text()
+
+
+def test_nothing_said_makes_no_file(tmp_path) -> None:
+    with to_file(tmp_path / "log"):
+        pass
+    assert not (tmp_path / "log").exists()
