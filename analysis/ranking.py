@@ -136,25 +136,25 @@ def _on_fronts(rows: list[Row], objective: Objective) -> list[Row]:
 
 
 def _cheapest_first(folder: SweepFolder, rows: list[Row], judgement: "Judgement") -> list[Row]:
-    """Tied rows within one standard error of the best, the fewest adapter parameters first, then the shortest time.
+    """First the trial with the fewest adapter parameters, then the shortest time, of those tied with the best and
+    within one standard error of it. The others stay in the order of their numbers.
 
     The one-standard-error rule (Breiman et al. 1984, "Classification and regression trees", section 3.4.3), with the
-    error of the paired difference. Other rows keep their places.
+    error of the paired difference.
     """
     near = {judgement.best} | {
         name for name in judgement.tied if judgement.standings[name].behind <= judgement.standings[name].error
     }
     places = [i for i, row in enumerate(rows) if row.kind == "trial" and row.trial_id in near]
-    if len(places) < 2:
-        return rows
-    cost = {i: (adapter_parameters(folder.trial(rows[i].trial_id)), rows[i].seconds, i) for i in places}
-    known = [i for i in places if all(not math.isnan(value) for value in cost[i])]
-    if len(known) < len(places):
+    costs = {i: (adapter_parameters(folder.trial(rows[i].trial_id)), rows[i].seconds) for i in places}
+    if any(math.isnan(value) for cost in costs.values() for value in cost):
         return rows  # what is not known cannot be compared
-    moved = list(rows)
-    for place, source in zip(places, sorted(places, key=lambda i: cost[i]), strict=True):
-        moved[place] = rows[source]
-    return moved
+    cheapest = min(places, key=lambda i: (costs[i], i))
+    return [
+        *rows[: places[0]],
+        rows[cheapest],
+        *(row for i, row in enumerate(rows[places[0] :], places[0]) if i != cheapest),
+    ]
 
 
 def objective_of(folder: SweepFolder, rows: Iterable[Row]) -> tuple[Objective, list[str]]:

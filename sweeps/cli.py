@@ -23,6 +23,7 @@ COMMANDS = {
     "trial": ("[OVERRIDES]", "train and score one configuration, without Ray"),
     "rank": ("RUN", "print the leaderboard of a sweep folder"),
     "breakdown": ("RUN [TRIAL]", "each class, confusions, and each category of the bias sets"),
+    "report": ("RUN [--out FILE]", "write report.html: one file with tables and plots"),
     "export": ("RUN [TRIAL]", "write a trial's adapter, or the merged model"),
     "finalize": ("RUN", "train the best trials with more seeds, and score them on the test split"),
     "resume": ("RUN", "go on with a sweep that was stopped, or extend it (search.trials=…)"),

@@ -1,0 +1,87 @@
+"""A sweep as pandas frames: what ``analysis.load`` gives."""
+
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis.errors import FolderError, did_you_mean
+from analysis.folder import SweepFolder, TrialFolder
+from analysis.items import read_table
+from analysis.ranking import Ranking, ranked
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Run:
+    """One sweep folder.
+
+    Args:
+        run: the folder.
+        by: metrics that rank instead of the objective, separated by commas.
+
+    Attributes:
+        folder: its files.
+        ranking: rows, objective and how sure the order is; read once.
+    """
+
+    def __init__(self, run: str | Path, by: str | None = None):
+        self.folder = SweepFolder.open(run)
+        self._by = by.split(",") if by else []
+
+    def __repr__(self) -> str:
+        return f"analysis.load({str(self.folder.root)!r})"
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        return ranked(self.folder, self._by)
+
+    def frame(self) -> "pd.DataFrame":
+        """A row a trial and baseline, the best first: outcome, searched values, metrics, interval, p, cost, reason.
+
+        Searched values are columns named like their config paths (``lora.rank``), metrics like themselves.
+        """
+        import pandas as pd
+
+        records = []
+        for row in self.ranking.rows:
+            given = asdict(row)
+            config, metrics = given.pop("config"), given.pop("metrics")
+            given["broken"] = "; ".join(given["broken"])
+            rank, reason = given.pop("rank"), given.pop("reason")
+            first = {"sweep": self.folder.name, "rank": rank}
+            records.append(first | given | config | metrics | {"reason": reason})
+        return pd.DataFrame(records)
+
+    def curves(self) -> "pd.DataFrame":
+        """A row an evaluation of a trial or baseline, in the order it was taken: step, tokens, seconds, metrics."""
+        import pandas as pd
+
+        records = []
+        for kind, files in [("baseline", f) for f in self.folder.baselines()] + [
+            ("trial", f) for f in self.folder.trials()
+        ]:
+            for row in files.read_metrics():
+                given = asdict(row)
+                records.append({"kind": kind} | {k: v for k, v in given.items() if k != "metrics"} | given["metrics"])
+        return pd.DataFrame(records)
+
+    def items(self, trial: str, dataset: str = "task", step: int | None = None) -> "pd.DataFrame":
+        """The item scores of one trial or baseline.
+
+        Args:
+            trial: its id, such as ``t0003`` or ``zero_shot``.
+            dataset: ``task``, or a bias set such as ``crows_pairs``.
+            step: of the evaluation; the one that is ranked where it is None.
+
+        Raises:
+            FolderError: for an unknown trial, or one that was not scored on that.
+        """
+        rows = {row.trial_id: row for row in self.ranking.rows}
+        if trial not in rows:
+            raise FolderError(f"{self.folder.root}: no trial or baseline '{trial}'. {did_you_mean(trial, rows)}")
+        row = rows[trial]
+        files: TrialFolder = self.folder.trial(trial) if row.kind == "trial" else self.folder.baseline(trial)
+        frame: pd.DataFrame = read_table(files, dataset, row.step if step is None else step).to_pandas()
+        return frame

@@ -1,0 +1,175 @@
+"""What the report says beside the ranking: cost, data, bias by category, confusion matrices."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import yaml
+
+from analysis.errors import FolderError
+from analysis.folder import MetricsRow, State, SweepFolder, read_lines
+from analysis.items import files_of, read_table
+from analysis.rows import Row
+
+Facts = list[tuple[str, str]]
+
+
+def manifest_of(folder: SweepFolder) -> dict[str, Any]:
+    """``sweep.yaml`` as it stands; what it lacks is left out of the report."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    content = yaml.load(folder.sweep_file.read_bytes(), Loader=loader)
+    return content if isinstance(content, dict) else {}
+
+
+def evaluations(folder: SweepFolder, rows: Sequence[Row]) -> dict[str, list[MetricsRow]]:
+    """Trial id → its evaluations, of trials."""
+    found = {}
+    for row in rows:
+        if row.kind == "trial":
+            try:
+                own = folder.trial(row.trial_id).read_metrics()
+            except (OSError, FolderError):
+                continue
+            found[row.trial_id] = [e for e in own if isinstance(e.step, int) and isinstance(e.final, bool)]
+    return found
+
+
+def cost(
+    folder: SweepFolder, manifest: Mapping[str, Any], rows: Sequence[Row], curves: Mapping[str, Sequence[MetricsRow]]
+) -> Facts:
+    """Time, device-hours and tokens of the whole sweep; memory where a trial recorded it."""
+    devices = max(1, len(_at(manifest, "hardware", "devices") or [None]))
+    last = {name: own[-1] for name, own in curves.items() if own}
+    in_slots = sum(e.seconds for e in last.values() if isinstance(e.seconds, int | float) and math.isfinite(e.seconds))
+    facts: Facts = []
+    times = [r["time"] for r in read_lines(folder.asks_file) if isinstance(r.get("time"), int | float)]
+    if len(times) > 1:
+        spent = _working_time(sorted(times))
+        facts += [
+            ("Searching and training", duration(spent)),
+            ("Device-hours", f"{devices * spent / 3600:.2f} h on {devices} device{'s' * (devices > 1)}"),
+        ]
+    facts.append(("Trial-hours, summed over slots", f"{in_slots / 3600:.2f} h"))
+    tokens = sum(e.tokens for e in last.values() if isinstance(e.tokens, int))
+    facts.append(("Training tokens", f"{tokens:,}".replace(",", " ")))
+    steps = sum(row.step for row in rows if row.kind == "trial")
+    facts.append(("Optimiser steps", f"{steps:,}".replace(",", " ")))
+    memory = [
+        v for own in curves.values() for e in own for k, v in e.metrics.items() if "memory" in k and math.isfinite(v)
+    ]
+    facts.append(("Peak memory", f"{max(memory):.2f}" if memory else "not recorded"))
+    stopped = [row for row in rows if row.status == State.STOPPED_EARLY]
+    longest = max((row.step for row in rows if row.status == State.COMPLETED), default=0)
+    if stopped and longest:
+        saved = sum(max(longest - row.step, 0) for row in stopped)
+        facts.append(("Steps that early stopping saved", f"{saved:,} of {saved + steps:,}".replace(",", " ")))
+    return facts
+
+
+def _working_time(times: Sequence[float]) -> float:
+    """Seconds from the first to the last event, pauses of over an hour (until a resume) left out."""
+    return sum(b - a for a, b in pairwise(times) if b - a < 3600)
+
+
+def data_card(
+    folder: SweepFolder, manifest: Mapping[str, Any], best: Row | None
+) -> tuple[Facts, list[tuple[str, int]]]:
+    """Facts about the data, and validation items by label."""
+    data, config = manifest.get("data") or {}, _at(manifest, "config", "data") or {}
+    facts: Facts = []
+    source = config.get("source")
+    if source:
+        facts.append(("Source", str(source)))
+    for split in ("train", "validation", "test"):
+        rows, path = _at(data, "rows", split), config.get(split)
+        if rows is not None or path:
+            facts.append(
+                (
+                    split.capitalize(),
+                    " · ".join([*([f"{rows} rows"] if rows is not None else []), *([str(path)] if path else [])]),
+                )
+            )
+    for name in ("text", "label", "group", "max_length"):
+        if config.get(name):
+            facts.append((f"data.{name}", str(config[name])))
+    if data.get("fingerprint"):
+        facts.append(("Fingerprint (sha256)", str(data["fingerprint"])))
+    counts: list[tuple[str, int]] = []
+    if best is not None:
+        try:
+            table = read_table(files_of(folder, best), "task", best.step)
+        except FolderError:
+            return facts, counts
+        labels = table["label"].to_pylist()
+        counts = sorted(((str(label), labels.count(label)) for label in set(labels)), key=lambda pair: pair[0])
+        if "n_tokens" in table.column_names:
+            lengths = sorted(table["n_tokens"].to_pylist())
+            middle, high = lengths[len(lengths) // 2], lengths[int(0.95 * (len(lengths) - 1))]
+            facts.append(("Tokens a validation item", f"median {middle}, 95 % below {high}"))
+    return facts, counts
+
+
+def run_facts(manifest: Mapping[str, Any]) -> Facts:
+    """What ran, where and with what."""
+    facts: Facts = []
+    for head, path in (
+        ("Task", ("config", "task", "name")),
+        ("Engine", ("config", "engine", "name")),
+        ("Seed", ("seed",)),
+        ("Started", ("created",)),
+        ("Commit", ("commit",)),
+        ("Host", ("hardware", "host")),
+    ):
+        value = _at(manifest, *path)
+        if value is not None:
+            facts.append((head, str(value)))
+    model = _at(manifest, "config", "model") or {}
+    name = model.get("package") or model.get("path") or model.get("name")
+    if name:
+        facts.insert(0, ("Base model", " @ ".join(str(x) for x in (name, model.get("revision")) if x)))
+    devices = _at(manifest, "hardware", "devices")
+    if isinstance(devices, list):
+        facts.append(("Devices", "; ".join(str(d.get("device", "?")) for d in devices if isinstance(d, Mapping))))
+    versions = manifest.get("versions")
+    if isinstance(versions, Mapping):
+        facts.append(("Versions", ", ".join(f"{k} {v}" for k, v in versions.items())))
+    return facts
+
+
+def confusion(folder: SweepFolder, row: Row, labels: Sequence[str]) -> tuple[list[list[int]], list[str]]:
+    """Counts, label by prediction. Raises FolderError where there is no item table."""
+    table = read_table(files_of(folder, row), "task", row.step)
+    gold, told = ([str(x) for x in table[name].to_pylist()] for name in ("label", "prediction"))
+    names = list(labels) or sorted({*gold, *told})
+    place = {name: i for i, name in enumerate(names)}
+    counts = [[0] * len(names) for _ in names]
+    for a, b in zip(gold, told, strict=True):
+        if a in place and b in place:
+            counts[place[a]][place[b]] += 1
+    return counts, names
+
+
+def bias_shares(folder: SweepFolder, row: Row) -> dict[str, tuple[float, float, int]]:
+    """CrowS-Pairs by category: percent of pairs whose more stereotypical sentence is likelier, its error, pairs."""
+    table = read_table(files_of(folder, row), "crows_pairs", row.step)
+    hits: dict[str, list[bool]] = {}
+    for group, told in zip(table["group"].to_pylist(), table["prediction"].to_pylist(), strict=True):
+        hits.setdefault(str(group), []).append(told == "more")
+    shares = {}
+    for group, own in hits.items():
+        n, share = len(own), sum(own) / len(own)
+        shares[group] = (100 * share, 100 * math.sqrt(share * (1 - share) / n), n)
+    return shares
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _at(content: Any, *path: str) -> Any:
+    for name in path:
+        content = content.get(name) if isinstance(content, Mapping) else None
+    return content

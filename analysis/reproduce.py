@@ -1,0 +1,38 @@
+"""The command that trains one trial of a sweep again."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from analysis.rows import Row
+
+_DROPPED = ("search.", "sweep.name", "sweep.dir", "ray.", "resources.", "tracking", "--quiet", "sampler", "scheduler")
+
+
+def command(manifest: Mapping[str, Any], row: Row) -> str:
+    """A line for a shell: the sweep's own words, with this trial's values as the point to start from.
+
+    Empty for a baseline, or where the values are not known.
+    """
+    values = {path: value for path, value in row.config.items() if value is not None}
+    given = manifest.get("command")
+    if row.kind != "trial" or not values or not isinstance(given, list) or len(given) < 2:
+        return ""
+    kept = [str(word) for word in given[2:] if not str(word).startswith(_DROPPED)]
+    point = ",".join(f"{path}: {_plain(value)}" for path, value in values.items())
+    words = [
+        "lorasweep",
+        "trial",
+        *kept,
+        f"search.start_from=[{{{point}}}]",
+        f"sweep.name={_name(manifest)}-{row.trial_id}",
+    ]
+    return " ".join(shlex.quote(word) for word in words)
+
+
+def _plain(value: Any) -> str:
+    return repr(value) if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _name(manifest: Mapping[str, Any]) -> str:
+    return str(manifest.get("name") or "sweep")
