@@ -47,6 +47,7 @@ def show_next(folder: SweepFolder, rows: Sequence[Row], interrupted: bool, sync:
     commands = []
     if interrupted:
         commands.append((f"{lorasweep} resume {shown}", "go on from the last rungs"))
+    commands.append((f"{lorasweep} report {shown}", "tables and plots in one HTML file"))
     commands.append((f"{lorasweep} rank {shown} --by accuracy", "rank by another metric"))
     best = next((row for row in rows if row.kind == "trial" and row.status == "completed"), None)
     if best is not None:

@@ -21,6 +21,7 @@ from analysis.ranking import Ranking, ranked
 from analysis.report import figures, gather
 from analysis.reproduce import command
 from analysis.rows import Row
+from analysis.study import paths
 from analysis.verdict import UNTUNED, verdict
 
 HERE = Path(__file__).parent
@@ -138,7 +139,7 @@ def _parts(
     by = insights.basis(trials, curves, objective.score)
     space = manifest.get("space") if isinstance(manifest.get("space"), Mapping) else {}
     found, study = insights.importance_of(folder.name, trials, space or {}, by)
-    searched = insights.paths(trials)
+    searched = paths(trials)
     metrics = [
         name for name in METRICS if any(name in row.metrics for row in rows) and METRICS[name].better is not None
     ]
