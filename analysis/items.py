@@ -81,6 +81,13 @@ def read_table(files: TrialFolder, dataset: str, step: int, split: str = "valida
     return table
 
 
+def hits(folder: SweepFolder, row: Row) -> dict[str, float]:
+    """Item id → 1 where the prediction is the label, else 0. Raises FolderError where there is no item table."""
+    table = read_table(files_of(folder, row), "task", row.step)
+    columns = (table[name].to_pylist() for name in ("item_id", "prediction", "label"))
+    return {str(item): float(told == label) for item, told, label in zip(*columns, strict=True)}
+
+
 def read_tables(
     folder: SweepFolder, rows: Sequence[Row], dataset: str = "task"
 ) -> tuple[dict[str, pa.Table], dict[str, str]]:

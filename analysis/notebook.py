@@ -52,7 +52,12 @@ class Run:
             rank, reason = given.pop("rank"), given.pop("reason")
             first = {"sweep": self.folder.name, "rank": rank}
             records.append(first | given | config | metrics | {"reason": reason})
-        return pd.DataFrame(records)
+        frame = pd.DataFrame(records)
+        for path in {path for row in self.ranking.rows for path in row.config}:
+            values = {type(row.config.get(path)) for row in self.ranking.rows}
+            if values == {int, type(None)}:
+                frame[path] = frame[path].astype("Int64")  # a baseline has none: pandas would make it a float
+        return frame
 
     def curves(self) -> "pd.DataFrame":
         """A row an evaluation of a trial or baseline, in the order it was taken: step, tokens, seconds, metrics."""

@@ -46,6 +46,7 @@ class Ranking:
         left_out: the metrics of that.
         by: metrics that rank instead.
         judgement: the best trial against the others; None where there is nothing to compare.
+        notes: what to keep in mind, a sentence each.
     """
 
     rows: list[Row]
@@ -53,6 +54,7 @@ class Ranking:
     left_out: list[str]
     by: tuple[str, ...] = ()
     judgement: "Judgement | None" = None
+    notes: tuple[str, ...] = ()
 
 
 def build(folder: SweepFolder, by: Sequence[str] | None = None) -> list[Row]:
@@ -60,7 +62,7 @@ def build(folder: SweepFolder, by: Sequence[str] | None = None) -> list[Row]:
 
     What is written while a sweep runs, where each trial that ends would cost a comparison of all.
     """
-    return _ordered(folder, by).rows
+    return ordered(folder, by).rows
 
 
 def ranked(folder: SweepFolder, by: Sequence[str] | None = None) -> Ranking:
@@ -75,50 +77,77 @@ def ranked(folder: SweepFolder, by: Sequence[str] | None = None) -> Ranking:
         ConfigError: for a metric in ``by`` that is unknown or not measured in this sweep, or for an objective in
             ``sweep.yaml`` that is not one.
     """
-    found = _ordered(folder, by)
-    rows = [row for row in found.rows if row.status == State.COMPLETED and row.final and not row.broken]
+    return judged(folder, ordered(folder, by), read_sweep(folder).labels)
+
+
+def judged(folder: SweepFolder, ranking: Ranking, labels: Sequence[str]) -> Ranking:
+    """A ranking with its comparisons.
+
+    Args:
+        folder: where the item tables of its rows are.
+        ranking: in order.
+        labels: of the task.
+    """
+    rows = [row for row in ranking.rows if row.status == State.COMPLETED and row.final and not row.broken]
     trials = [row for row in rows if row.kind == "trial"]
     if len(trials) < 2:
-        return found
+        return ranking
     from analysis.comparison import judge
 
     compared = [*trials, *(row for row in rows if row.kind == "baseline")]
-    labels = read_sweep(folder).labels
-    judgement = judge(folder, compared, found.objective, labels, found.by[0] if found.by else None)
+    judgement = judge(folder, compared, ranking.objective, labels, ranking.by[0] if ranking.by else None)
     if judgement is None:
-        return found
+        return ranking
     tied = {judgement.best, *judgement.tied} if judgement.tied else set()
     marked = []
-    for row in found.rows:
+    for row in ranking.rows:
         at = judgement.standings.get(row.trial_id)
         if at is not None and (row.kind == "trial" or not at.rival):
             row = replace(row, low=at.low, high=at.high, p=at.adjusted, tied=row.trial_id in tied)
         marked.append(row)
-    if not found.by and found.objective.ties == "cost":
+    if not ranking.by and ranking.objective.ties == "cost":
         marked = _cheapest_first(folder, marked, judgement)
     marked = [replace(row, rank=rank) for rank, row in enumerate(marked, start=1)]
-    return replace(found, rows=marked, judgement=judgement)
+    return replace(ranking, rows=marked, judgement=judgement)
 
 
-def _ordered(folder: SweepFolder, by: Sequence[str] | None) -> Ranking:
-    rows = read_rows(folder, read_sweep(folder).searched)
-    names = _checked(by or [], {name for row in rows for name in row.metrics})
+def ordered(folder: SweepFolder, by: Sequence[str] | None = None) -> Ranking:
+    """The rows of a sweep folder in order, without comparisons."""
+    sweep = read_sweep(folder)
+    rows = read_rows(folder, sweep.searched)
+    names = checked(by or [], {name for row in rows for name in row.metrics})
     objective, left_out = objective_of(folder, rows)
     rows = constrained([_scored(row, objective) for row in rows], constraints_of(folder), folder)
-    rows = _on_fronts(rows, objective)
+    notes = (sweep.note,) if sweep.note else ()
+    return Ranking(in_order(rows, objective, names), objective, left_out, tuple(names), notes=notes)
+
+
+def in_order(rows: Iterable[Row], objective: Objective, by: Sequence[str]) -> list[Row]:
+    """Rows with their front and rank, the best first.
+
+    Args:
+        rows: scored, and judged by the constraints.
+        objective: of the ranking.
+        by: metrics that rank instead.
+    """
 
     def place(row: Row) -> tuple[int, list[float], str, str]:
         scored_on_all = row.status == State.COMPLETED and row.final
         kept = 0 if scored_on_all else _CLASSES[row.status]
-        order = [badness(name, row.metrics.get(name, math.nan)) for name in names]
-        if not names:
+        order = [badness(name, row.metrics.get(name, math.nan)) for name in by]
+        if not by:
             order = [-row.objective if math.isfinite(row.objective) else math.inf]
             if objective.method == "pareto":
                 order = [row.front or math.inf, *order]
         return kept + _INFEASIBLE * bool(row.broken), order, row.trial_id, row.kind
 
-    rows = [replace(row, rank=rank) for rank, row in enumerate(sorted(rows, key=place), start=1)]
-    return Ranking(rows, objective, left_out, tuple(names))
+    placed = sorted(_on_fronts(list(rows), objective), key=place)
+    return [replace(row, rank=rank) for rank, row in enumerate(placed, start=1)]
+
+
+def rescored(rows: Iterable[Row], objective: Objective, by: Sequence[str]) -> list[Row]:
+    """Rows of several sweeps as one list, scored by one objective."""
+    return in_order([replace(row, objective=objective.score(row.metrics), front=0) for row in rows], objective, by)
 
 
 def _on_fronts(rows: list[Row], objective: Objective) -> list[Row]:
@@ -211,7 +240,7 @@ def baselines_metrics(folder: SweepFolder, names: Iterable[str], final: bool) ->
     return found
 
 
-def _checked(by: Sequence[str], there: set[str]) -> list[str]:
+def checked(by: Sequence[str], there: set[str]) -> list[str]:
     """The names to rank by, of the metrics that are there. Raises ConfigError for one that cannot."""
     names = [full_name(name.strip()) for name in by]
     rankable = [name for name in RANKABLE if name in there] or RANKABLE

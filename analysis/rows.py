@@ -6,14 +6,15 @@ sentence in that row's ``reason``, and never an error that hides the other rows.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
+from analysis.configs import ConfigReader
 from analysis.errors import FolderError
-from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder
+from analysis.folder import FORMAT_VERSION, MetricsRow, State, SweepFolder, TrialFolder, read_lines
 
 UNKNOWN = "unknown"  # the status of a row whose status file cannot be read
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is ten times as fast; not every build has it
@@ -67,11 +68,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What ranking needs of ``sweep.yaml``: the objective's config, the paths that are searched, the task's labels."""
+    """What ranking needs of ``sweep.yaml``: the objective's config, the paths that are searched, the task's labels.
+
+    ``note`` says that it was written by another version, whose files may hold what this one does not know.
+    """
 
     objective: Mapping[str, Any]
     searched: tuple[str, ...]
     labels: tuple[str, ...] = ()
+    note: str = ""
 
 
 def read_sweep(folder: SweepFolder) -> Sweep:
@@ -87,13 +92,34 @@ def read_sweep(folder: SweepFolder) -> Sweep:
         ) from None
     data = content.get("data")
     labels = data.get("labels") if isinstance(data, Mapping) else None
-    return Sweep(objective, tuple(map(str, space)), tuple(map(str, labels)) if isinstance(labels, list) else ())
+    version = content.get("format_version", FORMAT_VERSION)
+    note = ""
+    if version != FORMAT_VERSION:
+        note = (
+            f"{folder.name} has format {version}, and this lorasweep reads {FORMAT_VERSION}: it is ranked by what of it"
+            " is understood. The version under 'versions' in its sweep.yaml reads all."
+        )
+    return Sweep(objective, tuple(map(str, space)), tuple(map(str, labels)) if isinstance(labels, list) else (), note)
 
 
 def read_rows(folder: SweepFolder, searched: Sequence[str]) -> list[Row]:
     """Every baseline and trial of the folder, not ranked yet."""
-    baselines = [_read("baseline", files, searched) for files in folder.baselines()]
-    return baselines + [_read("trial", files, searched) for files in folder.trials()]
+    reader = ConfigReader(searched)
+    baselines = [_read("baseline", files, reader) for files in folder.baselines()]
+    trials = [_read("trial", files, reader) for files in folder.trials()]
+    return [*baselines, *trials, *_missing(folder, {row.trial_id for row in trials}, searched)]
+
+
+def _missing(folder: SweepFolder, there: Collection[str], searched: Sequence[str]) -> list[Row]:
+    """Trials that ended, as the search wrote down, and whose folders are not there."""
+    rows = []
+    for told in read_lines(folder.asks_file):
+        name, values = told.get("trial_id"), told.get("values")
+        if told.get("event") == "tell" and isinstance(name, str) and name not in there:
+            config = {path: values.get(path) if isinstance(values, Mapping) else None for path in searched}
+            reason = f"its folder is missing (it ended as {told.get('state')}): restore trials/{name} from a copy"
+            rows.append(Row("trial", name, UNKNOWN, 0, config=config, reason=reason))
+    return rows
 
 
 def adapter_parameters(files: TrialFolder) -> float:
@@ -106,7 +132,7 @@ def adapter_parameters(files: TrialFolder) -> float:
         return math.nan
 
 
-def _read(kind: str, files: TrialFolder, searched: Sequence[str]) -> Row:
+def _read(kind: str, files: TrialFolder, reader: ConfigReader) -> Row:
     notes: list[str] = []
     status, reached = UNKNOWN, 0
     try:
@@ -115,11 +141,11 @@ def _read(kind: str, files: TrialFolder, searched: Sequence[str]) -> Row:
         notes += [str(told.reason)] if told.reason else []
     except (FolderError, OSError) as error:
         notes.append(_line(error))
-    config: dict[str, Any] = dict.fromkeys(searched)
+    config: dict[str, Any] = dict.fromkeys(reader.searched)
     if kind == "trial" and status != State.PENDING:
-        config |= _config(files, searched, notes)
-    elif kind == "baseline" and "precision" in searched:
-        config |= _config(files, ["precision"], [])  # all of a trial's values that it has
+        config |= _config(files, reader, notes)
+    elif kind == "baseline" and "precision" in reader.searched:
+        config |= _config(files, ConfigReader(["precision"]), [])  # all of a trial's values that it has
     shown = _metrics(files, status, notes)
     if shown is None:
         return Row(kind, files.trial_id, status, reached, config=config, reason="; ".join(notes))
@@ -155,32 +181,22 @@ def _metrics(files: TrialFolder, status: str, notes: list[str]) -> MetricsRow | 
     return last
 
 
-def _config(files: TrialFolder, searched: Sequence[str], notes: list[str]) -> dict[str, Any]:
+def _config(files: TrialFolder, reader: ConfigReader, notes: list[str]) -> dict[str, Any]:
     """Values of the searched paths that ``config.yaml`` has."""
-    if not searched:
+    if not reader.searched:
         return {}
     try:
-        content = _yaml(files.config_file.read_bytes())
+        found = reader.read(files.config_file.read_bytes())
     except FileNotFoundError:
         notes.append("config.yaml is missing")
         return {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         notes.append(f"config.yaml cannot be read ({_line(error)})")
         return {}
-    found: dict[str, Any] = {}
-    for path in searched:
-        at: Any = content
-        for part in path.split("."):
-            at = at.get(part, _ABSENT) if isinstance(at, Mapping) else _ABSENT
-        if at is not _ABSENT:
-            found[path] = at
-    missing = [path for path in searched if path not in found]
+    missing = [path for path in reader.searched if path not in found]
     if missing:
         notes.append(f"config.yaml lacks {', '.join(missing)}")
     return found
-
-
-_ABSENT = object()
 
 
 def _whole(row: MetricsRow) -> bool:

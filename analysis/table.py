@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from rich import box
@@ -36,7 +37,7 @@ class _Column:
     keep: int
     left: bool = False
 
-    @property
+    @cached_property
     def width(self) -> int:
         return max(cell_len(text) for text in (*self.head, *self.cells))
 
@@ -127,10 +128,14 @@ def _below(rows: Sequence[Row], dropped: int) -> list[str]:
         if row.reason:
             trials.setdefault(row.reason, []).append(row.trial_id)
     lines = ["= tied: on these items it cannot be told from the best score"] if any(r.tied for r in rows) else []
-    lines += [f"{', '.join(ids)}: {_printable(reason)}" for reason, ids in trials.items()]
+    lines += [f"{_some(ids)}: {_printable(reason)}" for reason, ids in trials.items()]
     if dropped:
         lines.append(f"{dropped} more column{'s' if dropped > 1 else ''} in leaderboard.csv")
     return ["", *lines] if lines else []
+
+
+def _some(ids: Sequence[str], most: int = 12) -> str:
+    return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
 
 
 def _config_head(path: str, paths: Sequence[str]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from sweeps.place import program, typed
 
 if TYPE_CHECKING:
     from analysis.comparison import Judgement
+    from analysis.several import Comparison
 
 
 def show_leaderboard(
@@ -33,6 +34,27 @@ def show_leaderboard(
     print("\n" + leaderboard.verdict(folder, rows, judgement))
     if said := seeds.sentence(rows):
         print(said)
+
+
+def show_comparison(found: "Comparison") -> None:
+    """Print sweeps side by side: a table, what differs in their configs, and sentences."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=shutil.get_terminal_size((120, 24)).columns, highlight=False)
+    for head, lines in (("", found.table), ("config", found.changed)):
+        if not lines:
+            continue
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for i, name in enumerate((head, *found.names)):
+            table.add_column(Text(name), justify="right" if i else "left", overflow="fold")
+        for name, values in lines:
+            table.add_row(*(Text(cell) for cell in (name, *values)))
+        console.print(table)
+        console.print()
+    for sentence in found.sentences:
+        console.print(Text(sentence))
 
 
 def show_next(folder: SweepFolder, rows: Sequence[Row], interrupted: bool, sync: str) -> None:

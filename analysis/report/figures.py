@@ -36,7 +36,7 @@ def _figure(height: int = 420) -> "go.Figure":
     figure = go.Figure()
     figure.update_layout(
         height=height,
-        margin={"l": 64, "r": 16, "t": 16, "b": 56},
+        margin={"l": 16, "r": 16, "t": 16, "b": 48},  # the page lets axes make room for their labels
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
@@ -214,7 +214,7 @@ def importance(found: Importance) -> "go.Figure":
             hovertemplate="%{y}: %{x:.1%}<extra></extra>",
         )
     )
-    figure.update_layout(margin={"l": 120}, showlegend=False)
+    figure.update_layout(showlegend=False)
     figure.update_xaxes(title="share of the spread of scores", tickformat=".0%", rangemode="tozero")
     return figure
 
@@ -236,7 +236,7 @@ def parallel(study: "optuna.Study") -> "go.Figure":
     figure.update_layout(
         title=None,
         height=440,
-        margin={"l": 24, "r": 8, "t": 24, "b": 40},
+        margin={"l": 48, "r": 8, "t": 24, "b": 40},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
     )
@@ -336,8 +336,7 @@ def bias_by_category(shares: Mapping[str, Mapping[str, tuple[float, float, int]]
             )
         )
     figure.add_vline(x=50, line={"color": GREEN, "dash": "dash"})
-    figure.update_layout(margin={"l": 150})
-    figure.update_xaxes(title="stereotypical sentence likelier, % of pairs (50 is the target)", range=[0, 100])
+    figure.update_xaxes(title="% of pairs (50 is the target)", range=[0, 100])
     return figure
 
 
@@ -363,7 +362,6 @@ def confusion(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> "go.Fig
             hovertemplate="label %{y}, predicted %{x}: %{text} items (%{z:.0%})<extra></extra>",
         )
     )
-    figure.update_layout(margin={"l": 110, "b": 80})
     figure.update_xaxes(title="predicted", side="bottom", type="category")
     figure.update_yaxes(title="label", autorange="reversed", type="category")
     return figure

@@ -14,11 +14,13 @@
     const copy = JSON.parse(JSON.stringify(layout));
     copy.font = { family: "system-ui, sans-serif", size: narrow() ? 11 : 13, color: ink };
     copy.hoverlabel = { ...copy.hoverlabel, bgcolor: colour("--card"), bordercolor: colour("--line"), font: { color: ink } };
+    copy.xaxis = copy.xaxis || {};
+    copy.yaxis = copy.yaxis || {};
     for (const axis of Object.keys(copy).filter((key) => /^[xy]axis/.test(key))) {
       Object.assign(copy[axis], { gridcolor: grid, linecolor: grid, zerolinecolor: grid, automargin: true });
     }
     for (const note of copy.annotations || []) { note.font = { ...note.font, color: colour("--soft") }; }
-    if (narrow() && copy.margin) { copy.margin = { ...copy.margin, l: Math.min(copy.margin.l, 52), r: 8 }; }
+    if (narrow() && copy.margin) { copy.margin = { ...copy.margin, r: 8 }; }
     return copy;
   }
   const options = { responsive: true, displaylogo: false, displayModeBar: false, scrollZoom: false };

@@ -85,7 +85,7 @@ def render(folder: SweepFolder) -> str:
         best=best,
         best_values=_values(best) if best else "",
         answer=told[:2],
-        notes=told[2:],
+        notes=[*told[2:], *ranking.notes],
         tiles=_tiles(ranking, best),
         table=_table(ranking),
         statuses=sorted({row.status for row in ranking.rows}),

@@ -1,28 +1,48 @@
-"""``lorasweep rank``: the leaderboard of a sweep."""
+"""``lorasweep rank``: the leaderboard of a sweep, or of several as one."""
+
+import sys
 
 from sweeps.commands.parser import Parser
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser("rank", "Print the leaderboard of a sweep, running or finished, and write leaderboard.csv again.")
-    parser.add_argument("run", metavar="RUN", help="sweep folder, such as runs/quickstart")
+    parser = Parser(
+        "rank",
+        "Print the leaderboard of a sweep, running or finished, and write leaderboard.csv again. With several sweeps,"
+        " rank the trials of all.",
+        "examples:\n  lorasweep rank runs/quickstart\n  lorasweep rank runs/quickstart --by f1,bias.crows_pairs\n"
+        "  lorasweep rank runs/first runs/second --csv\n",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="sweep folder, such as runs/quickstart")
     parser.add_argument("--by", metavar="METRIC[,METRIC]", help="sort by these (f1, bias.crows_pairs, …)")
     parser.add_argument("--json", action="store_true", help="print JSON for other programs")
     parser.add_argument("--csv", action="store_true", help="print CSV")
     options = parser.read(arguments)
     from analysis import leaderboard
+    from analysis.errors import ConfigError
     from analysis.folder import SweepFolder
     from sweeps.show import show_leaderboard
 
-    folder = SweepFolder.open(options.run)
-    ranking = leaderboard.ranked(folder, options.by.split(",") if options.by else [])
+    if options.json and options.csv:
+        raise ConfigError("--json and --csv: give one of them.")
+    folders = [SweepFolder.open(run) for run in options.runs]
+    by = options.by.split(",") if options.by else []
+    folder = folders[0]
+    if len(folders) == 1:
+        ranking = leaderboard.ranked(folder, by)
+    else:
+        from analysis.several import rank_together
+
+        together = rank_together(folders, by)
+        folder, ranking = together.folders, together.ranking
+    for note in ranking.notes:
+        print(f"{note}\n", file=sys.stderr)
     if options.json:
         print(leaderboard.to_json(ranking.rows))
-        return 0
-    if options.csv:
+    elif options.csv:
         print(leaderboard.to_csv(ranking.rows), end="")
-        return 0
-    show_leaderboard(folder, ranking.rows, ranking.by, ranking.judgement)
-    if not options.by:
-        leaderboard.write(folder, ranking.rows)
+    else:
+        show_leaderboard(folder, ranking.rows, ranking.by, ranking.judgement)
+        if not by and len(folders) == 1:
+            leaderboard.write(folder, ranking.rows)
     return 0

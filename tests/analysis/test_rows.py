@@ -200,3 +200,20 @@ def test_nothing_searched_means_no_config_columns_and_no_complaint(make_sweep: A
 def test_files_that_may_not_be_read_are_named(broken: Any) -> None:
     row = broken(lambda files: files.status_file.chmod(0))
     assert (row.status, "Permission" in row.reason) == ("unknown", True)
+
+
+def test_a_trial_that_ended_and_whose_folder_is_gone_is_a_row_that_says_so(sweep: Any) -> None:
+    sweep.trial("t0000", 0.5)
+    for name, event in (("t0000", "tell"), ("t0001", "ask"), ("t0001", "tell"), ("t0002", "ask")):
+        values = {"lora.rank": 4, "precision": "nf4"}
+        append_line(
+            sweep.folder.asks_file, {"event": event, "trial_id": name, "values": values, "state": "stopped_early"}
+        )
+    rows = {row.trial_id: row for row in build(sweep.folder)}
+    assert set(rows) == {"t0000", "t0001"}  # t0002 was handed out only: it may be about to start
+    assert rows["t0001"].status == "unknown"
+    assert rows["t0001"].config["lora.rank"] == 4
+    assert rows["t0001"].reason == (
+        "its folder is missing (it ended as stopped_early): restore trials/t0001 from a copy"
+    )
+    assert rows["t0000"].rank == 1

@@ -1,0 +1,90 @@
+"""The searched values of many trials' ``config.yaml``, read in microseconds instead of milliseconds a file.
+
+The files of a sweep are written by one dumper and differ in a few values. A file whose lines are those of the last
+one that YAML read, but for plain values on a line of their own, is read by these lines alone; any other by YAML.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import yaml
+
+_LOADER: Any = getattr(
+    yaml, "CSafeLoader", yaml.SafeLoader
+)  # the C parser is ten times as fast; not every build has it
+# a key and a value that can be nothing but one plain scalar, such as "  lr: 4.2e-4"
+_PLAIN = re.compile(rb"( *[A-Za-z_][\w.-]*: )([\w.+][\w.+-]*)")
+
+
+class ConfigReader:
+    """Reads the same dotted paths of one file after the other.
+
+    Args:
+        searched: the paths.
+    """
+
+    def __init__(self, searched: Sequence[str]):
+        self.searched = tuple(searched)
+        self._lines: list[bytes] = []
+        self._paths: dict[int, str] = {}  # line → path of the plain value that stands there
+        self._found: dict[str, Any] = {}
+
+    def read(self, content: bytes) -> dict[str, Any]:
+        """Searched path → value, of those that the file has. Raises ValueError or YAMLError for what is not YAML."""
+        lines = content.split(b"\n")
+        changed = self._changed(lines)
+        if changed is None:
+            return self._whole(content, lines)
+        return self._found | {path: value for path, value in changed.items() if path in self._found}
+
+    def _changed(self, lines: list[bytes]) -> dict[str, Any] | None:
+        """Path → value where the lines differ from the last file's; None where they do in anything but plain values."""
+        if len(lines) != len(self._lines):
+            return None
+        values = {}
+        for number, (line, before) in enumerate(zip(lines, self._lines, strict=True)):
+            if line == before:
+                continue
+            new, old = _PLAIN.fullmatch(line), _PLAIN.fullmatch(before)
+            if number not in self._paths or new is None or old is None or new[1] != old[1]:
+                return None
+            values[self._paths[number]] = _scalar(new[2])
+        return values
+
+    def _whole(self, content: bytes, lines: list[bytes]) -> dict[str, Any]:
+        root = yaml.compose(content, Loader=_LOADER)
+        parsed = yaml.load(content, Loader=_LOADER)
+        found: dict[str, Any] = {}
+        for path in self.searched:
+            at: Any = parsed
+            for part in path.split("."):
+                at = at.get(part, _ABSENT) if isinstance(at, Mapping) else _ABSENT
+            if at is not _ABSENT:
+                found[path] = at
+        self._lines, self._found, self._paths = lines, found, dict(_plain_lines(root, ""))
+        return found
+
+
+_ABSENT = object()
+
+
+def _plain_lines(node: Any, prefix: str) -> "list[tuple[int, str]]":
+    """Line → path of every value that is a plain scalar on one line."""
+    if not isinstance(node, yaml.MappingNode) or node.flow_style:
+        return []
+    lines: list[tuple[int, str]] = []
+    for key, value in node.value:
+        path = f"{prefix}{key.value}"
+        if isinstance(value, yaml.ScalarNode):
+            if not value.style and key.start_mark.line == value.start_mark.line == value.end_mark.line:
+                lines.append((value.start_mark.line, path))
+        else:
+            lines += _plain_lines(value, f"{path}.")
+    return lines
+
+
+@lru_cache(maxsize=4096)
+def _scalar(text: bytes) -> Any:
+    return yaml.load(text, Loader=_LOADER)

@@ -1,0 +1,282 @@
+"""Several sweeps side by side: one ranking of all their trials, and what sets their bests and their configs apart.
+
+Trials of two sweeps can be compared where they were scored on the same data (one fingerprint). Perplexity is a figure
+per token, so it is comparable within one tokenizer only; across models, bits per byte is.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+
+from analysis.errors import ConfigError, DataError, FolderError
+from analysis.folder import State, SweepFolder, TrialFolder
+from analysis.metrics import METRICS
+from analysis.ranking import Ranking, checked, judged, objective_of, ordered, ranked, rescored
+from analysis.rows import Row
+
+PER_TOKEN = ("perplexity", "completion_perplexity")
+_APART = ("sweep", "search", "ray", "resources", "tracking")  # config that changes no trial
+
+
+class SweepFolders(SweepFolder):
+    """Several sweep folders as one; a trial's id is ``<sweep>/<trial>``.
+
+    Args:
+        folders: at least one. Those of one name are told apart by the folders they lie in.
+    """
+
+    def __init__(self, folders: Sequence[SweepFolder]):
+        super().__init__(folders[0].root)
+        self.by_name = dict(zip(_names(folders), folders, strict=True))
+
+    def trial(self, trial_id: str) -> TrialFolder:
+        name, _, own = trial_id.rpartition("/")
+        return self.by_name[name].trial(own)
+
+    def baseline(self, name: str) -> TrialFolder:
+        sweep, _, own = name.rpartition("/")
+        return self.by_name[sweep].baseline(own)
+
+
+def _names(folders: Sequence[SweepFolder]) -> list[str]:
+    names = [folder.name for folder in folders]
+    if len(set(names)) == len(names):
+        return names
+    paths = [folder.root.parts for folder in folders]
+    depth = 2
+    while len({parts[-depth:] for parts in paths}) < len(paths) and depth < max(map(len, paths)):
+        depth += 1
+    longer = [":".join(parts[-depth:]) for parts in paths]
+    if len(set(longer)) < len(longer):
+        raise FolderError(f"{folders[0].root}: given more than once. Give each sweep once.")
+    return longer
+
+
+@dataclass(frozen=True)
+class Together:
+    """One ranking of the trials of several sweeps.
+
+    Attributes:
+        folders: where their files are.
+        ranking: trial ids are ``<sweep>/<trial>``.
+    """
+
+    folders: SweepFolders
+    ranking: Ranking
+
+
+def manifest(folder: SweepFolder) -> dict[str, Any]:
+    """``sweep.yaml``. Raises FolderError where it cannot be read."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        content = yaml.load(folder.sweep_file.read_bytes(), Loader=loader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise FolderError(f"{folder.sweep_file}: cannot be read ({' '.join(str(error).split())}).") from None
+    return content if isinstance(content, dict) else {}
+
+
+def rank_together(folders: Sequence[SweepFolder], by: Sequence[str] = ()) -> Together:
+    """Rank the trials of several sweeps as one list, by the objective of the first, or by metrics.
+
+    Raises:
+        DataError: where the sweeps were scored on different data.
+        ConfigError: for a ranking by perplexity over different models.
+        FolderError: for a folder that is given twice, or where none can be read.
+    """
+    together = SweepFolders(folders)
+    manifests: dict[str, dict[str, Any]] = {}
+    rows: list[Row] = []
+    notes: list[str] = []
+    for name, folder in list(together.by_name.items()):
+        try:
+            own = ordered(folder)
+            manifests[name] = manifest(folder)
+        except (FolderError, ConfigError) as error:
+            notes.append(f"{name} is left out: {error}")
+            del together.by_name[name]
+            continue
+        notes += own.notes
+        rows += [replace(row, trial_id=f"{name}/{row.trial_id}") for row in own.rows]
+    if not manifests:
+        raise FolderError("None of the sweeps can be ranked. " + " ".join(notes))
+    folders = list(together.by_name.values())
+    _same_data(manifests)
+    names = checked(by, {name for row in rows for name in row.metrics})
+    objective, left_out = objective_of(folders[0], rows)
+    used = names or [term.metric for term in objective.terms]
+    _one_tokenizer(manifests, used)
+    others = [name for name, folder in together.by_name.items() if _objective(folder) != _objective(folders[0])]
+    if others and not by:
+        first = next(iter(together.by_name))
+        notes.append(f"Ranked by the objective of {first}; {', '.join(others)} had another one.")
+    ranking = Ranking(rescored(rows, objective, names), objective, left_out, tuple(names), notes=tuple(notes))
+    labels = list(dict.fromkeys(str(x) for m in manifests.values() for x in _at(m, "data", "labels") or []))
+    return Together(together, judged(together, ranking, labels))
+
+
+def _objective(folder: SweepFolder) -> Any:
+    return _at(manifest(folder), "config", "objective")
+
+
+def _same_data(manifests: Mapping[str, Mapping[str, Any]]) -> None:
+    prints = {
+        name: _at(content, "fingerprints", "data") or _at(content, "data", "fingerprint")
+        for name, content in manifests.items()
+    }
+    known = {name: value for name, value in prints.items() if value}
+    if len(set(known.values())) > 1:
+        told = ", ".join(f"{name} {str(value)[:12]}" for name, value in known.items())
+        raise DataError(
+            f"The sweeps were not run on the same data (fingerprints: {told}), so their scores cannot be ranked"
+            " together. `lorasweep compare` shows them side by side."
+        )
+
+
+def _one_tokenizer(manifests: Mapping[str, Mapping[str, Any]], metrics: Sequence[str]) -> None:
+    models = {name: _model(content) for name, content in manifests.items()}
+    wrong = [name for name in metrics if name in PER_TOKEN]
+    if wrong and len(set(models.values())) > 1:
+        told = ", ".join(f"{name} {model}" for name, model in models.items())
+        raise ConfigError(
+            f"{wrong[0]} counts by token, and the sweeps have different models ({told}), so it cannot rank them"
+            " together. Use --by bits_per_byte."
+        )
+
+
+def _model(content: Mapping[str, Any]) -> str:
+    model = _at(content, "config", "model") or {}
+    parts = [model.get("package") or model.get("path") or model.get("name"), model.get("revision")]
+    return "@".join(str(part) for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One sweep beside others."""
+
+    name: str
+    folder: SweepFolder
+    ranking: Ranking
+    content: Mapping[str, Any]
+    best: Row | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Sweeps side by side.
+
+    Attributes:
+        names: of the sweeps.
+        table: (head, a cell a sweep).
+        changed: (config path, a value a sweep), of what differs between their configs.
+        sentences: the bests against the first sweep's, and warnings.
+    """
+
+    names: list[str]
+    table: list[tuple[str, list[str]]]
+    changed: list[tuple[str, list[str]]]
+    sentences: list[str]
+
+
+def compare(folders: Sequence[SweepFolder]) -> Comparison:
+    """Sweeps side by side: what they were, their best trials, and whether these can be told apart."""
+    together = SweepFolders(folders)
+    sides = []
+    for name, folder in together.by_name.items():
+        ranking = ranked(folder)
+        best = next((r for r in ranking.rows if r.kind == "trial" and r.status == State.COMPLETED and r.final), None)
+        sides.append(Side(name, folder, ranking, manifest(folder), best))
+    table = [
+        ("model", [_model(s.content) or "?" for s in sides]),
+        ("data", [str(_at(s.content, "data", "fingerprint") or "?")[:12] for s in sides]),
+        ("trials", [_counts(s.ranking.rows) for s in sides]),
+        ("best", [s.best.trial_id if s.best else "-" for s in sides]),
+        ("tied with it", [str(len(s.ranking.judgement.tied)) if s.ranking.judgement else "-" for s in sides]),
+    ]
+    sentences, different = [], False
+    if len({_at(s.content, "data", "fingerprint") for s in sides}) > 1:
+        different = True
+        sentences.append("The sweeps were not run on the same data: their figures say nothing about each other.")
+    several_models = len({_model(s.content) for s in sides}) > 1
+    for name, metric in METRICS.items():
+        if metric.better is None or not any(s.best and name in s.best.metrics for s in sides):
+            continue
+        if several_models and name in PER_TOKEN:
+            continue
+        table.append(
+            (metric.head, [_figure(name, s.best.metrics.get(name, math.nan) if s.best else math.nan) for s in sides])
+        )
+    if several_models:
+        sentences.append(
+            "The models differ, and so may their tokenizers: perplexity is left out, bits per byte compares."
+        )
+    searched = list(dict.fromkeys(path for s in sides if s.best for path in s.best.config))
+    for path in searched:
+        table.append((path, [_value(s.best.config.get(path)) if s.best else "-" for s in sides]))
+    if not different:
+        sentences += _against_first(together, sides)
+    return Comparison([s.name for s in sides], table, _changed(sides), sentences)
+
+
+def _against_first(together: SweepFolders, sides: Sequence[Side]) -> Iterator[str]:
+    from analysis.items import hits
+    from analysis.stats import paired_difference
+
+    first = sides[0]
+    for other in sides[1:]:
+        if first.best is None or other.best is None:
+            missing = first if first.best is None else other
+            yield f"{missing.name} has no completed trial to compare."
+            continue
+        one, two = f"{first.name}/{first.best.trial_id}", f"{other.name}/{other.best.trial_id}"
+        try:
+            found = paired_difference(hits(first.folder, first.best), hits(other.folder, other.best))
+        except (DataError, FolderError, KeyError) as error:
+            yield f"{one} and {two} cannot be compared: {error}"
+            continue
+        ends = f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
+        points = f"{100 * found.mean:+.1f} points of accuracy, paired 95 % interval {ends} on {found.n} items"
+        if math.isnan(found.low) or found.low <= 0.0 <= found.high:
+            yield f"{one} and {two} cannot be told apart: {points}."
+        else:
+            yield f"{one} is {'better' if found.mean > 0 else 'worse'} than {two}: {points}."
+
+
+def _changed(sides: Sequence[Side]) -> list[tuple[str, list[str]]]:
+    flat = [dict(_leaves(_at(s.content, "config") or {})) for s in sides]
+    paths = list(dict.fromkeys(path for own in flat for path in own if path.split(".")[0] not in _APART))
+    rows = [(path, [_value(own.get(path)) for own in flat]) for path in paths]
+    return [(path, values) for path, values in rows if len(set(values)) > 1]
+
+
+def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _counts(rows: Sequence[Row]) -> str:
+    trials = [row for row in rows if row.kind == "trial"]
+    done = sum(row.status == State.COMPLETED for row in trials)
+    return f"{len(trials)} ({done} completed)"
+
+
+def _figure(name: str, value: float) -> str:
+    if not math.isfinite(value):
+        return "-"
+    digits = METRICS[name].decimals
+    return f"{value:.4g}" if digits is None else f"{value:.{digits}f}"
+
+
+def _value(value: Any) -> str:
+    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _at(content: Any, *path: str) -> Any:
+    for name in path:
+        content = content.get(name) if isinstance(content, Mapping) else None
+    return content
