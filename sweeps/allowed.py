@@ -72,6 +72,7 @@ class Constraints:
                 raise ConfigError(
                     f"search.start_from[{n}]: {point} breaks the constraint '{broken}'. Change one of the two."
                 )
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it announces the study
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         if not any(self.allows(suggest(space, study.ask())) for _ in range(draws)):
             texts = "; ".join(it.text for it in self.expressions)

@@ -65,13 +65,14 @@ def test_an_expression_without_a_value_says_where(text):
         Expression.parse(text, "here").value(VALUES)
 
 
-def test_a_constraint_reads_searched_keys_fixed_keys_and_those_that_depend_on_what_is_sampled():
+def test_a_constraint_reads_searched_keys_fixed_keys_and_those_that_depend_on_what_is_sampled(capfd):
     given = "space_constraints=['lora.alpha_value <= 6 or lora.rank == train.batch_size']"
     composed = compose([given, "train.batch_size=8"])
     allows = composed.constraints().allows  # alpha_value follows the sampled alpha_rule: fixed 16, ratio 2, sqrt 6
     assert allows({"lora.alpha_rule": "sqrt", "lora.rank": 4})
     assert not allows({"lora.alpha_rule": "fixed", "lora.rank": 4})
     assert allows({"lora.alpha_rule": "fixed", "lora.rank": 8})
+    assert "study" not in "".join(capfd.readouterr())  # Optuna announces every study that is made
     assert composed.config.space_constraints == ["lora.alpha_value <= 6 or lora.rank == train.batch_size"]
 
 
