@@ -60,12 +60,12 @@ class Constraints:
         Raises:
             ConfigError: where none is, or a point of ``start`` that gives every key is not.
         """
+        if not self.expressions:
+            return
         import optuna
 
         from sweeps.space import active, suggest
 
-        if not self.expressions:
-            return
         for n, point in enumerate(start):
             whole = all(path in point or not active(dimension, point) for path, dimension in space.items())
             if whole and (broken := self.broken(point)):

@@ -21,8 +21,10 @@ def to_file(path: Path, verbose: bool = False) -> Iterator[None]:
         verbose: it is shown on the terminal too.
     """
     handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8", delay=True)]
+    handlers[0].setLevel(logging.WARNING)  # W&B alone says hundreds of lines below that
     if verbose:
         handlers.append(logging.StreamHandler(sys.stderr))
+        handlers[1].setLevel(logging.INFO)
     for handler in handlers:
         handler.setFormatter(logging.Formatter(_FORMAT))
     loggers = [logging.getLogger(name) for name in LIBRARIES]

@@ -22,6 +22,12 @@ class Parser(argparse.ArgumentParser):
     def read(self, arguments: Sequence[str]) -> argparse.Namespace:
         for argument in arguments:
             option = argument.split("=", 1)[0]
+            if option in ("-m", "--multirun") and option not in self._option_string_actions:
+                raise ConfigError(
+                    f"{option}: Hydra's multirun is not used here. To search over values in one sweep:"
+                    " 'lora.rank=choice(4,8)'. For several sweeps, one after the other, a loop of the shell:"
+                    f" for m in minilm smollm2; do {self.prog} model=$m sweep.name=$m …; done"
+                )
             if option.startswith("-") and len(option) > 1 and option not in self._option_string_actions:
                 known = [name for name in self._option_string_actions if name.startswith("--")]
                 raise ConfigError(f"{option} is not an option of `{self.prog}`. {did_you_mean(option, known)}")

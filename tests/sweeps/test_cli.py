@@ -14,6 +14,7 @@ from analysis.errors import DataError, LorasweepError
 from analysis.folder import MetricsRow, State, Status, SweepFolder, atomic_write
 from sweeps import cli
 from sweeps.compose import compose
+from sweeps.tree import groups
 
 PROBE = """
 import sys
@@ -144,8 +145,8 @@ def test_the_exit_code_of_a_sweep_is_the_exit_code_of_the_command(called):
         (["rnu"], ["'rnu'", "'run'"]),
         (["experiment=quickstart"], ["lorasweep run experiment=quickstart"]),
         (["run", "--quite"], ["--quite", "'--quiet'"]),
-        (["run", "--multirun"], ["--multirun"]),
-        (["run", "-m"], ["-m"]),
+        (["run", "--multirun"], ["--multirun", "choice(4,8)", "for m in"]),
+        (["run", "lora.rank=4,8", "-m"], ["-m", "choice(4,8)", "for m in"]),
         (["run", "--cfg"], ["--cfg", "expected one argument"]),
         (["run", "--cfg", "hydra"], ["--cfg", "'job'"]),
         (["run", "--resolve"], ["--cfg job"]),
@@ -175,8 +176,8 @@ def test_run_help_lists_groups_options_and_examples(capsys, tmp_path):
         cli.main(["run", "--help", "--config-dir", str(tmp_path)])
     text = capsys.readouterr().out
     assert stop.value.code == 0
-    assert "hub, local, minilm, smollm2" in text
-    assert "mine, quickstart, quickstart_classifier" in text
+    assert ", ".join(groups()["model"]) in text
+    assert "mine" in text.split("  experiment ")[1].splitlines()[0]
     assert "lorasweep run experiment=quickstart --cfg job" in text
     assert "--quiet" in text
 

@@ -12,12 +12,14 @@ def test_what_libraries_log_and_warn_of_goes_to_the_file_alone(tmp_path, capsys)
     before = logger.handlers[:], logger.propagate
     with to_file(log):
         logging.getLogger("ray.tune").warning("a trial was lost")
+        logging.getLogger("wandb").debug("settings")
         logging.getLogger("transformers.modeling").warning("some weights are new")
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.warn("deprecated", UserWarning, stacklevel=1)
     written = log.read_text()
     assert all(word in written for word in ("a trial was lost", "some weights are new", "deprecated", "ray.tune"))
+    assert "settings" not in written
     out, err = capsys.readouterr()
     assert (out, err) == ("", "")
     assert (logger.handlers, logger.propagate) == before
