@@ -138,6 +138,7 @@ class TrainConfig:
 class EvalConfig:
     rung_items: int = key(96, low=2)  # validation rows scored at rungs: fixed, stratified by label
     batch_size: int = key(64, low=1)  # rows a scoring batch
+    stride: int | None = key(None, low=1)  # data.schema=text: tokens that a window scores; null: all but its first
     generate: bool = False  # let the model write answers too: `lorasweep finalize` and `lorasweep trial`
     max_new_tokens: int = key(32, low=1)  # of an answer, where the task has no labels
 
@@ -259,6 +260,11 @@ def check_trial(trial: TrialConfig) -> None:
         raise ConfigError(
             f"train.accumulation={train.accumulation} does not divide train.batch_size={train.batch_size}."
             " batch_size counts the rows of a whole optimiser step: choose an accumulation that divides it."
+        )
+    if trial.eval.stride is not None and trial.eval.stride >= trial.data.max_length:
+        raise ConfigError(
+            f"eval.stride={trial.eval.stride} is not below data.max_length={trial.data.max_length}: a window needs a"
+            " token of context. Use a smaller stride, such as half of data.max_length."
         )
     if not train.rungs or sorted(set(train.rungs)) != list(train.rungs) or train.rungs[0] < 1:
         raise ConfigError(f"train.rungs={list(train.rungs)}: expected ascending optimiser steps, such as [12, 24, 48].")

@@ -156,6 +156,7 @@ class Materials:
             trial.data.max_length,
             training=training,
             skip=trial.data.on_error == "skip",
+            stride=trial.eval.stride,
         )
 
     def _once(self, name: tuple[str, ...], make: Any) -> Any:

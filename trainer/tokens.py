@@ -7,8 +7,8 @@ schema         longer than ``max_length``
 ``completion`` the beginning of the prompt is cut, then the end of the completion
 ``chat``       the end is cut; a row of which no turn of the assistant is left cannot be used
 ``text``       nothing is cut. Training: texts one after the other, end-of-text tokens between, in windows of
-               ``max_length`` tokens. Scoring: each text in windows of its own, and a window is an item; the
-               last token of the window before is the context of the next
+               ``max_length`` tokens. Scoring: each text in windows of its own, and a window is an item. It
+               scores ``stride`` tokens (``eval.stride``), with those before them that fit as context
 =============  =============================================================================================
 """
 
@@ -51,6 +51,7 @@ def tokens_of(
     *,
     training: bool,
     skip: bool = False,
+    stride: int | None = None,
 ) -> Tokens:
     """Tokenise the rows of a split.
 
@@ -63,6 +64,7 @@ def tokens_of(
         max_length: tokens a row at most.
         training: whether texts of schema ``text`` are packed.
         skip: leave rows out that cannot be used.
+        stride: tokens that a window of schema ``text`` scores, below ``max_length``; None: all but the first.
 
     Raises:
         ConfigError: where ``max_length`` leaves no room.
@@ -73,7 +75,11 @@ def tokens_of(
         encoded = encode_rows(rows, labels, tokenizer, task, max_length)
         return Tokens(rows, encoded, sum(len(row.tokens) == max_length for row in encoded))
     if schema == "text":
-        return _packed(rows, tokenizer, max_length) if training else _windows(rows, tokenizer, max_length)
+        return (
+            _packed(rows, tokenizer, max_length)
+            if training
+            else _windows(rows, tokenizer, max_length, stride or max_length - 1)
+        )
     if schema == "completion":
         return _completions(rows, tokenizer, max_length)
     return _chats(rows, tokenizer, max_length, RowErrors(skip))
@@ -165,8 +171,8 @@ def _packed(rows: list[Row], tokenizer: Any, max_length: int) -> Tokens:
     return Tokens([], [Encoded(tuple(w[:1]), -1, tuple(w[1:]), 0) for w in windows], 0)
 
 
-def _windows(rows: list[Row], tokenizer: Any, max_length: int) -> Tokens:
-    """Every token of every text is scored once."""
+def _windows(rows: list[Row], tokenizer: Any, max_length: int, stride: int) -> Tokens:
+    """Every token of every text is scored once; the first window scores all that it holds."""
     first = _first_token(tokenizer)
     batch = tokenizer(
         [row.text for row in rows], add_special_tokens=False, return_offsets_mapping=bool(tokenizer.is_fast)
@@ -174,19 +180,20 @@ def _windows(rows: list[Row], tokenizer: Any, max_length: int) -> Tokens:
     items, encoded = [], []
     for r, row in enumerate(rows):
         ids = batch.input_ids[r]
-        step = max_length - 1
+        known = [first, *ids]
         done = 0  # characters
-        for at in range(0, len(ids), step):
-            part = ids[at : at + step]
-            context = ids[at - 1] if at else first
+        for at in (0, *range(max_length - 1, len(ids), stride)):
+            part = ids[at : max(at + stride, max_length - 1)]
+            until_token = at + len(part) + 1
+            context = known[max(0, until_token - max_length) : at + 1]
             if tokenizer.is_fast:
-                last = at + step >= len(ids)
+                last = at + len(part) >= len(ids)
                 until = len(row.text) if last else batch["offset_mapping"][r][at + len(part) - 1][1]
                 n_bytes, done = len(row.text[done:until].encode()), until
             else:
                 n_bytes = len(tokenizer.decode(part).encode())
-            encoded.append(Encoded((context,), -1, tuple(part), n_bytes))
-            items.append(row if len(ids) <= step else replace(row, item_id=f"{row.item_id}:{at}-{at + len(part)}"))
+            encoded.append(Encoded(tuple(context), -1, tuple(part), n_bytes, start=len(context)))
+            items.append(row if len(ids) < max_length else replace(row, item_id=f"{row.item_id}:{at}-{at + len(part)}"))
     return Tokens(items, encoded, 0)
 
 

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from analysis.errors import ConfigError
 from analysis.folder import TrialFolder
 from trainer.baselines import score_baseline
-from trainer.config import Baseline, DataConfig, ModelConfig, TrialConfig
+from trainer.config import Baseline, DataConfig, ModelConfig, TrialConfig, check_trial
 from trainer.engine import Ended
+from trainer.evaluate import evaluate
 from trainer.hf import HfEngine
 from trainer.materials import Materials
 from trainer.measures import metric_names
@@ -147,6 +149,34 @@ def test_plain_texts_fill_windows_in_training_and_are_scored_whole(
     assert scored == [token for text in texts for token in text]
     assert sum(row.n_bytes for row in validation.encoded) == sum(len(r.text.encode()) for r in dataset.validation)
     assert [row.item_id.rsplit(":", 1)[-1] for row in validation.rows[3:5]] == ["0-15", "15-20"]
+
+
+@pytest.mark.parametrize("stride", [1, 4, 15])
+def test_a_stride_gives_every_scored_token_its_context_and_counts_it_once(
+    stride: int, schema_trial: Callable[..., TrialConfig], materials: Materials
+) -> None:
+    trial = schema_trial("text")
+    trial = replace(trial, eval=replace(trial.eval, stride=stride))
+    dataset, base, window = materials.dataset(trial), materials.base(trial), trial.data.max_length
+    validation = materials.validation(trial)
+    texts = [base.tokenizer(row.text, add_special_tokens=False).input_ids for row in dataset.validation]
+    assert [t for row in validation.encoded for t in row.completion] == [t for text in texts for t in text]
+    assert sum(row.n_bytes for row in validation.encoded) == sum(len(r.text.encode()) for r in dataset.validation)
+    expected = 0.0
+    for text in texts:
+        ids = [base.tokenizer.bos_token_id, *text]
+        for place in range(1, len(ids)):
+            # the window that scores this token moved on by so many strides
+            moved = -(-max(0, place + 1 - window) // stride)
+            begin = max(0, min(len(ids), window + moved * stride) - window)
+            with torch.no_grad():
+                table = base.model(torch.tensor([ids[begin:place]])).logits[0, -1].log_softmax(-1)
+            expected -= float(table[ids[place]])
+    everything = list(range(len(validation.rows)))
+    found = evaluate(base, base.model, trial, validation, everything).metrics
+    assert found["perplexity"] == pytest.approx(math.exp(expected / sum(map(len, texts))), rel=1e-4)
+    with pytest.raises(ConfigError, match=r"eval.stride=16 is not below data.max_length=16"):
+        check_trial(replace(trial, eval=replace(trial.eval, stride=16)))
 
 
 @pytest.mark.parametrize("max_length", [8, 9, 10])
