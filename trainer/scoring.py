@@ -50,19 +50,22 @@ class Together:
     def __init__(self, places: Sequence[int], route: Callable[[Sequence[int], int], AbstractContextManager[None]]):
         self.places, self.route = tuple(places), route
         self._known: dict[Hashable, list[Any]] = {}
+        self._apart: set[Hashable] = set()  # what failed for all together
 
     def ask(self, place: int, what: Hashable, compute: Compute) -> Any:
         """The result for the slot at ``place``. ``compute`` is called once for each ``what``.
 
         Where it fails for all together, it is called for the slot alone, whose own fault an error then is.
         """
-        if what not in self._known:
+        if what not in self._known and what not in self._apart:
             try:
                 self._known[what] = compute(len(self.places), partial(self.route, self.places))
             except Exception:
                 if len(self.places) == 1:
                     raise
-                return compute(1, partial(self.route, [place]))[0]
+                self._apart.add(what)
+        if what in self._apart:
+            return compute(1, partial(self.route, [place]))[0]
         return self._known[what][self.places.index(place)]
 
 
