@@ -52,7 +52,7 @@ test: install
 test-all: install
 	$(BIN)/python -m pytest -m 'heavy or not heavy'
 
-.PHONY: bench-sweep bench-pack bench-overhead bench-search
+.PHONY: bench-sweep bench-scale bench-pack bench-overhead bench-search
 bench-sweep: install
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/sweep.py $(BENCH)
 bench-pack: install
@@ -61,6 +61,8 @@ bench-overhead: install
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/overhead.py $(BENCH)
 bench-search: install
 	$(BIN)/python -m tests.benchmarks.search_quality $(BENCH)
+bench-scale: install # what a trial costs the driver, up to 2,000 of them: some minutes
+	$(BIN)/python tests/benchmarks/scale.py $(BENCH)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

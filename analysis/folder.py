@@ -6,6 +6,7 @@ reading. Formats are JSON, YAML, Parquet, CSV and safetensors: nothing here is e
 pyarrow is imported where item tables are read or written.
 """
 
+import errno
 import json
 import os
 import re
@@ -44,12 +45,14 @@ class Status:
         reason: why, in a sentence; may be empty.
         step: the last optimiser step it reached.
         where: node and device it ran on last; empty where nobody says so.
+        notes: what went wrong on the way and was mended, such as a damaged checkpoint.
     """
 
     state: State
     reason: str = ""
     step: int = 0
     where: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,17 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES)
+
+
+def disk_fault(error: BaseException) -> bool:
+    """Whether an error says that a disk is full, read-only or broken, rather than that the work went wrong."""
+    if isinstance(error, OSError):
+        return error.errno in _DISK_FAULTS
+    told = re.search(r"\(os error (\d+)\)", str(error))  # as safetensors says it
+    return told is not None and int(told[1]) in _DISK_FAULTS
+
+
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """Append one JSON line in a single write, so that a crash can tear only the last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,8 +115,14 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             line = b"\n" + line  # a torn line stays torn: it must not swallow this one
-        os.write(descriptor, line)
-        os.fsync(descriptor)
+        try:
+            written = os.write(descriptor, line)
+            if written < len(line):  # the disk is full
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, size)  # a line that was not written whole was not written
+            raise
     finally:
         os.close(descriptor)
 
@@ -154,7 +174,9 @@ class TrialFolder:
         """Raises FolderError where the file is there but cannot be read; a missing file means pending."""
         try:
             raw = json.loads(self.status_file.read_text())
-            return Status(State(raw["state"]), raw.get("reason", ""), int(raw.get("step", 0)), raw.get("where", ""))
+            state = State(raw["state"])
+            notes = tuple(map(str, raw.get("notes", ())))
+            return Status(state, raw.get("reason", ""), int(raw.get("step", 0)), raw.get("where", ""), notes)
         except FileNotFoundError:
             return Status(State.PENDING)
         except (ValueError, KeyError, TypeError) as error:

@@ -14,6 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from analysis.constraints import Constraints
 from analysis.errors import ConfigError, did_you_mean
+from analysis.metrics import METRICS
 from trainer.config import (
     PRECISIONS,
     BiasConfig,
@@ -46,11 +47,24 @@ class SweepSettings:
 
 
 @dataclass
+class BudgetConfig:
+    """Whatever is used up first stops the sweep; null and {}: no limit."""
+
+    hours: float | None = key(None, above=0.0)  # that the sweep runs, all its runs together
+    device_hours: float | None = key(None, above=0.0)  # hours times the devices in use
+    tokens: int | None = key(None, low=1)  # training tokens of all trials, padding not counted
+    patience: int | None = key(None, low=1)  # trials that end in a row without a better objective
+    target: dict[str, float] = field(default_factory=dict)  # metrics that one completed trial is to reach, all of them
+
+
+@dataclass
 class SearchConfig:
     trials: int = key(8, low=1)  # configurations to try, the points of start_from included
     repeats: int = key(1, low=1)  # seeds of each configuration
     start_from: list[Any] = field(default_factory=list)  # points to try first: values, or names of known rules
     warm_start: list[str] = field(default_factory=list)  # folders of earlier sweeps to learn from
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    keep_adapters: int | None = key(None, low=1)  # adapters of so many best trials stay; null: of all
 
 
 @dataclass
@@ -110,6 +124,7 @@ class ResourcesConfig:
     slots: str | int = key("auto", low=1)  # trials side by side
     threads: int | None = key(None, low=1)  # torch threads a trial
     price_per_hour: float | None = key(None, low=0.0)  # of a device, in any currency; for lorasweep check
+    rung_timeout: float | None = key(None, above=0.0)  # seconds from one rung of a trial to the next; null: no limit
 
 
 @dataclass
@@ -243,6 +258,7 @@ def check_sweep(config: SweepConfig) -> None:
     _check_engine(config)
     _check_objective(config)
     _check_scheduler(config)
+    _check_budget(config)
 
 
 def _check_baselines(config: SweepConfig) -> None:
@@ -330,6 +346,18 @@ def _check_objective(config: SweepConfig) -> None:
                 f" A target goes with direction=target and with no other: set {where}.target, or change the direction."
             )
     Constraints.from_config(asdict(config.objective)).check(known, config.baselines)
+
+
+def _check_budget(config: SweepConfig) -> None:
+    known = {name for name in measured(config) if name in METRICS and METRICS[name].better in ("high", "low")}
+    for name, value in config.search.budget.target.items():
+        if name not in known | {"objective"}:
+            raise ConfigError(
+                f"search.budget.target.{name}: not a metric that this sweep can aim at."
+                f" {did_you_mean(name, known | {'objective'})}"
+            )
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ConfigError(f"search.budget.target.{name}={value!r}: expected a number, such as {{{name}: 0.9}}.")
 
 
 def _check_scheduler(config: SweepConfig) -> None:

@@ -38,6 +38,7 @@ def ray_running(config: SweepConfig) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # Tune's CSV, JSON and TensorBoard copies of every result
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")  # of its own state, which nobody reads, for all trials
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray of our own reports to nobody
     # Ray prints a traceback for every trial that fails or is stopped by Ctrl-C; its reason is in the leaderboard.
@@ -146,11 +147,11 @@ def seats(nodes: Sequence[Mapping[str, Any]], config: SweepConfig) -> list[Seat]
     return found
 
 
-def start_workers(config: SweepConfig, objective: Objective) -> list[Any]:
-    """A device worker for each of ``seats``. Raises HardwareError."""
+def start_workers(config: SweepConfig, objective: Objective, kind: type[DeviceWorker] = DeviceWorker) -> list[Any]:
+    """A device worker, of the given class, for each of ``seats``. Raises HardwareError."""
     workers = []
     for seat in seats(ray.nodes(), config):
-        make = ray.remote(DeviceWorker).options(
+        make = ray.remote(kind).options(
             num_cpus=seat.cpus,
             num_gpus=seat.gpus,
             max_restarts=-1,

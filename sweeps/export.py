@@ -38,6 +38,7 @@ def export(run_dir: str, trial_id: str | None, to: str, merge: bool) -> None:
     if not (files.adapter_dir / "adapter_config.json").exists():
         status = files.read_status()
         why = f": {status.reason}" if status.reason else ""
+        why += "" if why or status.step == 0 else " (search.keep_adapters keeps those of the best trials)"
         raise FolderError(
             f"trial {trial_id} has no adapter, it is {status.state}{why}. `lorasweep rank {run_dir}` shows the others."
         )

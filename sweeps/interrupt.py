@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a sweep runs."""
+"""What stops a sweep before its end: Ctrl-C and SIGTERM, requests, budgets, a disk that is full."""
 
 import contextlib
 import os
@@ -11,6 +11,8 @@ from typing import Any
 import ray
 from ray.tune.stopper import Stopper
 
+from analysis.errors import FolderError, LorasweepError
+from analysis.folder import State
 from sweeps.progress import Progress
 
 INTERRUPTED = 130  # exit status, as shells have it for Ctrl-C
@@ -18,31 +20,73 @@ _SHUTDOWN_SECONDS = 3.0  # for Ray's own processes, which would outlive the driv
 
 
 class Interrupt(Stopper):
-    """The first Ctrl-C or SIGTERM stops the sweep and keeps everything, the second leaves at once.
+    """How a sweep ends before all its trials have; Tune's stopper, asked after every report of a trial.
+
+    - *At once* (Ctrl-C, SIGTERM, ``lorasweep stop``, a disk that cannot be written): device workers are ended in the
+      middle of their rung. A second Ctrl-C leaves without the ranking.
+    - *Gently* (a budget that is used up): each running trial goes on to its next rung.
+
+    Either way nothing new is suggested, no running trial has ended, and all go on from their last rung on resume. And
+    one trial alone can be asked to end, which it does at its next rung.
 
     Args:
         progress: told that the sweep stops.
-        abandon: called at the first signal.
+        abandon: called when the sweep stops.
     """
 
     def __init__(self, progress: Progress, abandon: Callable[[], None]):
-        self._event = threading.Event()
+        self._at_once, self._gently = threading.Event(), threading.Event()
         self._progress, self._abandon = progress, abandon
+        self._unwanted: set[str] = set()
+        self._signalled = False
+        self.why = ""
+        self.error: LorasweepError | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        if result.get("halt"):
+            self.disk(str(result["halt"]))
+        if self.is_set():
+            return True
+        ours = result.get("config", {}).get("trial_id")
+        if ours in self._unwanted and result.get("state") == State.RUNNING:
+            result["reason"] = f"stopped on request at step {result['step']}"  # a scheduler gives no reason
+            return True
         return False
 
     def stop_all(self) -> bool:
-        return self._event.is_set()
+        return self._at_once.is_set()
 
     def is_set(self) -> bool:
-        return self._event.is_set()
+        """Whether the sweep stops: trials that stop from now on have not ended, unless they say so themselves."""
+        return self._at_once.is_set() or self._gently.is_set()
+
+    def at_once(self) -> bool:
+        return self._at_once.is_set()
+
+    def stop(self, why: str, at_once: bool = True) -> None:
+        """Stop the sweep; ``why`` is a sentence. May be called from any thread, and more than once."""
+        if self.is_set() and not (at_once and not self._at_once.is_set()):
+            return
+        self.why = self.why or why
+        (self._at_once if at_once else self._gently).set()
+        self._abandon()  # from here on, what Tune stops has not ended: it goes on with a resume
+        self._progress.stopping(why)
+
+    def stop_trial(self, trial_id: str) -> None:
+        self._unwanted.add(trial_id)
+
+    def disk(self, fault: str) -> None:
+        """The sweep folder cannot be written."""
+        self.error = self.error or FolderError(
+            f"{fault}. Everything recorded so far is kept. Mend it (free some space?), then go on: lorasweep resume RUN"
+        )
+        self.stop("Stopping: the sweep folder cannot be written.")
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its stopper into scratch that nobody reads
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._event = threading.Event()
+        self._at_once, self._gently = threading.Event(), threading.Event()
 
     @contextlib.contextmanager
     def catching(self) -> Iterator[None]:
@@ -54,7 +98,7 @@ class Interrupt(Stopper):
                 signal.signal(number, handler)
 
     def _caught(self, number: int, frame: Any) -> None:
-        if self._event.is_set():
+        if self._signalled:
             self._progress.close()
             # Threads that are still at work find no Ray any more; what they say of it helps nobody.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
@@ -63,6 +107,5 @@ class Interrupt(Stopper):
             shutdown.start()
             shutdown.join(_SHUTDOWN_SECONDS)
             os._exit(INTERRUPTED)
-        self._event.set()
-        self._abandon()  # from here on, what Tune stops has not ended: it goes on with a resume
-        self._progress.stopping("Stopping. Everything scored so far is kept. Press Ctrl-C again to leave at once.")
+        self._signalled = True
+        self.stop("Stopping. Everything scored so far is kept. Press Ctrl-C again to leave at once.")

@@ -13,6 +13,7 @@ from typing import Any
 
 from analysis.folder import SweepFolder, TrialFolder, append_line, atomic_write, read_lines
 from sweeps.exchange import Exchange
+from trainer.checkpoints import seal
 
 PARENT = "parent.json"
 _OWN = ("best.safetensors",)  # the trial's own best rung stays its own
@@ -37,7 +38,7 @@ def take_over(own: TrialFolder, donor: TrialFolder, step: int) -> str:
         atomic_write(beside / PARENT, json.dumps({"parent": donor.trial_id, "step": step}))
         if not (source / "counters.json").exists():  # it was removed meanwhile, and perhaps not copied whole
             raise FileNotFoundError(source)
-        atomic_write(beside / "counters.json", counters)
+        seal(beside, json.loads(counters))
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         return f"the checkpoint of {donor.trial_id} at step {step} cannot be taken over ({error})"

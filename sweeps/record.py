@@ -1,7 +1,10 @@
 """Writes what trials report into the sweep folder: the driver's side of it. Workers write items and tensors."""
 
+import functools
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -9,6 +12,20 @@ from ray.tune import Callback
 
 from analysis.folder import ENDED, MetricsRow, State, Status, SweepFolder, TrialFolder, atomic_write
 from sweeps.reports import outcome_of, trial_key
+
+
+def _told_of_disk_faults(hook: Callable[..., None]) -> Callable[..., None]:
+    """Tune turns an error of a callback into text, or into the failure of a trial that has done nothing wrong."""
+
+    @functools.wraps(hook)
+    def called(self: "Recorder", *args: Any, **info: Any) -> None:
+        try:
+            hook(self, *args, **info)
+        except OSError as error:
+            self.disk_fault(str(error))
+            raise
+
+    return called
 
 
 class Recorder(Callback):
@@ -19,6 +36,8 @@ class Recorder(Callback):
         trial_config: (trial_id, values) → the trial's resolved configuration.
         interrupted: whether the user stopped the sweep: what runs then has not ended, and goes on with a resume.
         after_end: called after a trial ended, such as to write the leaderboard.
+        waits: whether a trial that Tune gave up is to be handed out again.
+        disk_fault: told where the folder cannot be written, before the error goes on: the sweep must stop.
     """
 
     def __init__(
@@ -27,35 +46,51 @@ class Recorder(Callback):
         trial_config: Callable[[str, dict[str, Any]], dict[str, Any]],
         interrupted: Callable[[], bool],
         after_end: Callable[[], None],
+        disk_fault: Callable[[str], None] = lambda fault: None,
+        waits: Callable[[str], bool] = lambda trial_id: False,
     ):
         self.folder, self.trial_config = folder, trial_config
-        self.interrupted, self.after_end = interrupted, after_end
+        self.interrupted, self.after_end, self.disk_fault = interrupted, after_end, disk_fault
+        self.waits = waits
+        self._notes: dict[str, tuple[str, ...]] = {}  # running trial → notes of earlier runs
+        self._known: dict[str, set[tuple[int, bool]]] = {}  # running trial → (step, final) of its rows
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray pickles callbacks into its scratch folder, and a sweep is never restored from there."""
         return {}
 
+    @_told_of_disk_faults
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         files = self._files(trial)
         if not files.config_file.exists():
             write_config(files, self.trial_config(*trial_key(trial)))
         status = files.read_status()
+        self._notes[files.trial_id] = status.notes
         if status.state not in ENDED:
             files.write_status(replace(status, state=State.RUNNING, reason=""))
 
+    @_told_of_disk_faults
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
+        if result.get("halt"):
+            return
         files = self._files(trial)
-        known = {(row.step, row.final) for row in files.read_metrics()}
+        known = self._known.get(files.trial_id)
+        if known is None:
+            known = self._known[files.trial_id] = {(row.step, row.final) for row in files.read_metrics()}
         for record in result["rows"]:
             row = MetricsRow(**record)
             if (row.step, row.final) not in known:  # a trial that was retried reports a rung again
                 files.append_metrics(row)
-        files.write_status(Status(State(result["state"]), result["reason"], result["step"], result["where"]))
+                known.add((row.step, row.final))
+        notes = tuple(dict.fromkeys([*self._notes.get(files.trial_id, ()), *result.get("notes", ())]))
+        status = Status(State(result["state"]), result["reason"], result["step"], result["where"], notes)
+        files.write_status(status)
         if State(result["state"]) in ENDED:
-            self.after_end()
+            self._ended(files)
 
+    @_told_of_disk_faults
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         files = self._files(trial)
         status = files.read_status()
@@ -63,17 +98,28 @@ class Recorder(Callback):
             files.write_status(replace(status, reason=f"interrupted after step {status.step}"))
         elif status.state is State.RUNNING:
             state, reason = outcome_of(asdict(status))
+            keep_best(files)  # its worker writes it too, later, if it lives
             files.write_status(replace(status, state=state, reason=reason))
-            self.after_end()
+            self._ended(files)
 
+    @_told_of_disk_faults
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if self.interrupted():  # its worker was taken away from it
             self.on_trial_complete(iteration, trials, trial)
+            return
+        if self.waits(trial_key(trial)[0]):
             return
         files = self._files(trial)
         error = trial.get_pickled_error() if hasattr(trial, "get_pickled_error") else None
         reason = _last_line(error) if error is not None else "the trial's process died"
         files.write_status(replace(files.read_status(), state=State.FAILED, reason=reason))
+        self._ended(files)
+
+    def _ended(self, files: TrialFolder) -> None:
+        """Its end is on disk: only now are its checkpoints of no use."""
+        self._known.pop(files.trial_id, None)
+        self._notes.pop(files.trial_id, None)
+        shutil.rmtree(files.checkpoints_dir, ignore_errors=True)
         self.after_end()
 
     def _files(self, trial: Any) -> TrialFolder:
@@ -83,6 +129,22 @@ class Recorder(Callback):
 def write_config(files: TrialFolder, config: dict[str, Any]) -> None:
     """A trial's resolved configuration into its folder."""
     atomic_write(files.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def keep_best(files: TrialFolder) -> None:
+    """The best rung's adapter out of the last checkpoint; nothing where there is none."""
+    for step in reversed(files.checkpoints()):
+        checkpoint = files.checkpoint_dir(step)
+        parts = {"adapter_config.json": "adapter_config.json", "best.safetensors": "adapter_model.safetensors"}
+        if all((checkpoint / name).exists() for name in parts):
+            beside: Path = files.adapter_dir.with_name(".adapter.settled.tmp")
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+            for name, to in parts.items():
+                shutil.copyfile(checkpoint / name, beside / to)
+            shutil.rmtree(files.adapter_dir, ignore_errors=True)
+            beside.rename(files.adapter_dir)
+            return
 
 
 def _last_line(error: BaseException) -> str:

@@ -20,25 +20,30 @@ from ray import tune
 
 from analysis import leaderboard
 from analysis.constraints import Constraints, check_available
-from analysis.errors import FolderError
+from analysis.errors import DataError, FolderError
 from analysis.folder import ENDED, MetricsRow, SweepFolder, read_lines
 from analysis.objective import Objective
 from analysis.ranking import objective_of
 from sweeps import lineage
+from sweeps.again import nothing_left, same_sweep
 from sweeps.baselines import BaselineRunner, missing, planned, settings_of
+from sweeps.board import Board
+from sweeps.budget import Budget
 from sweeps.compose import Composed
+from sweeps.control import ENQUEUE, Post, done, driver, requests
 from sweeps.devices import answer, facts_of, max_concurrent, ray_running, start_workers
 from sweeps.exchange import Exchange
 from sweeps.interrupt import INTERRUPTED, Interrupt
 from sweeps.logs import to_file
 from sweeps.manifest import make_manifest, read_manifest, write_manifest
+from sweeps.pacing import PacedSearch
 from sweeps.place import program, typed
 from sweeps.preflight import preflight, skipped_note
 from sweeps.progress import Progress
 from sweeps.record import Recorder, write_config
 from sweeps.scheduling import build_sampler, build_scheduler, replay_scheduler
 from sweeps.search import GuardedOptunaSearch
-from sweeps.seldom import Seldom
+from sweeps.settle import settle_told, settle_untold
 from sweeps.show import show_leaderboard, show_next
 from sweeps.space import DefineByRun
 from sweeps.standing import SweepState
@@ -46,11 +51,15 @@ from sweeps.tracking import WandbTracker
 from sweeps.trial import TrialProxy
 from sweeps.wandb_tables import charts
 from sweeps.warm import carried_over, to_carry
+from sweeps.worker import DeviceWorker
 from trainer.config import Baseline
 
 
-def run_sweep(composed: Composed, view: str = "auto") -> int:
-    """Run a new sweep and print its leaderboard. Returns the exit status.
+def run_sweep(composed: Composed, view: str = "auto", worker: type[DeviceWorker] = DeviceWorker) -> int:
+    """Run a sweep and print its leaderboard; where its folder holds this same sweep, go on. Returns the exit status.
+
+    Args:
+        worker: what owns a device; a simulation gives another class.
 
     Args:
         view: how it is shown while it runs: one of ``sweeps.views.VIEWS``.
@@ -58,15 +67,21 @@ def run_sweep(composed: Composed, view: str = "auto") -> int:
     Raises:
         LorasweepError: for anything about the input that cannot be run; nothing is left behind then.
     """
+    there = SweepFolder(Path(composed.config.sweep.dir) / str(composed.config.sweep.name))
+    if there.sweep_file.exists():
+        manifest = read_manifest(there)
+        return _go_on(there, same_sweep(there, manifest, composed), manifest, view, worker)
     folder = new_folder(composed)
     config, objective = composed.config, Objective.from_config(composed.resolved()["objective"])
     carried_over(config.search.warm_start, composed.space, composed.resolved(), objective)
     preflight(composed, view == "quiet")
     with locked(folder), _progress(composed, view) as progress:
-        return _drive(folder, composed, progress, manifest=None)
+        return _drive(folder, composed, progress, None, worker)
 
 
-def resume_sweep(run_dir: str, overrides: list[str], view: str = "auto") -> int:
+def resume_sweep(
+    run_dir: str, overrides: list[str], view: str = "auto", worker: type[DeviceWorker] = DeviceWorker
+) -> int:
     """Go on with a sweep that was interrupted, or extend one (``search.trials=40``). Returns the exit status.
 
     Raises:
@@ -77,10 +92,21 @@ def resume_sweep(run_dir: str, overrides: list[str], view: str = "auto") -> int:
     manifest = read_manifest(folder)
     if not manifest["space"]:
         raise FolderError(f"{folder.root} holds a single trial, of `lorasweep trial`: there is nothing to go on with.")
-    composed = Composed.from_stored(manifest["unresolved"], overrides)
+    return _go_on(folder, Composed.from_stored(manifest["unresolved"], overrides), manifest, view, worker)
+
+
+def _go_on(
+    folder: SweepFolder, composed: Composed, manifest: dict[str, Any], view: str, worker: type[DeviceWorker]
+) -> int:
+    done = nothing_left(folder, composed)
+    if done and not driver(folder).alive:
+        ranking = leaderboard.ranked(folder)
+        show_leaderboard(folder, ranking.rows, judgement=ranking.judgement)
+        print(f"\n{done}")
+        return _exit_status(ranking.rows)
     preflight(composed, view == "quiet")
     with locked(folder), _progress(composed, view, _ended(folder)) as progress:
-        return _drive(folder, composed, progress, manifest)
+        return _drive(folder, composed, progress, manifest, worker)
 
 
 def new_folder(composed: Composed) -> SweepFolder:
@@ -92,18 +118,30 @@ def new_folder(composed: Composed) -> SweepFolder:
             f"{folder.root} already holds a sweep. Go on with it: {program()} resume {typed(folder.root)}"
             f" — or give this one another name: sweep.name={settings.name}-2"
         )
-    if folder.root.is_file() or (folder.root.is_dir() and any(path.name != ".lock" for path in folder.root.iterdir())):
+    if folder.root.is_file() or (folder.root.is_dir() and any(not _left_behind(p) for p in folder.root.iterdir())):
         raise FolderError(f"{folder.root} is there already and is no sweep. Give another name: sweep.name=…")
     return folder
 
 
-def _drive(folder: SweepFolder, composed: Composed, progress: Progress, manifest: dict[str, Any] | None) -> int:
+def _left_behind(path: Path) -> bool:
+    """Whether a file is what a driver leaves that was killed before it had begun."""
+    return path.name.startswith(".") or path.name in ("control", "lorasweep.log")
+
+
+def _drive(
+    folder: SweepFolder,
+    composed: Composed,
+    progress: Progress,
+    manifest: dict[str, Any] | None,
+    worker_class: type[DeviceWorker],
+) -> int:
     """Everything from Ray's start to the printed leaderboard; ``manifest`` is None for a new sweep."""
     objective = Objective.from_config(composed.resolved()["objective"])
     progress.phase("starting Ray and the device workers")
     with ray_running(composed.config), to_file(folder.log_file, progress.verbose):
-        workers = start_workers(composed.config, objective)
+        workers = start_workers(composed.config, objective, worker_class)
         facts = facts_of(workers, str(folder.root), progress.note)
+        asked = composed.unresolved()
         composed = composed.on_machine([p for p in facts[0].precisions if not any(f.precisions[p] for f in facts)])
         for note in composed.notes:
             progress.note(note)
@@ -119,8 +157,9 @@ def _drive(folder: SweepFolder, composed: Composed, progress: Progress, manifest
         for why in dict.fromkeys(absent.values()):
             progress.note(f"not measured: {why}")
         if manifest is None:
-            manifest = make_manifest(composed, found[-1], [asdict(f) for f in facts])
+            manifest = make_manifest(composed, found[-1], [asdict(f) for f in facts]) | {"asked": asked}
         else:
+            _require_same_data(folder, manifest, found[-1]["fingerprint"])
             manifest |= {"config": composed.resolved(), "unresolved": composed.unresolved()}
         write_manifest(folder, manifest)
         placed = list(zip(workers, (fact.where for fact in facts), strict=True))
@@ -129,6 +168,16 @@ def _drive(folder: SweepFolder, composed: Composed, progress: Progress, manifest
         interrupted = sweep.run()
         progress.phase("ranking")
     return _close(folder, progress, sweep, interrupted)
+
+
+def _require_same_data(folder: SweepFolder, manifest: dict[str, Any], fingerprint: str) -> None:
+    """Raises DataError where the data have changed since the sweep began."""
+    before = manifest.get("fingerprints", {}).get("data")
+    if before not in (None, fingerprint):
+        raise DataError(
+            f"{folder.root}: the data are not those that this sweep began with (their fingerprint was {before[:12]}…,"
+            f" now {fingerprint[:12]}…): its trials would not be comparable. Restore them, or start a new sweep."
+        )
 
 
 class _Sweep:
@@ -165,11 +214,19 @@ class _Sweep:
             violated=self._violated,
         )
         self.scheduler = build_scheduler(config.scheduler, config.train.rungs)
+        self.board = Board(folder, config.search.keep_adapters)
         self.interrupt = Interrupt(progress, self.search.abandon)
+        self.search.second_chances = 2
+        self.search.on_disk_fault = self.interrupt.disk
+        self.post = Post(folder, devices=len(workers))
+        self.budget = Budget(config.search.budget, self.post, self.interrupt.is_set)
+        self.budget.replay(folder, records)
         if records:
             lineage.reconcile(folder, records)
             self.search.replay(records)
+            settle_told(folder, records)
             replay_scheduler(self.scheduler, records)
+            settle_untold(folder, self.search, self.scheduler, objective.score)
         if self.scheduler.populate(composed.space, self._exchange) and concurrent < config.search.trials:
             progress.note(
                 f"A population is what trains side by side: {concurrent} at a time here, and search.trials is"
@@ -236,11 +293,19 @@ class _Sweep:
             missing(self.folder, planned(self.composed)),
             self.progress.note,
             self._baseline_scored,
-            self.interrupt.is_set,
+            self.interrupt.at_once,
         )
         baselines.start()
         callbacks = [
-            Recorder(self.folder, self.trial_config, self.interrupt.is_set, Seldom(self._write_leaderboard)),
+            Recorder(
+                self.folder,
+                self.trial_config,
+                self.interrupt.is_set,
+                self.board.trial_ended,
+                self.interrupt.disk,
+                self.search.waits,
+            ),
+            self.budget,
             self.progress,
         ]
         if self.tracker is not None:
@@ -256,7 +321,7 @@ class _Sweep:
         tuner = tune.Tuner(
             tune.with_resources(proxy, {"cpu": 0.001}),
             tune_config=tune.TuneConfig(
-                search_alg=self.search,
+                search_alg=PacedSearch(self.search, self.concurrent),
                 scheduler=self.scheduler,
                 num_samples=-1,
                 max_concurrent_trials=self.concurrent,
@@ -274,16 +339,18 @@ class _Sweep:
         try:
             with self.interrupt.catching():
                 self._fit(tuner)
-                if not self.interrupt.is_set():
+                if not self.interrupt.at_once():
                     if baselines.unscored:
                         self.progress.phase(f"scoring {', '.join(baselines.unscored)}")
                     baselines.finish()
                     self._track_sweep()
         finally:
+            with contextlib.suppress(OSError):
+                self.post.end(self.interrupt.why or "finished")
             if self.tracker is not None:
                 self.tracker.close()
             shutil.rmtree(scratch, ignore_errors=True)
-        return self.interrupt.is_set()
+        return self.interrupt.at_once()
 
     def _fit(self, tuner: tune.Tuner) -> None:
         """Run Tune in a thread, so that signals stay with us: Tune handles only Ctrl-C, and waits for busy trials."""
@@ -299,14 +366,43 @@ class _Sweep:
         thread.start()
         while thread.is_alive():
             thread.join(0.2)
-            if self.interrupt.is_set():
+            self._look_around()
+            if self.interrupt.at_once():
                 for worker, _ in self.workers:  # a worker in the middle of a rung would hold its proxy up
                     with contextlib.suppress(Exception):
                         ray.kill(worker)
                 thread.join(20)
-                return
-        if failure:
+                break
+        if self.interrupt.error is not None:
+            raise self.interrupt.error
+        if failure and not self.interrupt.at_once():
             raise failure[0]
+
+    def _look_around(self) -> None:
+        """Count the time, look what is used up, and what somebody asks for."""
+        try:
+            self.post.beat()
+            spent = self.budget.used_up()
+            if spent:
+                self.interrupt.stop(f"{spent}. Running trials stop at their next rung.", at_once=False)
+            self._take_requests()
+        except OSError as error:
+            self.interrupt.disk(str(error))
+
+    def _take_requests(self) -> None:
+        for request in requests(self.folder):
+            if request.kind == ENQUEUE:
+                if request.name in self.search.enqueued:
+                    done(self.folder, request)
+                else:
+                    self.search.enqueue(request.name, request.point or {})
+                continue
+            done(self.folder, request)
+            if request.trial_id:
+                self.interrupt.stop_trial(request.trial_id)
+                self.progress.note(f"{request.trial_id} is to stop at its next rung.")
+            else:
+                self.interrupt.stop("Stopping, as `lorasweep stop` asks. Everything scored so far is kept.")
 
     def _baseline_scored(self, baseline: Baseline, row: MetricsRow) -> None:
         if self.tracker is not None:
@@ -321,20 +417,20 @@ class _Sweep:
             }  # `lorasweep wandb pull` reads it
             self.tracker.log_sweep(rows, config, charts(rows, objective))
 
-    def _write_leaderboard(self) -> None:
-        leaderboard.write(self.folder, leaderboard.build(self.folder))
-
 
 def _close(folder: SweepFolder, progress: Progress, sweep: _Sweep, interrupted: bool) -> int:
     """Write and print the leaderboard, and what can be done next. Returns the exit status."""
-    ranking = leaderboard.ranked(folder)
+    ranking = sweep.board.close()
     rows = ranking.rows
-    leaderboard.write(folder, rows)
     progress.close()
     show_leaderboard(folder, rows, judgement=ranking.judgement)
     show_next(folder, rows, interrupted, sweep.tracker.sync_hint() if sweep.tracker is not None else "")
     if interrupted:
         return INTERRUPTED
+    return _exit_status(rows)
+
+
+def _exit_status(rows: list[leaderboard.Row]) -> int:
     return 0 if any(row.kind == "trial" and row.status in ("completed", "stopped_early") for row in rows) else 1
 
 

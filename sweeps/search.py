@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,13 @@ class GuardedOptunaSearch(OptunaSearch):
         self._resumed: dict[int, Past] = {}  # unfinished trials
         self._seen: set[tuple[tuple[str, Any], ...]] = set()  # points handed out, of a grid
         self._live: dict[str, _Handed] = {}  # by Tune's trial id
+        self._wanted: dict[str, dict[str, Any]] = {}  # request → its point, to be tried next
+        self._requests: dict[int, str] = {}  # trial number → request that it came from
+        self.enqueued: set[str] = set()  # requests whose point was handed out, which asks.jsonl says
+        self._taken_up: list[str] = []  # keys in _live of trials that wait for Tune to ask for one
+        self.on_disk_fault: Callable[[str], None] = lambda fault: None  # called where asks.jsonl cannot be written
+        self.second_chances = 0  # times that a trial whose process was lost is handed out again
+        self._chances: Counter[str] = Counter()  # our trial id → times that it was
         self._asked = 0
         self._ready = self._closed = self._abandoned = self._used_up = False
 
@@ -136,7 +144,9 @@ class GuardedOptunaSearch(OptunaSearch):
         Raises:
             FolderError: for records that do not belong together.
         """
+        records = list(records)
         study = read_past(records)
+        self.enqueued |= {record["request"] for record in records if record.get("request")}
         for index, past in enumerate(study):
             for name, value in past.study.items():
                 self._study._storage.set_study_system_attr(self._study._study_id, name, value)
@@ -162,16 +172,53 @@ class GuardedOptunaSearch(OptunaSearch):
         """
         self._closed = self._abandoned = True
 
+    def take_up(self) -> list[tuple[str, dict[str, Any]]]:
+        """Hand out every unfinished trial of ``replay`` again, before Tune asks for any.
+
+        Returns:
+            A name for each, to answer by as if it were Tune's id, and its suggestion. Those that are not answered to
+            their end are what ``suggest`` gives first.
+        """
+        found: list[tuple[str, dict[str, Any]]] = []
+        while self._resumed:
+            name = f"taken up {len(found)}"
+            suggestion = self.suggest(name)
+            if not isinstance(suggestion, dict):
+                break
+            found.append((name, suggestion))
+        self._taken_up = [name for name, _ in found]
+        return found
+
+    def waits(self, trial_id: str) -> bool:
+        """Whether a trial, by our id, that Tune gave up is to be handed out again."""
+        return any(self._live[name].trial_id == trial_id for name in list(self._taken_up))
+
+    def enqueue(self, name: str, point: Mapping[str, Any]) -> None:
+        """Try a point next, as one of ``trials``; where they are used up, it waits. May be called from any thread.
+
+        Args:
+            name: of the request; it is in ``enqueued`` once the point was handed out. One that is known is ignored.
+            point: already validated against the space. Keys that it leaves out are sampled.
+        """
+        if name not in self.enqueued and name not in self._requests.values():
+            self._wanted[name] = dict(point)
+
     def suggest(self, trial_id: str) -> Any:
         """The next point; FINISHED where all were handed out.
 
         Args:
             trial_id: Tune's own id, which later answers carry. Ours is in the suggestion.
         """
-        if not self._ready:
-            self._begin([])
         if self._closed:
             return Searcher.FINISHED
+        while self._taken_up:
+            taken = self._live.pop(self._taken_up.pop(0), None)
+            if taken is not None:
+                self._live[trial_id] = taken
+                repeat = {"repeat": taken.repeat} if taken.repeat else {}
+                return {"trial_id": taken.trial_id, "values": dict(taken.values), **repeat}
+        if not self._ready:
+            self._begin([])
         if handed := self._next_repeat():
             self._live[trial_id] = handed
             return {"trial_id": handed.trial_id, "values": dict(handed.values), "repeat": handed.repeat}
@@ -181,7 +228,7 @@ class GuardedOptunaSearch(OptunaSearch):
             return None if waits else Searcher.FINISHED
         again = bool(self._resumed)
         number = min(self._resumed, default=self._asked)
-        point = self._start_points.pop(0) if self._start_points and not again else None
+        point = None if again else self._next_point(number)
         handed = self._ask(number, point, again)
         if handed is None:
             self._use_up()
@@ -238,6 +285,14 @@ class GuardedOptunaSearch(OptunaSearch):
         told = told_as(answer, group.first.rungs, None, self._several)
         self._log_answer("mean", group.first, answer, told.name)
         self._tell(group.first, answer, told)
+
+    def _next_point(self, number: int) -> dict[str, Any] | None:
+        """A point that somebody asked for, or one of ``start_from``; None leaves it to the sampler."""
+        if self._wanted:
+            name = next(iter(self._wanted))
+            self._requests[number] = name
+            return self._wanted.pop(name)
+        return self._start_points.pop(0) if self._start_points else None
 
     def _ask(self, number: int, point: dict[str, Any] | None, again: bool) -> _Handed | None:
         """Ask the sampler until it gives a point that may be handed out. None where a grid is used up.
@@ -324,6 +379,13 @@ class GuardedOptunaSearch(OptunaSearch):
         if handed is None:
             logger.debug("ignored: another answer for Tune's trial %s", trial_id)
             return
+        if error and not self._closed and self._chances[handed.trial_id] < self.second_chances:
+            # Tune gives a trial up whose proxy dies before it has started, such as while it is taken over from another.
+            self._chances[handed.trial_id] += 1
+            name = f"again {handed.trial_id} {self._chances[handed.trial_id]}"
+            self._live[name] = handed
+            self._taken_up.append(name)
+            return
         last = result or {}
         self._note_rung(handed, last)  # Tune passes on the rung at which a trial is stopped only here
         if self._abandoned and last.get("state") not in ENDED:
@@ -403,7 +465,7 @@ class GuardedOptunaSearch(OptunaSearch):
 
     def _note_rung(self, handed: _Handed, result: Mapping[str, Any]) -> None:
         step = result.get("step")
-        if result.get("state") != State.RUNNING or step is None or step in handed.rungs:
+        if result.get("state") != State.RUNNING or result.get("halt") or step is None or step in handed.rungs:
             return  # an end, not a rung; or a rung told before the driver died
         value = _finite(result.get(METRIC))
         self._log("rung", handed, value, step, str(State.RUNNING))
@@ -416,7 +478,7 @@ class GuardedOptunaSearch(OptunaSearch):
     def _log_ask(
         self, event: str, handed: _Handed, study: Mapping[str, Any], start: dict[str, Any] | None, again: bool = False
     ) -> None:
-        frozen = self._frozen(handed.trial.number)
+        frozen, request = self._frozen(handed.trial.number), self._requests.get(handed.number)
         self._log(
             event,
             handed,
@@ -428,7 +490,10 @@ class GuardedOptunaSearch(OptunaSearch):
             study=study,
             start=start,
             again=again,
+            **({"request": request} if request and event == "ask" else {}),
         )
+        if request and event == "ask":
+            self.enqueued.add(request)
         self._mirror.asked(frozen)
 
     def _log(self, event: str, handed: _Handed, objective: float | None, step: int, state: str, **more: Any) -> None:
@@ -437,7 +502,11 @@ class GuardedOptunaSearch(OptunaSearch):
         named |= {} if rejected else {"trial_id": handed.trial_id, "number": handed.number}
         named |= {"repeat": handed.repeat} if handed.repeat else {}
         scored = {"objective": objective, "step": step, "state": state, "time": time.time()}
-        append_line(self._asks_file, {**named, **scored, **more})
+        try:
+            append_line(self._asks_file, {**named, **scored, **more})
+        except OSError as error:
+            self.on_disk_fault(str(error))
+            raise
 
     def _frozen(self, index: int) -> FrozenTrial:
         return self._study.get_trials(deepcopy=False)[index]

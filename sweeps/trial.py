@@ -14,19 +14,31 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorDiedError, GetTimeoutError, OutOfMemoryError, RayActorError
 
 from analysis.folder import MetricsRow, State, SweepFolder
 from analysis.objective import Objective
 from sweeps.compose import Composed
 from trainer.config import TrialConfig
-from trainer.engine import Admitted, Ended, Refused, RungResult
+from trainer.engine import Admitted, Ended, Halted, Refused, RungResult
 
 _ASK_AGAIN = 0.2  # seconds between rounds where every worker is full
+_LIVES = 3  # device workers that a trial may lose between two rungs before it is taken for the cause
+_ALONE_AFTER = 2  # losses: then the trial gets a device to itself, so that it takes no neighbour with it
+_DIE_SECONDS = 5.0  # for a worker that hangs to end itself
+
+
+class _Replaced(Exception):
+    """The worker died and was started again while the trial rested: its new process does not know the trial."""
 
 
 class TrialProxy(tune.Trainable):
-    """Tune's config is ``{"trial_id": …, "values": {dotted path: value}}``."""
+    """Tune's config is ``{"trial_id": …, "values": {dotted path: value}}``.
+
+    A device worker that dies, or that hangs (``resources.rung_timeout``), is started again, and its trials go on from
+    their last rung. One of them may be the cause: a trial that loses a second worker before its next rung goes on alone
+    on a device, and ends with the third.
+    """
 
     def setup(  # type: ignore[override]  # with_parameters gives what comes after config
         self,
@@ -47,12 +59,24 @@ class TrialProxy(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Train to the next rung. The last rung and the final scoring are reported together, as one result."""
+        while True:
+            try:
+                report = self._step()
+            except (RayActorError, OutOfMemoryError, GetTimeoutError, _Replaced) as error:
+                ended = self._lost(error)
+                if ended is None:
+                    continue
+                report = self._report(ended)
+            self.losses = 0
+            return report
+
+    def _step(self) -> dict[str, Any]:
         if self.worker is None:
             ended = self._admit()
             if ended is not None:
                 return self._report(ended)
         else:
-            ray.get(self.worker.proceed.remote(self.trial.trial_id))
+            self._proceed()
         event = self._next()
         if isinstance(event, RungResult):
             self._note_score(event.row)
@@ -61,7 +85,7 @@ class TrialProxy(tune.Trainable):
             last = event.row
             while isinstance(event, RungResult):  # again after the last rung only where the trial lost its slot there
                 last = event.row
-                ray.get(self.worker.proceed.remote(self.trial.trial_id))
+                self._proceed()
                 event = self._next()
             return self._report(event, last_rung=last)
         return self._report(event)
@@ -81,43 +105,95 @@ class TrialProxy(tune.Trainable):
         self.worker: Any = None
         self.where = ""
         self.best_score, self.best_losses = math.nan, [math.nan]
+        self.losses = 0  # of device workers since the last rung
+        self.notes: list[str] = []  # what went wrong and was mended
         for row in self.folder.trial(self.trial.trial_id).read_metrics():
             self._note_score(row)  # of a trial that goes on from a checkpoint
 
-    def _admit(self) -> Ended | None:
-        """Find a worker with a free slot. Returns how the trial ended where it can never run."""
+    def _admit(self) -> Ended | Halted | None:
+        """Find a worker with a free slot. Returns how the trial ended where it can never run.
+
+        Raises ActorDiedError where every worker is gone for good.
+        """
         path = str(self.folder.trial(self.trial.trial_id).root)
         first = int("".join(filter(str.isdigit, self.trial.trial_id)) or 0)
         while True:
+            gone = 0
             for i in range(len(self.workers)):
                 worker, where = self.workers[(first + i) % len(self.workers)]
-                admission = ray.get(worker.admit.remote(self.trial, path))
+                try:
+                    admission = ray.get(worker.admit.remote(self.trial, path, self.losses >= _ALONE_AFTER))
+                except ActorDiedError:  # with its node, or because the sweep is over
+                    gone += 1
+                    if gone == len(self.workers):
+                        raise
+                    continue
+                except RayActorError:  # it starts again
+                    continue
                 if isinstance(admission, Admitted):
                     self.worker, self.where = worker, where
+                    self.notes += [admission.note] if admission.note else []
                     return None
                 if isinstance(admission, Refused):
                     reason = f"{admission.reason} {admission.remedy}".strip()
                     return Ended(self.trial.trial_id, State.FAILED, reason, 0)
-                if isinstance(admission, Ended):
+                if isinstance(admission, Ended | Halted):
                     return admission
             time.sleep(_ASK_AGAIN)
 
-    def _next(self) -> RungResult | Ended:
+    def _proceed(self) -> None:
+        if not ray.get(self.worker.proceed.remote(self.trial.trial_id)):
+            raise _Replaced
+
+    def _next(self) -> RungResult | Ended | Halted:
+        limit = self.composed.config.resources.rung_timeout
         while True:
-            event = ray.get(self.worker.next_event.remote(self.trial.trial_id))
+            event = ray.get(self.worker.next_event.remote(self.trial.trial_id), timeout=limit)
+            if event is None:
+                raise _Replaced
             if isinstance(event, RungResult):
                 return event
             self.worker = None
-            ended = event if isinstance(event, Ended) else self._admit()  # it lost its slot: find another
+            ended = event if isinstance(event, Ended | Halted) else self._admit()  # it lost its slot: find another
             if ended is not None:
                 return ended
+
+    def _lost(self, error: Exception) -> Ended | None:
+        """Let go of a worker that died or hangs. Returns how the trial ended where it is taken for the cause.
+
+        Raises the error where there was no worker to lose.
+        """
+        worker, self.worker = self.worker, None
+        if worker is None:
+            raise error
+        hung = isinstance(error, GetTimeoutError)
+        if hung:
+            replace_worker(worker, self.trial.trial_id)
+        self.losses += 1
+        how = f"hung for {self.composed.config.resources.rung_timeout:g} s" if hung else "died"
+        if self.losses < _LIVES:
+            self.notes.append(f"its device worker ({self.where}) {how}: went on from its last rung")
+            return None
+        rows = self.folder.trial(self.trial.trial_id).read_metrics()
+        memory = isinstance(error, OutOfMemoryError) or "running low on memory" in str(error)
+        how = "the node's memory ran out" if memory else f"it {how}"
+        return Ended(
+            self.trial.trial_id,
+            State.OUT_OF_MEMORY if memory else State.FAILED,
+            f"its device worker was lost {self.losses} times before the next rung, in the end alone: {how}",
+            rows[-1].step if rows else 0,
+        )
 
     def _note_score(self, row: MetricsRow) -> None:
         score = self.objective.score(row.metrics)
         if not row.final and not score <= self.best_score:
             self.best_score, self.best_losses = score, self.objective.losses(row.metrics)
 
-    def _report(self, event: RungResult | Ended, last_rung: MetricsRow | None = None) -> dict[str, Any]:
+    def _report(self, event: RungResult | Ended | Halted, last_rung: MetricsRow | None = None) -> dict[str, Any]:
+        if isinstance(event, Halted):
+            reached = max((row.step for row in self.folder.trial(self.trial.trial_id).read_metrics()), default=0)
+            standing = Ended(self.trial.trial_id, State.RUNNING, "", reached)
+            return self._report(standing) | {"halt": event.reason, "done": False}
         rung = event.row if isinstance(event, RungResult) else last_rung
         final = event.row if isinstance(event, Ended) else None
         shown = final or rung
@@ -132,6 +208,7 @@ class TrialProxy(tune.Trainable):
             "state": str(event.state) if isinstance(event, Ended) else str(State.RUNNING),
             "reason": event.reason if isinstance(event, Ended) else "",
             "where": self.where,
+            "notes": list(self.notes),
             "objective": self.best_score if completed else self.objective.score(rung.metrics) if rung else math.nan,
             "losses": self.best_losses if completed else [],
             "metrics": dict(shown.metrics) if shown else {},
@@ -143,5 +220,16 @@ class TrialProxy(tune.Trainable):
     def _release(self) -> None:
         if self.worker is not None:
             worker, self.worker = self.worker, None
-            with contextlib.suppress(RayActorError):  # a worker that is gone has no slots to free
-                ray.get(worker.end.remote(self.trial.trial_id, str(State.STOPPED_EARLY)))
+            with contextlib.suppress(RayActorError, GetTimeoutError):  # a worker that is gone has no slots to free
+                limit = self.composed.config.resources.rung_timeout
+                ray.get(worker.end.remote(self.trial.trial_id, str(State.STOPPED_EARLY)), timeout=limit)
+
+
+def replace_worker(worker: Any, trial_id: str) -> None:
+    """End a worker that hangs; Ray starts it again. One that has been started again since then is left alone."""
+    try:
+        ray.get(worker.die.remote(trial_id), timeout=_DIE_SECONDS)
+    except GetTimeoutError:  # it does not even answer
+        ray.kill(worker, no_restart=False)
+    except RayActorError:
+        pass  # as asked

@@ -14,22 +14,24 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from analysis.errors import FolderError, LorasweepError
-from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder
+from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder, disk_fault
 from analysis.objective import Objective
 from sweeps.lineage import take_over
 from sweeps.logs import of_worker
 from sweeps.place import package_root
+from trainer.checkpoints import fault
 from trainer.config import Baseline, EngineConfig, TrialConfig
-from trainer.engine import Admission, Admitted, Ended, Event, Refused, Requeued, RungResult
+from trainer.engine import Admission, Admitted, Ended, Event, Full, Halted, Refused, Requeued, RungResult
 
 KEPT_CHECKPOINTS = 2
 _PATIENCE = 1.0  # seconds at most that slots wait for the decisions on others
+_NOT_SAVED = "its checkpoint could not be written"
 
 
 @dataclass(frozen=True)
@@ -105,10 +107,11 @@ class DeviceWorker:
         self.node = node
         self.objective = objective
         self.settings, self.slots = engine, slots
-        self._events: dict[str, asyncio.Queue[Event]] = {}
+        self._events: dict[str, asyncio.Queue[Event | Halted]] = {}
         self._folders: dict[str, TrialFolder] = {}
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._background: deque[Callable[[], None]] = deque()  # work for when no trial is here
+        self._alone = ""  # the trial that has the device to itself
         self._loop: asyncio.AbstractEventLoop | None = None
         self._undecided: set[str] = set()  # posted a rung, and not yet told to go on or to end
         self._resting: set[str] = set()  # the same, however long it takes
@@ -143,16 +146,24 @@ class DeviceWorker:
         """Score a completed trial's adapter on the test split, once no trial is here."""
         return await self._ask(partial(self._score_on_test, trial, TrialFolder(Path(folder))), when_free=True)
 
-    async def admit(self, trial: TrialConfig, folder: str) -> Admission | Ended:
-        """Start a trial, or go on from its last whole checkpoint. Ended: it could not even be set up."""
-        self._events[trial.trial_id] = asyncio.Queue()
-        return await self._ask(partial(self._admit, trial, TrialFolder(Path(folder))))
+    async def admit(self, trial: TrialConfig, folder: str, alone: bool = False) -> Admission | Ended | Halted:
+        """Start a trial, or go on from its last whole checkpoint. Ended or Halted: it could not even be set up.
 
-    async def next_event(self, trial_id: str) -> Event:
-        return await self._events[trial_id].get()
+        Args:
+            alone: give it the device to itself, because it may be what workers die of.
+        """
+        admission: Admission | Ended | Halted = await self._ask(
+            partial(self._admit, trial, TrialFolder(Path(folder)), alone)
+        )
+        return admission
 
-    async def proceed(self, trial_id: str) -> None:
-        await self._ask(partial(self._proceed, trial_id))
+    async def next_event(self, trial_id: str) -> Event | Halted | None:
+        """None where the trial was admitted to an earlier process of this worker."""
+        return await self._events[trial_id].get() if trial_id in self._events else None
+
+    async def proceed(self, trial_id: str) -> bool:
+        """Let a trial that rests train on. False where it was admitted to an earlier process of this worker."""
+        return bool(await self._ask(partial(self._proceed, trial_id)))
 
     async def take_over(self, trial: TrialConfig, donor: str, step: int) -> str | None:
         """Let a trial go on from another one's weights and optimiser state, with the values that ``trial`` has.
@@ -169,6 +180,11 @@ class DeviceWorker:
     async def end(self, trial_id: str, state: str) -> None:
         """Free a trial's slot; nothing happens where it has none."""
         await self._ask(partial(self._end, trial_id, State(state)))
+
+    async def die(self, trial_id: str) -> None:
+        """End the process, whose engine hangs; not where the trial was admitted to an earlier one."""
+        if trial_id in self._events:
+            os._exit(1)
 
     async def _ask(self, work: Callable[[], Any], when_free: bool = False) -> Any:
         self._loop = asyncio.get_running_loop()
@@ -217,11 +233,16 @@ class DeviceWorker:
             except queue.Empty:
                 self._undecided.clear()
 
-    def _broken(self, error: Exception) -> list[Event]:
+    def _broken(self, error: Exception) -> "list[Event | Halted]":
         """The engine itself failed: so have the trials in it, and the next ones find a new engine."""
         traceback.print_exc()
         del self._engine, self._materials
+        if disk_fault(error):
+            return [self._halted(trial_id, error) for trial_id in self._folders]
         return [self._failed(trial_id, error, "the engine broke") for trial_id in self._folders]
+
+    def _halted(self, trial_id: str, error: Exception) -> Halted:
+        return Halted(trial_id, f"{self.node}: {str(error).strip() or type(error).__name__}")
 
     def _failed(self, trial_id: str, error: Exception, what: str) -> Ended:
         first = (str(error).strip().splitlines() or [""])[0][:500]
@@ -287,33 +308,47 @@ class DeviceWorker:
 
         return score_on_test(self.materials, trial, folder)
 
-    def _admit(self, trial: TrialConfig, folder: TrialFolder) -> Admission | Ended:
+    def _admit(self, trial: TrialConfig, folder: TrialFolder, alone: bool = False) -> Admission | Ended | Halted:
+        if self._alone in self._folders or (alone and self._folders):
+            return Full()
         # A rung whose row the driver did not get to record must be reported again: go on from the one before.
         recorded = {row.step for row in folder.read_metrics()}
         steps = [step for step in folder.checkpoints() if step in recorded]
+        damaged = []
+        while steps and (what := fault(folder.checkpoint_dir(steps[-1]))):
+            damaged.append(f"the checkpoint of step {steps.pop()} is damaged ({what})")
         try:
             admission: Admission = self.engine.admit(trial, folder, folder.checkpoint_dir(steps[-1]) if steps else None)
         except LorasweepError as error:
             return Refused(str(error), "")
         except Exception as error:  # such as no memory left for another base model
+            if disk_fault(error):
+                return self._halted(trial.trial_id, error)
             from trainer.outcomes import out_of_memory
 
             state = State.OUT_OF_MEMORY if out_of_memory(error) else State.FAILED
             reason = f"while it was set up: {str(error) or type(error).__name__}".splitlines()[0][:500]
             return Ended(trial.trial_id, state, reason, 0)
         if isinstance(admission, Admitted):
+            self._events[trial.trial_id] = asyncio.Queue()
             self._folders[trial.trial_id] = folder
+            self._alone = trial.trial_id if alone else ""
+            if damaged:
+                admission = replace(admission, note=f"{', '.join(damaged)}: went on from step {admission.step}")
         return admission
 
-    def _proceed(self, trial_id: str) -> None:
+    def _proceed(self, trial_id: str) -> bool:
         self._undecided.discard(trial_id)
         self._resting.discard(trial_id)
+        if trial_id not in self._folders:
+            return trial_id in self._events
         successor = self._successors.pop(trial_id, None)
         if successor is None:
             self.engine.proceed(trial_id)
         else:
             folder = self._folders[trial_id]
             self._succeed(successor, folder, folder.checkpoints()[-1])
+        return True
 
     def _take_over(self, trial: TrialConfig, donor: TrialFolder, step: int) -> str | None:
         folder = self._folders.get(trial.trial_id)
@@ -345,30 +380,30 @@ class DeviceWorker:
         folder = self._folders.pop(trial_id, None)
         if folder is not None:
             self.engine.end(trial_id, state)
-            shutil.rmtree(folder.checkpoints_dir, ignore_errors=True)
 
     def _forget(self, trial_id: str) -> None:
         self._resting.discard(trial_id)
         self._successors.pop(trial_id, None)
 
-    def _post(self, event: Event) -> None:
+    def _post(self, event: Event | Halted) -> None:
         if isinstance(event, RungResult):
             try:
                 self._checkpoint(event)
                 self._undecided.add(event.trial_id)
                 self._resting.add(event.trial_id)
-            except Exception as error:  # such as a full disk: this trial's end, not its neighbours'
+            except Exception as error:  # this trial's end, not its neighbours'; no trial's where the disk is full
                 traceback.print_exc()
-                event = self._failed(event.trial_id, error, "its checkpoint could not be written")
-                with contextlib.suppress(OSError):
-                    self.engine.end(event.trial_id, State.FAILED)
+                trial_id = event.trial_id
+                disk = disk_fault(error)
+                event = self._halted(trial_id, error) if disk else self._failed(trial_id, error, _NOT_SAVED)
+                with contextlib.suppress(Exception):
+                    self.engine.end(trial_id, State.FAILED)
         if isinstance(event, Requeued):
             del self._folders[event.trial_id]  # its checkpoints stay: it is admitted again from the last
-        if isinstance(event, Ended):
+        if isinstance(event, Ended | Halted):
             self._undecided.discard(event.trial_id)
             self._forget(event.trial_id)
-            folder = self._folders.pop(event.trial_id)
-            shutil.rmtree(folder.checkpoints_dir, ignore_errors=True)
+            self._folders.pop(event.trial_id)  # its checkpoints stay until the driver has recorded its end
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._events[event.trial_id].put_nowait, event)
 

@@ -16,9 +16,10 @@ from trainer.config import TrialConfig
 
 @dataclass(frozen=True)
 class Admitted:
-    """The trial has a slot and starts, or goes on, at ``step``."""
+    """The trial has a slot and starts, or goes on, at ``step``. ``note``: what was mended for that; may be empty."""
 
     step: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,14 @@ class Ended:
 @dataclass(frozen=True)
 class Requeued:
     """A trial lost its slot because memory ran out: admit it again, to go on from its last checkpoint."""
+
+    trial_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Halted:
+    """The device worker cannot go on with a trial through no fault of the trial's, such as on a full disk."""
 
     trial_id: str
     reason: str

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from analysis.errors import FolderError
-from analysis.folder import MetricsRow, State, TrialFolder, atomic_write
+from analysis.folder import MetricsRow, State, TrialFolder
+from trainer.checkpoints import COUNTERS, seal
 from trainer.config import TrialConfig
 from trainer.engine import Ended, RungResult
 from trainer.evaluate import Evaluation, Validation, metrics_of
@@ -88,16 +89,16 @@ class Ledger:
         beside.rename(final)
 
     def save(self, to: Path) -> None:
-        """Best rung and counters; ``counters.json`` is written last and makes a checkpoint whole."""
+        """Best rung and counters, which are written last and make a checkpoint whole."""
         counters: dict[str, Any] = {"step": self.step, "tokens": self.tokens, "seconds": self._seconds}
         if self.best is not None:
             counters |= {"best_step": self.best.step, "best_score": self.best.score}
             save_file(self.best.weights, to / "best.safetensors")
-        atomic_write(to / "counters.json", json.dumps(counters))
+        seal(to, counters)
 
     def load(self, checkpoint: Path) -> None:
         """Take up what ``save`` wrote."""
-        counters: dict[str, Any] = json.loads((checkpoint / "counters.json").read_text())
+        counters: dict[str, Any] = json.loads((checkpoint / COUNTERS).read_text())
         self.step = int(counters["step"])
         self.tokens = int(counters["tokens"])
         self._started = time.monotonic() - float(counters["seconds"])

@@ -3,7 +3,7 @@
 import torch
 
 from analysis.errors import LorasweepError
-from analysis.folder import State
+from analysis.folder import State, disk_fault
 from trainer.engine import Ended
 
 
@@ -19,7 +19,12 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def ended_by(error: BaseException, trial_id: str, step: int) -> Ended:
-    """What an exception makes of a trial that had done ``step`` optimiser steps."""
+    """What an exception makes of a trial that had done ``step`` optimiser steps.
+
+    Raises the error itself where it is the disk's: that is no trial's fault, and ends none.
+    """
+    if disk_fault(error):
+        raise error
     first = (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
     if isinstance(error, Diverged):
         return Ended(trial_id, State.DIVERGED, str(error), step)

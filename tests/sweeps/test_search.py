@@ -486,3 +486,37 @@ def test_a_tune_run_tells_the_study_how_each_trial_ended_and_can_be_extended(tmp
     results = fit(small_ray, "second", more)
     assert [result.config["trial_id"] for result in results] == ["t0009"]
     assert more._study.best_trial.number == 9
+
+
+def test_a_trial_whose_process_was_lost_is_handed_out_again_but_not_for_ever(tmp_path: Path) -> None:
+    search = make(tmp_path, trials=2)
+    search.second_chances = 2
+    first = search.suggest("a")
+    search.on_trial_result("a", rung(8, 0.3))
+    for name, again in (("a", "b"), ("b", "c")):
+        search.on_trial_complete(name, None, error=True)
+        assert search.waits("t0000")
+        assert search.suggest(again) == first
+        assert not search.waits("t0000")
+    search.on_trial_complete("c", None, error=True)
+    assert not search.waits("t0000")
+    assert told(search, 0).state is TrialState.FAIL
+    assert search.suggest("d")["trial_id"] == "t0001"
+    assert events(tmp_path) == [("ask", "t0000"), ("rung", "t0000"), ("tell", "t0000"), ("ask", "t0001")]
+
+
+def test_an_enqueued_point_is_tried_next_counts_and_is_named_in_the_record(tmp_path: Path) -> None:
+    search = make(tmp_path, trials=3, start_from=[{"lora.rank": 4}])
+    search.enqueue("enqueue-1", {"lora.rank": 50})
+    search.enqueue("enqueue-1", {"lora.rank": 50})
+    assert search.enqueued == set()
+    assert search.suggest("a")["values"]["lora.rank"] == 50
+    assert search.enqueued == {"enqueue-1"}
+    assert search.suggest("b")["values"]["lora.rank"] == 4
+    again = resumed(tmp_path, trials=3, start_from=[{"lora.rank": 4}])
+    again.enqueue("enqueue-1", {"lora.rank": 50})  # its file was there still when the driver died
+    again.enqueue("enqueue-2", {"lora.rank": 60})
+    again.enqueue("enqueue-3", {"lora.rank": 61})
+    assert [again.suggest(name)["values"]["lora.rank"] for name in "cde"] == [50, 4, 60]
+    assert again.suggest("f") == Searcher.FINISHED
+    assert again.enqueued == {"enqueue-1", "enqueue-2"}, "the third waits for more trials"

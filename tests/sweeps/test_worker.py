@@ -12,8 +12,9 @@ from analysis.folder import MetricsRow, State, TrialFolder
 from analysis.objective import Objective
 from sweeps.place import package_root
 from sweeps.worker import DeviceWorker
+from trainer.checkpoints import seal
 from trainer.config import EngineConfig
-from trainer.engine import Admitted, Ended, Event, RungResult
+from trainer.engine import Admitted, Ended, Event, Full, Halted, RungResult
 
 TRIAL: Any = SimpleNamespace(trial_id="t0000")
 
@@ -70,16 +71,81 @@ def test_a_broken_engine_ends_its_trials_with_the_reason(tmp_path: Path) -> None
     assert event == Ended("t0000", State.FAILED, "the engine broke: IndexError: list index out of range", 4)
 
 
-def test_a_checkpoint_that_cannot_be_written_ends_its_trial_and_frees_its_slot(tmp_path: Path) -> None:
-    def full() -> None:
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (ValueError("no such tensor"), Ended, "its checkpoint could not be written: ValueError: no such tensor"),
+        (OSError(28, "No space left on device"), Halted, "beta: [Errno 28] No space left on device"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), Halted, "(os error 28)"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_written_ends_its_trial_but_a_full_disk_ends_none(
+    error: Exception, kind: type, words: str, tmp_path: Path
+) -> None:
+    def broken() -> None:
+        raise error
+
+    engine = FakeEngine(advance=lambda: [RungResult("t0000", row(2))], checkpoint=broken)
+    event = first_event(engine, tmp_path)
+    assert (type(event), engine.ended) == (kind, ["t0000"])
+    assert words in event.reason  # type: ignore[union-attr]
+
+
+def test_a_full_disk_in_the_engine_halts_all_its_trials(tmp_path: Path) -> None:
+    def full() -> list[Event]:
         raise OSError(28, "No space left on device")
 
-    engine = FakeEngine(advance=lambda: [RungResult("t0000", row(2))], checkpoint=full)
-    event = first_event(engine, tmp_path)
-    assert isinstance(event, Ended)
-    assert (event.state, engine.ended) == (State.FAILED, ["t0000"])
-    assert "its checkpoint could not be written" in event.reason
-    assert "No space left on device" in event.reason
+    assert isinstance(first_event(FakeEngine(advance=full), tmp_path), Halted)
+
+
+def test_a_trial_that_may_kill_workers_has_the_device_to_itself(tmp_path: Path) -> None:
+    device, folder = worker(FakeEngine()), TrialFolder(tmp_path)
+    other: Any = SimpleNamespace(trial_id="t0001")
+    assert isinstance(device._admit(other, folder), Admitted)
+    assert isinstance(device._admit(TRIAL, folder, alone=True), Full)
+    device._end("t0001", State.STOPPED_EARLY)
+    assert isinstance(device._admit(TRIAL, folder, alone=True), Admitted)
+    assert isinstance(device._admit(other, folder), Full)
+    device._end("t0000", State.STOPPED_EARLY)
+    assert isinstance(device._admit(other, folder), Admitted)
+
+
+def test_a_worker_that_was_started_again_says_that_it_does_not_know_a_trial() -> None:
+    async def run() -> None:
+        device = worker(FakeEngine())
+        assert await device.proceed("t0000") is False
+        assert await device.next_event("t0000") is None
+        await device.die("t0000")  # else this process would end here
+
+    asyncio.run(run())
+
+
+def checkpoint(folder: TrialFolder, step: int) -> Path:
+    made = folder.checkpoint_dir(step)
+    made.mkdir(parents=True)
+    (made / "adapter_model.safetensors").write_bytes(bytes(range(200)))
+    seal(made, {"step": step})
+    folder.append_metrics(row(step))
+    return made
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "counters"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_it_is_said(damage: str, tmp_path: Path) -> None:
+    folder, engine = TrialFolder(tmp_path), FakeEngine()
+    good, bad = checkpoint(folder, 2), checkpoint(folder, 4)
+    weights = bad / "adapter_model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:150])
+    elif damage == "flipped":
+        weights.write_bytes(b"\x01" + weights.read_bytes()[1:])
+    elif damage == "missing":
+        weights.unlink()
+    else:
+        (bad / "counters.json").write_text('{"step": 4, "sha')
+    admission = worker(engine)._admit(TRIAL, folder)
+    assert engine.admitted_from == [good]
+    name = "counters.json" if damage == "counters" else "adapter_model.safetensors"
+    assert f"the checkpoint of step 4 is damaged ({name}" in admission.note
 
 
 @pytest.mark.parametrize(("recorded", "expected"), [([], None), ([2], 2), ([2, 4], 4)])
@@ -87,7 +153,7 @@ def test_a_rung_that_was_not_recorded_is_done_again(recorded: list[int], expecte
     folder, engine = TrialFolder(tmp_path), FakeEngine()
     for step in (2, 4):
         folder.checkpoint_dir(step).mkdir(parents=True)
-        (folder.checkpoint_dir(step) / "counters.json").write_text("{}")
+        seal(folder.checkpoint_dir(step), {"step": step})
     for step in recorded:
         folder.append_metrics(row(step))
     worker(engine)._admit(TRIAL, folder)

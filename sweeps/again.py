@@ -1,0 +1,91 @@
+"""A command that names a sweep that is there already: the same one, which goes on, or another, which is refused."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from analysis.errors import FolderError
+from analysis.folder import ENDED, SweepFolder, read_lines
+from sweeps.baselines import missing, planned
+from sweeps.budget import Budget
+from sweeps.compose import RESUMABLE, Composed
+from sweeps.control import ENQUEUE, requests, spent
+from sweeps.place import program, typed
+
+_SHOWN = 12  # differences in a message
+
+
+def same_sweep(folder: SweepFolder, manifest: Mapping[str, Any], composed: Composed) -> Composed:
+    """What to go on with where ``composed`` asks for the sweep that the folder holds.
+
+    The stored config, with those parts of the given one that a resume may change.
+
+    Raises:
+        FolderError: with the differences, where it is another sweep.
+    """
+    asked = manifest.get("asked", manifest["unresolved"])  # as composed, before it was fitted to the machine
+    found = list(differences(asked, composed.unresolved()))
+    if not manifest["space"]:
+        found = ["it holds a single trial, of `lorasweep trial`"]
+    if found:
+        more = f"\n  and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        listed = "".join(f"\n  {line}" for line in found[:_SHOWN]) + more
+        raise FolderError(
+            f"{folder.root} already holds a sweep, and not this one:{listed}\n"
+            f"Go on with that one: {program()} resume {typed(folder.root)}"
+            f" — or give this one another name: sweep.name={folder.name}-2"
+        )
+    stored = dict(manifest["unresolved"])
+    start = stored["search"].get("start_from", [])
+    stored |= {part: composed.raw[part] for part in RESUMABLE if part in composed.raw}
+    if composed.raw["search"].get("start_from") == asked["search"].get("start_from"):
+        stored["search"] = {**stored["search"], "start_from": start}  # without what this machine cannot do
+    again = Composed.from_stored(stored)
+    return replace(again, notes=[*again.notes, f"{typed(folder.root)} holds this sweep: going on with it."])
+
+
+def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
+    """Lines ``key: there … , here …`` for what differs between two nested configs and no resume may change."""
+    before, after = dict(_flat(stored)), dict(_flat(given))
+    for path in sorted(before.keys() | after.keys()):
+        top = path.split(".", 1)[0]
+        if top in RESUMABLE or path in ("sweep.dir", "sweep.name"):
+            continue
+        if before.get(path, _ABSENT) != after.get(path, _ABSENT):
+            yield f"{path}: there {_shown(before, path)}, here {_shown(after, path)}"
+
+
+def nothing_left(folder: SweepFolder, composed: Composed) -> str:
+    """Why a sweep that was asked to go on has nothing to do, in a sentence; empty where it has."""
+    config = composed.config
+    records = list(read_lines(folder.asks_file))
+    asked = {record.get("trial_id") for record in records if record.get("event") == "ask"}
+    told = {record.get("trial_id") for record in records if record.get("event") == "tell"}
+    open_trials = any(folder.trial(str(name)).read_status().state not in ENDED for name in asked)
+    if missing(folder, planned(composed)):
+        return ""
+    waiting = any(request.kind == ENQUEUE for request in requests(folder))
+    if asked and not open_trials and asked == told and len(asked) >= config.search.trials:
+        more = f"{program()} resume {typed(folder.root)} search.trials={len(asked) + max(1, len(asked) // 2)}"
+        return f"All {len(asked)} trials have ended{', and more are enqueued' if waiting else ''}. For more: {more}"
+    watch = Budget(config.search.budget, spent(folder))
+    watch.replay(folder, records)
+    used = watch.used_up()
+    return (
+        f"{used}. With a larger one it goes on: {program()} resume {typed(folder.root)} search.budget.…" if used else ""
+    )
+
+
+_ABSENT = object()
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _shown(values: Mapping[str, Any], path: str) -> str:
+    return repr(values[path]) if path in values else "nothing"

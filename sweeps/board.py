@@ -1,0 +1,44 @@
+"""What follows from the ranking while a sweep runs: the leaderboard's file, and which adapters stay on disk."""
+
+import shutil
+from collections.abc import Sequence
+
+from analysis import leaderboard
+from analysis.folder import ENDED, SweepFolder
+from analysis.leaderboard import Ranking, Row
+from sweeps.seldom import Seldom
+
+
+class Board:
+    """Writes ``leaderboard.csv``, and drops adapters that ``search.keep_adapters`` does not keep.
+
+    Args:
+        folder: of the sweep.
+        keep: adapters of so many best trials; None keeps all.
+
+    Attributes:
+        trial_ended: to be called after each end of a trial; ranks now and then.
+    """
+
+    def __init__(self, folder: SweepFolder, keep: int | None = None):
+        self.folder, self.keep = folder, keep
+        self.trial_ended = Seldom(lambda: self._write(leaderboard.build(folder)))
+
+    def close(self) -> Ranking:
+        """Rank, compare and write at the end of a sweep."""
+        ranking = leaderboard.ranked(self.folder)
+        self._write(ranking.rows)
+        return ranking
+
+    def _write(self, rows: Sequence[Row]) -> None:
+        leaderboard.write(self.folder, rows)
+        self._drop_adapters(rows)
+
+    def _drop_adapters(self, rows: Sequence[Row]) -> None:
+        if self.keep is None:
+            return
+        trials = [row for row in rows if row.kind == "trial"]  # the best first
+        kept = [row for row in trials if self.folder.trial(row.trial_id).adapter_dir.exists()][: self.keep]
+        for row in trials:
+            if row not in kept and row.status in ENDED:
+                shutil.rmtree(self.folder.trial(row.trial_id).adapter_dir, ignore_errors=True)

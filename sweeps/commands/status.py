@@ -1,0 +1,19 @@
+"""``lorasweep status``: how a sweep stands."""
+
+from sweeps.commands.parser import Parser
+
+
+def main(arguments: list[str]) -> int:
+    parser = Parser("status", "How a sweep stands: running, stopped, finished, or left by a driver that died.")
+    parser.add_argument("run", metavar="RUN", help="sweep folder, such as runs/quickstart")
+    parser.add_argument("--json", action="store_true", help="print JSON for other programs")
+    options = parser.read(arguments)
+    import json
+
+    from analysis.folder import SweepFolder
+    from sweeps.overview import lines, overview
+
+    folder = SweepFolder.open(options.run)
+    seen = overview(folder)
+    print(json.dumps(seen, indent=2, ensure_ascii=False) if options.json else "\n".join(lines(seen, folder)))
+    return 0

@@ -1,0 +1,181 @@
+"""Requests to a sweep from another terminal: files in ``control/`` of its folder. And who drives it, and what it spent.
+
+A request is one JSON file with a name of its own, written whole, so that any number of terminals can ask at once. The
+driver removes it when it is done: a point to try only once the study's record names the request, so that a driver that
+dies in between neither loses the point nor tries it twice.
+"""
+
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis.folder import SweepFolder, atomic_write
+
+STOP, ENQUEUE = "stop", "enqueue"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What somebody asks of a sweep.
+
+    Attributes:
+        name: of its file, without the ending; unique.
+        kind: ``stop`` or ``enqueue``.
+        trial_id: to stop; empty for the whole sweep.
+        point: dotted path → value, to be tried.
+    """
+
+    name: str
+    kind: str
+    trial_id: str = ""
+    point: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Driver:
+    """Who drives a sweep, or did last.
+
+    Attributes:
+        alive: whether it runs now: it holds the folder's lock.
+        pid, host: its process.
+        started, seen: seconds since 1970 by its clock: its start, and when it last said that it runs.
+        ended: how its run ended, in a sentence; empty while it runs, and where it was killed.
+    """
+
+    alive: bool
+    pid: int = 0
+    host: str = ""
+    started: float = 0.0
+    seen: float = 0.0
+    ended: str = ""
+
+
+def ask_to_stop(folder: SweepFolder, trial_id: str = "") -> Request:
+    return _ask(folder, STOP, {"trial_id": trial_id})
+
+
+def ask_to_try(folder: SweepFolder, point: Mapping[str, Any]) -> Request:
+    return _ask(folder, ENQUEUE, {"point": dict(point)})
+
+
+def requests(folder: SweepFolder) -> list[Request]:
+    """Requests that are not done, those of one terminal in their order. What is no request is passed over."""
+    found = []
+    for file in sorted(folder.control_dir.glob("*-*.json")):
+        try:
+            content = json.loads(file.read_text())
+            kind, trial_id, point = content["kind"], content.get("trial_id", ""), content.get("point")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if kind == STOP or (kind == ENQUEUE and isinstance(point, dict)):
+            found.append(Request(file.stem, kind, str(trial_id), point))
+    return found
+
+
+def done(folder: SweepFolder, request: Request) -> None:
+    (folder.control_dir / f"{request.name}.json").unlink(missing_ok=True)
+
+
+@dataclass
+class Spent:
+    """Seconds that drivers of a sweep ran, and the same times the devices that each occupied."""
+
+    seconds: float = 0.0
+    device_seconds: float = 0.0
+
+
+class Post(Spent):
+    """The driver's side: says that it runs, what was spent, and how it ended.
+
+    Args:
+        folder: of the sweep; its lock is held.
+        devices: device workers that the sweep occupies.
+    """
+
+    BEAT = 5.0  # seconds between two signs of life, and so what a killed driver's last run may be short of
+
+    def __init__(self, folder: SweepFolder, devices: int):
+        before = spent(folder)
+        super().__init__(before.seconds, before.device_seconds)
+        self.folder, self.devices = folder, devices
+        self._identity = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
+        self._last = time.monotonic()  # of what was counted; a clock that is set back counts nothing twice
+        self._beat_at = self._last
+        for request in requests(folder):
+            if request.kind == STOP:  # meant for an earlier driver
+                done(folder, request)
+        self._write()
+
+    def beat(self) -> None:
+        """To be called often: counts time, and says now and then that the sweep runs."""
+        now = time.monotonic()
+        self.seconds += now - self._last
+        self.device_seconds += (now - self._last) * self.devices
+        self._last = now
+        if now - self._beat_at >= self.BEAT:
+            self._beat_at = now
+            self._write()
+
+    def end(self, how: str) -> None:
+        self.beat()
+        self._write(how)
+
+    def _write(self, ended: str = "") -> None:
+        amounts = {"seconds": round(self.seconds, 3), "device_seconds": round(self.device_seconds, 3)}
+        atomic_write(_spent_file(self.folder), json.dumps(amounts) + "\n")
+        identity = self._identity | {"seen": time.time(), "ended": ended}
+        atomic_write(_driver_file(self.folder), json.dumps(identity) + "\n")
+
+
+def spent(folder: SweepFolder) -> Spent:
+    """By all drivers so far; 0 where nobody knows."""
+    try:
+        content = json.loads(_spent_file(folder).read_text())
+        return Spent(float(content["seconds"]), float(content["device_seconds"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Spent()
+
+
+def driver(folder: SweepFolder) -> Driver:
+    """Who drives the sweep, or did last."""
+    alive = _locked(folder.root / ".lock")
+    try:
+        content = json.loads(_driver_file(folder).read_text())
+        known = Driver(alive, *(content[name] for name in ("pid", "host", "started", "seen", "ended")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Driver(alive)
+    return known if not alive or not known.ended else Driver(alive)  # a new driver that has not said so yet
+
+
+def _locked(lock: Path) -> bool:
+    import fcntl
+
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _ask(folder: SweepFolder, kind: str, content: Mapping[str, Any]) -> Request:
+    # Names sort by time, so that one terminal's points are tried in their order.
+    name = f"{kind}-{time.time_ns():020}-{uuid.uuid4().hex[:8]}"
+    atomic_write(folder.control_dir / f"{name}.json", json.dumps({"kind": kind, **content}) + "\n")
+    return Request(name, kind, str(content.get("trial_id", "")), content.get("point"))
+
+
+def _driver_file(folder: SweepFolder) -> Path:
+    return folder.control_dir / "driver.json"
+
+
+def _spent_file(folder: SweepFolder) -> Path:
+    return folder.root / "study" / "spent.json"

@@ -1,0 +1,141 @@
+"""How a sweep stands, running, stopped, finished or dead, from its folder alone: what ``lorasweep status`` shows."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from analysis.errors import FolderError, LorasweepError
+from analysis.folder import ENDED, State, SweepFolder, TrialFolder, read_lines
+from analysis.leaderboard import build
+from sweeps.control import Driver, driver, requests, spent
+from sweeps.manifest import read_manifest
+from sweeps.place import program, typed
+
+RUNNING, FINISHED, STOPPED, DIED, IDLE = "running", "finished", "stopped", "died", "not running"
+
+
+def overview(folder: SweepFolder) -> dict[str, Any]:
+    """Everything that is known, as plain values. Raises FolderError where there is no sweep."""
+    manifest = read_manifest(folder)
+    search: Mapping[str, Any] = manifest["config"]["search"]
+    who = driver(folder)
+    asked = {line["trial_id"] for line in read_lines(folder.asks_file) if line.get("event") == "ask"}
+    trials, unreadable = [], []
+    for files in folder.trials():
+        try:
+            trials.append(_trial(files))
+        except FolderError as error:
+            unreadable.append(str(error))
+    states = Counter(trial["state"] for trial in trials)
+    ended = sum(states[state] for state in ENDED)
+    used = spent(folder)
+    waiting = [dict(request.point or {}) for request in requests(folder) if request.kind == "enqueue"]
+    return {
+        "name": manifest["name"],
+        "folder": str(folder.root),
+        "state": _state(who, ended, len(asked), search["trials"]),
+        "driver": {
+            "alive": who.alive,
+            "pid": who.pid,
+            "host": who.host,
+            "running_for_seconds": max(0.0, time.time() - who.started) if who.alive and who.started else None,
+            "last_sign_seconds_ago": max(0.0, time.time() - who.seen) if who.seen else None,
+            "ended": who.ended,
+        },
+        "trials": {
+            "total": search["trials"],
+            "handed_out": len(asked),
+            "ended": ended,
+            "by_state": {str(state): states[state] for state in State if states[state]},
+            "enqueued": waiting,
+        },
+        "running": [trial for trial in trials if trial["state"] == State.RUNNING],
+        "best": _best(folder),
+        "spent": {
+            "hours": used.seconds / 3600,
+            "device_hours": used.device_seconds / 3600,
+            "tokens": sum(trial["tokens"] for trial in trials),
+        },
+        "budget": {name: value for name, value in search.get("budget", {}).items() if value not in (None, {})},
+        "notes": [f"{trial['trial_id']}: {note}" for trial in trials for note in trial["notes"]] + unreadable,
+    }
+
+
+def lines(seen: Mapping[str, Any], folder: SweepFolder) -> list[str]:
+    """An overview for people."""
+    trials, who, used = seen["trials"], seen["driver"], seen["spent"]
+    shown = [f"{seen['name']}: {_standing(seen)}"]
+    by_state = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in trials["by_state"].items())
+    enqueued = f", {len(trials['enqueued'])} of them enqueued" if trials["enqueued"] else ""
+    to_come = max(trials["total"] - trials["handed_out"], 0)
+    shown.append(
+        f"trials   {trials['ended']} of {trials['total']} ended ({by_state or 'none yet'}), {to_come} to come{enqueued}"
+    )
+    if seen["best"]:
+        best = seen["best"]
+        metrics = "  ".join(f"{name} {value:.4g}" for name, value in list(best["metrics"].items())[:3])
+        shown.append(f"best     {best['trial_id']}  objective {best['objective']:.3f}  {metrics}")
+    limits = ", ".join(f"{name} {value}" for name, value in seen["budget"].items())
+    hours = f"{used['hours']:.2f} hours, {used['device_hours']:.2f} device-hours, {used['tokens']} tokens"
+    shown.append(f"spent    {hours}" + (f" (budget: {limits})" if limits else ""))
+    for trial in seen["running"]:
+        at = f"step {trial['step']}" if trial["step"] else "before its first rung"
+        metrics = "  ".join(f"{name} {value:.4g}" for name, value in list(trial["metrics"].items())[:3])
+        going = "running " if who["alive"] else "waiting "
+        shown.append(f"{going} {trial['trial_id']}  {at}  {metrics}  {trial['where']}  {trial['reason']}".rstrip())
+    shown += [f"note     {note}" for note in seen["notes"]]
+    if seen["state"] in (STOPPED, DIED, IDLE):
+        shown.append(f"go on:   {program()} resume {typed(folder.root)}")
+    return shown
+
+
+def _standing(seen: Mapping[str, Any]) -> str:
+    who = seen["driver"]
+    by = f"process {who['pid']} on {who['host']}" if who["pid"] else "its process has not said who it is"
+    if seen["state"] == RUNNING:
+        ago = who["last_sign_seconds_ago"]
+        sign = f", last sign of life {ago:.0f} s ago" if ago is not None else ""
+        return f"running ({by}{sign})"
+    if seen["state"] == DIED:
+        return f"not running: its driver ({by}) died"
+    if seen["state"] == STOPPED:
+        return f"stopped: {who['ended']}"
+    return str(seen["state"])
+
+
+def _state(who: Driver, ended: int, asked: int, total: int) -> str:
+    if who.alive:
+        return RUNNING
+    if ended == asked and asked >= total:
+        return FINISHED
+    if who.ended:
+        return STOPPED if who.ended != "finished" else FINISHED
+    return DIED if who.pid else IDLE
+
+
+def _trial(files: TrialFolder) -> dict[str, Any]:
+    status, rows = files.read_status(), files.read_metrics()
+    return {
+        "trial_id": files.trial_id,
+        "state": str(status.state),
+        "step": status.step,
+        "where": status.where,
+        "reason": status.reason,
+        "notes": list(status.notes),
+        "tokens": max((row.tokens for row in rows), default=0),
+        "metrics": {name: value for name, value in rows[-1].metrics.items() if math.isfinite(value)} if rows else {},
+    }
+
+
+def _best(folder: SweepFolder) -> dict[str, Any] | None:
+    try:
+        rows = build(folder)
+    except LorasweepError:
+        return None
+    best = next((row for row in rows if row.kind == "trial" and math.isfinite(row.objective)), None)
+    if best is None:
+        return None
+    metrics = {name: value for name, value in best.metrics.items() if math.isfinite(value)}
+    return {"trial_id": best.trial_id, "status": best.status, "objective": best.objective, "metrics": metrics}

@@ -1,0 +1,109 @@
+"""Before a sweep goes on: its two records, ``study/asks.jsonl`` and the trials' files, are brought together.
+
+A driver that is killed leaves at most one event half written. Of a rung, the study's line is written before the
+trial's; of an end that a trial reports itself, the trial's files are written first; of an end that a scheduler
+decides, the study's answer. So whichever of the two is ahead is believed: no trial that ended runs again, and none
+that the scheduler had stopped runs on.
+"""
+
+import math
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from ray.tune.schedulers import TrialScheduler
+
+from analysis.folder import ENDED, MetricsRow, State, Status, SweepFolder, TrialFolder
+from sweeps.record import keep_best
+from sweeps.reports import outcome_of
+from sweeps.scheduling import GuardedScheduler, StandIn
+from sweeps.search import GuardedOptunaSearch
+
+
+def settle_told(folder: SweepFolder, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write the status of trials whose end the study knows, but their own files do not."""
+    for record in records:
+        if record["event"] != "tell":
+            continue
+        files = folder.trial(record["trial_id"])
+        status = files.read_status()
+        if status.state not in ENDED:
+            state, reason = State(record["state"]), record.get("reason", "")
+            if state is State.STOPPED_EARLY and not reason:
+                _, reason = outcome_of({"state": State.RUNNING, "step": record["step"]})
+            end_trial(files, replace(status, state=state, reason=reason, step=record["step"]))
+
+
+def settle_untold(
+    folder: SweepFolder,
+    search: GuardedOptunaSearch,
+    scheduler: GuardedScheduler,
+    score: Callable[[Mapping[str, float]], float],
+) -> None:
+    """Tell study and scheduler what the files of unfinished trials have ahead of them; both have been replayed.
+
+    Args:
+        score: the sweep's objective, of a rung's metrics.
+    """
+    for tune_id, suggestion in search.take_up():
+        trial, files = StandIn(suggestion["trial_id"]), folder.trial(suggestion["trial_id"])
+        status, rows = files.read_status(), files.read_metrics()
+        rungs = [row for row in rows if not row.final]
+        by_itself = status.state in ENDED and status.state is not State.STOPPED_EARLY
+        if by_itself:  # such a rung was reported together with the end
+            rungs = [row for row in rungs if row.step != status.step]
+        for row in rungs:
+            report = _report(row, status, State.RUNNING, score(row.metrics))
+            decision = scheduler.on_trial_result(None, trial, report)
+            if decision == TrialScheduler.STOP and status.state not in ENDED:
+                state, reason = outcome_of(report)
+                status = replace(status, state=state, reason=reason, step=row.step)
+                search.on_trial_complete(tune_id, report)
+                scheduler.on_trial_complete(None, trial, report)
+                end_trial(files, status)
+                break
+            search.on_trial_result(tune_id, report)
+        else:
+            if status.state in ENDED:
+                report = _last(rows, status, score)
+                search.on_trial_complete(tune_id, report)
+                scheduler.on_trial_complete(None, trial, report)
+                shutil.rmtree(files.checkpoints_dir, ignore_errors=True)
+
+
+def end_trial(files: TrialFolder, status: Status) -> None:
+    """Write how a trial ended whose worker is gone: its best rung's adapter too, from its last checkpoint."""
+    keep_best(files)
+    files.write_status(status)
+    shutil.rmtree(files.checkpoints_dir, ignore_errors=True)
+
+
+def _last(rows: list[MetricsRow], status: Status, score: Callable[[Mapping[str, float]], float]) -> dict[str, Any]:
+    """The report with which a trial ended, again."""
+    scores = [value for row in rows if not row.final and math.isfinite(value := score(row.metrics))]
+    ended = status.state is State.COMPLETED
+    objective = (max(scores) if ended else scores[-1]) if scores else math.nan
+    if not ended and status.state is not State.STOPPED_EARLY:
+        objective = math.nan
+    row = rows[-1] if rows else MetricsRow("", status.step, 0, 0.0, False, 0)
+    return _report(row, status, status.state, objective) | {"step": status.step, "done": True}
+
+
+def _report(row: MetricsRow, status: Status, state: State, objective: float) -> dict[str, Any]:
+    """As a trial's proxy reports."""
+    return {
+        "step": row.step,
+        "tokens": row.tokens,
+        "seconds": row.seconds,
+        "n_items": row.n_items,
+        "final": row.final,
+        "state": str(state),
+        "reason": status.reason if state in ENDED else "",
+        "where": status.where,
+        "objective": objective,
+        "metrics": dict(row.metrics),
+        "rung_metrics": {} if row.final else dict(row.metrics),
+        "rows": [asdict(row)],
+        "done": False,
+    }

@@ -1,0 +1,63 @@
+"""What ``lorasweep stop`` and ``lorasweep enqueue`` check before they ask a sweep for something."""
+
+from collections.abc import Sequence
+
+from analysis.errors import ConfigError, FolderError, did_you_mean
+from analysis.folder import ENDED, SweepFolder, read_lines
+from sweeps import tree
+from sweeps.compose import Composed
+from sweeps.control import ENQUEUE, ask_to_stop, ask_to_try, driver, requests
+from sweeps.manifest import read_manifest
+from sweeps.overrides import read_overrides
+from sweeps.place import program, typed
+from sweeps.space import validate_point
+
+
+def stop(folder: SweepFolder, trial_id: str = "") -> str:
+    """Ask a running sweep to stop, or to end one trial. Returns what to tell the user.
+
+    Raises:
+        FolderError: where nothing runs, or not this trial.
+    """
+    who = driver(folder)
+    if not who.alive:
+        raise FolderError(
+            f"{folder.root}: no lorasweep runs this sweep now. See {program()} status {typed(folder.root)}"
+        )
+    if trial_id:
+        there = [files.trial_id for files in folder.trials()]
+        if trial_id not in there:
+            raise FolderError(f"{folder.root}: no trial '{trial_id}' has started. {did_you_mean(trial_id, there)}")
+        status = folder.trial(trial_id).read_status()
+        if status.state in ENDED:
+            raise FolderError(f"{folder.root}: {trial_id} has ended already ({str(status.state).replace('_', ' ')}).")
+    ask_to_stop(folder, trial_id)
+    by = f" (process {who.pid} on {who.host})" if who.pid else ""
+    if trial_id:
+        return f"Asked the sweep{by} to end {trial_id} at its next rung."
+    return f"Asked the sweep{by} to stop. Go on with it: {program()} resume {typed(folder.root)}"
+
+
+def enqueue(folder: SweepFolder, values: Sequence[str]) -> str:
+    """Ask a sweep, running or not, to try a point. Returns what to tell the user.
+
+    Raises:
+        ConfigError: for a point that is not in the sweep's space.
+    """
+    composed = Composed.from_stored(read_manifest(folder)["unresolved"])
+    settings = read_overrides(values, tree.groups()).settings
+    if len(settings) < len(values) or any(setting.path.startswith("space.") for setting in settings):
+        raise ConfigError(f"enqueue: {' '.join(values)}: expected values of the search space, such as lora.rank=16.")
+    point = validate_point(composed.space, {setting.path: setting.value for setting in settings}, "enqueue")
+    composed.trial("enqueued", point)
+    ask_to_try(folder, point)
+    total = composed.config.search.trials
+    asked = len({line["number"] for line in read_lines(folder.asks_file) if line.get("event") == "ask"})
+    waiting = sum(request.kind == ENQUEUE for request in requests(folder))
+    if asked + waiting > total:
+        return (
+            f"Enqueued, but all {total} trials of the sweep are taken. It is tried after"
+            f" {program()} resume {typed(folder.root)} search.trials={asked + waiting}"
+        )
+    when = "next" if driver(folder).alive else f"when the sweep goes on: {program()} resume {typed(folder.root)}"
+    return f"Enqueued as one of the {total - asked} trials to come. It is tried {when}."

@@ -1,0 +1,240 @@
+"""Sweeps whose trials cost nothing: a real driver, Ray Tune, Optuna, proxies and folders over a simulated engine.
+
+    python tests/benchmarks/simulated.py run DIR [--seconds 0.05] [--profile FILE] [OVERRIDE …]
+    python tests/benchmarks/simulated.py resume DIR …
+
+``run`` makes DIR/runs/simulated. ``--profile`` samples where the driver's Tune thread is, a hundred times a second, and
+writes folded stacks, as flame graph programs read them.
+
+The engine stands where a device worker makes a real one (``run_sweep(…, worker=…)``). A trial's accuracy follows a
+power law in steps towards what its learning rate and rank can reach: a plateau, then a cliff, as measured for LoRA
+(arXiv 2602.04998). A part of it is a chain over all steps so far, so that a trial that went on from a wrong place
+shows it in every later rung. What is admitted, and from where, is noted in ``admissions.jsonl`` beside the trials.
+"""
+
+import atexit
+import csv
+import json
+import math
+import os
+import sys
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from analysis.folder import MetricsRow, State, TrialFolder, append_line, atomic_write
+from sweeps.worker import DataFacts, DeviceWorker, WorkerFacts
+from trainer.config import TrialConfig
+from trainer.engine import Admission, Admitted, Ended, Event, Full, RungResult, never
+
+NOISE = 0.01  # standard deviation or so of a rung's accuracy
+ITEMS = 12
+
+
+def reachable(lr: float, rank: int) -> float:
+    """Accuracy after endless training: a plateau over two decades, wider for higher ranks, and a cliff above it."""
+    best = -3.3 + 0.1 * math.log2(rank / 8)  # log10 of the learning rate
+    off = math.log10(lr) - best
+    plateau = 0.92 - 0.02 * off**2
+    return plateau * (1 - 1 / (1 + math.exp(-12 * (off - 0.75))))
+
+
+def accuracy(trial: TrialConfig, step: int, chain: int) -> float:
+    """After ``step`` steps; ``chain`` is the trial's own noise."""
+    reached = reachable(trial.optim.lr, trial.lora.rank)
+    power_law = reached - (reached - 0.05) * (1 + 4 * step / trial.train.max_steps) ** -0.8
+    return min(max(power_law + NOISE * (chain / 2**31 - 1), 0.0), 1.0)
+
+
+@dataclass
+class SimulatedSlot:
+    trial: TrialConfig
+    folder: TrialFolder
+    step: int
+    chain: int
+    resting: bool = False
+    best: tuple[float, int, dict[str, float]] = field(default_factory=lambda: (-math.inf, 0, {}))
+
+
+def adapter(slot: SimulatedSlot) -> dict[str, str]:
+    """Files of an adapter, by their names in a trial's adapter folder."""
+    return {"adapter_config.json": "{}", "adapter_model.safetensors": json.dumps({"best_step": slot.best[1]})}
+
+
+class SimulatedEngine:
+    """The engine interface without any arithmetic.
+
+    Args:
+        slots: trials at a time.
+        score: the sweep's objective.
+        seconds: that a rung takes.
+    """
+
+    def __init__(self, slots: int, score: Callable[[dict[str, float]], float], seconds: float):
+        self.capacity_, self.score, self.seconds = slots, score, seconds
+        self.slots: dict[str, SimulatedSlot] = {}
+        self.patience = 0.0
+
+    def capacity(self, trial: TrialConfig) -> int:
+        return self.capacity_
+
+    def admit(self, trial: TrialConfig, folder: TrialFolder, checkpoint: Path | None) -> Admission:
+        if len(self.slots) >= self.capacity_:
+            return Full()
+        slot = SimulatedSlot(trial, folder, 0, zlib.crc32(f"{trial.seed} {trial.optim.lr} {trial.lora.rank}".encode()))
+        if checkpoint is not None:
+            counters = json.loads((checkpoint / "counters.json").read_text())
+            slot.step, slot.chain = counters["step"], counters["chain"]
+            slot.best = (counters["best"][0], counters["best"][1], counters["best"][2])
+        line = {"trial_id": trial.trial_id, "from": slot.step, "pid": os.getpid(), "time": time.time()}
+        append_line(folder.root.parent.parent / "admissions.jsonl", line)
+        self.slots[trial.trial_id] = slot
+        return Admitted(slot.step)
+
+    def advance(self, until: Callable[[], bool] = never) -> list[Event]:
+        """The slot that has done least goes to its next rung; one at its last rung ends."""
+        going = [slot for slot in self.slots.values() if not slot.resting]
+        if not going:
+            return []
+        slot = min(going, key=lambda it: it.step)
+        if slot.step >= slot.trial.train.max_steps:
+            return [self._finish(slot)]
+        if self.seconds:
+            time.sleep(self.seconds)
+        rung = next(step for step in slot.trial.train.rungs if step > slot.step)
+        while slot.step < rung:
+            slot.step += 1
+            slot.chain = zlib.crc32(f"{slot.chain} {slot.step}".encode())
+        row = self._row(slot, slot.step, final=False)
+        slot.best = max(slot.best, (self.score(row.metrics), slot.step, row.metrics), key=lambda it: it[0])
+        slot.resting = True
+        return [RungResult(slot.trial.trial_id, row)]
+
+    def proceed(self, trial_id: str) -> None:
+        self.slots[trial_id].resting = False
+
+    def checkpoint(self, trial_id: str, to: Path) -> None:
+        slot = self.slots[trial_id]
+        counters = {"step": slot.step, "chain": slot.chain, "best": list(slot.best)}
+        for name, content in adapter(slot).items():
+            atomic_write(to / name.replace("adapter_model", "best"), content)
+        atomic_write(to / "counters.json", json.dumps(counters))
+
+    def end(self, trial_id: str, state: State) -> None:
+        self._write_adapter(self.slots.pop(trial_id))
+
+    def _finish(self, slot: SimulatedSlot) -> Ended:
+        del self.slots[slot.trial.trial_id]
+        self._write_adapter(slot)
+        row = self._row(slot, slot.best[1], final=True, metrics=slot.best[2])
+        return Ended(slot.trial.trial_id, State.COMPLETED, "", slot.step, row)
+
+    def _write_adapter(self, slot: SimulatedSlot) -> None:
+        for name, content in adapter(slot).items():
+            atomic_write(slot.folder.adapter_dir / name, content)
+
+    def _row(self, slot: SimulatedSlot, step: int, final: bool, metrics: dict[str, float] | None = None) -> MetricsRow:
+        if metrics is None:
+            right = accuracy(slot.trial, slot.step, slot.chain)
+            metrics = {"accuracy": right, "macro_f1": right, "log_loss": 2 * (1 - right)}
+        tokens = slot.step * slot.trial.train.batch_size * 8
+        return MetricsRow(slot.trial.trial_id, step, tokens, 0.0, final, ITEMS * (1 + final), metrics)
+
+
+class SimulatedWorker(DeviceWorker):
+    """A device worker that needs no torch, no model and no data."""
+
+    seconds = 0.0
+
+    @property
+    def engine(self) -> Any:
+        if not hasattr(self, "_engine"):
+            self._engine = SimulatedEngine(self.slots or 4, self.objective.score, self.seconds)
+        return self._engine
+
+    def _facts(self) -> WorkerFacts:
+        return WorkerFacts(self.node, "simulated", dict.fromkeys(("fp32", "bf16", "int8", "nf4"), ""))
+
+    def _prepare(self, trial: TrialConfig) -> DataFacts:
+        return DataFacts(
+            rows={"train": 1, "validation": 1},
+            labels=("a", "b"),
+            fingerprint="0" * 64,
+            parameters=1,
+            slots=self.engine.capacity(trial),
+            schema="labelled",
+            tokens={},
+            skipped={},
+        )
+
+
+def write_data(folder: Path) -> Path:
+    """A data file that satisfies the checks before a sweep; nothing trains on it."""
+    file = folder / "data.csv"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with file.open("w", newline="") as out:
+            csv.writer(out).writerows([["text", "label"], *[["one", "a"], ["two", "b"]] * 8])
+    return file
+
+
+def overrides(folder: Path) -> list[str]:
+    """A sweep of the simulated engine, to be changed by further overrides."""
+    file = write_data(folder)
+    return [
+        "task=classification", "model=hub", "model.name=simulated/none", "data=csv", f"data.train={file}",
+        f"data.validation={file}", "bias=none", "baselines=[]", "tracking=none", "objective=single",
+        "objective.terms.quality.metric=accuracy", "train.max_steps=16", "train.rungs=[4,8,16]", "resources.slots=4",
+        "space=learning_rate", "lora.rank=choice(4,8,16,32)", "precision=fp32",
+        "sweep.name=simulated", f"sweep.dir={folder}/runs",
+    ]  # fmt: skip
+
+
+def sample_stacks(to: Path, every: float = 0.01) -> None:
+    """Start a thread that notes where the thread ``tune`` is, and writes how often at the end of the process."""
+    stacks: Counter[str] = Counter()
+
+    def write() -> None:
+        to.write_text("".join(f"{stack} {count}\n" for stack, count in stacks.most_common()))
+
+    def sample() -> None:
+        while True:
+            time.sleep(every)
+            own = next((t.ident for t in threading.enumerate() if t.name == "tune"), None)
+            frame = sys._current_frames().get(own) if own else None
+            names = []
+            while frame is not None:
+                names.append(f"{Path(frame.f_code.co_filename).stem}:{frame.f_code.co_name}")
+                frame = frame.f_back
+            if names:
+                stacks[";".join(reversed(names))] += 1
+
+    atexit.register(write)
+    threading.Thread(target=sample, name="sampler", daemon=True).start()
+
+
+def main(arguments: list[str]) -> int:
+    from sweeps.compose import compose
+    from sweeps.run import resume_sweep, run_sweep
+
+    command, folder, given = arguments[0], Path(arguments[1]).absolute(), arguments[2:]
+    if given[:1] == ["--seconds"]:
+        SimulatedWorker.seconds, given = float(given[1]), given[2:]
+    if given[:1] == ["--profile"]:
+        sample_stacks(Path(given[1]).absolute())
+        given = given[2:]
+    if command == "run":
+        return run_sweep(compose([*overrides(folder), *given]), view="quiet", worker=SimulatedWorker)
+    if command == "resume":
+        return resume_sweep(str(folder / "runs" / "simulated"), given, view="quiet", worker=SimulatedWorker)
+    print(__doc__, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,254 @@
+"""A driver that is killed between any two of its writes: the sweep that goes on ends like an undisturbed one.
+
+Tune is replaced by the order in which it calls search, scheduler and callbacks (``_process_trial_result`` and
+``stop_trial`` of the TuneController of Ray 2.60), and Ray by plain calls. ``make test`` tries some of the points at
+which a driver can die, ``make test-all`` every one.
+"""
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.tune.search import Searcher
+
+import analysis.folder
+import sweeps.trial
+from analysis.folder import ENDED, State, Status, SweepFolder, append_line, read_lines
+from analysis.objective import Objective
+from sweeps.compose import Composed, compose
+from sweeps.record import Recorder, keep_best
+from sweeps.scheduling import build_sampler, build_scheduler, replay_scheduler
+from sweeps.search import GuardedOptunaSearch
+from sweeps.settle import settle_told, settle_untold
+from sweeps.space import DefineByRun
+from sweeps.trial import TrialProxy
+from sweeps.worker import DeviceWorker
+from trainer.engine import RungResult
+
+_spec = importlib.util.spec_from_file_location("simulated", Path(__file__).parents[1] / "benchmarks" / "simulated.py")
+assert _spec
+assert _spec.loader
+simulated: Any = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(simulated)
+
+
+class Killed(BaseException):
+    """The process is no more."""
+
+
+class Worker:
+    """A device worker without a thread; its methods are called as an actor's are."""
+
+    def __init__(self, score: Callable[[dict[str, float]], float]):
+        self.engine = simulated.SimulatedEngine(1, score, 0.0)
+        self._folders: dict[str, Any] = {}
+        self._events: dict[str, Any] = {}
+        self._alone = ""
+
+    def __getattribute__(self, name: str) -> Any:
+        found = object.__getattribute__(self, name)
+        return SimpleNamespace(remote=found) if name in ("admit", "next_event", "proceed", "end") else found
+
+    def admit(self, trial: Any, path: str, alone: bool) -> Any:
+        unbound: Any = DeviceWorker._admit
+        return unbound(self, trial, analysis.folder.TrialFolder(Path(path)), alone)
+
+    def next_event(self, trial_id: str) -> Any:
+        [event] = self.engine.advance()
+        if isinstance(event, RungResult):
+            unbound: Any = DeviceWorker._checkpoint
+            unbound(self, event)
+        else:
+            self._folders.pop(trial_id)
+        return event
+
+    def proceed(self, trial_id: str) -> bool:
+        self.engine.proceed(trial_id)
+        return True
+
+    def end(self, trial_id: str, state: str) -> None:
+        if self._folders.pop(trial_id, None) is not None:
+            self.engine.end(trial_id, State(state))
+
+
+class Sweep:
+    """A driver, from its start to its end or death: one trial at a time."""
+
+    def __init__(self, composed: Composed, folder: SweepFolder):
+        config = composed.config
+        self.folder, self.composed = folder, composed
+        self.objective = Objective.from_config(composed.resolved()["objective"])
+        self.search = GuardedOptunaSearch(
+            DefineByRun(composed.space), build_sampler(config.sampler, 0), seed=0, trials=config.search.trials,
+            folder=folder,
+        )  # fmt: skip
+        self.scheduler = build_scheduler(config.scheduler, config.train.rungs)
+        self.recorder = Recorder(folder, lambda *_: {}, lambda: False, lambda: None)
+        self.started: list[str] = []
+
+    def run(self) -> None:
+        records = list(read_lines(self.folder.asks_file))
+        if records:
+            self.search.replay(records)
+            settle_told(self.folder, records)
+            replay_scheduler(self.scheduler, records)
+            settle_untold(self.folder, self.search, self.scheduler, self.objective.score)
+        number = 0
+        while (config := self.search.suggest(f"tune{number}")) != Searcher.FINISHED:
+            self._trial(SimpleNamespace(trial_id=f"tune{number}", config=config, status="RUNNING"))
+            number += 1
+
+    def _trial(self, trial: Any) -> None:
+        self.started.append(trial.config["trial_id"])
+        self.scheduler.on_trial_add(None, trial)
+        self.recorder.on_trial_start(0, [], trial)
+        proxy: Any = TrialProxy.__new__(TrialProxy)
+        proxy.setup(
+            trial.config, self.composed, self.objective, str(self.folder.root), [(Worker(self.objective.score), "here")]
+        )
+        decision = "CONTINUE"
+        while decision != "STOP":
+            result = proxy.step()
+            decision = "STOP" if result["done"] else self.scheduler.on_trial_result(None, trial, result)
+            if decision != "STOP":
+                self.search.on_trial_result(trial.trial_id, result)
+            self.recorder.on_trial_result(0, [], trial, result)
+        self.scheduler.on_trial_complete(None, trial, result)
+        self.search.on_trial_complete(trial.trial_id, result)
+        self.recorder.on_trial_complete(0, [], trial)
+        proxy.cleanup()
+
+
+@pytest.fixture(scope="module")
+def composed(tmp_path_factory: pytest.TempPathFactory) -> Composed:
+    return compose([*simulated.overrides(tmp_path_factory.mktemp("simulated")), "search.trials=5"])
+
+
+@pytest.fixture(autouse=True)
+def _plain_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps.trial.ray, "get", lambda answer, timeout=None: answer)
+    made, inner = {}, Composed.trial  # most of the time would go into composing the same trials again and again
+
+    def trial(self: Composed, trial_id: str, values: dict[str, Any]) -> Any:
+        key = trial_id + json.dumps(values)
+        if key not in made:
+            made[key] = inner(self, trial_id, values)
+        return made[key]
+
+    monkeypatch.setattr(Composed, "trial", trial)
+
+
+def state(folder: SweepFolder) -> dict[str, Any]:
+    """All that a sweep leaves, without its times."""
+    tells: dict[str, Any] = {}
+    for line in read_lines(folder.asks_file):
+        if line["event"] == "tell":
+            assert line["trial_id"] not in tells, "told twice"
+            tells[line["trial_id"]] = {key: line[key] for key in ("values", "objective", "step", "state", "told")}
+    trials = {}
+    for files in folder.trials():
+        status = files.read_status()
+        rows = [(row.step, row.final, row.metrics) for row in files.read_metrics()]
+        best = json.loads((files.adapter_dir / "adapter_model.safetensors").read_text())
+        trials[files.trial_id] = (status.state, status.reason, status.step, rows, best, files.checkpoints_dir.exists())
+    return {"tells": tells, "trials": trials}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(composed: Composed, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = SweepFolder(tmp_path_factory.mktemp("undisturbed"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweeps.trial.ray, "get", lambda answer, timeout=None: answer)
+        Sweep(composed, folder).run()
+    return state(folder)
+
+
+class Writes:
+    """Counts what is written, and dies before, within or after the n-th write."""
+
+    def __init__(self, patch: pytest.MonkeyPatch):
+        self.n, self.die_at, self.how = 0, -1, "before"
+        for name in ("write", "replace"):
+            inner = getattr(analysis.folder.os, name)
+            patch.setattr(analysis.folder.os, name, lambda *args, inner=inner: self._call(inner, *args))
+
+    def _call(self, inner: Callable[..., Any], *args: Any) -> Any:
+        self.n += 1
+        if self.n != self.die_at:
+            return inner(*args)
+        if self.how == "within" and isinstance(args[1], bytes):
+            inner(args[0], args[1][: len(args[1]) // 2])
+        elif self.how == "after":
+            inner(*args)
+        raise Killed
+
+    def dying(self, at: int, how: str) -> None:
+        self.n, self.die_at, self.how = 0, at, how
+
+
+@pytest.fixture
+def writes(monkeypatch: pytest.MonkeyPatch) -> Writes:
+    return Writes(monkeypatch)
+
+
+def test_the_undisturbed_sweep_stops_some_trials_and_completes_others(undisturbed: dict[str, Any]) -> None:
+    states = [trial[0] for trial in undisturbed["trials"].values()]
+    assert len(states) == 5
+    assert {State.COMPLETED, State.STOPPED_EARLY} == set(states)
+
+
+@pytest.mark.parametrize("step", [23, pytest.param(1, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("how", ["before", "within", "after"])
+def test_a_driver_killed_at_any_of_its_writes_leaves_a_sweep_that_ends_like_an_undisturbed_one(
+    how: str, step: int, composed: Composed, undisturbed: dict[str, Any], writes: Writes, tmp_path: Path
+) -> None:
+    writes.dying(-1, how)
+    Sweep(composed, SweepFolder(tmp_path / "whole")).run()
+    total = writes.n
+    assert total > 100
+    for at in range(1, total + 1, step):
+        folder = SweepFolder(tmp_path / str(at))
+        writes.dying(at, how)
+        with pytest.raises(Killed):
+            Sweep(composed, folder).run()
+        ended = {files.trial_id for files in folder.trials() if files.read_status().state in ENDED}
+        writes.dying(at % 7 + 1, how)  # and once more while it takes up what there is
+        with pytest.raises(Killed):
+            Sweep(composed, folder).run()
+        writes.dying(-1, how)
+        last = Sweep(composed, folder)
+        last.run()
+        assert state(folder) == undisturbed, f"killed {how} write {at}"
+        assert not ended & set(last.started), "a trial that had ended ran again"
+
+
+def test_a_status_that_the_study_is_ahead_of_is_written_from_it(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    files = folder.trial("t0000")
+    files.write_status(Status(State.RUNNING, "", 4, "here: CPU"))
+    checkpoint = files.checkpoint_dir(4)
+    checkpoint.mkdir(parents=True)
+    for name in ("counters.json", "adapter_config.json", "best.safetensors"):
+        (checkpoint / name).write_text(name)
+    files.adapter_dir.mkdir()
+    (files.adapter_dir / "adapter_model.safetensors").write_text("of an earlier pause")
+    append_line(
+        folder.asks_file, {"event": "tell", "trial_id": "t0000", "state": "stopped_early", "step": 4, "reason": ""}
+    )
+    settle_told(folder, read_lines(folder.asks_file))
+    expected = Status(State.STOPPED_EARLY, "scheduler: not among the best at step 4", 4, "here: CPU")
+    assert files.read_status() == expected
+    assert (files.adapter_dir / "adapter_model.safetensors").read_text() == "best.safetensors"
+    assert not files.checkpoints_dir.exists()
+
+
+def test_a_checkpoint_without_a_best_rung_leaves_the_adapter_alone(tmp_path: Path) -> None:
+    files = SweepFolder(tmp_path).trial("t0000")
+    files.checkpoint_dir(4).mkdir(parents=True)
+    (files.checkpoint_dir(4) / "counters.json").write_text("{}")
+    keep_best(files)
+    assert not files.adapter_dir.exists()

@@ -1,0 +1,45 @@
+"""Whether a checkpoint is whole: its ``counters.json``, written last, holds a digest of every other file."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from analysis.folder import atomic_write
+
+COUNTERS = "counters.json"
+
+
+def seal(checkpoint: Path, counters: Mapping[str, Any]) -> None:
+    """Make what is in the folder safe on disk, then write ``counters.json``: from now on the checkpoint counts."""
+    files = sorted(path for path in checkpoint.iterdir() if path.is_file())
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    atomic_write(
+        checkpoint / COUNTERS, json.dumps({**counters, "sha256": {path.name: _digest(path) for path in files}})
+    )
+
+
+def fault(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint, as a phrase; empty where it is whole. Files without a digest are not judged."""
+    try:
+        counters = json.loads((checkpoint / COUNTERS).read_text())
+        digests = counters.get("sha256", {})
+        int(counters["step"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{COUNTERS} cannot be read"
+    for name, digest in digests.items():
+        try:
+            if _digest(checkpoint / name) != digest:
+                return f"{name} is not what was written"
+        except OSError:
+            return f"{name} cannot be read"
+    return ""
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
