@@ -20,7 +20,7 @@ def outcome_of(last: Mapping[str, Any] | None) -> tuple[State, str]:
         return State.STOPPED_EARLY, "stopped before its first rung"
     state = State(last["state"])
     if state is State.RUNNING:
-        return State.STOPPED_EARLY, f"scheduler: not among the best at step {last['step']}"
+        return State.STOPPED_EARLY, str(last.get("reason") or f"scheduler: not among the best at step {last['step']}")
     return state, str(last["reason"])
 
 
