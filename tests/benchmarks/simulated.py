@@ -173,22 +173,24 @@ class SimulatedWorker(DeviceWorker):
         )
 
 
-def write_data(folder: Path) -> Path:
-    """A data file that satisfies the checks before a sweep; nothing trains on it."""
-    file = folder / "data.csv"
-    if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with file.open("w", newline="") as out:
-            csv.writer(out).writerows([["text", "label"], *[["one", "a"], ["two", "b"]] * 8])
-    return file
+def write_data(folder: Path) -> dict[str, Path]:
+    """Data files that satisfy the checks before a sweep; nothing trains on them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for split in ("train", "validation"):
+        files[split] = folder / f"{split}.csv"
+        with files[split].open("w", newline="") as out:
+            rows = [[f"{split} text {n}", "ab"[n % 2]] for n in range(16)]
+            csv.writer(out).writerows([["text", "label"], *rows])
+    return files
 
 
 def overrides(folder: Path) -> list[str]:
     """A sweep of the simulated engine, to be changed by further overrides."""
-    file = write_data(folder)
+    files = write_data(folder)
     return [
-        "task=classification", "model=hub", "model.name=simulated/none", "data=csv", f"data.train={file}",
-        f"data.validation={file}", "bias=none", "baselines=[]", "tracking=none", "objective=single",
+        "task=classification", "model=hub", "model.name=simulated/none", "data=csv", f"data.train={files['train']}",
+        f"data.validation={files['validation']}", "bias=none", "baselines=[]", "tracking=none", "objective=single",
         "objective.terms.quality.metric=accuracy", "train.max_steps=16", "train.rungs=[4,8,16]", "resources.slots=4",
         "space=learning_rate", "lora.rank=choice(4,8,16,32)", "precision=fp32",
         "sweep.name=simulated", f"sweep.dir={folder}/runs",
