@@ -170,6 +170,7 @@ class SimulatedWorker(DeviceWorker):
             schema="labelled",
             tokens={},
             skipped={},
+            absent={},
         )
 
 
