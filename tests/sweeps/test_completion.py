@@ -110,7 +110,7 @@ def test_tab_in_a_real_bash(scripts: dict[str, str]) -> None:
 def test_tab_in_a_real_zsh(scripts: dict[str, str]) -> None:
     keys = ['eval "$(lorasweep completion zsh)"\n', "lorasweep run lora.ra\t", "8 model=mini\t"]
     shown = typed(["zsh", "-f", "-i"], keys, scripts, "model=minilm")
-    assert "lora.rank=8" in shown.replace("\x1b[m", "")
+    assert "lora.rank=8" in shown.replace("\x07", "")
 
 
 def test_bash_reads_its_script() -> None:
