@@ -6,6 +6,7 @@
 ``${pick:key,{k: v, …}}``     the value that stands under ``key``
 ``${halvings:n}``             ``[n/4, n/2, n]`` as far as they are whole: rungs for ``n`` steps
 ``${first:list}``             the first of a list, such as the first rung
+``${startup:n}``              how many of n trials are drawn at random first: a quarter, at least 4, at most 10
 ``${growth:list}``            by which factor a list of rungs grows; 2 for a single rung
 ``${oc.env:NAME}``            an environment variable, read once, where the command is run
 ============================  =====================================================================
@@ -19,7 +20,7 @@ from omegaconf import OmegaConf
 
 def register() -> None:
     """Make the interpolations known in this process (the driver's or a worker's); calling it again is harmless."""
-    for function in (mul, div, pick, halvings, first, growth):
+    for function in (mul, div, pick, halvings, first, growth, startup):
         OmegaConf.register_new_resolver(function.__name__, function, replace=True)
 
 
@@ -48,3 +49,7 @@ def first(values: Sequence[Any]) -> Any:
 
 def growth(rungs: Sequence[int]) -> float:
     return div(rungs[1], rungs[0]) if len(rungs) > 1 else 2
+
+
+def startup(trials: int) -> int:
+    return min(max(trials // 4, 4), 10)

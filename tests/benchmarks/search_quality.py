@@ -74,14 +74,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--space", default="wide")
-    parser.add_argument("settings", nargs="*", default=["random/fifo", "tpe/fifo", "random/asha", "tpe/asha"])
+    parser.add_argument("settings", nargs="*", default=["random/asha", "tpe/fifo", "tpe/asha"])
     given = parser.parse_args()
     print(f"space={given.space}: best {best(given.space):.4f}; {given.seeds} seeds, {CONCURRENT} trials at a time")
     needed: dict[str, np.ndarray] = {}
     for setting in dict.fromkeys(["random/fifo", *given.settings]):
         pair, *more = setting.split()
         sampler, scheduler = pair.split("/")
-        words = [f"space={given.space}", f"sampler={sampler}", f"scheduler={scheduler}", "train.max_steps=48"]
+        words = [
+            f"space={given.space}",
+            f"sampler={sampler}",
+            f"scheduler={scheduler}",
+            "train.max_steps=48",
+            "search.trials=60",
+        ]
         composed, began = compose([*words, *more]), time.perf_counter()
         found = np.array([whole_trials_needed(composed, given.space, seed) for seed in range(given.seeds)])
         needed[setting] = found

@@ -116,3 +116,8 @@ def test_the_quickstart_is_the_sweep_that_the_readme_describes():
 def test_files_are_plain_yaml_that_any_reader_opens():
     for group, option in OPTIONS:
         assert isinstance(yaml.safe_load((tree.SHIPPED / group / f"{option}.yaml").read_text(encoding="utf-8")), dict)
+
+
+@pytest.mark.parametrize(("trials", "drawn"), [(8, 4), (24, 6), (60, 10), (2000, 10)])
+def test_a_quarter_of_the_trials_and_at_most_ten_are_drawn_before_tpe_models_them(trials, drawn):
+    assert compose([f"search.trials={trials}"]).config.sampler["n_startup_trials"] == drawn
