@@ -157,15 +157,19 @@ def _finalists(folder: SweepFolder, rows: Sequence[Row], top: int) -> list[Row]:
         raise FolderError(
             f"{folder.root}: no trial has completed, so there are no finalists. Go on with the sweep first."
         )
-    return kept[:top]
+    by_configuration: dict[str, Row] = {}
+    for row in kept:  # the seeds of search.repeats are one configuration: t0003, t0003.1, …
+        by_configuration.setdefault(row.trial_id.split(".")[0], row)
+    return list(by_configuration.values())[:top]
 
 
 def _runs(folder: SweepFolder, composed: Composed, trial_id: str, seeds: int) -> list[_Run]:
     """A trial with seeds that the search has not used on it: its own is the one that it was chosen with."""
     own = _trial_config(folder.trial(trial_id))
     found = []
-    for i in range(1, seeds + 1):
-        name, seed = f"{trial_id}{SEED}{own.seed + i}", own.seed + i
+    for i in range(seeds):
+        seed = own.seed + composed.config.search.repeats + i
+        name = f"{trial_id}{SEED}{seed}"
         trained = replace(own, trial_id=name, seed=seed, data=composed.config.data)
         scored = replace(trained, bias=composed.config.bias, eval=composed.config.eval)
         found.append(_Run(trained, scored, folder.final(name)))

@@ -76,7 +76,16 @@ def show_next(folder: SweepFolder, rows: Sequence[Row], interrupted: bool, sync:
         export = f"{lorasweep} export {shown} {best.trial_id}"
         commands.append((f"{export} --to adapter", "the best adapter, for plain PEFT"))
         commands.append((f"{export} --to model --merge", "or merged into its base model"))
+        if _has_test_rows(folder):
+            commands.append((f"{lorasweep} finalize {shown} --top 3", "the best with other seeds, on the test split"))
     if sync:
         commands.append((sync, "upload the offline W&B runs"))
     width = max(len(command) for command, _ in commands)
     print("\nNext:", *(f"  {command:<{width}}  # {what}" for command, what in commands), sep="\n")
+
+
+def _has_test_rows(folder: SweepFolder) -> bool:
+    from sweeps.manifest import read_manifest
+
+    data = read_manifest(folder)["config"].get("data", {})
+    return bool(data.get("test") or data.get("test_rows") or (data.get("split") or {}).get("test"))

@@ -3,6 +3,7 @@
 import csv
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ import ray
 
 from analysis.finals import read_finals, read_looks, report
 from analysis.folder import State, SweepFolder, read_lines
+from analysis.rows import Row
 from sweeps import cli
+from sweeps.finalize import _composed, _finalists, _runs
+from sweeps.manifest import read_manifest
 from tests.conftest import write_rows
 
 
@@ -186,3 +190,14 @@ def test_a_label_that_no_training_row_has_is_refused(sweep, monkeypatch, capsys,
     (tmp_path / "odd.csv").write_text("text,label\nthe owl,planet\n")
     assert cli.main(["finalize", "runs/tiny", f"data.test={tmp_path / 'odd.csv'}"]) == 3
     assert "'planet'" in capsys.readouterr().err
+
+
+def test_seeds_of_one_configuration_are_one_finalist_and_get_seeds_that_the_search_did_not_use(sweep) -> None:
+    folder = SweepFolder(sweep / "runs" / "tiny")
+    ranked = ["t0003.1", "t0001", "t0003", "t0002.2"]
+    rows = [Row("trial", name, "completed", 12, final=True) for name in ranked]
+    assert [row.trial_id for row in _finalists(folder, rows, 3)] == ["t0003.1", "t0001", "t0002.2"]
+    composed = _composed(read_manifest(folder)["unresolved"], ["bias=none"])
+    assert [run.trained.seed for run in _runs(folder, composed, "t0000", 2)] == [1, 2]
+    repeated = replace(composed, config=replace(composed.config, search=replace(composed.config.search, repeats=3)))
+    assert [run.name for run in _runs(folder, repeated, "t0000", 2)] == ["t0000-seed3", "t0000-seed4"]

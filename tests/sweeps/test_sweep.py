@@ -219,6 +219,7 @@ def test_the_output_shows_progress_the_ranking_and_the_next_commands(finished):
     assert "5/5 done" in done.stdout
     best = next(row["trial_id"] for row in board(folder) if row["kind"] == "trial")
     assert "untuned" in done.stdout
+    assert "lorasweep finalize runs/tiny --top 3" in done.stdout
     for command in ("lorasweep rank runs/tiny", f"lorasweep export runs/tiny {best} --to", "wandb sync"):
         assert command in done.stdout.split("Next:")[1]
     assert "lorasweep resume" not in done.stdout
