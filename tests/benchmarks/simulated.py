@@ -23,7 +23,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -161,17 +161,10 @@ class SimulatedWorker(DeviceWorker):
         return WorkerFacts(self.node, "simulated", dict.fromkeys(("fp32", "bf16", "int8", "nf4"), ""))
 
     def _prepare(self, trial: TrialConfig) -> DataFacts:
-        return DataFacts(
-            rows={"train": 1, "validation": 1},
-            labels=("a", "b"),
-            fingerprint="0" * 64,
-            parameters=1,
-            slots=self.engine.capacity(trial),
-            schema="labelled",
-            tokens={},
-            skipped={},
-            absent={},
-        )
+        known = {"rows": {"train": 1, "validation": 1}, "labels": ("a", "b"), "fingerprint": "0" * 64, "parameters": 1}
+        known |= {"slots": self.engine.capacity(trial), "schema": "labelled", "tokens": {}, "skipped": {}}
+        told: dict[str, Any] = {item.name: None for item in fields(DataFacts)}  # the rest is of no use here
+        return DataFacts(**told | {"absent": {}} | known)
 
 
 def write_data(folder: Path) -> dict[str, Path]:

@@ -178,6 +178,7 @@ def until(what: Any, process: "subprocess.Popen[str]") -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.heavy
 def test_a_running_sweep_obeys_requests_and_budgets_and_goes_on_afterwards(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
