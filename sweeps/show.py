@@ -70,7 +70,8 @@ def show_next(folder: SweepFolder, rows: Sequence[Row], interrupted: bool, sync:
     if interrupted:
         commands.append((f"{lorasweep} resume {shown}", "go on from the last rungs"))
     commands.append((f"{lorasweep} report {shown}", "tables and plots in one HTML file"))
-    commands.append((f"{lorasweep} rank {shown} --by accuracy", "rank by another metric"))
+    by = "accuracy" if any("accuracy" in row.metrics for row in rows) else "perplexity"
+    commands.append((f"{lorasweep} rank {shown} --by {by}", "rank by another metric"))
     best = next((row for row in rows if row.kind == "trial" and row.status == "completed"), None)
     if best is not None:
         export = f"{lorasweep} export {shown} {best.trial_id}"
