@@ -284,6 +284,48 @@ def test_what_the_driver_did_not_live_to_write_down_is_undone(tmp_path: Path) ->
     assert list(read_lines(folder.trial("t0002").lineage_file)) == lineage
 
 
+def test_the_driver_writes_an_exchange_down_once_a_device_has_made_it(tmp_path, monkeypatch) -> None:
+    import yaml
+
+    from sweeps import run
+
+    asked: list[Any] = []
+    said: list[str] = []
+    logged: list[Exchange] = []
+    answers = {"elsewhere": None, "here": "", "gone": "it has gone on to its next rung"}
+
+    def device(name: str) -> Any:
+        def take_over(trial: Any, donor: str, step: int) -> str | None:
+            asked.append((name, trial.trial_id, trial.optim.lr, Path(donor).name, step))
+            return answers[name]
+
+        return SimpleNamespace(take_over=SimpleNamespace(remote=take_over)), name
+
+    monkeypatch.setattr(run, "answer", lambda reference: reference)
+    sweep: Any = run._Sweep.__new__(run._Sweep)
+    sweep.folder, sweep.composed = SweepFolder(tmp_path), compose(["space=optimizer", "scheduler=pbt"])
+    sweep.progress = SimpleNamespace(note=said.append)
+    sweep.tracker = SimpleNamespace(log_exchange=logged.append)
+    sweep.search = search(tmp_path)
+    for name in "ab":
+        sweep.search.suggest(name)
+    new = {"optim.lr": 2e-3, "optim.weight_decay": 0.1}
+    decided = Exchange("t0000", "t0001", 4, {"optim.lr": 1e-3, "optim.weight_decay": 0.0}, new)
+    sweep.workers = [device("elsewhere"), device("gone")]
+    assert not sweep._exchange(decided)
+    assert "keeps its weights at step 4" in said[-1]
+    assert not sweep.folder.trial("t0000").lineage_file.exists()
+    sweep.workers = [device("elsewhere"), device("here")]
+    assert sweep._exchange(decided)
+    assert asked[-1] == ("here", "t0000", 2e-3, "t0001", 4)
+    files = sweep.folder.trial("t0000")
+    assert [line["parent"] for line in read_lines(files.lineage_file)] == ["t0001"]
+    assert yaml.safe_load(files.config_file.read_text())["optim"]["lr"] == 2e-3
+    assert [line["event"] for line in read_lines(sweep.folder.asks_file)] == ["ask", "ask", "perturb"]
+    assert logged == [decided]
+    assert "t0000 goes on from t0001 at step 4" in said[-1]
+
+
 @pytest.mark.heavy
 def test_a_sweep_of_a_population_shows_its_lineage(lorasweep, tiny, tmp_path, wandb_runs):
     command = lorasweep(tmp_path)
