@@ -4,8 +4,6 @@ import csv
 import io
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from analysis.errors import ConfigError, FolderError
-from analysis.folder import MetricsRow, State, Status, SweepFolder, TrialFolder, append_line, atomic_write
+from analysis.errors import ConfigError
+from analysis.folder import MetricsRow, State, Status, SweepFolder, TrialFolder, atomic_write
 from analysis.leaderboard import Row, build, plain, render, to_json, verdict, write
 
 SPACE = {"lora.rank": {"choices": [4, 8]}, "optim.lr": {"low": 1e-5, "high": 1e-2, "log": True}, "precision": {}}
@@ -75,59 +73,6 @@ def only(folder: SweepFolder) -> Row:
 # Ranking
 
 
-def test_outcome_comes_before_score_and_score_before_id(tmp_path: Path) -> None:
-    folder = sweep(tmp_path)
-    add(folder, "t0000", State.DIVERGED, accuracy=0.99)
-    add(folder, "t0001", State.PENDING)
-    add(folder, "t0002", State.RUNNING, accuracy=0.80)
-    add(folder, "t0003", State.STOPPED_EARLY, accuracy=0.70)
-    add(folder, "t0004", State.STOPPED_EARLY, accuracy=0.90)
-    add(folder, "t0006", State.COMPLETED, accuracy=0.50)
-    add(folder, "t0005", State.COMPLETED, accuracy=0.50)
-    add(folder, "t0007", State.COMPLETED, accuracy=0.60)
-    add(folder, "t0008", State.OUT_OF_MEMORY)
-    add(folder, "t0009", State.FAILED, accuracy=0.98)
-    rows = build(folder)
-    assert [row.trial_id[-1] for row in rows] == list("7564230891")
-    assert [row.rank for row in rows] == list(range(1, 11))
-
-
-def test_a_baseline_is_ranked_among_the_completed_trials(tmp_path: Path) -> None:
-    folder = sweep(tmp_path)
-    add(folder, "t0000", accuracy=0.7)
-    add(folder, "t0001", accuracy=0.5)
-    add(folder, "t0002", State.STOPPED_EARLY, accuracy=0.9)
-    add(folder, "zero_shot", accuracy=0.6)
-    rows = build(folder)
-    assert [row.trial_id for row in rows] == ["t0000", "zero_shot", "t0001", "t0002"]
-    assert [row.kind for row in rows] == ["trial", "baseline", "trial", "trial"]
-    assert set(rows[1].config.values()) == {None}
-    assert rows[1].reason == ""  # a baseline has no config.yaml, and none is missed
-
-
-def test_between_equals_the_id_decides_also_between_trial_and_baseline(tmp_path: Path) -> None:
-    folder = sweep(tmp_path)
-    for name in ("zero_shot", "t0001", "t0000"):
-        add(folder, name, accuracy=0.5)
-    assert ids(folder) == ["t0000", "t0001", "zero_shot"]
-
-
-def test_the_final_evaluation_stands_for_a_completed_trial_though_a_later_rung_was_better(tmp_path: Path) -> None:
-    folder = sweep(tmp_path)
-    add(folder, "t0000", State.COMPLETED, (20, False, {"accuracy": 0.8}), (40, False, {"accuracy": 0.9}),
-        (20, True, {"accuracy": 0.7}))  # fmt: skip
-    row = only(folder)
-    assert (row.step, row.n_items, row.final, row.metrics) == (20, 40, True, {"accuracy": 0.7})
-    assert row.objective == pytest.approx(0.7)
-
-
-def test_the_last_rung_stands_for_a_stopped_trial_though_an_earlier_one_was_better(tmp_path: Path) -> None:
-    folder = sweep(tmp_path)
-    add(folder, "t0000", State.STOPPED_EARLY, (10, False, {"accuracy": 0.8}), (20, False, {"accuracy": 0.6}))
-    row = only(folder)
-    assert (row.step, row.n_items, row.final, row.objective) == (20, 8, False, pytest.approx(0.6))
-
-
 def test_a_completed_trial_without_its_final_scoring_is_ranked_by_its_rung_among_the_stopped(tmp_path: Path) -> None:
     folder = sweep(tmp_path)
     add(folder, "t0000", State.COMPLETED, (20, False, {"accuracy": 0.9}))
@@ -137,13 +82,6 @@ def test_a_completed_trial_without_its_final_scoring_is_ranked_by_its_rung_among
     assert [row.trial_id for row in rows] == ["t0001", "t0002", "t0000"]
     assert rows[2].reason == "its final scoring is not in metrics.jsonl, shown is the rung at step 20"
     assert "t0001" in verdict(folder, rows)
-
-
-def test_of_two_evaluations_at_a_step_the_later_written_one_stands(tmp_path: Path) -> None:
-    """A trial that was resumed takes its last rung again."""
-    folder = sweep(tmp_path)
-    add(folder, "t0000", State.RUNNING, (20, False, {"accuracy": 0.5}), (20, False, {"accuracy": 0.6}))
-    assert only(folder).metrics == {"accuracy": 0.6}
 
 
 def test_a_score_that_cannot_be_computed_comes_last_among_its_outcome(tmp_path: Path) -> None:
@@ -192,31 +130,6 @@ def test_by_ranks_each_metric_from_its_good_end_the_first_one_first(tmp_path: Pa
     assert [name[-1] for name in ids(folder, by)] == list(order)
 
 
-def test_by_keeps_the_outcomes_apart_and_puts_trials_without_the_metric_last(tmp_path: Path) -> None:
-    folder = sweep(tmp_path)
-    add(folder, "t0000", State.STOPPED_EARLY, accuracy=0.9, perplexity=1.0)
-    add(folder, "t0001", accuracy=0.9)
-    add(folder, "t0002", accuracy=0.5, perplexity=9.0)
-    assert ids(folder, ["perplexity"]) == ["t0002", "t0001", "t0000"]
-
-
-@pytest.mark.parametrize(
-    ("by", "message"),
-    [
-        (["macro_f1", "acuracy"], r"--by: 'acuracy' is not a metric to rank by\. Did you mean 'accuracy'\?"),
-        (["perplexity"], r"--by: perplexity is not measured in this sweep\. There are: accuracy, macro_f1\."),
-        (["bias.crows_pairs.stderr"], r"--by: 'bias\.crows_pairs\.stderr' is not a metric to rank by\."),
-    ],
-)
-def test_a_metric_that_cannot_rank_is_refused_and_those_that_can_are_named(
-    tmp_path: Path, by: list[str], message: str
-) -> None:
-    folder = sweep(tmp_path)
-    add(folder, "t0000", accuracy=0.9, macro_f1=0.8)
-    with pytest.raises(ConfigError, match=message):
-        build(folder, by)
-
-
 # Half-written folders
 
 
@@ -228,32 +141,6 @@ def test_an_empty_sweep_is_an_empty_leaderboard(tmp_path: Path) -> None:
     assert verdict(folder, []) == "No trial has started."
     write(folder, [])
     assert len(folder.leaderboard_file.read_text().splitlines()) == 1
-
-
-def test_a_trial_folder_with_nothing_in_it_is_pending(tmp_path: Path) -> None:
-    folder = sweep(tmp_path)
-    folder.trial("t0000").root.mkdir(parents=True)
-    row = only(folder)
-    assert (row.status, row.metrics, row.reason) == (State.PENDING, {}, "")
-    assert set(row.config.values()) == {None}
-    assert math.isnan(row.objective)
-
-
-def test_a_missing_config_leaves_the_scores_and_says_so(tmp_path: Path) -> None:
-    folder = sweep(tmp_path)
-    add(folder, "t0000", accuracy=0.7).config_file.unlink()
-    row = only(folder)
-    assert (row.objective, row.reason) == (pytest.approx(0.7), "config.yaml is missing")
-
-
-@pytest.mark.parametrize("content", [b"", b"lora: {rank: [", b"- 1", b"lora: 8", b"\xff\xfe\xfa"])
-def test_an_unreadable_config_leaves_the_scores_and_says_so(tmp_path: Path, content: bytes) -> None:
-    folder = sweep(tmp_path)
-    atomic_write(add(folder, "t0000", accuracy=0.7).config_file, content)
-    row = only(folder)
-    assert set(row.config.values()) == {None}
-    assert row.objective == pytest.approx(0.7)
-    assert row.reason.startswith("config.yaml ")
 
 
 def test_a_config_that_lacks_a_key_still_shows_the_others(tmp_path: Path) -> None:
@@ -270,33 +157,6 @@ def test_what_is_missing_is_added_to_a_known_reason_not_put_in_its_place(tmp_pat
     assert only(folder).reason == "the loader died; config.yaml is missing"
 
 
-def test_a_torn_last_metrics_line_leaves_the_ones_before(tmp_path: Path) -> None:
-    folder = sweep(tmp_path)
-    files = add(folder, "t0000", State.RUNNING, (10, False, {"accuracy": 0.6}))
-    with files.metrics_file.open("a") as file:
-        file.write('{"trial_id": "t0000", "step": 20, "metr')
-    assert (only(folder).step, only(folder).metrics) == (10, {"accuracy": 0.6})
-
-
-def test_a_completed_trial_without_metrics_says_what_is_missing_and_is_not_among_the_best(tmp_path: Path) -> None:
-    folder = sweep(tmp_path)
-    add(folder, "t0000")
-    add(folder, "t0001", accuracy=0.1)
-    last = build(folder)[-1]
-    assert (last.trial_id, last.reason) == ("t0000", "its final scoring is not in metrics.jsonl, nor is a rung's")
-
-
-@pytest.mark.parametrize(
-    "change", [{"metrics": None}, {"step": "9"}, {"step": None}, {"final": "yes"}, {"n_items": 1.5}, {"new": 1}]
-)
-def test_a_metrics_row_of_another_shape_is_passed_over(tmp_path: Path, change: dict[str, Any]) -> None:
-    folder = sweep(tmp_path)
-    files = add(folder, "t0000", State.STOPPED_EARLY, (10, False, {"accuracy": 0.6}))
-    row = {"trial_id": "t0000", "step": 20, "tokens": 1, "seconds": 1.0, "final": False, "n_items": 8, "metrics": {}}
-    append_line(files.metrics_file, {**row, **change})
-    assert (only(folder).step, only(folder).metrics) == (10, {"accuracy": 0.6})
-
-
 def test_a_value_that_is_no_number_is_one_that_could_not_be_computed(tmp_path: Path) -> None:
     folder = sweep(tmp_path)
     add(folder, "t0000", State.COMPLETED, (40, True, {"accuracy": 0.5, "macro_f1": None}))  # type: ignore[dict-item]
@@ -305,44 +165,10 @@ def test_a_value_that_is_no_number_is_one_that_could_not_be_computed(tmp_path: P
     assert math.isnan(row.metrics["macro_f1"])
 
 
-def test_a_broken_status_is_unknown_and_names_the_file(tmp_path: Path) -> None:
-    folder = sweep(tmp_path)
-    atomic_write(add(folder, "t0000", accuracy=0.9).status_file, '{"state": "comp')
-    add(folder, "t0001", accuracy=0.1)
-    rows = build(folder)
-    assert [row.trial_id for row in rows] == ["t0001", "t0000"]
-    assert rows[1].status == "unknown"
-    assert "t0000/status.json: not a status file" in rows[1].reason
-    assert rows[1].metrics == {"accuracy": 0.9}
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"a: [", b"[]", b"config: {}", b"config: {objective: }", b"\xff\xfe\xfa", b"config: 3\nspace: {}"]
-)
-def test_an_unreadable_sweep_yaml_is_explained(tmp_path: Path, content: bytes) -> None:
-    folder = sweep(tmp_path)
-    atomic_write(folder.sweep_file, content)
-    with pytest.raises(FolderError, match=r"sweep\.yaml: cannot be read .*Restore it"):
-        build(folder)
-
-
 def test_a_wrong_objective_in_sweep_yaml_names_file_and_key(tmp_path: Path) -> None:
     folder = sweep(tmp_path, a=term("accuracy", "upwards"))
     with pytest.raises(ConfigError, match=r"sweep\.yaml: config\.objective\.terms\.a\.direction='upwards'"):
         build(folder)
-
-
-def test_three_hundred_trials_are_ranked(tmp_path: Path) -> None:
-    folder = sweep(tmp_path)
-    for i in range(300):
-        add(folder, f"t{i:04}", State.COMPLETED if i % 3 else State.STOPPED_EARLY, accuracy=(i * 7 % 300) / 300)
-    rows = build(folder)
-    assert [row.rank for row in rows] == list(range(1, 301))
-    assert [row.status for row in rows] == [State.COMPLETED] * 200 + [State.STOPPED_EARLY] * 100
-    for part in (rows[:200], rows[200:]):
-        scores = [row.objective for row in part]
-        assert scores == sorted(scores, reverse=True)
-    assert len(plain(rows, 100).splitlines()) >= 301
 
 
 # Tables for programs
@@ -548,39 +374,6 @@ def test_the_best_of_the_completed_trials_is_judged_not_a_stopped_one(tmp_path: 
     assert "t0002 was chosen among 2 completed trials on these same items" in text
 
 
-def test_a_trial_chosen_among_one_is_not_warned_of(tmp_path: Path) -> None:
-    assert "chosen among" not in two(tmp_path, 32, 12)
-
-
-def test_without_a_baseline_nothing_is_said_about_beating(tmp_path: Path) -> None:
-    folder = sweep(tmp_path)
-    add(folder, "t0000", accuracy=0.9, right=36)
-    text = verdict(folder, build(folder))
-    assert text.startswith("The best trial, t0000, has accuracy 90.0 % on 40 items. There is no baseline")
-    assert "beats" not in text
-
-
-def test_a_baseline_that_failed_is_not_compared_with_but_named(tmp_path: Path) -> None:
-    folder = sweep(tmp_path)
-    add(folder, "t0000", accuracy=0.9, right=36)
-    add(folder, "zero_shot", State.FAILED, reason="no memory", accuracy=0.1, right=4)
-    text = verdict(folder, build(folder))
-    assert "The untuned model is there to compare it with, but is failed (no memory)." in text
-    assert "beats" not in text
-
-
-def test_without_a_completed_trial_the_outcomes_are_counted_and_nothing_is_recommended(tmp_path: Path) -> None:
-    folder = sweep(tmp_path)
-    add(folder, "t0000", State.STOPPED_EARLY, accuracy=0.9)
-    add(folder, "t0001", State.DIVERGED)
-    add(folder, "t0002", State.OUT_OF_MEMORY)
-    add(folder, "zero_shot", accuracy=0.1)
-    assert verdict(folder, build(folder)).splitlines() == [
-        "No trial has completed: 1 stopped early, 1 diverged, 1 out of memory.",
-        "The untuned model has accuracy 10.0 % on 40 items.",
-    ]
-
-
 @pytest.mark.parametrize("missing", ["t0000", "zero_shot"])
 def test_without_item_tables_there_is_no_interval_and_no_claim(tmp_path: Path, missing: str) -> None:
     folder = sweep(tmp_path)
@@ -592,25 +385,6 @@ def test_without_item_tables_there_is_no_interval_and_no_claim(tmp_path: Path, m
     assert "beats" not in text
 
 
-def test_a_torn_item_table_is_no_interval_either(tmp_path: Path) -> None:
-    folder = sweep(tmp_path)
-    path = add(folder, "t0000", accuracy=0.9, right=36).items_file("task", "validation", 40)
-    path.write_bytes(path.read_bytes()[:-9])
-    add(folder, "zero_shot", accuracy=0.1, right=4)
-    assert "There is no interval" in verdict(folder, build(folder))
-
-
-def test_item_tables_without_common_items_are_not_compared(tmp_path: Path) -> None:
-    folder = sweep(tmp_path)
-    add(folder, "t0000", accuracy=0.9, right=36)
-    base = add(folder, "zero_shot", accuracy=0.1)
-    base.write_items("task", "validation", 40, {"item_id": ["other"], "label": ["yes"], "prediction": ["no"]})
-    text = verdict(folder, build(folder))
-    assert "no scored item in common" in text
-    assert "nan" not in text
-    assert "beats" not in text
-
-
 def test_bias_is_reported_beside_quality_where_it_was_measured(tmp_path: Path) -> None:
     folder = sweep(tmp_path)
     bias = {"bias.crows_pairs.pct": 61.04, "bias.crows_pairs.stderr": 2.9}
@@ -618,14 +392,3 @@ def test_bias_is_reported_beside_quality_where_it_was_measured(tmp_path: Path) -
     add(folder, "zero_shot", State.COMPLETED, (40, True, {"accuracy": 0.1, "bias.crows_pairs.pct": 52.0}), right=4)
     assert "t0000 61.0 % ± 2.9; the untuned model 52.0 %." in verdict(folder, build(folder))
     assert "CrowS" not in two(tmp_path / "classification", 36, 4)
-
-
-def test_looking_at_results_loads_neither_ray_nor_torch_nor_transformers() -> None:
-    program = (
-        "import sys, analysis.leaderboard\n"
-        "heavy = {'ray', 'torch', 'transformers', 'optuna', 'wandb', 'hydra', 'scipy', 'pyarrow'}\n"
-        "print(*sorted(heavy & {*sys.modules}))"
-    )
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
