@@ -15,6 +15,8 @@ from typing import Any
 
 from analysis import insights
 from analysis.errors import FolderError, LorasweepError
+from analysis.finals import read_finals
+from analysis.finals import report as report_finals
 from analysis.folder import MetricsRow, State, SweepFolder, atomic_write
 from analysis.metrics import METRICS
 from analysis.ranking import Ranking, ranked
@@ -267,6 +269,7 @@ def _parts(
         "label_counts": label_counts,
         "run_facts": gather.run_facts(manifest),
         "reproduce": [(row.rank, row.trial_id, text) for row in rows if (text := command(manifest, row))],
+        "finals": report_finals(finals) if (finals := read_finals(folder)).finalists else "",
         "sweep_command": " ".join(map(str, manifest.get("command") or [])),
     }
 

@@ -43,6 +43,11 @@ def main(arguments: list[str]) -> int:
         print(leaderboard.to_csv(ranking.rows), end="")
     else:
         show_leaderboard(folder, ranking.rows, ranking.by, ranking.judgement)
+        finals = [] if len(folders) > 1 else folder.finals()
+        if finals:
+            from analysis.finals import read_finals, report
+
+            print("\nFinal scores (lorasweep finalize):\n\n" + report(read_finals(folder)))
         if not by and len(folders) == 1:
             leaderboard.write(folder, ranking.rows)
     return 0

@@ -90,3 +90,14 @@ def test_a_seed_without_a_test_score_is_left_out_and_named(finals: Any) -> None:
 
 def test_without_finals_there_is_nothing_to_say(sweep: Any) -> None:
     assert report(read_finals(sweep.folder)) == "There are no final scores."
+
+
+def test_the_ranking_and_the_page_hold_the_final_scores_too(finals: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    from analysis.report import write
+    from sweeps.cli import main
+
+    page = write(finals.folder).read_text()
+    assert 'id="finals"' in page
+    assert "No figure here was used to choose anything" in page
+    assert main(["rank", str(finals.folder.root)]) == 0
+    assert "Final scores (lorasweep finalize):" in capsys.readouterr().out
