@@ -30,7 +30,7 @@ def main(tier: str) -> None:
     if tier == "full":
         items = load_bias(BiasConfig(crows_pairs=1508, stereoset=0, swap=0))
         tables, seconds = timed(lambda: score_bias(base, base.model, items, (), lambda rows: None, 32))
-        print(f"CrowS-Pairs, 1,508 pairs: {seconds:.1f} s", bias_metrics(tables, ()), flush=True)
+        print(f"CrowS-Pairs, 1,508 pairs: {seconds}", bias_metrics(tables, ()), flush=True)
         return
     trial = replace(trial, bias=BiasConfig())  # the fast tier
     validation = materials.validation(trial)
@@ -48,27 +48,25 @@ def main(tier: str) -> None:
                 lambda rows: label_logprobs(base, base.model, trial, validation.labels, rows), trial.eval.batch_size,
             )
         )  # fmt: skip
-        print(f"{name} {n}: {seconds:.1f} s", bias_metrics(tables, validation.labels), flush=True)
+        print(f"{name} {n}: {seconds}", bias_metrics(tables, validation.labels), flush=True)
     alone = replace(trial, bias=BiasConfig(name="none", crows_pairs=0, stereoset=0, swap=0))
     plain = materials.validation(alone)
     _, scoring = timed(lambda: evaluate(base, base.model, alone, plain, plain.rung))
-    print(f"scoring {len(plain.rung)} rows of a rung: {scoring:.1f} s", flush=True)
+    print(f"scoring {len(plain.rung)} rows of a rung: {scoring}", flush=True)
     engine = PackedEngine(materials, lambda metrics: metrics["macro_f1"], EngineConfig(), slots=1)
     with tempfile.TemporaryDirectory() as folder:
         engine.admit(alone, TrialFolder(Path(folder)), None)
         for _ in alone.train.rungs:
-            before = time.monotonic()
-            [event] = engine.advance()
-            print(
-                f"to the rung at step {event.row.step}: {time.monotonic() - before:.1f} s, scoring included", flush=True
-            )
+            [event], seconds = timed(engine.advance)
+            print(f"to the rung at step {event.row.step}: {seconds}, scoring included", flush=True)
             engine.proceed("t0000")
 
 
 def timed(work):
-    began = time.monotonic()
+    """The result, and wall and processor seconds: the second hold on a busy machine too."""
+    began, used = time.monotonic(), time.process_time()
     result = work()
-    return result, time.monotonic() - began
+    return result, f"{time.monotonic() - began:.1f} s ({time.process_time() - used:.1f} CPU s)"
 
 
 if __name__ == "__main__":
