@@ -60,7 +60,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of a split's rows before any is cut.
+    """Tokens of a split's rows before any is cut, but by the model's window.
 
     Attributes:
         rows: looked at, spread evenly over the split.
@@ -158,12 +158,13 @@ class Prober:
             return {}
         materials = _Sampled(self.device, _sample(self.dataset, _LENGTHS))
         materials.share(self.materials)
-        whole = replace(trial, data=replace(trial.data, max_length=_LONG))
+        window = self.materials.base(trial).window  # nothing longer can be asked for
+        whole = replace(trial, data=replace(trial.data, max_length=min(window, _LONG)))
         found = {}
         splits = {"train": materials.training(whole), "validation": materials.validation(whole).encoded}
         for split, rows in splits.items():
             tokens = sorted(len(row.tokens) for row in rows)
-            cut = sum(n > trial.data.max_length for n in tokens) / len(tokens)
+            cut = sum(n > min(trial.data.max_length, window - 1) for n in tokens) / len(tokens)
             middle, p95 = tokens[len(tokens) // 2], tokens[min(len(tokens) * 95 // 100, len(tokens) - 1)]
             found[split] = Lengths(len(tokens), middle, p95, tokens[-1], cut)
         return found
