@@ -7,6 +7,8 @@ PYTHON ?= python3
 TORCH ?= cpu
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+# test processes side by side, each with one thread
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --retries 5
@@ -47,10 +49,10 @@ format: install
 	$(BIN)/ruff format .
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-all: install
-	$(BIN)/python -m pytest -m 'heavy or not heavy'
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'heavy or not heavy'
 
 .PHONY: bench-sweep bench-scale bench-pack bench-overhead bench-search
 bench-sweep: install

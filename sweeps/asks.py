@@ -176,7 +176,7 @@ class Past:
     def _foreign(self, several: bool) -> FrozenTrial:
         """A rejected point, or a trial of an earlier sweep."""
         assert self.told is not None
-        state = TrialState[self.told["told"]]
+        state = TrialState[self.told.get("told", TrialState.FAIL.name)]
         return create_trial(
             state=state,
             values=self._values(state, several),

@@ -27,7 +27,7 @@ OVERRIDES = [
     ("+lora.ranks=4", ["'lora.ranks'", "'lora.rank'"]),
     ("lr=1e-3", ["'lr' is neither a config group nor a key"]),
     ("modle=smollm2", ["'modle'", "'model'"]),
-    ("model=smolm2", ["model=smolm2", "'smollm2'", "hub, local, minilm, smollm2"]),
+    ("model=smolm2", ["model=smolm2", "'smollm2'", "Options of model: bert, "]),
     ("experiment=quikstart", ["'quickstart'"]),
     ("lora=16", ["Options of lora: default", "lora.rank="]),
     (

@@ -195,7 +195,7 @@ def test_the_trial_reports_its_losses_at_its_best_rung() -> None:
 
     proxy: Any = TrialProxy.__new__(TrialProxy)
     proxy.objective = Objective.from_config(compose(["objective=pareto", "bias=none"]).resolved()["objective"])
-    proxy.best_score, proxy.best_losses, proxy.where = math.nan, [math.nan], ""
+    proxy.best_score, proxy.best_losses, proxy.where, proxy.notes = math.nan, [math.nan], "", []
     proxy.trial = compose([]).trial("t0000", {})
     rows = [
         MetricsRow("t0000", step, 0, 0.0, False, 9, {"macro_f1": f1, "log_loss": 1.0})

@@ -34,7 +34,8 @@ GRID = gridded(SPACE, 3)
 @functools.cache
 def shipped(group: str, option: str) -> dict[str, Any]:
     rungs = f"train.rungs=[{','.join(map(str, RUNGS))}]"
-    config = compose([f"{group}={option}", f"train.max_steps={RUNGS[-1]}", rungs]).config
+    space = ["space=optimizer"] if option == "pbt" else []
+    config = compose([f"{group}={option}", f"train.max_steps={RUNGS[-1]}", rungs, *space]).config
     return dict(getattr(config, group))
 
 

@@ -8,6 +8,7 @@ import yaml
 
 from analysis.errors import ConfigError
 from analysis.folder import MetricsRow, State, Status, SweepFolder, read_lines
+from analysis.objective import Objective
 from sweeps.compose import compose
 from sweeps.rules import RULES, expand
 from sweeps.scheduling import build_sampler
@@ -64,8 +65,13 @@ def earlier(root: Path, name: str, trials: list[dict[str, Any]], searched: list[
 NOW = {"lora": {"rank": 8, "targets": "attention", "dropout": 0.0}, "optim": {"lr": 1e-3, "schedule": "linear"}}
 
 
-def accuracy(metrics: Any) -> float:
-    return float(metrics.get("accuracy", float("nan")))
+ACCURACY = Objective.from_config(
+    {
+        "name": "single",
+        "rho": 0.0,
+        "terms": {"quality": {"metric": "accuracy", "direction": "max", "range": [0.0, 1.0]}},
+    }
+)
 
 
 def test_what_fits_an_earlier_sweep_is_carried_over_and_what_does_not_is_named(tmp_path: Path) -> None:
@@ -82,9 +88,9 @@ def test_what_fits_an_earlier_sweep_is_carried_over_and_what_does_not_is_named(t
         ],
         ["lora.rank"],
     )
-    found, (note,) = carried_over([run], SPACE, NOW, accuracy)
+    found, (note,) = carried_over([run], SPACE, NOW, ACCURACY)
     assert [(it.source, it.completed, it.objective) for it in found] == [
-        (f"{run}/t0000", True, 0.6), (f"{run}/t0001", False, 0.3),
+        (f"{run}/t0000", True, pytest.approx(0.6)), (f"{run}/t0001", False, pytest.approx(0.3)),
     ]  # fmt: skip
     assert found[0].values == {"lora.rank": 4, "lora.targets": "all_linear", "optim.lr": 1e-3}
     assert "2 of 6 trials" in note
@@ -96,7 +102,7 @@ def test_what_fits_an_earlier_sweep_is_carried_over_and_what_does_not_is_named(t
 def test_a_key_that_was_searched_there_and_is_fixed_here_must_have_its_value(tmp_path: Path) -> None:
     run = earlier(tmp_path, "first", [{"targets": "attention"}, {"targets": "all_linear"}], ["lora.targets"])
     space = {path: it for path, it in SPACE.items() if path != "lora.targets"}
-    found, (note,) = carried_over([run], space, NOW, accuracy)
+    found, (note,) = carried_over([run], space, NOW, ACCURACY)
     assert [it.source for it in found] == [f"{run}/t0000"]
     assert "lora.targets=all_linear there, attention here (1)" in note
 
@@ -104,7 +110,7 @@ def test_a_key_that_was_searched_there_and_is_fixed_here_must_have_its_value(tmp
 def test_a_sweep_of_which_nothing_fits_is_refused(tmp_path: Path) -> None:
     run = earlier(tmp_path, "first", [{"rank": 16}], ["lora.rank"])
     with pytest.raises(ConfigError, match=r"nothing of .*first fits.*lora.rank=16 is outside the space \(1 trials\)"):
-        carried_over([run], SPACE, NOW, accuracy)
+        carried_over([run], SPACE, NOW, ACCURACY)
 
 
 def search(root: Path, warm: Any) -> Any:
@@ -121,7 +127,7 @@ def search(root: Path, warm: Any) -> Any:
 def test_the_sampler_knows_earlier_trials_at_once_and_a_resume_needs_no_old_folder(tmp_path: Path) -> None:
     trials = [{"rank": 32, "lr": 10 ** (-3.5 + 0.15 * k), "rungs": {8: 1 - abs(k - 3) / 4}} for k in range(10)]
     run = earlier(tmp_path, "first", trials, [])
-    warm, _ = carried_over([run], SPACE, NOW, accuracy)
+    warm, _ = carried_over([run], SPACE, NOW, ACCURACY)
     warmed, cold = search(tmp_path / "warmed", warm), search(tmp_path / "cold", [])
     near = dict.fromkeys(("warmed", "cold"), 0)
     for name, made in (("warmed", warmed), ("cold", cold)):

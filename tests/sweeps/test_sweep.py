@@ -390,7 +390,11 @@ def disturbed(lorasweep, tiny, tmp_path_factory):
     command = lorasweep(tmp_path_factory.mktemp("disturbed"), {"PYTHONPATH": f"{package_root()}:{faults}"})
     points = ",".join(
         f"{{lora.alpha_value: {alpha}, lora.rank: {rank}, optim.lr: {lr}}}"
-        for alpha, rank, lr in [*[(2.0, 4, 1e-3)] * 4, (1e40, 4, 1e-3), (2.0, 64, 1e-3)]
+        for alpha, rank, lr in [
+            *((2.0, 4, lr) for lr in (1e-3, 1.1e-3, 1.2e-3, 1.3e-3)),
+            (1e40, 4, 1e-3),
+            (2.0, 64, 1e-3),
+        ]
     )
     done = command(
         "run",

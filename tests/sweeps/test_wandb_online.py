@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import wandb
+
 from analysis.folder import MetricsRow, State, Status, SweepFolder
 from analysis.rows import Row
 from sweeps import wandb_runs

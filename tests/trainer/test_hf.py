@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,8 @@ def test_an_infinite_gradient_norm_is_a_result_and_not_a_trial_that_never_steps(
 
 
 def test_an_encoder_is_no_model_for_completion(make_trial: Callable[..., TrialConfig], materials: Materials) -> None:
-    trial = make_trial("bert", name="completion")
+    trial = make_trial("bert")
+    trial = replace(trial, task=replace(trial.task, name="completion"))
     with pytest.raises(ModelError, match="no language-model head"):
         materials.base(trial)
 
