@@ -49,10 +49,12 @@ format: install
 	$(BIN)/ruff format .
 
 test: install
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m 'alone and not heavy'
+	$(BIN)/python -m pytest -m 'not alone and not heavy' -n $(JOBS) --dist loadfile
 
 test-all: install
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'heavy or not heavy'
+	$(BIN)/python -m pytest -m 'alone or heavy'
+	$(BIN)/python -m pytest -m 'not alone and not heavy' -n $(JOBS) --dist loadfile
 
 .PHONY: bench-sweep bench-scale bench-pack bench-overhead bench-search
 bench-sweep: install

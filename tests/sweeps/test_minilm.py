@@ -13,6 +13,8 @@ from analysis.folder import SweepFolder
 from sweeps.cli import main
 from trainer.data import load_dataset
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:

@@ -372,7 +372,7 @@ def patch(module):
             os.kill(os.getpid(), signal.SIGKILL)
         if trial.trial_id == "t0002":
             raise MemoryError("8 GiB were asked for")
-        if trial.trial_id == "t0003" and times == 2:
+        if trial.trial_id == "t0003" and times >= 2:  # also when it is scored again by itself
             raise RuntimeError("something broke")
         return evaluate(base, model, trial, *args, **kwargs)
 
@@ -391,7 +391,7 @@ def disturbed(lorasweep, tiny, tmp_path_factory):
     points = ",".join(
         f"{{lora.alpha_value: {alpha}, lora.rank: {rank}, optim.lr: {lr}}}"
         for alpha, rank, lr in [
-            *((2.0, 4, lr) for lr in (1e-3, 1.1e-3, 1.2e-3, 1.3e-3)),
+            *((2.0, 4, lr) for lr in (1e-3, 1.000000001e-3, 1.000000002e-3, 1.000000003e-3)),
             (1e40, 4, 1e-3),
             (2.0, 64, 1e-3),
         ]
@@ -448,7 +448,11 @@ def test_the_sampler_is_told_how_trials_ended(disturbed, reading):
 def test_a_trial_that_lost_its_worker_goes_on_from_its_checkpoint(disturbed, reading):
     folder, done = disturbed
     curves = reading.curves(folder)
-    assert [(step, final) for step, final, _ in curves["t0001"]] == [(2, False), (8, False), (8, True)]
-    assert curves["t0001"] == curves["t0000"], "the same values and seed, one of them interrupted by SIGKILL"
+    killed, undisturbed = curves["t0001"], curves["t0000"]  # with the same seed; a point is tried but once, so the
+    # rates differ in the tenth digit
+    assert [(step, final) for step, final, _ in killed[:2]] == [(2, False), (8, False)]
+    assert [(step, final) for step, final, _ in killed] == [(step, final) for step, final, _ in undisturbed]
+    for (_, _, found), (_, _, expected) in zip(killed, undisturbed, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
     assert done.stdout.count("t0001  step 2/8") == 1
     assert not folder.trial("t0001").checkpoints_dir.exists()
