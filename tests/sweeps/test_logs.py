@@ -3,7 +3,25 @@
 import logging
 import warnings
 
+import pytest
+
 from sweeps.logs import to_file
+
+
+@pytest.fixture(autouse=True)
+def levels():
+    """As libraries have them at first: other tests, and the libraries themselves, set them for the whole process."""
+    loggers = [
+        logging.getLogger(name) for name in ("ray", "ray.tune", "transformers", "transformers.modeling", "wandb")
+    ]
+    before = [(logger.level, logger.disabled, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+        logger.disabled, logger.propagate = False, True
+    yield
+    for logger, (level, disabled, propagate) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.disabled, logger.propagate = disabled, propagate
 
 
 def test_what_libraries_log_and_warn_of_goes_to_the_file_alone(tmp_path, capsys) -> None:

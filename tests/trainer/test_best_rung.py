@@ -53,7 +53,7 @@ def test_the_saved_adapter_in_plain_peft_gives_the_reported_numbers_of_the_best_
     on_rung = restricted(rescored, validation, validation.rung).metrics
     best, last = rungs[1].metrics, rungs[2].metrics
     assert on_rung == pytest.approx(best, abs=1e-4)
-    assert last["log_loss"] != pytest.approx(best["log_loss"], abs=1e-3)  # the last rung is another model
+    assert last["log_loss"] != pytest.approx(best["log_loss"], abs=1e-5)  # the last rung is another model
 
 
 PAIRS = [("wren", "pear"), ("owl", "plum"), ("hawk", "iron"), ("crow", "zinc")]
