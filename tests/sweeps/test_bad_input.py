@@ -129,7 +129,7 @@ WRONG = {
     "a directory for a file": Wrong(DATA, ["data.train=", "/data is a directory", "data=folder"], ["data.train=data"], lambda here: (here / "data").mkdir()),
     "a file for a directory": Wrong(DATA, ["train.csv is no folder"], ["data=folder", *BOTH], csv_of(*GOOD)),
     "a folder without texts": Wrong(DATA, ["no *.txt file in it"], ["data=folder", "data.train=d", "data.validation=d"], lambda here: (here / "d").mkdir()),
-    "a gzip": Wrong(DATA, ["train.csv", "gzip archive", "gunzip"], TRAIN, bytes_of(gzip.compress(b"text,label\n"))),
+    "a gzip": Wrong(DATA, ["train.csv", "gzip archive", "gunzip"], TRAIN, bytes_of(gzip.compress(b"text,label\n", mtime=0))),
     "an Excel workbook": Wrong(DATA, ["train.csv", "Excel workbook", "save the sheet as CSV"], TRAIN, bytes_of(b"PK\x03\x04" + bytes(9))),
     "Parquet under another name": Wrong(DATA, ["train.csv", "Parquet", "data=parquet"], TRAIN, bytes_of(b"PAR1" + bytes(20))),
     "a broken Parquet file": Wrong(DATA, ["a.parquet", "not a complete Parquet file"], ["data=parquet", "data.train=a.parquet"], bytes_of(b"PAR1" + bytes(20), "a.parquet")),

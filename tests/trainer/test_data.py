@@ -255,7 +255,7 @@ def test_a_file_without_rows_is_refused(task: Task, source: str, text: str) -> N
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (gzip.compress(b"text,label\n"), "a gzip archive: unpack it"),
+        (gzip.compress(b"text,label\n", mtime=0), "a gzip archive: unpack it"),
         (b"PK\x03\x04....", "an Excel workbook"),
         (b"PAR1........PAR1", "a Parquet file: use data=parquet"),
         ("text,label\n".encode("utf-16"), "UTF-16 text: save it as UTF-8"),
