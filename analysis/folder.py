@@ -68,6 +68,8 @@ class MetricsRow:
         n_items: items scored.
         metrics: name → value; a value that could not be computed is NaN.
         split: of the items: ``validation``, or, of a final scoring, ``test``.
+        memory: peak bytes so far of the process that trained it, or of its GPU; with those that trained beside it. 0
+            where it is not known.
     """
 
     trial_id: str
@@ -78,6 +80,7 @@ class MetricsRow:
     n_items: int
     metrics: dict[str, float] = field(default_factory=dict)
     split: str = "validation"
+    memory: int = 0
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

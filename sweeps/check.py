@@ -116,13 +116,16 @@ def estimated(composed: Composed, dataset: Dataset, check: Check) -> None:
 
     from sweeps.doctor import usable_cores
     from sweeps.probe import Prober
-    from trainer.models import available_precisions, best_device
+    from trainer.models import available_precisions, best_device, slow_precisions
 
     config = composed.config
     device = best_device()
     threads = config.resources.threads or max(1, int(usable_cores()))
     torch.set_num_threads(threads)
-    composed = composed.on_machine([name for name, fault in available_precisions(device).items() if not fault])
+    able = [name for name, fault in available_precisions(device).items() if not fault]
+    told = len(composed.notes)
+    composed = composed.on_machine(able, slow_precisions(device))
+    check.problems += [("warning", note) for note in composed.notes[told:]]
     imports = time.monotonic() - began
     prober = Prober(dataset, device, config.engine)
     trials = _estimable(drawn(composed, min(config.search.trials, _DRAWN)))

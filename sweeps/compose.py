@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -26,12 +27,12 @@ from sweeps.allowed import Constraints
 from sweeps.config import SweepConfig, check_sweep, misfits, schema, trial_part
 from sweeps.exchange import check_population
 from sweeps.grid import grid_size, on_grid
-from sweeps.narrow import fix, restrict_precisions
+from sweeps.narrow import fix, restrict_precisions, slowness
 from sweeps.origin import Origins, Source, shown
 from sweeps.overrides import Overrides, Setting, read_overrides
 from sweeps.rules import expand
 from sweeps.schemas import check_read, found_schema
-from sweeps.space import Scalar, Space
+from sweeps.space import Choices, Scalar, Space
 from sweeps.space_group import parse_space, searchable, to_group
 from sweeps.start import start_points
 from sweeps.typed import get, paths, put, read_environment, typed
@@ -96,8 +97,12 @@ class Composed:
         whole = OmegaConf.create(raw)
         return {path: OmegaConf.select(whole, path) for path in paths}
 
-    def on_machine(self, available: Sequence[str]) -> "Composed":
+    def on_machine(self, available: Sequence[str], slow: Mapping[str, float] = MappingProxyType({})) -> "Composed":
         """The same sweep with only the precisions that this machine can do; ``notes`` says what was left out.
+
+        Args:
+            available: precisions that work here.
+            slow: those of them that take so many times as long as fp32: only an explicit wish brings them into a sweep.
 
         Raises:
             HardwareError: for a precision that the command line asked for, or where none is left.
@@ -105,19 +110,22 @@ class Composed:
         if not available:
             raise HardwareError("This machine can do none of the precisions: fp32, bf16, int8, nf4.")
         explicit = any(path.startswith("space.precision") for path in self.explicit)
-        space, note = restrict_precisions(self.space, available, explicit)
+        space, note = restrict_precisions(self.space, available, explicit, slow)
         if "precision" not in space and self.config.precision not in available:
             raise HardwareError(
                 f"precision={self.config.precision}: this machine cannot do it. It can do {', '.join(available)}:"
                 f" precision={available[0]}"
             )
+        dimension = space.get("precision")
+        searched = dimension.values if isinstance(dimension, Choices) else (self.config.precision,)
+        warned = [f"precision={name} {slowness(slow[str(name)])}." for name in searched if name in slow]
         if not note:
-            return self
+            return replace(self, notes=[*self.notes, *warned]) if warned else self
         raw = {**self.raw, "space": to_group(space)}
-        start = [point for point in self.start if point.get("precision", available[0]) in available]
+        start = [point for point in self.start if point.get("precision", searched[0]) in searched]
         raw["search"] = {**raw["search"], "start_from": start}
         config = replace(self.config, space=raw["space"], search=replace(self.config.search, start_from=list(start)))
-        return replace(self, config=config, space=space, start=start, notes=[*self.notes, note], raw=raw)
+        return replace(self, config=config, space=space, start=start, notes=[*self.notes, note, *warned], raw=raw)
 
     def resolved(self) -> dict[str, Any]:
         """The config as nested plain values, for ``sweep.yaml`` and trackers."""

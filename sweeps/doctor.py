@@ -179,22 +179,23 @@ def _torch() -> Iterator[Finding]:
 def _precisions() -> Iterator[Finding]:
     import torch
 
-    from trainer.models import available_precisions
+    from trainer.models import available_precisions, slow_precisions
 
     devices = [torch.device("cpu")]
     if torch.cuda.is_available():
         names = {torch.cuda.get_device_name(i): i for i in reversed(range(torch.cuda.device_count()))}
         devices = [torch.device("cuda", index) for index in sorted(names.values())]
     for device in devices:
-        faults = available_precisions(device)
+        faults, slow = available_precisions(device), slow_precisions(device)
         works = [name for name, fault in faults.items() if not fault]
         name = "precisions" if len(devices) == 1 else f"precisions of GPU {device.index}"
         shown = f"{', '.join(works) or 'none'} (tried on {device})"
         if "fp32" not in works:
             yield Finding(name, "missing", shown, "Install torch again: make install", faults)
-        elif len(works) < len(faults):
-            broken = "; ".join(f"{name}: {fault}" for name, fault in faults.items() if fault)
-            yield Finding(name, "note", shown, f"{broken}. Sweeps leave these out.", faults)
+        elif len(works) < len(faults) or slow:
+            broken = [f"{name}: {fault}" for name, fault in faults.items() if fault]
+            broken += [f"{name} works, but takes {times:.0f} times as long as fp32" for name, times in slow.items()]
+            yield Finding(name, "note", shown, f"{'; '.join(broken)}. Sweeps leave these out.", faults)
         else:
             yield Finding(name, "ok", shown, facts=faults)
 

@@ -47,14 +47,16 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     from trainer.evaluate import absent_metrics
     from trainer.finals import generate_answers
     from trainer.materials import Materials
-    from trainer.models import available_precisions, best_device
+    from trainer.models import available_precisions, best_device, slow_precisions
 
     threads = composed.config.resources.threads
     if threads:
         torch.set_num_threads(threads)
     device = best_device()
     faults = available_precisions(device)
-    composed = composed.on_machine([precision for precision, fault in faults.items() if not fault])
+    composed = composed.on_machine(
+        [precision for precision, fault in faults.items() if not fault], slow_precisions(device)
+    )
     objective = Objective.from_config(composed.resolved()["objective"])
     values = dict(composed.start[0]) if composed.start else {}
     trial = composed.trial("t0000", values)

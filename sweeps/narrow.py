@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from analysis.errors import HardwareError
 from sweeps.space import Choices, Scalar, Space
@@ -25,12 +26,15 @@ def fix(space: Space, fixed: Mapping[str, Scalar]) -> Space:
     return kept
 
 
-def restrict_precisions(space: Space, available: Sequence[str], explicit: bool) -> tuple[Space, str]:
+def restrict_precisions(
+    space: Space, available: Sequence[str], explicit: bool, slow: Mapping[str, float] = MappingProxyType({})
+) -> tuple[Space, str]:
     """The space with only the precisions that this machine can do, and a sentence about those left out (or "").
 
     Args:
         available: precisions that the machine can do.
         explicit: the user named the precisions on the command line: one that cannot be done is an error, not a note.
+        slow: of these, how many times as long as fp32 those take that only an explicit wish brings into a search.
 
     Raises:
         HardwareError: where an explicit choice cannot be done, or none is left.
@@ -39,9 +43,11 @@ def restrict_precisions(space: Space, available: Sequence[str], explicit: bool) 
     if not isinstance(dimension, Choices):
         return space, ""
     missing = [name for name in PRECISIONS if name in dimension.values and name not in available]
-    if not missing:
+    quick = [name for name in dimension.values if name in available and name not in slow]
+    wait = [] if explicit or not quick else [name for name in available if name in slow and name in dimension.values]
+    if not missing and not wait:
         return space, ""
-    left = tuple(name for name in dimension.values if name in available)
+    left = tuple(name for name in dimension.values if name in available and name not in wait)
     able = ", ".join(available)
     if explicit or not left:
         raise HardwareError(
@@ -57,4 +63,10 @@ def restrict_precisions(space: Space, available: Sequence[str], explicit: bool) 
             shrunk[path] = other
         elif wanted and all(key in shrunk for key in other.when):
             shrunk[path] = replace(other, when={**other.when, "precision": wanted})
-    return shrunk, f"Not searched, because this machine cannot do it: precision {', '.join(missing)}."
+    notes = [f"Not searched, because this machine cannot do it: precision {', '.join(missing)}."] if missing else []
+    notes += [f"Not searched: precision {name}, which {slowness(slow[name])} (precision={name} takes it)." for name in wait]
+    return shrunk, " ".join(notes)
+
+
+def slowness(times: float) -> str:
+    return f"takes {times:.0f} times as long as fp32 on this machine"

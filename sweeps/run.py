@@ -59,10 +59,8 @@ def run_sweep(composed: Composed, view: str = "auto", worker: type[DeviceWorker]
     """Run a sweep and print its leaderboard; where its folder holds this same sweep, go on. Returns the exit status.
 
     Args:
-        worker: what owns a device; a simulation gives another class.
-
-    Args:
         view: how it is shown while it runs: one of ``sweeps.views.VIEWS``.
+        worker: what owns a device; a simulation gives another class.
 
     Raises:
         LorasweepError: for anything about the input that cannot be run; nothing is left behind then.
@@ -142,7 +140,8 @@ def _drive(
         workers = start_workers(composed.config, objective, worker_class)
         facts = facts_of(workers, str(folder.root), progress.note)
         asked = composed.unresolved()
-        composed = composed.on_machine([p for p in facts[0].precisions if not any(f.precisions[p] for f in facts)])
+        able = [name for name in facts[0].precisions if not any(fact.precisions[name] for fact in facts)]
+        composed = composed.on_machine(able, {name: times for fact in facts for name, times in fact.slow.items()})
         for note in composed.notes:
             progress.note(note)
         progress.phase("loading model and data")

@@ -42,11 +42,13 @@ class WorkerFacts:
         node: its Ray node's name; the address unless ``ray start --node-name`` gave another.
         device: such as ``CPU, 2 threads`` or ``NVIDIA H200, GPU 3``.
         precisions: precision → why it does not work there; empty where it does.
+        slow: precision that works → how many times as long as fp32 it takes, where that is several times.
     """
 
     node: str
     device: str
     precisions: dict[str, str]
+    slow: dict[str, float] = field(default_factory=dict)
 
     @property
     def where(self) -> str:
@@ -278,13 +280,13 @@ class DeviceWorker:
         import ray
         import torch
 
-        from trainer.models import available_precisions
+        from trainer.models import available_precisions, slow_precisions
 
         device = self.materials.device
         name = f"CPU, {self.threads} thread{'s' if self.threads > 1 else ''}"
         if device.type == "cuda":
             name = ", ".join([torch.cuda.get_device_name(device), *(f"GPU {i}" for i in ray.get_gpu_ids())])
-        return WorkerFacts(self.node, name, available_precisions(device))
+        return WorkerFacts(self.node, name, available_precisions(device), slow_precisions(device))
 
     def _prepare(self, trial: TrialConfig) -> DataFacts:
         from trainer.evaluate import absent_metrics

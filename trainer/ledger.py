@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import resource
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,6 +35,14 @@ class Best:
     score: float
     weights: Weights
     evaluation: Evaluation | None
+
+
+def peak_memory() -> int:
+    """Most bytes that this process had at a time: of its GPU, or, where it has none, resident."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
 
 
 class Ledger:
@@ -113,8 +123,9 @@ class Ledger:
 
     def _row(self, evaluation: Evaluation, step: int, final: bool) -> MetricsRow:
         return MetricsRow(
-            self.trial.trial_id, step, self.tokens, self._seconds, final, evaluation.n_items, evaluation.metrics
-        )
+            self.trial.trial_id, step, self.tokens, self._seconds, final, evaluation.n_items, evaluation.metrics,
+            memory=peak_memory(),
+        )  # fmt: skip
 
     def _write_items(self, evaluation: Evaluation, step: int) -> None:
         for dataset, columns in evaluation.tables.items():

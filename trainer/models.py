@@ -5,6 +5,7 @@ A base model stays on its device between trials and is the same for every trial 
 
 import contextlib
 import logging
+import time
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,8 @@ from analysis.errors import HardwareError, ModelError
 from trainer.config import HEAD_NAMES, PRECISIONS, ModelConfig
 from trainer.output import TokenLogits
 from trainer.tokenizer import loading_arguments, model_folder, open_tokenizer
+
+_SLOW = 4.0  # times as long as fp32: no sweep would choose it
 
 
 @dataclass
@@ -100,6 +103,28 @@ def precision_fault(precision: str, device: torch.device) -> str:
 def available_precisions(device: torch.device) -> dict[str, str]:
     """Precision → why it does not work here, empty where it does."""
     return {precision: precision_fault(precision, device) for precision in PRECISIONS}
+
+
+def slow_precisions(device: torch.device) -> dict[str, float]:
+    """Precision → how many times as long as fp32 a linear layer's two passes take in it, where that is several times.
+
+    A CPU without bf16 instructions (AVX512 or AMX) does bf16 products by slow generic loops, the backward pass's above
+    all: a trial would take hours instead of minutes.
+    """
+    if device.type != "cpu":
+        return {}
+    size = (64, 512, 2048)  # rows, inputs, outputs: some 20 ms in float32 on one core
+
+    def seconds(dtype: torch.dtype) -> float:
+        x, weight = torch.ones(size[:2], dtype=dtype), torch.ones(size[2], size[1], dtype=dtype)
+        began = time.perf_counter()
+        y = x @ weight.T
+        y @ weight
+        return time.perf_counter() - began
+
+    fastest = {dtype: min(seconds(dtype) for _ in range(3)) for dtype in (torch.float32, torch.bfloat16)}
+    times = fastest[torch.bfloat16] / fastest[torch.float32]
+    return {"bf16": round(times, 1)} if times > _SLOW else {}
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -38,7 +38,7 @@ def evaluations(folder: SweepFolder, rows: Sequence[Row]) -> dict[str, list[Metr
 def cost(
     folder: SweepFolder, manifest: Mapping[str, Any], rows: Sequence[Row], curves: Mapping[str, Sequence[MetricsRow]]
 ) -> Facts:
-    """Time, device-hours and tokens of the whole sweep; memory where a trial recorded it."""
+    """Time, device-hours, tokens and memory of the whole sweep."""
     devices = max(1, len(_at(manifest, "hardware", "devices") or [None]))
     last = {name: own[-1] for name, own in curves.items() if own}
     in_slots = sum(e.seconds for e in last.values() if isinstance(e.seconds, int | float) and math.isfinite(e.seconds))
@@ -55,10 +55,8 @@ def cost(
     facts.append(("Training tokens", f"{tokens:,}".replace(",", " ")))
     steps = sum(row.step for row in rows if row.kind == "trial")
     facts.append(("Optimiser steps", f"{steps:,}".replace(",", " ")))
-    memory = [
-        v for own in curves.values() for e in own for k, v in e.metrics.items() if "memory" in k and math.isfinite(v)
-    ]
-    facts.append(("Peak memory", f"{max(memory):.2f}" if memory else "not recorded"))
+    memory = max((e.memory for own in curves.values() for e in own if isinstance(e.memory, int)), default=0)
+    facts.append(("Peak memory of a device worker", f"{memory / 1e9:.2f} GB" if memory else "not recorded"))
     stopped = [row for row in rows if row.status == State.STOPPED_EARLY]
     longest = max((row.step for row in rows if row.status == State.COMPLETED), default=0)
     if stopped and longest:

@@ -9,7 +9,8 @@ writes folded stacks, as flame graph programs read them.
 The engine stands where a device worker makes a real one (``run_sweep(…, worker=…)``). A trial's accuracy follows a
 power law in steps towards what its learning rate and rank can reach: a plateau, then a cliff, as measured for LoRA
 (arXiv 2602.04998). A part of it is a chain over all steps so far, so that a trial that went on from a wrong place
-shows it in every later rung. What is admitted, and from where, is noted in ``admissions.jsonl`` beside the trials.
+shows it in every later rung. What is admitted, and from where, is noted in ``admissions.jsonl`` beside the trials. A
+trial that is named in a file ``hang`` there never comes back from its next rung; the file is gone then.
 """
 
 import atexit
@@ -106,6 +107,10 @@ class SimulatedEngine:
             return [self._finish(slot)]
         if self.seconds:
             time.sleep(self.seconds)
+        hang = slot.folder.root.parent / "hang"
+        if hang.exists() and hang.read_text() == slot.trial.trial_id:
+            hang.unlink()
+            threading.Event().wait()
         rung = next(step for step in slot.trial.train.rungs if step > slot.step)
         while slot.step < rung:
             slot.step += 1

@@ -1,9 +1,11 @@
 """A sweep on a running Ray cluster: two nodes, both on this machine, that ask for a token."""
 
+import contextlib
 import csv
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -39,14 +41,24 @@ class RayCluster:
         command = [Path(sys.executable).with_name("ray"), "start", "--block", f"--node-name={name}", "--num-cpus=2"]
         # Two nodes on one machine: no port may be a fixed one.
         command += ["--object-store-memory=80000000", "--min-worker-port=0", "--max-worker-port=0", *options]
+        environment = {**os.environ, **self.environment, "LORASWEEP_NODE": f"{name} of {self.address}"}
         with log.open("wb") as out:
-            process = subprocess.Popen(command, env={**os.environ, **self.environment}, stdout=out, stderr=out)
+            process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
         self.processes.append(process)
         gives_up = time.monotonic() + 60
         while b"Ray runtime started" not in log.read_bytes():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < gives_up, log.read_text()
             time.sleep(0.1)
+
+    def lose_node(self, name: str) -> None:
+        """End all that runs on a node at once, as when its power goes."""
+        mark = f"LORASWEEP_NODE={name} of {self.address}".encode()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    if mark in (entry / "environ").read_bytes().split(b"\0"):
+                        os.kill(int(entry.name), signal.SIGKILL)
 
     def look(self) -> tuple[list[str], float]:
         """Names of the living nodes, and CPUs that nobody claims."""
@@ -105,3 +117,39 @@ def test_a_sweep_uses_all_nodes_of_a_cluster_and_leaves_it_running(cluster, lora
     assert command.processes() == []
     assert cluster.look() == (["alpha", "beta"], 4)
     assert [process.poll() for process in cluster.processes] == [None, None]
+
+
+@pytest.mark.heavy
+def test_the_trials_of_a_node_that_is_lost_go_on_elsewhere(cluster, lorasweep, tiny, tmp_path, reading):
+    settings = ("search.trials=4", "resources.threads=1", "resources.slots=1", "tracking=none", "baselines=[]",
+                "scheduler=fifo", "sampler=random", "train.max_steps=120", "train.rungs=[4,8,12,60,120]")  # fmt: skip
+    command = lorasweep(tmp_path, cluster.environment)
+    process = command.start("run", *tiny("llama", *settings, "sweep.name=two"), f"ray.address={cluster.address}")
+    folder = SweepFolder(tmp_path / "runs" / "two")
+    gives_up = time.monotonic() + 120
+    while not (there := [trial for trial in folder.trials() if lives_on(trial, "beta")]):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < gives_up
+        time.sleep(0.05)
+    cluster.lose_node("beta")
+    out, err = process.communicate(timeout=240)
+    assert (process.returncode, err) == (0, ""), out
+    moved = folder.trial(there[0].trial_id).read_status()
+    assert moved.where == "alpha: CPU, 1 thread"
+    assert any("beta" in note and "went on from its last rung" in note for note in moved.notes), moved
+    assert {trial.read_status().state for trial in folder.trials()} == {"completed"}
+    assert sorted(reading.tells(folder)) == [f"t{n:04}" for n in range(4)]
+    assert cluster.look()[0] == ["alpha"]
+
+    whole = lorasweep(tmp_path)("run", *tiny("llama", *settings, "sweep.name=whole"))
+    assert whole.returncode == 0, whole.stderr
+    expected = reading.curves(SweepFolder(tmp_path / "runs" / "whole"))
+    for trial_id, rows in reading.curves(folder).items():
+        assert [row[:2] for row in rows] == [row[:2] for row in expected[trial_id]]
+        for (*_, metrics), (*_, wanted) in zip(rows, expected[trial_id], strict=True):
+            assert metrics == pytest.approx(wanted, rel=1e-4)
+
+
+def lives_on(trial, node):
+    status = trial.read_status() if trial.status_file.exists() else None
+    return status and status.state == "running" and status.where.startswith(node) and len(trial.read_metrics()) == 2

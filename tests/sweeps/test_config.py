@@ -233,6 +233,22 @@ def test_precisions_are_restricted_to_the_machine_with_a_note_unless_asked_for()
         compose([]).on_machine([])
 
 
+def test_a_precision_that_takes_many_times_as_long_is_searched_only_where_it_is_asked_for():
+    able, slow = ["fp32", "bf16", "nf4"], {"bf16": 33.0}
+    composed = compose(["experiment=quickstart", "search.start_from=[{precision: bf16}, {precision: nf4}]"])
+    left = composed.on_machine(able, slow)
+    assert left.space["precision"] == Choices(("fp32", "nf4"))
+    assert left.start == [{"precision": "nf4"}]
+    assert left.notes[-1] == (
+        "Not searched: precision bf16, which takes 33 times as long as fp32 on this machine (precision=bf16 takes it)."
+    )
+    for asked in ("precision=bf16", "precision=choice(fp32,bf16)", "space.precision.choices=[bf16]"):
+        kept = compose([asked]).on_machine(able, slow)
+        assert kept.space == compose([asked]).space, asked
+        assert kept.notes[-1] == "precision=bf16 takes 33 times as long as fp32 on this machine."
+    assert compose([]).on_machine(["bf16"], slow).space["precision"] == Choices(("bf16",))
+
+
 def terms(*overrides: str) -> set[str]:
     return set(compose(overrides).config.objective.terms)
 

@@ -63,10 +63,12 @@ def test_a_look_that_raises_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_precision_that_fails_when_tried_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     faults = {"fp32": "", "bf16": "", "int8": "trying it failed (x)", "nf4": ""}
     monkeypatch.setattr("trainer.models.available_precisions", lambda device: faults)
+    monkeypatch.setattr("trainer.models.slow_precisions", lambda device: {"bf16": 40.0})
     [finding] = only("_precisions")
     assert (finding.state, finding.facts["int8"]) == ("note", "trying it failed (x)")
     assert "int8: trying it failed (x)" in finding.advice
     assert "int8" not in finding.found
+    assert "bf16 works, but takes 40 times as long as fp32" in finding.advice
 
 
 def test_a_ray_address_in_the_environment_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
