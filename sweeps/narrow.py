@@ -64,7 +64,8 @@ def restrict_precisions(
         elif wanted and all(key in shrunk for key in other.when):
             shrunk[path] = replace(other, when={**other.when, "precision": wanted})
     notes = [f"Not searched, because this machine cannot do it: precision {', '.join(missing)}."] if missing else []
-    notes += [f"Not searched: precision {name}, which {slowness(slow[name])} (precision={name} takes it)." for name in wait]
+    for name in wait:
+        notes.append(f"Not searched: precision {name}, which {slowness(slow[name])} (precision={name} takes it).")
     return shrunk, " ".join(notes)
 
 
