@@ -7,6 +7,8 @@ A message says what was given, what was expected, and what to do. The command li
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+INTERRUPTED = 130  # exit status after Ctrl-C or SIGTERM, as shells have it
+
 
 class LorasweepError(Exception):
     """Base of all errors that are explained to the user. ``args[0]`` is the whole message."""

@@ -4,8 +4,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ray.tune import Callback
-
 from analysis.folder import State, SweepFolder
 from analysis.metrics import METRICS
 from sweeps.config import BudgetConfig
@@ -15,7 +13,7 @@ from sweeps.reports import trial_key
 OBJECTIVE = "objective"
 
 
-class Budget(Callback):
+class Budget:
     """Watches a sweep's trials; a Tune callback of the driver.
 
     Args:
@@ -31,9 +29,6 @@ class Budget(Callback):
         self._best = -math.inf
         self._without_better = 0  # trials that ended since the best objective rose
         self._reached = ""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Ray pickles callbacks into its scratch folder, and a sweep is never restored from there
 
     def replay(self, folder: SweepFolder, records: Iterable[Mapping[str, Any]]) -> None:
         """Count what earlier runs of the sweep have had, from its folder and the lines of ``study/asks.jsonl``."""

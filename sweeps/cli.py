@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 
 from analysis import errors
-from analysis.errors import ConfigError, FolderError, LorasweepError, did_you_mean
+from analysis.errors import INTERRUPTED, ConfigError, FolderError, LorasweepError, did_you_mean
 
 # Command → how it is called, and what it does. Each is a module of its name in sweeps/commands/.
 COMMANDS = {
@@ -69,7 +69,7 @@ def exit_codes() -> dict[int, str]:
         0: "done",
         1: "no trial of the sweep got anywhere, or a defect of lorasweep (--debug shows where)",
         **dict(sorted(known.items())),
-        130: "stopped by Ctrl-C or SIGTERM; `lorasweep resume` goes on",
+        INTERRUPTED: "stopped by Ctrl-C or SIGTERM; `lorasweep resume` goes on",
     }
 
 
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except LorasweepError as error:
         if debug:
             traceback.print_exc()

@@ -11,11 +11,10 @@ from typing import Any
 import ray
 from ray.tune.stopper import Stopper
 
-from analysis.errors import FolderError, LorasweepError
+from analysis.errors import INTERRUPTED, FolderError, LorasweepError
 from analysis.folder import State
 from sweeps.progress import Progress
 
-INTERRUPTED = 130  # exit status, as shells have it for Ctrl-C
 _SHUTDOWN_SECONDS = 3.0  # for Ray's own processes, which would outlive the driver for a while
 
 

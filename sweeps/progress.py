@@ -1,4 +1,4 @@
-"""Progress and time left while a sweep runs, as a Tune callback: it tells ``SweepState``, and a view."""
+"""Progress and time left while a sweep runs: told what Tune tells callbacks, it tells ``SweepState``, and a view."""
 
 import sys
 import threading
@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import IO, Any
 
-from ray.tune import Callback
 from rich.console import Console, RenderableType
 
 from analysis.folder import ENDED, State
@@ -27,8 +26,8 @@ from sweeps.views import (
 )
 
 
-class Progress(Callback):
-    """Shows a sweep while it runs; a Tune callback, and a context manager that leaves the terminal as it was.
+class Progress:
+    """Shows a sweep while it runs; a context manager that leaves the terminal as it was.
 
     Args:
         state: what is shown.
@@ -50,10 +49,6 @@ class Progress(Callback):
             self._live = self._line if view == "line" else self._table
         self._view: View = Quiet() if view == "quiet" else PlainLines(stream)
         self._stream = stream
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Ray pickles callbacks into its scratch folder, and a sweep is never restored from there."""
-        return {}
 
     def __enter__(self) -> "Progress":
         if self._live is not None:
@@ -121,9 +116,6 @@ class Progress(Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._end(trial_key(trial)[0], State.FAILED, "its process raised an error or was lost")
-
-    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        self.close()
 
     def _end(self, trial_id: str, state: State, reason: str) -> None:
         with self._lock:

@@ -5,54 +5,34 @@ Check what can be checked at once; start the device workers; let Ray Tune run th
 
 import contextlib
 import fcntl
-import math
 import shutil
 import sys
-import tempfile
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import ray
-from ray import tune
+from typing import TYPE_CHECKING, Any
 
 from analysis import leaderboard
-from analysis.constraints import Constraints, check_available
-from analysis.errors import DataError, FolderError
-from analysis.folder import ENDED, MetricsRow, SweepFolder, read_lines
+from analysis.constraints import check_available
+from analysis.errors import INTERRUPTED, DataError, FolderError
+from analysis.folder import ENDED, SweepFolder
 from analysis.objective import Objective
-from analysis.ranking import objective_of
-from sweeps import lineage
 from sweeps.again import nothing_left, same_sweep
-from sweeps.baselines import BaselineRunner, missing, planned, settings_of
-from sweeps.board import Board
-from sweeps.budget import Budget
 from sweeps.compose import Composed
-from sweeps.control import ENQUEUE, Post, done, driver, requests
+from sweeps.control import driver
 from sweeps.devices import answer, facts_of, max_concurrent, ray_running, start_workers
-from sweeps.exchange import Exchange
-from sweeps.interrupt import INTERRUPTED, Interrupt
 from sweeps.logs import to_file
 from sweeps.manifest import make_manifest, read_manifest, write_manifest
-from sweeps.pacing import PacedSearch
 from sweeps.place import program, typed
 from sweeps.preflight import preflight, skipped_note
 from sweeps.progress import Progress
-from sweeps.record import Recorder, write_config
-from sweeps.scheduling import build_sampler, build_scheduler, replay_scheduler
-from sweeps.search import GuardedOptunaSearch
-from sweeps.settle import settle_told, settle_untold
 from sweeps.show import show_leaderboard, show_next
-from sweeps.space import DefineByRun
 from sweeps.standing import SweepState
-from sweeps.tracking import WandbTracker
-from sweeps.trial import TrialProxy
-from sweeps.wandb_tables import charts
-from sweeps.warm import carried_over, to_carry
+from sweeps.warm import carried_over
 from sweeps.worker import DeviceWorker
-from trainer.config import Baseline
+
+if TYPE_CHECKING:
+    from sweeps.tuning import TuneRun
 
 
 def run_sweep(composed: Composed, view: str = "auto", worker: type[DeviceWorker] = DeviceWorker) -> int:
@@ -138,6 +118,8 @@ def _drive(
     progress.phase("starting Ray and the device workers")
     with ray_running(composed.config), to_file(folder.log_file, progress.verbose):
         workers = start_workers(composed.config, objective, worker_class)
+        from sweeps.tuning import TuneRun  # imports Ray Tune, which takes seconds: while the workers start
+
         facts = facts_of(workers, str(folder.root), progress.note)
         asked = composed.unresolved()
         able = [name for name in facts[0].precisions if not any(fact.precisions[name] for fact in facts)]
@@ -163,7 +145,7 @@ def _drive(
         write_manifest(folder, manifest)
         placed = list(zip(workers, (fact.where for fact in facts), strict=True))
         concurrent = max_concurrent(composed.config, capacities)
-        sweep = _Sweep(folder, composed, objective, placed, concurrent, manifest["uid"], progress)
+        sweep = TuneRun(folder, composed, objective, placed, concurrent, manifest["uid"], progress)
         interrupted = sweep.run()
         progress.phase("ranking")
     return _close(folder, progress, sweep, interrupted)
@@ -179,245 +161,7 @@ def _require_same_data(folder: SweepFolder, manifest: dict[str, Any], fingerprin
         )
 
 
-class _Sweep:
-    """Tune with everything around it, for one run of the driver."""
-
-    def __init__(
-        self,
-        folder: SweepFolder,
-        composed: Composed,
-        objective: Objective,
-        workers: list[tuple[Any, str]],
-        concurrent: int,
-        uid: str,
-        progress: Progress,
-    ):
-        self.concurrent = concurrent
-        self.folder, self.composed, self.workers, self.progress = folder, composed, workers, progress
-        config = composed.config
-        records = list(read_lines(folder.asks_file))
-        warm, notes = carried_over(to_carry(records, config), composed.space, composed.resolved(), objective)
-        for note in notes:
-            progress.note(note)
-        self.search = GuardedOptunaSearch(
-            DefineByRun(composed.space),
-            build_sampler(config.sampler, config.sweep.seed),
-            seed=config.sweep.seed,
-            trials=config.search.trials,
-            folder=folder,
-            start_from=composed.start,
-            allowed=composed.constraints().allows,
-            warm=warm,
-            seeds=[config.seed + k for k in range(config.search.repeats)],
-            objectives=len(objective.terms) if objective.method == "pareto" else 1,
-            violated=self._violated,
-        )
-        self.scheduler = build_scheduler(config.scheduler, config.train.rungs)
-        self.board = Board(folder, config.search.keep_adapters)
-        self.interrupt = Interrupt(progress, self.search.abandon)
-        self.search.second_chances = 2
-        self.search.on_disk_fault = self.interrupt.disk
-        self.post = Post(folder, devices=len(workers))
-        self.budget = Budget(config.search.budget, self.post, self.interrupt.is_set)
-        self.budget.replay(folder, records)
-        if records:
-            lineage.reconcile(folder, records)
-            self.search.replay(records)
-            settle_told(folder, records)
-            replay_scheduler(self.scheduler, records)
-            settle_untold(folder, self.search, self.scheduler, objective.score)
-        if self.scheduler.populate(composed.space, self._exchange) and concurrent < config.search.trials:
-            progress.note(
-                f"A population is what trains side by side: {concurrent} at a time here, and search.trials is"
-                f" {config.search.trials}. Those that come later exchange weights among themselves."
-            )
-        self.tracker: WandbTracker | None = None
-        if config.tracking.mode != "disabled":
-            tracking = config.tracking
-            self.tracker = WandbTracker(
-                folder,
-                uid,
-                tracking.project,
-                tracking.entity,
-                tracking.tags,
-                tracking.mode,
-                self.trial_config,
-                progress.note,
-                self.interrupt.is_set,
-                tracking.predictions,
-            )
-        self.objective = objective
-
-    def trial_config(self, trial_id: str, values: dict[str, Any]) -> dict[str, Any]:
-        return asdict(self.composed.trial(trial_id, values))
-
-    def _violated(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Constraint of the objective → how far a trial violates it."""
-        constraints = Constraints.from_config(self.composed.resolved()["objective"])
-        known = {name: self.folder.baseline(name).read_metrics() for name in constraints.baselines}
-        rows = {name: read[-1].metrics for name, read in known.items() if read}
-        return {
-            it.name: it.violation(
-                metrics.get(it.metric, math.nan), rows.get(it.baseline or "", {}).get(it.metric, math.nan)
-            )
-            for it in constraints.items
-        }
-
-    def _exchange(self, decided: Exchange) -> bool:
-        """Put a trial of a population in its parent's place, and write down whose weights it has now."""
-        files, parent = self.folder.trial(decided.trial_id), self.folder.trial(decided.parent)
-        config = self.composed.trial(decided.trial_id, decided.new)
-        for worker, _ in self.workers:
-            refused = answer(worker.take_over.remote(config, str(parent.root), decided.step))
-            if refused is None:  # it trains on another device
-                continue
-            if refused:
-                self.progress.note(f"{decided.trial_id} keeps its weights at step {decided.step}: {refused}")
-                return False
-            self.search.perturb(decided)
-            lineage.record(files, decided)
-            write_config(files, asdict(config))
-            new = "  ".join(f"{path}={value:.3g}" for path, value in decided.new.items())
-            self.progress.note(f"{decided.trial_id} goes on from {decided.parent} at step {decided.step}: {new}")
-            if self.tracker is not None:
-                self.tracker.log_exchange(decided)
-            return True
-        return False
-
-    def run(self) -> bool:
-        """Score the baselines and run the trials. True where it was interrupted."""
-        baselines = BaselineRunner(
-            self.folder,
-            [worker for worker, _ in self.workers],
-            missing(self.folder, planned(self.composed)),
-            self.progress.note,
-            self._baseline_scored,
-            self.interrupt.at_once,
-        )
-        baselines.start()
-        callbacks = [
-            Recorder(
-                self.folder,
-                self.trial_config,
-                self.interrupt.is_set,
-                self.board.trial_ended,
-                self.interrupt.disk,
-                self.search.waits,
-            ),
-            self.budget,
-            self.progress,
-        ]
-        if self.tracker is not None:
-            callbacks.append(self.tracker)
-        proxy = tune.with_parameters(
-            TrialProxy,
-            composed=self.composed,
-            objective=self.objective,
-            root=str(self.folder.root),
-            workers=self.workers,
-        )
-        scratch = tempfile.mkdtemp(prefix="lorasweep-tune-")
-        tuner = tune.Tuner(
-            tune.with_resources(proxy, {"cpu": 0.001}),
-            tune_config=tune.TuneConfig(
-                search_alg=PacedSearch(self.search, self.concurrent),
-                scheduler=self.scheduler,
-                num_samples=-1,
-                max_concurrent_trials=self.concurrent,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name=self.folder.name,
-                storage_path=scratch,
-                stop=self.interrupt,
-                callbacks=callbacks,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=2),
-            ),
-        )
-        try:
-            with self.interrupt.catching():
-                self._fit(tuner)
-                if not self.interrupt.at_once():
-                    if baselines.unscored:
-                        self.progress.phase(f"scoring {', '.join(baselines.unscored)}")
-                    baselines.finish()
-                    self._track_sweep()
-        finally:
-            with contextlib.suppress(OSError):
-                self.post.end(self.interrupt.why or "finished")
-            if self.tracker is not None:
-                self.tracker.close()
-            shutil.rmtree(scratch, ignore_errors=True)
-        return self.interrupt.at_once()
-
-    def _fit(self, tuner: tune.Tuner) -> None:
-        """Run Tune in a thread, so that signals stay with us: Tune handles only Ctrl-C, and waits for busy trials."""
-        failure: list[BaseException] = []
-
-        def fit() -> None:
-            try:
-                tuner.fit()
-            except BaseException as error:
-                failure.append(error)
-
-        thread = threading.Thread(target=fit, name="tune", daemon=True)
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.2)
-            self._look_around()
-            if self.interrupt.at_once():
-                for worker, _ in self.workers:  # a worker in the middle of a rung would hold its proxy up
-                    with contextlib.suppress(Exception):
-                        ray.kill(worker)
-                thread.join(20)
-                break
-        if self.interrupt.error is not None:
-            raise self.interrupt.error
-        if failure and not self.interrupt.at_once():
-            raise failure[0]
-
-    def _look_around(self) -> None:
-        """Count the time, look what is used up, and what somebody asks for."""
-        try:
-            self.post.beat()
-            spent = self.budget.used_up()
-            if spent:
-                self.interrupt.stop(f"{spent}. Running trials stop at their next rung.", at_once=False)
-            self._take_requests()
-        except OSError as error:
-            self.interrupt.disk(str(error))
-
-    def _take_requests(self) -> None:
-        for request in requests(self.folder):
-            if request.kind == ENQUEUE:
-                if request.name in self.search.enqueued:
-                    done(self.folder, request)
-                else:
-                    self.search.enqueue(request.name, request.point or {})
-                continue
-            done(self.folder, request)
-            if request.trial_id:
-                self.interrupt.stop_trial(request.trial_id)
-                self.progress.note(f"{request.trial_id} is to stop at its next rung.")
-            else:
-                self.interrupt.stop("Stopping, as `lorasweep stop` asks. Everything scored so far is kept.")
-
-    def _baseline_scored(self, baseline: Baseline, row: MetricsRow) -> None:
-        if self.tracker is not None:
-            self.tracker.log_baseline(baseline.name, row.metrics, settings_of(baseline))
-
-    def _track_sweep(self) -> None:
-        if self.tracker is not None:
-            rows = leaderboard.build(self.folder)
-            objective, _ = objective_of(self.folder, rows)
-            config = self.composed.resolved() | {
-                "searched": list(self.composed.space)
-            }  # `lorasweep wandb pull` reads it
-            self.tracker.log_sweep(rows, config, charts(rows, objective))
-
-
-def _close(folder: SweepFolder, progress: Progress, sweep: _Sweep, interrupted: bool) -> int:
+def _close(folder: SweepFolder, progress: Progress, sweep: "TuneRun", interrupted: bool) -> int:
     """Write and print the leaderboard, and what can be done next. Returns the exit status."""
     ranking = sweep.board.close()
     rows = ranking.rows

@@ -108,23 +108,13 @@ def table(state: SweepState, width: int, height: int) -> RenderableType:
     rows = [*state.running, *ended]
     more = _more_metrics(rows, width)
     wide = width >= _WIDE
-    grid = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", expand=False)
-    grid.add_column("trial", no_wrap=True)
     with_left = width >= _WITH_LEFT
-    taken = (59 if with_left else 53) + sum(_METRIC_WIDTH for _ in more) + (_REASON_WIDTH if wide else 0)
-    grid.add_column("values", no_wrap=True, overflow="ellipsis", max_width=max(width - taken, 10))
-    for title in ("step", "acc.", "F1", *more.values(), "obj."):
-        grid.add_column(title, no_wrap=True, justify="right")
-    grid.add_column("outcome", no_wrap=True)
-    grid.add_column("time", no_wrap=True, justify="right")
-    if with_left:
-        grid.add_column("left", no_wrap=True, justify="right")
-    if wide:
-        grid.add_column("reason", no_wrap=True, overflow="ellipsis", max_width=_REASON_WIDTH)
+    heads = ["trial", "values", "step", "acc.", "F1", *more.values(), "obj.", "outcome", "time"]
+    heads += [*(["left"] if with_left else []), *(["reason"] if wide else [])]
     room = max(height - 4, 1)  # the summary, the phase, the heading, and how many are not shown
     best = _best(state)
+    lines = []
     for trial in rows[:room]:
-        style = _STYLES.get(trial.state, "red")
         left = state.trial_seconds_left(trial.trial_id)
         cells = [
             trial.trial_id + ("*" if trial is best else ""),
@@ -139,15 +129,30 @@ def table(state: SweepState, width: int, height: int) -> RenderableType:
             *(["" if trial.ended is not None else "…" if left is None else duration(left)] if with_left else []),
             *([trial.reason] if wide else []),
         ]
+        lines.append((cells, _STYLES.get(trial.state, "red")))
+    grid = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", expand=False)
+    widths = [max([len(head), *(len(cells[i]) for cells, _ in lines)]) for i, head in enumerate(heads)]
+    taken = sum(min(w, _REASON_WIDTH) + 1 for head, w in zip(heads, widths, strict=True) if head != "values")
+    for head in heads:
+        widest = {"values": max(width - taken - 1, 10), "reason": _REASON_WIDTH}.get(head)
+        left_aligned = head in ("trial", "values", "outcome", "reason")
+        grid.add_column(
+            head,
+            no_wrap=True,
+            justify="left" if left_aligned else "right",
+            overflow="ellipsis",
+            max_width=widest,
+        )
+    for cells, style in lines:
         grid.add_row(*(Text(cell) for cell in cells), style=style)
-    lines: list[RenderableType] = [Text(_summary(state), style="bold", overflow="ellipsis", no_wrap=True)]
+    shown: list[RenderableType] = [Text(_summary(state), style="bold", overflow="ellipsis", no_wrap=True)]
     if state.phase:
-        lines.append(Text(state.phase, overflow="ellipsis", no_wrap=True))
+        shown.append(Text(state.phase, overflow="ellipsis", no_wrap=True))
     if rows:
-        lines.append(grid)
+        shown.append(grid)
     if len(rows) > room:
-        lines.append(Text(f"… and {len(rows) - room} more", style="dim"))
-    return Group(*lines)
+        shown.append(Text(f"… and {len(rows) - room} more", style="dim"))
+    return Group(*shown)
 
 
 def _more_metrics(rows: list[TrialState], width: int) -> dict[str, str]:

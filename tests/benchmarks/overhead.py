@@ -102,11 +102,11 @@ class StubWorker(DeviceWorker):
 
 def sweep(trials: int, tracking: str, profile: str | None) -> tuple[float, float]:
     """Seconds of one sweep, and CPU seconds of the driver in it."""
-    from sweeps import cli, devices, run
+    from sweeps import cli, devices, tuning
 
     devices.DeviceWorker = StubWorker  # type: ignore[misc]
     if profile:  # cProfile sees but one thread
-        run._Sweep._fit = lambda self, tuner: tuner.fit()  # type: ignore[method-assign,assignment,return-value]
+        tuning.TuneRun._fit = lambda self, tuner: tuner.fit()  # type: ignore[method-assign,assignment,return-value]
     with tempfile.TemporaryDirectory(prefix="bench-overhead-") as name:
         rows = Path(name) / "rows.csv"
         with rows.open("w", newline="") as file:

@@ -10,7 +10,8 @@ The engine stands where a device worker makes a real one (``run_sweep(…, worke
 power law in steps towards what its learning rate and rank can reach: a plateau, then a cliff, as measured for LoRA
 (arXiv 2602.04998). A part of it is a chain over all steps so far, so that a trial that went on from a wrong place
 shows it in every later rung. What is admitted, and from where, is noted in ``admissions.jsonl`` beside the trials. A
-trial that is named in a file ``hang`` there never comes back from its next rung; the file is gone then.
+trial that is named in a file ``hang`` there never comes back from its next rung, and one named in ``evict`` makes room
+for others, as where memory runs out; the file is gone then.
 """
 
 import atexit
@@ -31,7 +32,7 @@ from typing import Any
 from analysis.folder import MetricsRow, State, TrialFolder, append_line, atomic_write
 from sweeps.worker import DataFacts, DeviceWorker, WorkerFacts
 from trainer.config import TrialConfig
-from trainer.engine import Admission, Admitted, Ended, Event, Full, RungResult, never
+from trainer.engine import Admission, Admitted, Ended, Event, Full, Requeued, RungResult, never
 
 NOISE = 0.01  # standard deviation or so of a rung's accuracy
 ITEMS = 12
@@ -107,10 +108,11 @@ class SimulatedEngine:
             return [self._finish(slot)]
         if self.seconds:
             time.sleep(self.seconds)
-        hang = slot.folder.root.parent / "hang"
-        if hang.exists() and hang.read_text() == slot.trial.trial_id:
-            hang.unlink()
+        if self._asked(slot, "hang"):
             threading.Event().wait()
+        if self._asked(slot, "evict"):
+            del self.slots[slot.trial.trial_id]
+            return [Requeued(slot.trial.trial_id, "memory ran out")]
         rung = next(step for step in slot.trial.train.rungs if step > slot.step)
         while slot.step < rung:
             slot.step += 1
@@ -119,6 +121,13 @@ class SimulatedEngine:
         slot.best = max(slot.best, (self.score(row.metrics), slot.step, row.metrics), key=lambda it: it[0])
         slot.resting = True
         return [RungResult(slot.trial.trial_id, row)]
+
+    def _asked(self, slot: SimulatedSlot, fault: str) -> bool:
+        file = slot.folder.root.parent / fault
+        if file.exists() and file.read_text() == slot.trial.trial_id:
+            file.unlink()
+            return True
+        return False
 
     def proceed(self, trial_id: str) -> None:
         self.slots[trial_id].resting = False

@@ -126,13 +126,19 @@ def test_a_disk_that_cannot_be_written_stops_the_sweep_which_goes_on_once_it_is_
 
 
 @pytest.mark.heavy
-def test_a_worker_that_hangs_is_replaced_and_its_trials_go_on(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("fault", "told"), [("hang", "hung for 4 s"), ("evict", "")])
+def test_trials_of_a_worker_that_hangs_or_has_no_memory_left_go_on(
+    fault: str, told: str, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
     sweep = Simulated(tmp_path)
     sweep.start("run", *SETTINGS, "resources.rung_timeout=4", seconds=0.2)
     sweep.until(lambda: sweep.rungs() >= 1)
-    (sweep.folder.root / "trials" / "hang").write_text("t0001")
+    (sweep.folder.root / "trials" / fault).write_text("t0001")
     code, out, err = sweep.ends()
     assert code == 0, out + err
-    assert not (sweep.folder.root / "trials" / "hang").exists(), "nothing hung"
+    assert not (sweep.folder.root / "trials" / fault).exists(), "nothing went wrong"
     assert result(sweep.folder) == undisturbed
-    assert any("hung for 4 s" in note for note in sweep.folder.trial("t0001").read_status().notes)
+    admitted = [line["from"] for line in read_lines(sweep.folder.root / "trials" / "admissions.jsonl")
+                if line["trial_id"] == "t0001"]  # fmt: skip
+    assert len(admitted) == 2
+    assert told in " ".join(sweep.folder.trial("t0001").read_status().notes)

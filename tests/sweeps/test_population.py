@@ -287,7 +287,7 @@ def test_what_the_driver_did_not_live_to_write_down_is_undone(tmp_path: Path) ->
 def test_the_driver_writes_an_exchange_down_once_a_device_has_made_it(tmp_path, monkeypatch) -> None:
     import yaml
 
-    from sweeps import run
+    from sweeps import tuning
 
     asked: list[Any] = []
     said: list[str] = []
@@ -301,8 +301,8 @@ def test_the_driver_writes_an_exchange_down_once_a_device_has_made_it(tmp_path, 
 
         return SimpleNamespace(take_over=SimpleNamespace(remote=take_over)), name
 
-    monkeypatch.setattr(run, "answer", lambda reference: reference)
-    sweep: Any = run._Sweep.__new__(run._Sweep)
+    monkeypatch.setattr(tuning, "answer", lambda reference: reference)
+    sweep: Any = tuning.TuneRun.__new__(tuning.TuneRun)
     sweep.folder, sweep.composed = SweepFolder(tmp_path), compose(["space=optimizer", "scheduler=pbt"])
     sweep.progress = SimpleNamespace(note=said.append)
     sweep.tracker = SimpleNamespace(log_exchange=logged.append)

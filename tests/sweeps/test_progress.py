@@ -14,6 +14,7 @@ from analysis.folder import State
 from sweeps.progress import Progress
 from sweeps.reports import outcome_of, rung_rows
 from sweeps.standing import SweepState
+from sweeps.tuning import ToldByTune
 from sweeps.views import duration, one_line, short_values, table, time_left
 
 VALUES = {"lora.rank": 8, "optim.lr": 3e-4, "precision": "nf4"}
@@ -345,7 +346,7 @@ def test_the_live_view_ends_with_the_experiment(state: SweepState, monkeypatch: 
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
     with Progress(state, stream) as progress:
-        progress.on_experiment_end(trials=[])
+        ToldByTune(progress).on_experiment_end(trials=[])
         assert stream.getvalue().rfind("\x1b[?25h") > stream.getvalue().rfind("\x1b[?25l")
 
 
@@ -375,7 +376,7 @@ def test_several_threads_can_speak_while_the_live_view_draws(
 
 
 def test_tune_can_pickle_it(state: SweepState) -> None:
-    assert pickle.dumps(Progress(state, io.StringIO()))
+    assert pickle.dumps(ToldByTune(Progress(state, io.StringIO())))
 
 
 def drawn(state: SweepState, width: int, view: Any = table) -> str:
