@@ -88,3 +88,10 @@ def _plain_lines(node: Any, prefix: str) -> "list[tuple[int, str]]":
 @lru_cache(maxsize=4096)
 def _scalar(text: bytes) -> Any:
     return yaml.load(text, Loader=_LOADER)
+
+
+def at(content: Any, *path: str) -> Any:
+    """What lies under these keys of nested mappings; None where there is nothing."""
+    for name in path:
+        content = content.get(name) if isinstance(content, Mapping) else None
+    return content

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 
 from analysis.errors import LorasweepError
 from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder, read_lines
-from analysis.metrics import METRICS
+from analysis.metrics import METRICS, as_shown
 from analysis.stats import Difference, item_scores, paired_difference
 
 SEED = "-seed"  # between a trial's id and the seed in the name of a final
@@ -191,12 +191,12 @@ def report(finals: Finals) -> str:
             first = [finalist.trial_id, f"{done} of {len(finalist.runs)}"] if i == 0 else ["", ""]
             validation = _spread(finalist.mean(name, "validation"), finalist.sd(name, "validation"), name)
             test = _spread(finalist.mean(name), finalist.sd(name), name)
-            lines.append([*first, name, _number(finalist.selected.get(name, math.nan), name), validation, test])
+            lines.append([*first, name, as_shown(name, finalist.selected.get(name, math.nan)), validation, test])
     for baseline in finals.baselines:
         shown = [name for name in metrics if name in baseline.test]
         for i, name in enumerate(shown):
             first = [baseline.name, "-"] if i == 0 else ["", ""]
-            lines.append([*first, name, "-", "-", _number(baseline.test[name], name)])
+            lines.append([*first, name, "-", "-", as_shown(name, baseline.test[name])])
     widths = [max(len(line[c]) for line in lines) for c in range(len(heads))]
     table = [
         "  ".join(
@@ -265,12 +265,5 @@ def looks_sentences(looks: Sequence[Look]) -> list[str]:
     ]
 
 
-def _number(value: float, name: str) -> str:
-    if not math.isfinite(value):
-        return "-"
-    decimals = METRICS[name].decimals
-    return f"{value:.4g}" if decimals is None else f"{value:.{decimals}f}"
-
-
 def _spread(mean: float, sd: float, name: str) -> str:
-    return _number(mean, name) + (f" ± {_number(sd, name)}" if math.isfinite(sd) else "")
+    return as_shown(name, mean) + (f" ± {as_shown(name, sd)}" if math.isfinite(sd) else "")

@@ -104,3 +104,11 @@ def badness(name: str, value: float) -> float:
     if isinstance(better, float):
         return abs(value - better)
     return -value if better == "high" else value
+
+
+def as_shown(name: str, value: float, absent: str = "-") -> str:
+    """A metric's value with as many digits as it is shown with everywhere; ``absent`` where it is not finite."""
+    if not math.isfinite(value):
+        return absent
+    decimals = METRICS[name].decimals
+    return f"{value:.4g}" if decimals is None else f"{value:.{decimals}f}"

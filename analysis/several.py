@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
+from analysis.configs import at
 from analysis.errors import ConfigError, DataError, FolderError
 from analysis.folder import State, SweepFolder, TrialFolder
-from analysis.metrics import METRICS
+from analysis.metrics import METRICS, as_shown
 from analysis.ranking import Ranking, checked, judged, objective_of, ordered, ranked, rescored
 from analysis.rows import Row
 
@@ -113,17 +114,17 @@ def rank_together(folders: Sequence[SweepFolder], by: Sequence[str] = ()) -> Tog
         first = next(iter(together.by_name))
         notes.append(f"Ranked by the objective of {first}; {', '.join(others)} had another one.")
     ranking = Ranking(rescored(rows, objective, names), objective, left_out, tuple(names), notes=tuple(notes))
-    labels = list(dict.fromkeys(str(x) for m in manifests.values() for x in _at(m, "data", "labels") or []))
+    labels = list(dict.fromkeys(str(x) for m in manifests.values() for x in at(m, "data", "labels") or []))
     return Together(together, judged(together, ranking, labels))
 
 
 def _objective(folder: SweepFolder) -> Any:
-    return _at(manifest(folder), "config", "objective")
+    return at(manifest(folder), "config", "objective")
 
 
 def _same_data(manifests: Mapping[str, Mapping[str, Any]]) -> None:
     prints = {
-        name: _at(content, "fingerprints", "data") or _at(content, "data", "fingerprint")
+        name: at(content, "fingerprints", "data") or at(content, "data", "fingerprint")
         for name, content in manifests.items()
     }
     known = {name: value for name, value in prints.items() if value}
@@ -147,7 +148,7 @@ def _one_tokenizer(manifests: Mapping[str, Mapping[str, Any]], metrics: Sequence
 
 
 def _model(content: Mapping[str, Any]) -> str:
-    model = _at(content, "config", "model") or {}
+    model = at(content, "config", "model") or {}
     parts = [model.get("package") or model.get("path") or model.get("name"), model.get("revision")]
     return "@".join(str(part) for part in parts if part)
 
@@ -190,13 +191,13 @@ def compare(folders: Sequence[SweepFolder]) -> Comparison:
         sides.append(Side(name, folder, ranking, manifest(folder), best))
     table = [
         ("model", [_model(s.content) or "?" for s in sides]),
-        ("data", [str(_at(s.content, "data", "fingerprint") or "?")[:12] for s in sides]),
+        ("data", [str(at(s.content, "data", "fingerprint") or "?")[:12] for s in sides]),
         ("trials", [_counts(s.ranking.rows) for s in sides]),
         ("best", [s.best.trial_id if s.best else "-" for s in sides]),
         ("tied with it", [str(len(s.ranking.judgement.tied)) if s.ranking.judgement else "-" for s in sides]),
     ]
     sentences, different = [], False
-    if len({_at(s.content, "data", "fingerprint") for s in sides}) > 1:
+    if len({at(s.content, "data", "fingerprint") for s in sides}) > 1:
         different = True
         sentences.append("The sweeps were not run on the same data: their figures say nothing about each other.")
     several_models = len({_model(s.content) for s in sides}) > 1
@@ -206,7 +207,7 @@ def compare(folders: Sequence[SweepFolder]) -> Comparison:
         if several_models and name in PER_TOKEN:
             continue
         table.append(
-            (metric.head, [_figure(name, s.best.metrics.get(name, math.nan) if s.best else math.nan) for s in sides])
+            (metric.head, [as_shown(name, s.best.metrics.get(name, math.nan) if s.best else math.nan) for s in sides])
         )
     if several_models:
         sentences.append(
@@ -245,7 +246,7 @@ def _against_first(together: SweepFolders, sides: Sequence[Side]) -> Iterator[st
 
 
 def _changed(sides: Sequence[Side]) -> list[tuple[str, list[str]]]:
-    flat = [dict(_leaves(_at(s.content, "config") or {})) for s in sides]
+    flat = [dict(_leaves(at(s.content, "config") or {})) for s in sides]
     paths = list(dict.fromkeys(path for own in flat for path in own if path.split(".")[0] not in _APART))
     rows = [(path, [_value(own.get(path)) for own in flat]) for path in paths]
     return [(path, values) for path, values in rows if len(set(values)) > 1]
@@ -265,18 +266,5 @@ def _counts(rows: Sequence[Row]) -> str:
     return f"{len(trials)} ({done} completed)"
 
 
-def _figure(name: str, value: float) -> str:
-    if not math.isfinite(value):
-        return "-"
-    digits = METRICS[name].decimals
-    return f"{value:.4g}" if digits is None else f"{value:.{digits}f}"
-
-
 def _value(value: Any) -> str:
     return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _at(content: Any, *path: str) -> Any:
-    for name in path:
-        content = content.get(name) if isinstance(content, Mapping) else None
-    return content

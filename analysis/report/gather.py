@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from analysis.configs import at
 from analysis.errors import FolderError
 from analysis.folder import MetricsRow, State, SweepFolder, read_lines
 from analysis.items import files_of, read_table
@@ -39,7 +40,7 @@ def cost(
     folder: SweepFolder, manifest: Mapping[str, Any], rows: Sequence[Row], curves: Mapping[str, Sequence[MetricsRow]]
 ) -> Facts:
     """Time, device-hours, tokens and memory of the whole sweep."""
-    devices = max(1, len(_at(manifest, "hardware", "devices") or [None]))
+    devices = max(1, len(at(manifest, "hardware", "devices") or [None]))
     last = {name: own[-1] for name, own in curves.items() if own}
     in_slots = sum(e.seconds for e in last.values() if isinstance(e.seconds, int | float) and math.isfinite(e.seconds))
     facts: Facts = []
@@ -74,13 +75,13 @@ def data_card(
     folder: SweepFolder, manifest: Mapping[str, Any], best: Row | None
 ) -> tuple[Facts, list[tuple[str, int]]]:
     """Facts about the data, and validation items by label."""
-    data, config = manifest.get("data") or {}, _at(manifest, "config", "data") or {}
+    data, config = manifest.get("data") or {}, at(manifest, "config", "data") or {}
     facts: Facts = []
     source = config.get("source")
     if source:
         facts.append(("Source", str(source)))
     for split in ("train", "validation", "test"):
-        rows, path = _at(data, "rows", split), config.get(split)
+        rows, path = at(data, "rows", split), config.get(split)
         if rows is not None or path:
             facts.append(
                 (
@@ -119,14 +120,14 @@ def run_facts(manifest: Mapping[str, Any]) -> Facts:
         ("Commit", ("commit",)),
         ("Host", ("hardware", "host")),
     ):
-        value = _at(manifest, *path)
+        value = at(manifest, *path)
         if value is not None:
             facts.append((head, str(value)))
-    model = _at(manifest, "config", "model") or {}
+    model = at(manifest, "config", "model") or {}
     name = model.get("package") or model.get("path") or model.get("name")
     if name:
         facts.insert(0, ("Base model", " @ ".join(str(x) for x in (name, model.get("revision")) if x)))
-    devices = _at(manifest, "hardware", "devices")
+    devices = at(manifest, "hardware", "devices")
     if isinstance(devices, list):
         facts.append(("Devices", "; ".join(str(d.get("device", "?")) for d in devices if isinstance(d, Mapping))))
     versions = manifest.get("versions")
@@ -165,9 +166,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _at(content: Any, *path: str) -> Any:
-    for name in path:
-        content = content.get(name) if isinstance(content, Mapping) else None
-    return content

@@ -18,7 +18,7 @@ from analysis.errors import FolderError, LorasweepError
 from analysis.finals import read_finals
 from analysis.finals import report as report_finals
 from analysis.folder import MetricsRow, State, SweepFolder, atomic_write
-from analysis.metrics import METRICS
+from analysis.metrics import METRICS, as_shown
 from analysis.ranking import Ranking, ranked
 from analysis.report import figures, gather
 from analysis.reproduce import command
@@ -329,7 +329,7 @@ def _table(ranking: Ranking) -> dict[str, Any]:
             _cell(_number(row.objective), row.objective),
             _cell(spread, row.low),
             *(
-                _cell(_metric(name, row.metrics.get(name, math.nan)), row.metrics.get(name, math.nan))
+                _cell(as_shown(name, row.metrics.get(name, math.nan), "–"), row.metrics.get(name, math.nan))
                 for name in metrics
             ),
             *(
@@ -355,13 +355,6 @@ def _cell(text: str, key: Any) -> tuple[str, str]:
     return text, str(key)
 
 
-def _metric(name: str, value: float) -> str:
-    if not math.isfinite(value):
-        return "–"
-    digits = METRICS[name].decimals
-    return f"{value:.4g}" if digits is None else f"{value:.{digits}f}"
-
-
 def _number(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "–"
 
@@ -372,7 +365,7 @@ def _medians(level: insights.Level, metric: str) -> str:
 
 def _effect(level: insights.Level, metrics: Sequence[str]) -> dict[str, Any]:
     ended = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in level.ended.items())
-    medians = [_metric(name, level.medians[name]) for name in metrics]
+    medians = [as_shown(name, level.medians[name], "–") for name in metrics]
     return {
         "label": level.label,
         "trials": level.trials,
