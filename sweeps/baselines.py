@@ -11,7 +11,6 @@ from ray.exceptions import RayActorError
 from analysis.folder import MetricsRow, State, Status, SweepFolder
 from sweeps.compose import Composed
 from sweeps.devices import answer
-from sweeps.space import Choices
 from trainer.config import Baseline
 
 _TRIES = 3  # workers that may die over one baseline
@@ -26,9 +25,8 @@ def planned(composed: Composed, only: str | None = None) -> list[Baseline]:
     Args:
         only: the one precision that is of use, whatever is searched.
     """
-    config, searched = composed.config, composed.space.get("precision")
-    precisions = [str(value) for value in searched.values] if isinstance(searched, Choices) else [config.precision]
-    precisions = [only] if only else precisions
+    config = composed.config
+    precisions = [only] if only else composed.precisions
     plain = config.precision if config.precision in precisions else precisions[0]
     precisions = [plain, *(precision for precision in precisions if precision != plain)]
     found = []

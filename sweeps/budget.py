@@ -30,6 +30,9 @@ class Budget:
         self._without_better = 0  # trials that ended since the best objective rose
         self._reached = ""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Ray pickles what it is given into its scratch folder, and a sweep is never restored from there
+
     def replay(self, folder: SweepFolder, records: Iterable[Mapping[str, Any]]) -> None:
         """Count what earlier runs of the sweep have had, from its folder and the lines of ``study/asks.jsonl``."""
         objectives: dict[str, float] = {}

@@ -8,7 +8,7 @@ from typing import Any
 from sweeps.compose import Composed
 from sweeps.forecast import Cost, Decide, Forecast
 from sweeps.place import typed
-from sweeps.space import Choices, suggest
+from sweeps.space import suggest
 from trainer.audit import Audit, Entry, audit, warnings
 from trainer.bias_items import BiasItems
 from trainer.config import DataConfig, TrialConfig, pack_refusal
@@ -104,11 +104,6 @@ def drawn(composed: Composed, n: int) -> list[TrialConfig]:
         optuna.logging.set_verbosity(before)
 
 
-def searched_precisions(composed: Composed) -> list[str]:
-    searched = composed.space.get("precision")
-    return [str(value) for value in searched.values] if isinstance(searched, Choices) else [composed.config.precision]
-
-
 def estimated(composed: Composed, dataset: Dataset, check: Check) -> None:
     """Probe the machine and fill in lengths, precisions and the estimate. Raises LorasweepError."""
     began = time.monotonic()
@@ -134,7 +129,7 @@ def estimated(composed: Composed, dataset: Dataset, check: Check) -> None:
     scored = 0.0
     item_tokens, parameters, n_validation = 0.0, 0, 0
     check.lengths = {}
-    for precision in searched_precisions(composed):
+    for precision in composed.precisions:
         mine = [trial for trial in trials if trial.precision == precision]
         example = (mine or _estimable([composed.trial("probe", {**_first(composed), "precision": precision})]))[0]
         probe = prober.probe(example)

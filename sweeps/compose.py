@@ -6,8 +6,9 @@ so that ``alpha_value: ${mul:2,${lora.rank}}`` follows the sampled rank.
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -38,6 +39,7 @@ from sweeps.start import start_points
 from sweeps.typed import get, paths, put, read_environment, typed
 from trainer.config import TrialConfig, check_trial, check_value
 
+_KEPT = 64  # configs
 RESUMABLE = ("search", "tracking", "ray", "resources")  # what a resumed sweep may change
 
 
@@ -70,17 +72,53 @@ class Composed:
         Raises:
             ConfigError: for a path that cannot be searched, or values that do not go together.
         """
-        raw = copy.deepcopy(self.raw)
-        for path, value in values.items():
+        for path in values:
             if path not in searchable():
                 raise ConfigError(
                     f"trial {trial_id}: '{path}' is not a config path. {did_you_mean(path, searchable())}"
                 )
-            put(raw, path, value)
-        origins = Origins(tuple, [(path, f"{path}={value}, sampled for {trial_id}") for path, value in values.items()])
-        trial = trial_part(typed(raw, origins)[0], trial_id)
+        trial = trial_part(self._with(trial_id, values), trial_id)
         check_trial(trial)
         return trial
+
+    def _with(self, trial_id: str, values: Mapping[str, Scalar]) -> SweepConfig:
+        """The config with sampled values.
+
+        Resolving it takes a tenth of a second, so that is done once for all values of keys that others follow, such as
+        ``lora.alpha_rule``; the rest is put in. Raises ConfigError.
+        """
+        plain = {path: value for path, value in values.items() if path not in self._followed}
+        if any(not _fits(path, value) for path, value in plain.items()):
+            plain = {}  # the long way converts it, or says where it came from
+        sampled = {path: value for path, value in values.items() if path not in plain}
+        key = tuple(sorted(sampled.items()))
+        if not sampled:
+            config = self.config
+        elif key in self._resolved:
+            config = self._resolved[key]
+        else:
+            raw = copy.deepcopy(self.raw)
+            for path, value in sampled.items():
+                put(raw, path, value)
+            given = [(path, f"{path}={value}, sampled for {trial_id}") for path, value in sampled.items()]
+            config = typed(raw, Origins(tuple, given))[0]
+            if len(self._resolved) < _KEPT:
+                self._resolved[key] = config
+        for path, value in plain.items():
+            config = _put_in(config, path.split("."), value)
+        return config
+
+    @cached_property
+    def _resolved(self) -> dict[tuple[tuple[str, Scalar], ...], SweepConfig]:
+        return {}
+
+    @cached_property
+    def _followed(self) -> frozenset[str]:
+        """Searchable paths that an interpolation names, itself or by its group; all where one is relative."""
+        texts = [text for text in _strings(self.raw) if "${" in text]
+        named = {name for text in texts for name in re.findall(r"[\w.]+", text)}
+        every = any("${." in text for text in texts)
+        return frozenset(path for path in searchable() if every or path in named or path.rpartition(".")[0] in named)
 
     def constraints(self) -> Constraints:
         """``space_constraints``, read. Raises ConfigError."""
@@ -96,6 +134,12 @@ class Composed:
             put(raw, path, value)
         whole = OmegaConf.create(raw)
         return {path: OmegaConf.select(whole, path) for path in paths}
+
+    @property
+    def precisions(self) -> list[str]:
+        """Those that trials may have."""
+        dimension = self.space.get("precision")
+        return [str(it) for it in dimension.values] if isinstance(dimension, Choices) else [self.config.precision]
 
     def on_machine(self, available: Sequence[str], slow: Mapping[str, float] = MappingProxyType({})) -> "Composed":
         """The same sweep with only the precisions that this machine can do; ``notes`` says what was left out.
@@ -116,9 +160,8 @@ class Composed:
                 f"precision={self.config.precision}: this machine cannot do it. It can do {', '.join(available)}:"
                 f" precision={available[0]}"
             )
-        dimension = space.get("precision")
-        searched = dimension.values if isinstance(dimension, Choices) else (self.config.precision,)
-        warned = [f"precision={name} {slowness(slow[str(name)])}." for name in searched if name in slow]
+        searched = replace(self, space=space).precisions
+        warned = [f"precision={name} {slowness(slow[name])}." for name in searched if name in slow]
         if not note:
             return replace(self, notes=[*self.notes, *warned]) if warned else self
         raw = {**self.raw, "space": to_group(space)}
@@ -329,6 +372,35 @@ def _fixed(space: Space, config: SweepConfig, settings: Sequence[Setting]) -> tu
         fixed[setting.path] = get(asdict(config), setting.path)
     notes = [f"Not searched, because the command line sets it: {path}={value}." for path, value in fixed.items()]
     return fix(space, fixed), notes
+
+
+def _fits(path: str, value: Scalar) -> bool:
+    """Whether a value has its key's very type, and is in its range."""
+    leaf = searchable()[path]
+    if type(value) is not leaf.type:
+        return False
+    try:
+        check_value(path, value, leaf.metadata)
+    except ConfigError:
+        return False
+    return True
+
+
+def _put_in(part: Any, path: Sequence[str], value: Scalar) -> Any:
+    """A dataclass with another value at the end of a path."""
+    name, rest = path[0], path[1:]
+    return replace(part, **{name: _put_in(getattr(part, name), rest, value) if rest else value})
+
+
+def _strings(content: Any) -> Iterator[str]:
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, Mapping):
+        for inner in content.values():
+            yield from _strings(inner)
+    elif isinstance(content, list | tuple):
+        for inner in content:
+            yield from _strings(inner)
 
 
 def _name(config: SweepConfig, choices: Mapping[str, str]) -> str:

@@ -24,6 +24,9 @@ NAMESPACE = "lorasweep"
 _PROXY_CPUS = 0.5  # of a node; a proxy claims a thousandth
 _CONNECT_SECONDS = 10
 _START_ATTEMPTS = 3
+# glibc gives the memory of each large tensor back to the system at once, and faults it in again at the next step, which
+# is a sixth of its time on a CPU. Up to this many bytes it keeps.
+_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 28), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 _START_SECONDS = 60  # importing torch on a busy machine takes a part of it
 
 
@@ -157,7 +160,7 @@ def start_workers(config: SweepConfig, objective: Objective, kind: type[DeviceWo
             max_restarts=-1,
             max_concurrency=64,
             scheduling_strategy=NodeAffinitySchedulingStrategy(seat.node_id, soft=False),
-            runtime_env={"env_vars": {**_worker_environment(), "OMP_NUM_THREADS": str(seat.threads)}},
+            runtime_env={"env_vars": {**_worker_environment(), **_ALLOCATOR, "OMP_NUM_THREADS": str(seat.threads)}},
             name=f"device-{uuid.uuid4().hex[:8]}",
         )
         slots = config.resources.slots if isinstance(config.resources.slots, int) else None
@@ -166,9 +169,17 @@ def start_workers(config: SweepConfig, objective: Objective, kind: type[DeviceWo
     return workers
 
 
-def facts_of(workers: list[Any], folder: str, note: Callable[[str], None]) -> list[WorkerFacts]:
-    """What each worker has, once all have started; ``note`` is told where that takes long. Raises LorasweepError."""
-    references = [worker.facts.remote(folder) for worker in workers]
+def facts_of(
+    workers: list[Any], folder: str, precisions: Sequence[str], note: Callable[[str], None]
+) -> list[WorkerFacts]:
+    """What each worker has, once all have started. Raises LorasweepError.
+
+    Args:
+        folder: of the sweep, which all must see.
+        precisions: those of interest.
+        note: told where it takes long.
+    """
+    references = [worker.facts.remote(folder, list(precisions)) for worker in workers]
     _, waiting = ray.wait(references, num_returns=len(references), timeout=_START_SECONDS)
     if waiting:
         note(

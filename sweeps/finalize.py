@@ -252,7 +252,7 @@ def _finish(folder: SweepFolder, composed: Composed, runs: Sequence[_Run], basel
     say("starting Ray and the device workers")
     with ray_running(composed.config):
         workers = start_workers(composed.config, objective)
-        facts = facts_of(workers, str(folder.root), say)
+        facts = facts_of(workers, str(folder.root), sorted({run.trained.precision for run in runs}), say)
         say("loading model and data")
         first = unscored[0].trained if unscored else runs[0].trained
         capacity = sum(answer(reference).slots for reference in [worker.prepare.remote(first) for worker in workers])

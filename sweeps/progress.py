@@ -50,6 +50,9 @@ class Progress:
         self._view: View = Quiet() if view == "quiet" else PlainLines(stream)
         self._stream = stream
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Ray pickles what it is given into its scratch folder, and a sweep is never restored from there
+
     def __enter__(self) -> "Progress":
         if self._live is not None:
             self._view = Live(Console(file=self._stream), self._live)

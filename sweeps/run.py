@@ -120,9 +120,9 @@ def _drive(
         workers = start_workers(composed.config, objective, worker_class)
         from sweeps.tuning import TuneRun  # imports Ray Tune, which takes seconds: while the workers start
 
-        facts = facts_of(workers, str(folder.root), progress.note)
+        facts = facts_of(workers, str(folder.root), composed.precisions, progress.note)
         asked = composed.unresolved()
-        able = [name for name in facts[0].precisions if not any(fact.precisions[name] for fact in facts)]
+        able = [name for name in facts[0].precisions if not any(fact.precisions.get(name) for fact in facts)]
         composed = composed.on_machine(able, {name: times for fact in facts for name, times in fact.slow.items()})
         for note in composed.notes:
             progress.note(note)

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -31,9 +32,10 @@ def show_leaderboard(
         Console(width=width).print(leaderboard.render(rows, width, by))
     else:
         print(leaderboard.plain(rows, width, by))
-    print("\n" + leaderboard.verdict(folder, rows, judgement))
-    if said := seeds.sentence(rows):
-        print(said)
+    print()
+    said = "\n".join(filter(None, [leaderboard.verdict(folder, rows, judgement), seeds.sentence(rows)]))
+    for line in said.splitlines():
+        print(_wrapped(line, width))
 
 
 def show_comparison(found: "Comparison") -> None:
@@ -81,8 +83,18 @@ def show_next(folder: SweepFolder, rows: Sequence[Row], interrupted: bool, sync:
             commands.append((f"{lorasweep} finalize {shown} --top 3", "the best with other seeds, on the test split"))
     if sync:
         commands.append((sync, "upload the offline W&B runs"))
-    width = max(len(command) for command, _ in commands)
-    print("\nNext:", *(f"  {command:<{width}}  # {what}" for command, what in commands), sep="\n")
+    widest = max(len(command) for command, _ in commands)
+    lines = [f"  {command:<{widest}}  # {what}" for command, what in commands]
+    if sys.stdout.isatty() and max(map(len, lines)) > shutil.get_terminal_size((120, 24)).columns:
+        lines = [line for command, what in commands for line in (f"  # {what}", f"  {command}")]
+    print("\nNext:", *lines, sep="\n")
+
+
+def _wrapped(line: str, width: int) -> str:
+    """A sentence in lines of whole words, on a terminal; a pipe gets it as it is."""
+    if not sys.stdout.isatty():
+        return line
+    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _has_test_rows(folder: SweepFolder) -> bool:

@@ -4,6 +4,7 @@ An entry is ``{choices: […]}`` or ``{low, high}`` with ``log`` or ``step``; ``
 conditional on another searched key.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from graphlib import CycleError, TopologicalSorter
@@ -18,6 +19,7 @@ Where = Callable[[str], str]  # dotted path below ``space`` → the file or over
 ENTRY_KEYS = ("choices", "low", "high", "log", "step", "when")
 
 
+@functools.cache
 def searchable() -> dict[str, Leaf]:
     """Paths that a space may hold: a trial's scalars, less the base model and what decides how it is scored.
 

@@ -47,9 +47,6 @@ class ToldByTune(Callback):
     def __init__(self, ours: Progress | Budget):
         self.ours = ours
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Ray pickles callbacks into its scratch folder, and a sweep is never restored from there
-
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if isinstance(self.ours, Progress):
             self.ours.on_trial_start(iteration, trials, trial)

@@ -6,6 +6,7 @@ trial proxies can wait at the same time.
 
 import asyncio
 import contextlib
+import gc
 import os
 import queue
 import shutil
@@ -13,7 +14,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -122,15 +123,23 @@ class DeviceWorker:
 
     # --- called through Ray ------------------------------------------------------------------------------------------
 
-    async def facts(self, folder: str) -> WorkerFacts:
-        """What it has. Raises FolderError where it does not see the folder that the driver writes to."""
+    async def facts(self, folder: str, wanted: Sequence[str]) -> WorkerFacts:
+        """What it has.
+
+        Args:
+            folder: of the sweep.
+            wanted: precisions to try.
+
+        Raises:
+            FolderError: where it does not see the folder that the driver writes to.
+        """
         if not Path(folder).is_dir():
             raise FolderError(
                 f"node {self.node} does not see {folder}, which this machine writes to. The sweep folder must lie on a"
                 " file system that all nodes share: sweep.dir=…"
             )
         of_worker(SweepFolder(folder).log_file, self.node)
-        return await self._ask(self._facts)
+        return await self._ask(partial(self._facts, wanted))
 
     async def prepare(self, trial: TrialConfig) -> DataFacts:
         """Load what a trial needs, so that bad input is found before the sweep starts. Raises LorasweepError."""
@@ -269,6 +278,7 @@ class DeviceWorker:
             torch.set_num_threads(self.threads)
             self._materials = Materials(best_device())
             self._engine = make_engine(self.settings, self._materials, self.objective.score, self.slots)
+            gc.freeze()  # what was imported stays: looking through it took half a second a collection
         return self._engine
 
     @property
@@ -276,7 +286,7 @@ class DeviceWorker:
         assert self.engine
         return self._materials
 
-    def _facts(self) -> WorkerFacts:
+    def _facts(self, wanted: Sequence[str]) -> WorkerFacts:
         import ray
         import torch
 
@@ -286,7 +296,7 @@ class DeviceWorker:
         name = f"CPU, {self.threads} thread{'s' if self.threads > 1 else ''}"
         if device.type == "cuda":
             name = ", ".join([torch.cuda.get_device_name(device), *(f"GPU {i}" for i in ray.get_gpu_ids())])
-        return WorkerFacts(self.node, name, available_precisions(device), slow_precisions(device))
+        return WorkerFacts(self.node, name, available_precisions(device, wanted), slow_precisions(device, wanted))
 
     def _prepare(self, trial: TrialConfig) -> DataFacts:
         from trainer.evaluate import absent_metrics

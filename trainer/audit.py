@@ -4,9 +4,12 @@ Near duplicates share at least four fifths of their word 5-grams (Jaccard), foun
 hashing (Broder 1997; Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, chapter 3) and then compared exactly.
 """
 
+import multiprocessing
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +20,7 @@ from analysis.errors import DataError
 NEAR = 0.8  # Jaccard similarity
 _WORDS = 5  # of a shingle; a shorter text is one shingle
 _BANDS, _ROWS = 20, 5  # of the MinHash signature: a pair at 0.8 is missed once in 2,700 times
+_MANY = 20_000  # rows from which on starting a process a core pays
 _COMPARED = 50  # candidates a row is compared with exactly
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, as in Fibonacci hashing
 _SHOWN = 3  # examples of each kind
@@ -280,10 +284,10 @@ def _near(splits: Mapping[str, Sequence[Entry]], shingler: Shingler) -> tuple[di
             first.setdefault(_spaced(row.text), row)
         first.pop("", None)
         kept += [(split, row) for row in first.values()]
-    grams = [shingler.shingles(row.text) for _, row in kept]
+    grams, signatures = _signed([row.text for _, row in kept], shingler)
     within: dict[str, list[tuple[str, str]]] = {name: [] for name in splits}
     across: list[tuple[str, str]] = []
-    for number, others in _candidates(grams):
+    for number, others in _candidates(signatures):
         split, row = kept[number]
         open_ = {"train", split}
         for other in others:
@@ -299,19 +303,38 @@ def _near(splits: Mapping[str, Sequence[Entry]], shingler: Shingler) -> tuple[di
     return {name: _pairs(found) for name, found in within.items()}, _pairs(across)
 
 
-def _candidates(grams: Sequence[np.ndarray]) -> list[tuple[int, list[int]]]:
-    """Rows that share a band of their MinHash signature with earlier ones, and those, ascending."""
+def _signed(texts: Sequence[str], shingler: Shingler) -> tuple[list[np.ndarray], np.ndarray]:
+    """Shingles and MinHash signature of each text, on all cores where there are many."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if len(texts) < _MANY or cores < 2:
+        return _sign(texts, shingler)
+    size = -(-len(texts) // cores)
+    parts = [texts[i : i + size] for i in range(0, len(texts), size)]
+    # Spawned, not forked: a caller may have threads of torch's or of a progress display.
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
+        done = list(pool.map(_sign, parts))
+    return [row for grams, _ in done for row in grams], np.concatenate([signatures for _, signatures in done])
+
+
+def _sign(texts: Sequence[str], shingler: Shingler | None = None) -> tuple[list[np.ndarray], np.ndarray]:
     from datasketch import MinHash
 
-    width = _BANDS * _ROWS
+    shingler, width = shingler or Shingler(), _BANDS * _ROWS
     hasher: Any = MinHash(num_perm=width, hashfunc=int, scheme="affine32")
-    signatures = np.empty((len(grams), width), dtype=np.uint32)
-    for number, row in enumerate(grams):
+    grams, signatures = [], np.empty((len(texts), width), dtype=np.uint32)
+    for number, text in enumerate(texts):
+        row = shingler.shingles(text)
         hasher.clear()
         hasher.update_batch(row.tolist())
         signatures[number] = hasher.hashvalues
+        grams.append(row)
+    return grams, signatures
+
+
+def _candidates(signatures: np.ndarray) -> list[tuple[int, list[int]]]:
+    """Rows that share a band of their MinHash signature with earlier ones, and those, ascending."""
     found: dict[int, set[int]] = {}
-    for band in range(0, width, _ROWS):
+    for band in range(0, signatures.shape[1], _ROWS):
         keys = np.ascontiguousarray(signatures[:, band : band + _ROWS]).view(f"V{4 * _ROWS}").ravel()
         order = np.argsort(keys, kind="stable")  # ascending rows within a bucket
         starts = np.flatnonzero(np.r_[True, keys[order][1:] != keys[order][:-1]])

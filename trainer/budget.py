@@ -23,6 +23,7 @@ from trainer.slot import Slot
 _BYTES_A_PARAMETER = 16
 _SHARE = 0.8  # of the free memory; the rest is for scoring, the allocator and others on the machine
 _WORTH = 0.05  # another slot must add this much to the throughput
+_LONG = 0.3  # seconds of a pass that is timed once
 _LEAST = 2  # one trains while Ray Tune decides about the other
 _MOST = {"cpu": 8, "cuda": 32}  # a trial has a process of its own in Ray Tune, of about 110 MB
 
@@ -106,9 +107,11 @@ def measure(pack: Pack, slot: Slot) -> Budget:
     tokens = [batch["input_ids"].numel() for batch in (once, twice)]
     pack.add(slot)
     try:
-        pack.run_pass([slot], [once])  # the first allocates, compiles and caches
-        seconds = [_least_time(partial(pack.run_pass, [slot], [batch]), pack.base.device) for batch in (once, twice)]
-        kept = [kept_bytes(partial(pack.run_pass, [slot], [batch]), pack.base) for batch in (once, twice)]
+        passes = [partial(pack.run_pass, [slot], [batch]) for batch in (once, twice)]
+        if pack.base.device.type == "cuda":
+            passes[0]()  # the first allocates, compiles and caches
+        kept = [kept_bytes(work, pack.base) for work in passes]
+        seconds = [_least_time(work, pack.base.device) for work in passes]
     finally:
         pack.remove(slot)
     per_token = max((seconds[1] - seconds[0]) / (tokens[1] - tokens[0]), 0.0)
@@ -130,9 +133,9 @@ def measure(pack: Pack, slot: Slot) -> Budget:
 
 
 def _least_time(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the faster of two runs: the other one met a neighbour."""
-    times = []
-    for _ in range(2):
+    """Seconds of the faster of two runs, as the other one met a neighbour; of a single one that is long enough."""
+    times: list[float] = []
+    while len(times) < 2 and sum(times) < _LONG:
         _wait(device)
         began = time.perf_counter()
         work()

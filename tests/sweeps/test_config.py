@@ -2,15 +2,19 @@
 
 import dataclasses
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
 
+import conf
 from analysis.errors import ConfigError, HardwareError
 from sweeps.compose import Composed, compose
 from sweeps.config import SweepConfig, schema
-from sweeps.space import Choices
+from sweeps.space import Choices, suggest
+from sweeps.space_group import searchable
 
 
 @pytest.fixture
@@ -273,3 +277,30 @@ def test_a_user_s_folder_adds_options_and_hides_none(tmp_path):
 
 def test_the_dataclass_defaults_alone_make_the_same_keys_as_the_files():
     assert set(dataclasses.asdict(SweepConfig())) == set(compose([]).resolved())
+
+
+@pytest.mark.parametrize("space", sorted(path.stem for path in (Path(conf.__file__).parent / "space").glob("*.yaml")))
+def test_a_trials_config_is_the_same_the_short_way_and_the_long_way(space, monkeypatch):
+    """The short way puts plain values in; the long way resolves the whole config with all sampled values."""
+    composed = compose([f"space={space}"])
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    sampled = [suggest(composed.space, study.ask()) for _ in range(8)]
+    short = [composed.trial("t0000", values) for values in sampled]
+    assert len(composed._resolved) < len(sampled)
+    monkeypatch.setattr(Composed, "_followed", frozenset(searchable()))
+    assert [replace(composed).trial("t0000", values) for values in sampled] == short
+
+
+def test_what_follows_a_sampled_key_follows_it_relatively_too():
+    assert (
+        compose(["lora.rank=choice(4,8)", "train.batch_size=${lora.rank}"])
+        .trial("t0000", {"lora.rank": 8})
+        .train.batch_size
+        == 8
+    )
+    assert (
+        compose(["lora.rank=choice(4,8)", "lora.alpha_value=${.rank}"])
+        .trial("t0000", {"lora.rank": 4})
+        .lora.alpha_value
+        == 4
+    )

@@ -65,7 +65,7 @@ def test_a_worker_that_does_not_see_the_sweep_folder_says_what_to_do(tmp_path: P
         EngineConfig(), None, Objective("single", 0.05, ()), threads=1, node="beta", root=package_root()
     )
     with pytest.raises(FolderError, match=r"node beta does not see .*sweep\.dir"):
-        asyncio.run(worker.facts(str(tmp_path / "elsewhere")))
+        asyncio.run(worker.facts(str(tmp_path / "elsewhere"), ["fp32"]))
 
 
 def test_a_ray_that_is_slow_to_start_is_tried_again_and_told_as_an_overloaded_machine(
