@@ -14,7 +14,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ class StubWorker(DeviceWorker):
             self._stub = StubEngine()
         return self._stub
 
-    def _facts(self) -> WorkerFacts:
+    def _facts(self, wanted: Sequence[str]) -> WorkerFacts:
         return WorkerFacts(self.node, "stub", dict.fromkeys(("fp32", "bf16", "int8", "nf4"), ""))
 
     def _prepare(self, trial: TrialConfig) -> DataFacts:

@@ -24,7 +24,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -171,7 +171,7 @@ class SimulatedWorker(DeviceWorker):
             self._engine = SimulatedEngine(self.slots or 4, self.objective.score, self.seconds)
         return self._engine
 
-    def _facts(self) -> WorkerFacts:
+    def _facts(self, wanted: Sequence[str]) -> WorkerFacts:
         return WorkerFacts(self.node, "simulated", dict.fromkeys(("fp32", "bf16", "int8", "nf4"), ""))
 
     def _prepare(self, trial: TrialConfig) -> DataFacts:
