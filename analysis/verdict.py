@@ -29,7 +29,7 @@ def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | No
         judgement: how sure that is.
     """
     best = _first(rows, "trial")
-    baselines = [row for row in rows if row.kind == "baseline" and row.status == State.COMPLETED and row.final]
+    baselines = _baselines(rows)
     baseline = max(baselines, key=_quality, default=None)  # of equals, the better ranked
     if best is None:
         return "\n".join([_none_completed(rows), *([_accuracy_of(baseline)] if baseline else [])])
@@ -50,6 +50,21 @@ def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | No
     if left_out:
         lines.append(f"The ranking leaves out what was not measured: {', '.join(left_out)}.")
     return "\n".join(lines + _bias(best, untuned))
+
+
+def pays(folder: SweepFolder, rows: Sequence[Row]) -> bool | None:
+    """Whether the best trial is shown to beat the best baseline; None where the two cannot be compared."""
+    best, baseline = _first(rows, "trial"), max(_baselines(rows), key=_quality, default=None)
+    if best is None or baseline is None:
+        return None
+    try:
+        return paired_difference(_scores(folder, best), _scores(folder, baseline)).low > 0.0
+    except (LorasweepError, OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return None
+
+
+def _baselines(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.kind == "baseline" and row.status == State.COMPLETED and row.final]
 
 
 def _first(rows: Sequence[Row], kind: str) -> Row | None:

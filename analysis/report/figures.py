@@ -336,7 +336,7 @@ def bias_by_category(shares: Mapping[str, Mapping[str, tuple[float, float, int]]
             )
         )
     figure.add_vline(x=50, line={"color": GREEN, "dash": "dash"})
-    figure.update_xaxes(title="% of pairs (50 is the target)", range=[0, 100])
+    figure.update_xaxes(title="% of pairs (50 is the target)", range=[-3, 103])
     return figure
 
 

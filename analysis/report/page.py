@@ -24,7 +24,7 @@ from analysis.report import figures, gather
 from analysis.reproduce import command
 from analysis.rows import Row
 from analysis.study import paths
-from analysis.verdict import UNTUNED, verdict
+from analysis.verdict import UNTUNED, pays, verdict
 
 HERE = Path(__file__).parent
 
@@ -85,6 +85,7 @@ def render(folder: SweepFolder) -> str:
         name=folder.name,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         best=best,
+        headline=_headline(folder, ranking, best),
         best_values=_values(best) if best else "",
         answer=told[:2],
         notes=[*told[2:], *ranking.notes],
@@ -100,6 +101,17 @@ def render(folder: SweepFolder) -> str:
 
 def _best(rows: Sequence[Row]) -> Row | None:
     return next((row for row in rows if row.kind == "trial" and row.status == State.COMPLETED and row.final), None)
+
+
+def _headline(folder: SweepFolder, ranking: Ranking, best: Row | None) -> tuple[str, str]:
+    """What to do, before and after the best trial's name."""
+    if best is None:
+        return "Nothing to take yet", ""
+    if pays(folder, ranking.rows) is False:
+        return "Fine-tuning is not shown to pay; of the trials,", "is best"
+    if ranking.judgement is not None and ranking.judgement.winner is None:
+        return "No clear winner;", "scores best"
+    return "Take", ""
 
 
 def _values(row: Row) -> str:
@@ -167,8 +179,8 @@ def _parts(
         add(
             "pareto",
             f"{first.metric} and {second.metric}",
-            f"{len(front)} of {len(trials)} trials are on the Pareto front of all {len(objective.terms)} terms: no"
-            f" other completed trial is as good in all of them and better in one. They are {_some(front)}.",
+            f"On the Pareto front of all {len(objective.terms)} terms: {_some(front)}. No other completed row is as"
+            " good in all of them and better in one.",
             lambda: figures.pareto(rows, first, second),
             nothing,
         )

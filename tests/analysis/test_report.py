@@ -105,6 +105,22 @@ def test_a_sweep_with_little_in_it_is_reported_too(sweep: Any, shape: str) -> No
     assert ("Nothing to take yet" in page) == (shape in ("empty", "pending", "nothing finished"))
 
 
+@pytest.mark.parametrize(
+    ("hits", "told"),
+    [
+        ({"t0000": 128, "t0001": 60, "zero_shot": 40}, "Take <span"),
+        ({"t0000": 128, "t0001": 127, "zero_shot": 40}, "No clear winner; <span"),
+        ({"t0000": 128, "t0001": 60, "zero_shot": 130}, "Fine-tuning is not shown to pay; of the trials, <span"),
+    ],
+    ids=["a winner", "tied", "a baseline as good"],
+)
+def test_the_headline_claims_no_more_than_the_tests(sweep: Any, hits: dict[str, int], told: str) -> None:
+    for name, n in hits.items():
+        sweep.trial(name, n / 160, hits=n, kind="baseline" if name == "zero_shot" else "trial")
+    page = write(sweep.folder).read_text()
+    assert f'<h2 id="answer-head">{told} class="pick">t0000</span>' in page
+
+
 def test_where_the_file_cannot_be_written_is_said(sweep: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FolderError, match=r"report.html: cannot be written .*--out FILE"):
