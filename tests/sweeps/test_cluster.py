@@ -134,9 +134,7 @@ def test_the_trials_of_a_node_that_is_lost_go_on_elsewhere(cluster, lorasweep, t
     cluster.lose_node("beta")
     out, err = process.communicate(timeout=240)
     assert (process.returncode, err) == (0, ""), out
-    moved = folder.trial(there[0].trial_id).read_status()
-    assert moved.where == "alpha: CPU, 1 thread"
-    assert any("beta" in note and "went on from its last rung" in note for note in moved.notes), moved
+    assert folder.trial(there[0].trial_id).read_status().where == "alpha: CPU, 1 thread"
     assert {trial.read_status().state for trial in folder.trials()} == {"completed"}
     assert sorted(reading.tells(folder)) == [f"t{n:04}" for n in range(4)]
     assert cluster.look()[0] == ["alpha"]
