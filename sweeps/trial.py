@@ -106,6 +106,8 @@ class TrialProxy(tune.Trainable):
         self.where = ""
         self.best_score, self.best_losses = math.nan, [math.nan]
         self.losses = 0  # of device workers since the last rung
+        self.slot_file = self.folder.trial(self.trial.trial_id).root / ".slot"
+        self.noted: int | None = None  # place in the list of workers
         self.notes: list[str] = []  # what went wrong and was mended
         for row in self.folder.trial(self.trial.trial_id).read_metrics():
             self._note_score(row)  # of a trial that goes on from a checkpoint
@@ -116,11 +118,14 @@ class TrialProxy(tune.Trainable):
         Raises ActorDiedError where every worker is gone for good.
         """
         path = str(self.folder.trial(self.trial.trial_id).root)
+        self._leave_slot_of_earlier_proxy()
         first = int("".join(filter(str.isdigit, self.trial.trial_id)) or 0)
         while True:
             gone = 0
             for i in range(len(self.workers)):
-                worker, where = self.workers[(first + i) % len(self.workers)]
+                place = (first + i) % len(self.workers)
+                worker, where = self.workers[place]
+                self._note_slot(place)
                 try:
                     admission = ray.get(worker.admit.remote(self.trial, path, self.losses >= _ALONE_AFTER))
                 except ActorDiedError:  # with its node, or because the sweep is over
@@ -140,6 +145,29 @@ class TrialProxy(tune.Trainable):
                 if isinstance(admission, Ended | Halted):
                     return admission
             time.sleep(_ASK_AGAIN)
+
+    def _note_slot(self, place: int | None) -> None:
+        """Write down which worker is asked for a slot, before it is: a proxy can die before it hears the answer."""
+        if place == self.noted:
+            return
+        self.noted = place
+        if place is None:
+            self.slot_file.unlink(missing_ok=True)
+        else:
+            self.slot_file.parent.mkdir(parents=True, exist_ok=True)
+            self.slot_file.write_text(str(place))
+
+    def _leave_slot_of_earlier_proxy(self) -> None:
+        """Free the slot of a proxy that was killed, or died with its node: the trial would train there for ever."""
+        if self.noted is not None:  # that is this proxy's own
+            return
+        try:
+            place = int(self.slot_file.read_text())
+        except (OSError, ValueError):
+            return
+        if place < len(self.workers):
+            with contextlib.suppress(RayActorError):
+                ray.get(self.workers[place][0].end.remote(self.trial.trial_id, str(State.STOPPED_EARLY)))
 
     def _proceed(self) -> None:
         if not ray.get(self.worker.proceed.remote(self.trial.trial_id)):
@@ -190,6 +218,8 @@ class TrialProxy(tune.Trainable):
             self.best_score, self.best_losses = score, self.objective.losses(row.metrics)
 
     def _report(self, event: RungResult | Ended | Halted, last_rung: MetricsRow | None = None) -> dict[str, Any]:
+        if isinstance(event, Ended):
+            self._note_slot(None)
         if isinstance(event, Halted):
             reached = max((row.step for row in self.folder.trial(self.trial.trial_id).read_metrics()), default=0)
             standing = Ended(self.trial.trial_id, State.RUNNING, "", reached)
@@ -220,6 +250,7 @@ class TrialProxy(tune.Trainable):
     def _release(self) -> None:
         if self.worker is not None:
             worker, self.worker = self.worker, None
+            self._note_slot(None)
             with contextlib.suppress(RayActorError, GetTimeoutError):  # a worker that is gone has no slots to free
                 limit = self.composed.config.resources.rung_timeout
                 ray.get(worker.end.remote(self.trial.trial_id, str(State.STOPPED_EARLY)), timeout=limit)

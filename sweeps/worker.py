@@ -321,6 +321,8 @@ class DeviceWorker:
         return score_on_test(self.materials, trial, folder)
 
     def _admit(self, trial: TrialConfig, folder: TrialFolder, alone: bool = False) -> Admission | Ended | Halted:
+        if trial.trial_id in self._folders:  # the proxy died that had this slot: the trial goes on from its last rung
+            self._end(trial.trial_id, State.STOPPED_EARLY)
         if self._alone in self._folders or (alone and self._folders):
             return Full()
         # A rung whose row the driver did not get to record must be reported again: go on from the one before.

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+import sweeps.trial
 from analysis.folder import MetricsRow, State, TrialFolder
 from analysis.objective import Objective
 from sweeps.place import package_root
+from sweeps.trial import TrialProxy
 from sweeps.worker import DeviceWorker
 from trainer.checkpoints import seal
 from trainer.config import EngineConfig
@@ -108,6 +110,45 @@ def test_a_trial_that_may_kill_workers_has_the_device_to_itself(tmp_path: Path) 
     assert isinstance(device._admit(other, folder), Full)
     device._end("t0000", State.STOPPED_EARLY)
     assert isinstance(device._admit(other, folder), Admitted)
+
+
+def test_a_trial_whose_proxy_died_leaves_its_slot_before_it_is_admitted_again(tmp_path: Path) -> None:
+    device = worker(engine := FakeEngine())
+    for _ in range(2):
+        assert isinstance(device._admit(TRIAL, TrialFolder(tmp_path)), Admitted)
+    assert engine.ended == ["t0000"]
+    assert list(device._folders) == ["t0000"]
+
+
+def test_a_new_proxy_frees_the_slot_of_the_one_that_died_wherever_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second worker took the trial because the first was full; now the first has room."""
+    calls: list[tuple[str, str]] = []
+    full = {"a"}
+
+    def device(name: str) -> Any:
+        def admit(trial: Any, path: str, alone: bool) -> Any:
+            calls.append((name, "admit"))
+            return Full() if name in full else Admitted()
+
+        remote = lambda inner: SimpleNamespace(remote=inner)  # noqa: E731
+        return SimpleNamespace(admit=remote(admit), end=remote(lambda trial_id, state: calls.append((name, "end"))))
+
+    monkeypatch.setattr(sweeps.trial.ray, "get", lambda answer, timeout=None: answer)
+    workers = [(device(name), name) for name in "ab"]
+    composed: Any = SimpleNamespace(trial=lambda trial_id, values: TRIAL)
+    for _ in range(2):
+        proxy: Any = TrialProxy.__new__(TrialProxy)
+        proxy.setup(
+            {"trial_id": "t0000", "values": {}}, composed, Objective("single", 0.05, ()), str(tmp_path), workers
+        )
+        assert proxy._admit() is None
+        full.clear()
+    assert calls == [("a", "admit"), ("b", "admit"), ("b", "end"), ("a", "admit")]
+    assert proxy.where == "a"
+    proxy._report(Ended("t0000", State.COMPLETED, "", 4))
+    assert not proxy.slot_file.exists()
 
 
 def test_a_worker_that_was_started_again_says_that_it_does_not_know_a_trial() -> None:
