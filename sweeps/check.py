@@ -65,8 +65,7 @@ def plan(composed: Composed) -> dict[str, Any]:
 def entries(rows: Sequence[Row]) -> Iterator[Entry]:
     """Rows as the audit reads them: all of their text, and the label where there is one."""
     for row in rows:
-        turns = [str(message.get("content", "")) for message in row.messages]
-        yield Entry("\n".join(part for part in (row.text, row.completion, *turns) if part), row.label, row.place)
+        yield Entry(row.content, row.label, row.place)
 
 
 def audited(dataset: Dataset, config: DataConfig, bias: BiasItems) -> tuple[Audit, list[tuple[str, str]]]:

@@ -6,7 +6,9 @@ Nothing heavy is imported here at module level: ``--help`` answers at once, and 
 import errno
 import importlib
 import os
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 
@@ -89,16 +91,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LorasweepError as error:
         if debug:
             traceback.print_exc()
-        print(f"lorasweep: {error}", file=sys.stderr)
+        _tell(f"lorasweep: {error}")
         return error.exit_code
     except Exception as error:
         if debug:
             raise
         if isinstance(error, OSError) and error.errno in _DISK:
-            print(
+            _tell(
                 f"lorasweep: {error.filename or 'the disk'}: cannot be written ({error.strerror}). Free some space, or"
-                " choose another place (sweep.dir=…, LORASWEEP_CACHE); `lorasweep resume` goes on with a sweep.",
-                file=sys.stderr,
+                " choose another place (sweep.dir=…, LORASWEEP_CACHE); `lorasweep resume` goes on with a sweep."
             )
             return FolderError.exit_code
         print(
@@ -107,6 +108,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _tell(message: str) -> None:
+    """An error; on a terminal in lines of whole words."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size((120, 24)).columns
+        lines = [
+            textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in message.split("\n")
+        ]
+        message = "\n".join(lines)
+    print(message, file=sys.stderr)
 
 
 def _dispatch(given: list[str]) -> int:

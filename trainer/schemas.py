@@ -48,6 +48,12 @@ class Row:
     messages: tuple[dict[str, Any], ...] = ()
     place: str = field(default="", compare=False)
 
+    @property
+    def content(self) -> str:
+        """All of its text."""
+        turns = [str(message.get("content", "")) for message in self.messages]
+        return "\n".join(part for part in (self.text, self.completion, *turns) if part)
+
 
 def columns_of(config: DataConfig, schema: str) -> dict[str, str]:
     """Config key → column that a schema reads; templates stand in for some."""

@@ -20,7 +20,7 @@ def make_splits(rows: Sequence[Row], groups: Sequence[str] | None, split: SplitC
     Args:
         rows: with distinct ids.
         groups: one per row: rows of one group stay together, and an empty one is a group of its own. None: each label
-            is divided in proportion (rows without labels: at random).
+            is divided in proportion (rows without labels: at random), and rows that say the same stay together.
         split: shares and seed.
 
     Raises:
@@ -31,13 +31,19 @@ def make_splits(rows: Sequence[Row], groups: Sequence[str] | None, split: SplitC
             f"data.split.validation={split.validation:g} and data.split.test={split.test:g} leave no rows to train on."
             " Give shares below 1 in all, such as 0.2 and 0.1."
         )
+    copies: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        copies.setdefault(" ".join(row.content.split()), []).append(i)
     left = list(range(len(rows)))
     chosen: dict[str, list[int]] = {}
     for name, share in (("test", split.test), ("validation", split.validation)):
-        wanted = round(share * len(rows))
+        wanted = round(share * (len(copies) if groups is None else len(rows)))
         if groups is None:
-            ids, labels = [rows[i].item_id for i in left], [rows[i].label for i in left]
-            taken = {left[i] for i in stratified(ids, labels, wanted, split.seed)} if wanted else set()
+            there = set(left)
+            same = [alike for alike in copies.values() if alike[0] in there]
+            firsts = [rows[alike[0]] for alike in same]
+            drawn = stratified([row.item_id for row in firsts], [row.label for row in firsts], wanted, split.seed)
+            taken = {i for n in drawn for i in same[n]} if wanted else set()
         else:
             taken = _whole_groups(left, groups, wanted, split.seed)
         chosen[name] = sorted(taken)

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from analysis.errors import LorasweepError
 from analysis.folder import MetricsRow, State, TrialFolder, append_line, atomic_write
 from sweeps.worker import DataFacts, DeviceWorker, WorkerFacts
 from trainer.config import TrialConfig
@@ -238,10 +239,14 @@ def main(arguments: list[str]) -> int:
     if given[:1] == ["--profile"]:
         sample_stacks(Path(given[1]).absolute())
         given = given[2:]
-    if command == "run":
-        return run_sweep(compose([*overrides(folder), *given]), view="quiet", worker=SimulatedWorker)
-    if command == "resume":
-        return resume_sweep(str(folder / "runs" / "simulated"), given, view="quiet", worker=SimulatedWorker)
+    try:
+        if command == "run":
+            return run_sweep(compose([*overrides(folder), *given]), view="quiet", worker=SimulatedWorker)
+        if command == "resume":
+            return resume_sweep(str(folder / "runs" / "simulated"), given, view="quiet", worker=SimulatedWorker)
+    except LorasweepError as error:  # as the command line does
+        print(f"lorasweep: {error}", file=sys.stderr)
+        return error.exit_code
     print(__doc__, file=sys.stderr)
     return 2
 

@@ -98,7 +98,9 @@ def is_consistent(folder: SweepFolder) -> None:
     tells = [line for line in lines if line["event"] == "tell"]
     assert sorted(line["trial_id"] for line in tells) == sorted(asked) == [f.trial_id for f in folder.trials()]
     ended = {line["trial_id"]: line["time"] for line in tells}
-    for line in read_lines(folder.root / "trials" / "admissions.jsonl"):
+    admitted = list(read_lines(folder.root / "admissions.jsonl"))
+    assert {line["trial_id"] for line in admitted} == asked
+    for line in admitted:
         assert line["time"] <= ended[line["trial_id"]], "a trial that had ended ran again"
     for line in tells:
         files = folder.trial(line["trial_id"])

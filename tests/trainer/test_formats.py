@@ -1,5 +1,6 @@
 """Every format gives the same rows of every schema, and says so where it cannot."""
 
+import csv
 import json
 import os
 import subprocess
@@ -269,6 +270,19 @@ def test_made_splits_hold_each_row_once_each_label_in_proportion_and_keep_ids(tm
     assert again == dataset
     assert other.validation != dataset.validation
     assert {row.item_id for row in other.validation} <= set(ids)  # a row's id does not say where it fell
+
+
+def test_rows_that_say_the_same_are_never_in_two_splits(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    rows = [(f"text {n // 3}{' ' * (n % 3)} end", "ab"[n // 3 % 2]) for n in range(90)]
+    with file.open("w", newline="") as out:
+        csv.writer(out).writerows([("text", "label"), *rows])
+    config = made(file, validation=0.3, test=0.2)
+    dataset, test = load_dataset(config), load_test(config)
+    said = [{" ".join(row.text.split()) for row in part} for part in (dataset.train, dataset.validation, test)]
+    assert [len(part) for part in said] == [15, 9, 6]
+    assert [len(part) for part in (dataset.train, dataset.validation, test)] == [45, 27, 18]
+    assert not said[0] & said[1] | said[0] & said[2] | said[1] & said[2]
 
 
 def test_a_group_is_never_in_two_splits(tmp_path: Path) -> None:
