@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ray.exceptions import RayActorError
-
 from analysis.folder import MetricsRow, State, Status, SweepFolder
 from sweeps.compose import Composed
-from sweeps.devices import answer
+from sweeps.devices import LOST, answer
 from trainer.config import Baseline
 
 _TRIES = 3  # workers that may die over one baseline
@@ -107,7 +105,7 @@ class BaselineRunner:
         files = self.folder.baseline(baseline.name)
         try:
             row = answer(worker.score_baseline.remote(baseline, str(files.root)))
-        except RayActorError as error:
+        except LOST as error:
             if self.interrupted():
                 return
             if attempt < _TRIES:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import AuthenticationError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnschedulableError, AuthenticationError, RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from analysis.errors import HardwareError, LorasweepError
@@ -20,6 +20,9 @@ from sweeps.config import SweepConfig
 from sweeps.place import package_root
 from sweeps.worker import DeviceWorker, WorkerFacts
 
+# What a call of a device worker raises: GONE where it will not come back, as its node will not, LOST also where it may.
+GONE = (ActorDiedError, ActorUnschedulableError)
+LOST = (RayActorError, ActorUnschedulableError)
 NAMESPACE = "lorasweep"
 _PROXY_CPUS = 0.5  # of a node; a proxy claims a thousandth
 _CONNECT_SECONDS = 10
@@ -188,7 +191,7 @@ def facts_of(
         )
     try:
         return [answer(reference) for reference in references]
-    except RayActorError as error:
+    except LOST as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise HardwareError(
             f"a device worker could not start ({lines[-1] if lines else type(error).__name__}). Every node of a cluster"

@@ -19,7 +19,6 @@ import ray
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from ray.exceptions import RayActorError
 
 from analysis import leaderboard
 from analysis.errors import ConfigError, DataError, FolderError
@@ -29,7 +28,7 @@ from analysis.leaderboard import Row
 from analysis.objective import Objective
 from sweeps.baselines import planned
 from sweeps.compose import RESUMABLE, Composed
-from sweeps.devices import answer, facts_of, ray_running, start_workers
+from sweeps.devices import LOST, answer, facts_of, ray_running, start_workers
 from sweeps.manifest import read_manifest
 from sweeps.place import program, typed
 from sweeps.preflight import preflight
@@ -301,7 +300,7 @@ def _train(run: _Run, workers: Sequence[tuple[Any, str]], slot: int, say: Say) -
         try:
             _train_once(run, workers, slot, say)
             return
-        except RayActorError:
+        except LOST:
             say(f"{run.name}  its device worker died: it goes on from its last rung")
             time.sleep(_ASK_AGAIN)
     files.write_status(Status(State.FAILED, f"its device worker died {_TRIES} times"))
@@ -355,7 +354,7 @@ def _score(worker: Any, run: _Run, say: Say) -> None:
     for attempt in range(1, _TRIES + 1):
         try:
             row = answer(worker.score_on_test.remote(run.scored, str(run.files.root)))
-        except RayActorError:
+        except LOST:
             if attempt == _TRIES:
                 raise
         else:

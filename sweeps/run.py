@@ -167,7 +167,12 @@ def _close(folder: SweepFolder, progress: Progress, sweep: "TuneRun", interrupte
     rows = ranking.rows
     progress.close()
     show_leaderboard(folder, rows, judgement=ranking.judgement)
-    show_next(folder, rows, interrupted, sweep.tracker.sync_hint() if sweep.tracker is not None else "")
+    waiting = [files.trial_id for files in folder.trials() if files.read_status().state not in ENDED]
+    if waiting and not interrupted:
+        print(f"\nNot ended yet, and gone on with by a resume: {', '.join(waiting)}")
+    show_next(
+        folder, rows, interrupted or bool(waiting), sweep.tracker.sync_hint() if sweep.tracker is not None else ""
+    )
     if interrupted:
         return INTERRUPTED
     return _exit_status(rows)

@@ -14,11 +14,12 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.exceptions import ActorDiedError, GetTimeoutError, OutOfMemoryError, RayActorError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError
 
 from analysis.folder import MetricsRow, State, SweepFolder
 from analysis.objective import Objective
 from sweeps.compose import Composed
+from sweeps.devices import GONE, LOST
 from trainer.config import TrialConfig
 from trainer.engine import Admitted, Ended, Halted, Refused, RungResult
 
@@ -62,7 +63,7 @@ class TrialProxy(tune.Trainable):
         while True:
             try:
                 report = self._step()
-            except (RayActorError, OutOfMemoryError, GetTimeoutError, _Replaced) as error:
+            except (*LOST, OutOfMemoryError, GetTimeoutError, _Replaced) as error:
                 ended = self._lost(error)
                 if ended is None:
                     continue
@@ -115,7 +116,7 @@ class TrialProxy(tune.Trainable):
     def _admit(self) -> Ended | Halted | None:
         """Find a worker with a free slot. Returns how the trial ended where it can never run.
 
-        Raises ActorDiedError where every worker is gone for good.
+        Raises one of ``GONE`` where every worker is gone for good.
         """
         path = str(self.folder.trial(self.trial.trial_id).root)
         self._leave_slot_of_earlier_proxy()
@@ -128,12 +129,12 @@ class TrialProxy(tune.Trainable):
                 self._note_slot(place)
                 try:
                     admission = ray.get(worker.admit.remote(self.trial, path, self.losses >= _ALONE_AFTER))
-                except ActorDiedError:  # with its node, or because the sweep is over
+                except GONE:  # with its node, or because the sweep is over
                     gone += 1
                     if gone == len(self.workers):
                         raise
                     continue
-                except RayActorError:  # it starts again
+                except LOST:  # it starts again
                     continue
                 if isinstance(admission, Admitted):
                     self.worker, self.where = worker, where
@@ -166,7 +167,7 @@ class TrialProxy(tune.Trainable):
         except (OSError, ValueError):
             return
         if place < len(self.workers):
-            with contextlib.suppress(RayActorError):
+            with contextlib.suppress(*LOST):
                 ray.get(self.workers[place][0].end.remote(self.trial.trial_id, str(State.STOPPED_EARLY)))
 
     def _proceed(self) -> None:
@@ -251,7 +252,7 @@ class TrialProxy(tune.Trainable):
         if self.worker is not None:
             worker, self.worker = self.worker, None
             self._note_slot(None)
-            with contextlib.suppress(RayActorError, GetTimeoutError):  # a worker that is gone has no slots to free
+            with contextlib.suppress(*LOST, GetTimeoutError):  # a worker that is gone has no slots to free
                 limit = self.composed.config.resources.rung_timeout
                 ray.get(worker.end.remote(self.trial.trial_id, str(State.STOPPED_EARLY)), timeout=limit)
 
@@ -262,5 +263,5 @@ def replace_worker(worker: Any, trial_id: str) -> None:
         ray.get(worker.die.remote(trial_id), timeout=_DIE_SECONDS)
     except GetTimeoutError:  # it does not even answer
         ray.kill(worker, no_restart=False)
-    except RayActorError:
+    except LOST:
         pass  # as asked
