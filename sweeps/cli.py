@@ -79,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, a LorasweepError's own, 130 after Ctrl-C, 1 for a defect of ours."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see sweeps/devices.py
     given = [argument for argument in given if argument != "--debug"]
     try:
         return _dispatch(given)
