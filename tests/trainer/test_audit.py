@@ -116,3 +116,11 @@ def test_a_benchmark_sentence_inside_a_training_row_is_found() -> None:
     assert found.benchmark.examples == (("train 1", "crows_pairs-7"),)
     nothing = audit(rows("train", ("the old man could not be found", "a")), VALIDATION, sentences)
     assert nothing.benchmark.rows == 0
+
+
+def test_many_rows_are_read_by_several_processes_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = [*TRAIN, *rows("train again", (changed(text(3)), "b"), (text(5), "b"))]
+    alone = audit(train, VALIDATION)
+    monkeypatch.setattr("trainer.audit._MANY", 10)
+    assert audit(train, VALIDATION) == alone
+    assert alone.near["train"].rows == 1
