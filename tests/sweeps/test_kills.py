@@ -111,7 +111,6 @@ def is_consistent(folder: SweepFolder) -> None:
         assert not files.checkpoints_dir.exists()
 
 
-@pytest.mark.heavy
 def test_five_kills_change_nothing(tmp_path: Path) -> None:
     settle = load("settle", Path(__file__).with_name("test_settle.py"))
     overrides = ("search.trials=8", "resources.slots=1")
