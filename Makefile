@@ -49,12 +49,11 @@ format: install
 	$(BIN)/ruff format .
 
 test: install
-	$(BIN)/python -m pytest -m 'alone and not heavy'
-	$(BIN)/python -m pytest -m 'not alone and not heavy' -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m 'not heavy' -n $(JOBS) --dist loadfile --durations 25
 
 test-all: install
-	$(BIN)/python -m pytest -m 'alone or heavy'
-	$(BIN)/python -m pytest -m 'not alone and not heavy' -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m 'not heavy' -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -m heavy
 
 .PHONY: bench-sweep bench-scale bench-pack bench-overhead bench-search
 bench-sweep: install

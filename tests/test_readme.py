@@ -18,7 +18,6 @@ def test_there_are_commands_to_run() -> None:
         assert command in commands
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(1500)
 def test_every_command_of_the_readme_works_in_the_order_given(tmp_path: Path) -> None:
     """In an empty folder. ``make`` targets are only resolved here: the gate itself runs them."""
