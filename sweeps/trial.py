@@ -41,6 +41,8 @@ class TrialProxy(tune.Trainable):
     on a device, and ends with the third.
     """
 
+    noted: int | None = None  # place, in the list of workers, of the one that was asked for a slot last
+
     def setup(  # type: ignore[override]  # with_parameters gives what comes after config
         self,
         config: dict[str, Any],
@@ -108,7 +110,7 @@ class TrialProxy(tune.Trainable):
         self.best_score, self.best_losses = math.nan, [math.nan]
         self.losses = 0  # of device workers since the last rung
         self.slot_file = self.folder.trial(self.trial.trial_id).root / ".slot"
-        self.noted: int | None = None  # place in the list of workers
+        self.noted = None
         self.notes: list[str] = []  # what went wrong and was mended
         for row in self.folder.trial(self.trial.trial_id).read_metrics():
             self._note_score(row)  # of a trial that goes on from a checkpoint

@@ -297,7 +297,7 @@ class TuneRun:
 
     def _track_sweep(self) -> None:
         if self.tracker is not None:
-            rows = leaderboard.build(self.folder)
+            rows = leaderboard.ranked(self.folder).rows
             objective, _ = objective_of(self.folder, rows)
             config = self.composed.resolved() | {
                 "searched": list(self.composed.space)

@@ -23,6 +23,7 @@ from sweeps import place, wandb_runs
 from sweeps.progress import Progress
 from sweeps.standing import SweepState
 from sweeps.tracking import WandbTracker
+from sweeps.tuning import ToldByTune
 
 KEY = "0123456789abcdef" * 3  # looks like an API key
 VALUES = {"lora.rank": 8, "optim.lr": 3e-4}
@@ -296,6 +297,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from analysis.folder import SweepFolder
 from sweeps.tracking import WandbTracker
+from sweeps.tuning import ToldByTune
 tracker = WandbTracker(SweepFolder({str(folder.root)!r}), "ab12cd34", "p", None, [], "offline", lambda i, v: v, print)
 one = SimpleNamespace(config={{"trial_id": "t0000", "values": {{}}}})
 row = {report(12, 0.5)!r}
@@ -537,7 +539,10 @@ def test_a_real_tune_run_is_tracked_and_shown(
                 param_space=space,
                 tune_config=tune.TuneConfig(max_concurrent_trials=2, reuse_actors=True),
                 run_config=tune.RunConfig(
-                    storage_path=str(tmp_path / "scratch"), callbacks=[mine, progress], stop=StopLater(), verbose=0
+                    storage_path=str(tmp_path / "scratch"),
+                    callbacks=[mine, ToldByTune(progress)],
+                    stop=StopLater(),
+                    verbose=0,
                 ),
             ).fit()
     finally:
