@@ -8,7 +8,8 @@ from typing import Any
 
 from analysis.folder import MetricsRow, State, Status, SweepFolder
 from sweeps.compose import Composed
-from sweeps.devices import LOST, answer
+from sweeps.devices import answer
+from sweeps.losses import LOST
 from trainer.config import Baseline
 
 _TRIES = 3  # workers that may die over one baseline

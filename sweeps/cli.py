@@ -6,14 +6,13 @@ Nothing heavy is imported here at module level: ``--help`` answers at once, and 
 import errno
 import importlib
 import os
-import shutil
 import sys
-import textwrap
 import traceback
 from collections.abc import Sequence
 
 from analysis import errors
 from analysis.errors import INTERRUPTED, ConfigError, FolderError, LorasweepError, did_you_mean
+from sweeps.terminal import wrapped
 
 # Command → how it is called, and what it does. Each is a module of its name in sweeps/commands/.
 COMMANDS = {
@@ -92,16 +91,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LorasweepError as error:
         if debug:
             traceback.print_exc()
-        _tell(f"lorasweep: {error}")
+        print(wrapped(f"lorasweep: {error}", sys.stderr), file=sys.stderr)
         return error.exit_code
     except Exception as error:
         if debug:
             raise
         if isinstance(error, OSError) and error.errno in _DISK:
-            _tell(
+            told = (
                 f"lorasweep: {error.filename or 'the disk'}: cannot be written ({error.strerror}). Free some space, or"
                 " choose another place (sweep.dir=…, LORASWEEP_CACHE); `lorasweep resume` goes on with a sweep."
             )
+            print(wrapped(told, sys.stderr), file=sys.stderr)
             return FolderError.exit_code
         print(
             f"lorasweep: unexpected {type(error).__name__}: {error}\n"
@@ -109,17 +109,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-
-
-def _tell(message: str) -> None:
-    """An error; on a terminal in lines of whole words."""
-    if sys.stderr.isatty():
-        width = shutil.get_terminal_size((120, 24)).columns
-        lines = [
-            textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in message.split("\n")
-        ]
-        message = "\n".join(lines)
-    print(message, file=sys.stderr)
 
 
 def _dispatch(given: list[str]) -> int:

@@ -11,18 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnschedulableError, AuthenticationError, RayActorError, RayTaskError
+from ray.exceptions import AuthenticationError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from analysis.errors import HardwareError, LorasweepError
 from analysis.objective import Objective
 from sweeps.config import SweepConfig
+from sweeps.losses import LOST
 from sweeps.place import package_root
 from sweeps.worker import DeviceWorker, WorkerFacts
 
-# What a call of a device worker raises: GONE where it will not come back, as its node will not, LOST also where it may.
-GONE = (ActorDiedError, ActorUnschedulableError)
-LOST = (RayActorError, ActorUnschedulableError)
 NAMESPACE = "lorasweep"
 _PROXY_CPUS = 0.5  # of a node; a proxy claims a thousandth
 _CONNECT_SECONDS = 10

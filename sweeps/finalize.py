@@ -28,7 +28,8 @@ from analysis.leaderboard import Row
 from analysis.objective import Objective
 from sweeps.baselines import planned
 from sweeps.compose import RESUMABLE, Composed
-from sweeps.devices import LOST, answer, facts_of, ray_running, start_workers
+from sweeps.devices import answer, facts_of, ray_running, start_workers
+from sweeps.losses import LOST
 from sweeps.manifest import read_manifest
 from sweeps.place import program, typed
 from sweeps.preflight import preflight

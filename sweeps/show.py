@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from analysis import leaderboard, seeds
 from analysis.folder import SweepFolder
 from analysis.leaderboard import Row
 from sweeps.place import program, typed
+from sweeps.terminal import wrapped
 
 if TYPE_CHECKING:
     from analysis.comparison import Judgement
@@ -34,8 +34,7 @@ def show_leaderboard(
         print(leaderboard.plain(rows, width, by))
     print()
     said = "\n".join(filter(None, [leaderboard.verdict(folder, rows, judgement), seeds.sentence(rows)]))
-    for line in said.splitlines():
-        print(_wrapped(line, width))
+    print(wrapped(said, sys.stdout))
 
 
 def show_comparison(found: "Comparison") -> None:
@@ -88,13 +87,6 @@ def show_next(folder: SweepFolder, rows: Sequence[Row], interrupted: bool, sync:
     if sys.stdout.isatty() and max(map(len, lines)) > shutil.get_terminal_size((120, 24)).columns:
         lines = [line for command, what in commands for line in (f"  # {what}", f"  {command}")]
     print("\nNext:", *lines, sep="\n")
-
-
-def _wrapped(line: str, width: int) -> str:
-    """A sentence in lines of whole words, on a terminal; a pipe gets it as it is."""
-    if not sys.stdout.isatty():
-        return line
-    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _has_test_rows(folder: SweepFolder) -> bool:
