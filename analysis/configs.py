@@ -11,9 +11,8 @@ from typing import Any
 
 import yaml
 
-_LOADER: Any = getattr(
-    yaml, "CSafeLoader", yaml.SafeLoader
-)  # the C parser is ten times as fast; not every build has it
+from analysis import plain_yaml
+
 # a key and a value that can be nothing but one plain scalar, such as "  lr: 4.2e-4"
 _PLAIN = re.compile(rb"( *[A-Za-z_][\w.-]*: )([\w.+][\w.+-]*)")
 
@@ -54,8 +53,8 @@ class ConfigReader:
         return values
 
     def _whole(self, content: bytes, lines: list[bytes]) -> dict[str, Any]:
-        root = yaml.compose(content, Loader=_LOADER)
-        parsed = yaml.load(content, Loader=_LOADER)
+        root = yaml.compose(content, Loader=plain_yaml.LOADER)
+        parsed = plain_yaml.load(content)
         found: dict[str, Any] = {}
         for path in self.searched:
             at: Any = parsed
@@ -87,7 +86,7 @@ def _plain_lines(node: Any, prefix: str) -> "list[tuple[int, str]]":
 
 @lru_cache(maxsize=4096)
 def _scalar(text: bytes) -> Any:
-    return yaml.load(text, Loader=_LOADER)
+    return plain_yaml.load(text)
 
 
 def at(content: Any, *path: str) -> Any:

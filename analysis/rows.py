@@ -12,12 +12,12 @@ from typing import Any
 
 import yaml
 
+from analysis import plain_yaml
 from analysis.configs import ConfigReader
 from analysis.errors import FolderError
 from analysis.folder import FORMAT_VERSION, MetricsRow, State, SweepFolder, TrialFolder, read_lines
 
 UNKNOWN = "unknown"  # the status of a row whose status file cannot be read
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is ten times as fast; not every build has it
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Sweep:
 def read_sweep(folder: SweepFolder) -> Sweep:
     """Raises FolderError where ``sweep.yaml`` does not tell how to rank."""
     try:
-        content = _yaml(folder.sweep_file.read_bytes())
+        content = plain_yaml.load(folder.sweep_file.read_bytes())
         objective, space = content["config"]["objective"], content.get("space") or {}
         if not isinstance(objective, Mapping) or not isinstance(space, Mapping):
             raise TypeError("'config.objective' or 'space' is not a mapping")
@@ -207,10 +207,6 @@ def _whole(row: MetricsRow) -> bool:
 
 def _value(value: Any) -> float:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-
-
-def _yaml(content: bytes) -> Any:
-    return yaml.load(content, Loader=_LOADER)
 
 
 def _line(error: BaseException) -> str:

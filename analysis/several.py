@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from analysis import plain_yaml
 from analysis.configs import at
 from analysis.errors import ConfigError, DataError, FolderError
 from analysis.folder import State, SweepFolder, TrialFolder
@@ -71,9 +72,8 @@ class Together:
 
 def manifest(folder: SweepFolder) -> dict[str, Any]:
     """``sweep.yaml``. Raises FolderError where it cannot be read."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        content = yaml.load(folder.sweep_file.read_bytes(), Loader=loader)
+        content = plain_yaml.load(folder.sweep_file.read_bytes())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise FolderError(f"{folder.sweep_file}: cannot be read ({' '.join(str(error).split())}).") from None
     return content if isinstance(content, dict) else {}

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from analysis import leaderboard
+from analysis import leaderboard, plain_yaml
 from analysis.errors import FolderError
 from analysis.folder import State, SweepFolder
 from sweeps.manifest import read_manifest
@@ -90,9 +90,7 @@ def _best(folder: SweepFolder) -> str:
 
 
 def _card(manifest: dict[str, Any], folder: SweepFolder, trial_id: str) -> dict[str, Any]:
-    import yaml
-
-    config = yaml.safe_load(folder.trial(trial_id).config_file.read_text())
+    config = plain_yaml.load(folder.trial(trial_id).config_file.read_text())
     rows = folder.trial(trial_id).read_metrics()
     return {
         "sweep": manifest["name"],

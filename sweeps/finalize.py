@@ -20,7 +20,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from analysis import leaderboard
+from analysis import leaderboard, plain_yaml
 from analysis.errors import ConfigError, DataError, FolderError
 from analysis.finals import SEED, Look, looks_sentences, read_finals, read_looks, report
 from analysis.folder import ENDED, State, Status, SweepFolder, TrialFolder, append_line, atomic_write, read_lines
@@ -37,7 +37,7 @@ from sweeps.run import locked
 from trainer.config import Baseline, TrialConfig, check_trial
 from trainer.data import Row as DataRow
 from trainer.data import check_test, load_dataset, load_test
-from trainer.engine import Admitted, Ended, Refused
+from trainer.engine import Admitted, Ended, Halted, Refused, Requeued
 
 CHANGEABLE = (
     "data.test",
@@ -179,7 +179,7 @@ def _runs(folder: SweepFolder, composed: Composed, trial_id: str, seeds: int) ->
 def _trial_config(files: TrialFolder) -> TrialConfig:
     """A trial's config as it was run. Raises FolderError where it cannot be read."""
     try:
-        content = yaml.safe_load(files.config_file.read_text())
+        content = plain_yaml.load(files.config_file.read_text())
         trial = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrialConfig), OmegaConf.create(content)))
         assert isinstance(trial, TrialConfig)
         check_trial(trial)
@@ -296,7 +296,7 @@ def _side_by_side(work: Sequence[Any], slots: int, do: Callable[[Any, int], None
 def _train(run: _Run, workers: Sequence[tuple[Any, str]], slot: int, say: Say) -> None:
     """Train one run to its end, on whichever worker has room; again from its checkpoint where a worker dies."""
     files = run.files
-    atomic_write(files.config_file, yaml.safe_dump(asdict(run.trained), sort_keys=False, allow_unicode=True))
+    atomic_write(files.config_file, plain_yaml.dump(asdict(run.trained)))
     for _ in range(_TRIES):
         try:
             _train_once(run, workers, slot, say)
@@ -309,15 +309,21 @@ def _train(run: _Run, workers: Sequence[tuple[Any, str]], slot: int, say: Say) -
 
 def _train_once(run: _Run, workers: Sequence[tuple[Any, str]], slot: int, say: Say) -> None:
     files, trial = run.files, run.trained
-    placed = _admitted(trial, files, workers, slot)
-    if isinstance(placed, Ended):
-        _ended(run, placed, "", say)
-        return
-    worker, where = placed
-    files.write_status(Status(State.RUNNING, "", 0, where))
     known = {(row.step, row.final) for row in files.read_metrics()}
+    worker, where, proceed = None, "", False
     while True:
-        event = ray.get(worker.next_event.remote(trial.trial_id))
+        if worker is None:
+            placed = _admitted(trial, files, workers, slot)
+            if isinstance(placed, Ended):
+                _ended(run, placed, "", say)
+                return
+            worker, where = placed
+            files.write_status(Status(State.RUNNING, "", 0, where))
+        event = ray.get(worker.next_event.remote(trial.trial_id, proceed))
+        if event is None or isinstance(event, Requeued):  # its worker is another process now, or memory ran out
+            worker, proceed = None, False
+            continue
+        _refuse_halted(event)
         if event.row is not None and (event.row.step, event.row.final) not in known:
             files.append_metrics(event.row)
         if isinstance(event, Ended):
@@ -325,7 +331,12 @@ def _train_once(run: _Run, workers: Sequence[tuple[Any, str]], slot: int, say: S
             return
         files.write_status(Status(State.RUNNING, "", event.row.step, where))
         say(f"{run.name}  step {event.row.step}/{trial.train.max_steps}{_shown(event.row.metrics)}")
-        ray.get(worker.proceed.remote(trial.trial_id))
+        proceed = True
+
+
+def _refuse_halted(told: object) -> None:
+    if isinstance(told, Halted):
+        raise FolderError(f"{told.reason}. Mend that and finalize again: it goes on from the last rung.")
 
 
 def _admitted(
@@ -335,6 +346,7 @@ def _admitted(
         for i in range(len(workers)):
             worker, where = workers[(slot + i) % len(workers)]
             admission = ray.get(worker.admit.remote(trial, str(files.root)))
+            _refuse_halted(admission)
             if isinstance(admission, Admitted):
                 return worker, where
             if isinstance(admission, Refused):

@@ -3,9 +3,7 @@
 import time
 from dataclasses import asdict
 
-import yaml
-
-from analysis import leaderboard
+from analysis import leaderboard, plain_yaml
 from analysis.constraints import check_available
 from analysis.folder import MetricsRow, Status, SweepFolder, atomic_write
 from analysis.objective import Objective
@@ -77,7 +75,7 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     manifest = make_manifest(composed, data, [{"device": str(device), "precisions": faults}])
     manifest["space"] = {}  # nothing is searched
     write_manifest(folder, manifest)
-    atomic_write(files.config_file, yaml.safe_dump(asdict(trial), sort_keys=False, allow_unicode=True))
+    atomic_write(files.config_file, plain_yaml.dump(asdict(trial)))
     say(f"training {trial.train.max_steps} steps of {trial.train.batch_size} rows, {trial.precision}, on {device}")
     status = _train(engine, trial.trial_id, files, say)
     if trial.eval.generate and status.state == "completed":

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from analysis import plain_yaml
 from analysis.errors import FolderError
 from analysis.folder import FORMAT_VERSION, SweepFolder, atomic_write
 from sweeps.compose import Composed
@@ -88,14 +89,14 @@ def commit() -> str | None:
 
 
 def write_manifest(folder: SweepFolder, manifest: dict[str, Any]) -> None:
-    # through JSON-like plain values: safe_dump refuses tuples
-    atomic_write(folder.sweep_file, yaml.safe_dump(_plain(manifest), sort_keys=False, allow_unicode=True, width=120))
+    # through JSON-like plain values: a dumper of plain YAML refuses tuples
+    atomic_write(folder.sweep_file, plain_yaml.dump(_plain(manifest), width=120))
 
 
 def read_manifest(folder: SweepFolder) -> dict[str, Any]:
     """Raises FolderError for a file that is not a manifest of this version."""
     try:
-        manifest = yaml.safe_load(folder.sweep_file.read_text())
+        manifest = plain_yaml.load(folder.sweep_file.read_text())
         version = manifest["format_version"]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise FolderError(f"{folder.sweep_file}: cannot be read ({error}). Restore it from a copy.") from None

@@ -7,9 +7,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ray.tune import Callback
 
+from analysis import plain_yaml
 from analysis.folder import ENDED, MetricsRow, State, Status, SweepFolder, TrialFolder, atomic_write
 from sweeps.reports import outcome_of, trial_key
 
@@ -128,7 +128,7 @@ class Recorder(Callback):
 
 def write_config(files: TrialFolder, config: dict[str, Any]) -> None:
     """A trial's resolved configuration into its folder."""
-    atomic_write(files.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    atomic_write(files.config_file, plain_yaml.dump(config))
 
 
 def keep_best(files: TrialFolder) -> None:

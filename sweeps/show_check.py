@@ -4,10 +4,10 @@ import textwrap
 from dataclasses import asdict
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.text import Text
 
+from analysis import plain_yaml
 from sweeps.check import Check, audited, drawn, estimated, plan
 from sweeps.compose import Composed
 from sweeps.preflight import check_rung, preflight_assets
@@ -54,7 +54,7 @@ def run_check(composed: Composed, samples: int, probe: bool, quiet: bool) -> Che
     check.samples = [asdict(trial) for trial in drawn(composed, samples)] if samples else []
     for sample in check.samples:
         console.print(Text(f"\n# {sample['trial_id']}", "bold"))
-        console.print(Text(yaml.safe_dump(sample, sort_keys=False, allow_unicode=True).rstrip()), soft_wrap=True)
+        console.print(Text(plain_yaml.dump(sample).rstrip()), soft_wrap=True)
     _show_problems(console, [*[("warning", note) for note in composed.notes], *check.problems])
     return check
 

@@ -74,13 +74,12 @@ class TrialProxy(tune.Trainable):
             return report
 
     def _step(self) -> dict[str, Any]:
-        if self.worker is None:
+        rests = self.worker is not None
+        if not rests:
             ended = self._admit()
             if ended is not None:
                 return self._report(ended)
-        else:
-            self._proceed()
-        event = self._next()
+        event = self._next(proceed=rests)
         if isinstance(event, RungResult):
             self._note_score(event.row)
             if event.row.step < self.trial.train.max_steps:
@@ -88,8 +87,7 @@ class TrialProxy(tune.Trainable):
             last = event.row
             while isinstance(event, RungResult):  # again after the last rung only where the trial lost its slot there
                 last = event.row
-                self._proceed()
-                event = self._next()
+                event = self._next(proceed=True)
             return self._report(event, last_rung=last)
         return self._report(event)
 
@@ -172,14 +170,10 @@ class TrialProxy(tune.Trainable):
             with contextlib.suppress(*LOST):
                 ray.get(self.workers[place][0].end.remote(self.trial.trial_id, str(State.STOPPED_EARLY)))
 
-    def _proceed(self) -> None:
-        if not ray.get(self.worker.proceed.remote(self.trial.trial_id)):
-            raise _Replaced
-
-    def _next(self) -> RungResult | Ended | Halted:
+    def _next(self, proceed: bool) -> RungResult | Ended | Halted:
         limit = self.composed.config.resources.rung_timeout
         while True:
-            event = ray.get(self.worker.next_event.remote(self.trial.trial_id), timeout=limit)
+            event = ray.get(self.worker.next_event.remote(self.trial.trial_id, proceed), timeout=limit)
             if event is None:
                 raise _Replaced
             if isinstance(event, RungResult):
@@ -188,6 +182,7 @@ class TrialProxy(tune.Trainable):
             ended = event if isinstance(event, Ended | Halted) else self._admit()  # it lost its slot: find another
             if ended is not None:
                 return ended
+            proceed = False
 
     def _lost(self, error: Exception) -> Ended | None:
         """Let go of a worker that died or hangs. Returns how the trial ended where it is taken for the cause.

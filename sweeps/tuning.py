@@ -221,6 +221,7 @@ class TuneRun:
                 callbacks=callbacks,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=2),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # there is nothing in one
             ),
         )
         try:

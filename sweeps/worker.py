@@ -168,8 +168,14 @@ class DeviceWorker:
         )
         return admission
 
-    async def next_event(self, trial_id: str) -> Event | Halted | None:
-        """None where the trial was admitted to an earlier process of this worker."""
+    async def next_event(self, trial_id: str, proceed: bool = False) -> Event | Halted | None:
+        """Wait for a trial's next event. None where it was admitted to an earlier process of this worker.
+
+        Args:
+            proceed: let it train on first, from the rung at which it rests.
+        """
+        if proceed and not await self.proceed(trial_id):
+            return None
         return await self._events[trial_id].get() if trial_id in self._events else None
 
     async def proceed(self, trial_id: str) -> bool:

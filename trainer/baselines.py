@@ -15,8 +15,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-import yaml
 
+from analysis import plain_yaml
 from analysis.folder import MetricsRow, State, Status, TrialFolder, atomic_write
 from trainer.bias import score_bias
 from trainer.bias_items import SWAP
@@ -48,7 +48,7 @@ def score_baseline(
     settings = asdict(baseline.trial) | {"baseline": baseline.kind}
     if baseline.kind in ("few_shot", "retrieval"):
         settings[baseline.kind] = asdict(getattr(baseline, baseline.kind))
-    atomic_write(folder.config_file, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    atomic_write(folder.config_file, plain_yaml.dump(settings))
     for dataset, columns in evaluation.tables.items():
         folder.write_items(dataset, split, 0, columns)
     seconds = time.monotonic() - started

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-import yaml
-
+from analysis import plain_yaml
 from analysis.configs import at
 from analysis.errors import FolderError
 from analysis.folder import MetricsRow, State, SweepFolder, read_lines
@@ -18,8 +17,7 @@ Facts = list[tuple[str, str]]
 
 def manifest_of(folder: SweepFolder) -> dict[str, Any]:
     """``sweep.yaml`` as it stands; what it lacks is left out of the report."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    content = yaml.load(folder.sweep_file.read_bytes(), Loader=loader)
+    content = plain_yaml.load(folder.sweep_file.read_bytes())
     return content if isinstance(content, dict) else {}
 
 

@@ -51,13 +51,15 @@ class Worker:
 
     def __getattribute__(self, name: str) -> Any:
         found = object.__getattribute__(self, name)
-        return SimpleNamespace(remote=found) if name in ("admit", "next_event", "proceed", "end") else found
+        return SimpleNamespace(remote=found) if name in ("admit", "next_event", "end") else found
 
     def admit(self, trial: Any, path: str, alone: bool) -> Any:
         unbound: Any = DeviceWorker._admit
         return unbound(self, trial, analysis.folder.TrialFolder(Path(path)), alone)
 
-    def next_event(self, trial_id: str) -> Any:
+    def next_event(self, trial_id: str, proceed: bool = False) -> Any:
+        if proceed:
+            self.engine.proceed(trial_id)
         [event] = self.engine.advance()
         if isinstance(event, RungResult):
             unbound: Any = DeviceWorker._checkpoint
@@ -65,10 +67,6 @@ class Worker:
         else:
             self._folders.pop(trial_id)
         return event
-
-    def proceed(self, trial_id: str) -> bool:
-        self.engine.proceed(trial_id)
-        return True
 
     def end(self, trial_id: str, state: str) -> None:
         if self._folders.pop(trial_id, None) is not None:
