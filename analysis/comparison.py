@@ -2,11 +2,11 @@
 
 - Intervals: paired bootstrap by ``scipy.stats.bootstrap``. Items (and bias pairs, independently) are resampled, and
   the number that ranks is computed anew for every row from the same resample.
-- Tests: McNemar's where accuracy ranks (statsmodels), else a paired permutation test
+- Tests: McNemar's where accuracy ranks (exact), else a paired permutation test
   (``scipy.stats.permutation_test``): the two rows' answers are exchanged on random items. Where no exchange is as
   extreme as what was seen, the normal tail of the permutation distribution gives p: with a thousand rivals, 1/1,999
   would be too coarse to correct.
-- Holm's correction over all rivals (statsmodels): a row is *tied* with the best where its corrected p is 0.05 or more.
+- Holm's correction over all rivals: a row is *tied* with the best where its corrected p is 0.05 or more.
   That the best beats *all* rivals needs every one of the tests and so no correction (the intersection-union test,
   Berger 1982, "Multiparameter hypothesis testing and acceptance sampling", Technometrics 24, 295-300): where all are
   below 0.05 before it, the best is the winner and nothing is tied.
@@ -15,7 +15,6 @@
   1895-1922).
 """
 
-import gc
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -253,29 +252,30 @@ def _permutation(scored: Scored, whole: Array) -> Array:
 
 def _mcnemar(scored: Scored) -> Array:
     """Exact p of each row but the first, from the items that only one of the two has right."""
-    from statsmodels.stats.contingency_tables import mcnemar
+    from scipy.stats import binom
 
     right = scored.columns["accuracy"][..., 0] > 0.5
     only_best = (right[0] & ~right[1:]).sum(axis=1)
     only_other = (~right[0] & right[1:]).sum(axis=1)
-    return np.array(
-        [float(mcnemar([[0, a], [b, 0]], exact=True).pvalue) for a, b in zip(only_best, only_other, strict=True)]
-    )
+    return np.minimum(2 * binom.cdf(np.minimum(only_best, only_other), only_best + only_other, 0.5), 1.0)
 
 
 def _holm(standings: Mapping[str, Standing], best: str) -> dict[str, Standing]:
-    from statsmodels.stats.multitest import multipletests
-
     rivals = [name for name, standing in standings.items() if name != best and standing.rival]
-    if not rivals:
-        return dict(standings)
-    gc.freeze()  # multipletests collects garbage each time, which takes half a second where much is loaded
-    try:
-        adjusted = multipletests([standings[name].p for name in rivals], alpha=LEVEL, method="holm")[1]
-    finally:
-        gc.unfreeze()
-    after = dict(zip(rivals, map(float, adjusted), strict=True))
+    after = dict(zip(rivals, holm([standings[name].p for name in rivals]), strict=True))
     return {name: replace(standing, adjusted=after.get(name, standing.p)) for name, standing in standings.items()}
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p values corrected for their number (Holm 1979, "A simple sequentially rejective multiple test procedure",
+    Scandinavian Journal of Statistics 6, 65-70): the k-th smallest of m times m - k + 1, never below a smaller one's.
+    """
+    values = np.asarray(p, dtype=np.float64)
+    order = np.argsort(values)
+    times = np.arange(len(values), 0, -1)
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(times * values[order]), 1.0)
+    return list(map(float, adjusted))
 
 
 def _corrected(scored: Scored, trials: Sequence[int], resamples: int = 500) -> dict[str, float]:

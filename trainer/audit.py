@@ -91,30 +91,32 @@ def audit(train: Sequence[Entry], validation: Sequence[Entry], sentences: Mappin
     Args:
         sentences: of bias benchmarks: where each stands → the sentence.
     """
-    splits = {"train": train, "validation": validation}
+    splits = {"train": _spaced(train), "validation": _spaced(validation)}
     shingler = Shingler()
     near, near_across = _near(splits, shingler)
     return Audit(
         rows={name: len(rows) for name, rows in splits.items()},
-        empty={name: sum(not row.text.strip() for row in rows) for name, rows in splits.items()},
-        labels={
-            name: dict(Counter(row.label for row in rows if row.label).most_common()) for name, rows in splits.items()
-        },
+        empty={name: sum(not row.text for row in rows) for name, rows in splits.items()},
+        labels={name: _labels(rows) for name, rows in splits.items()},
         exact={name: _repeated(rows) for name, rows in splits.items()},
         near=near,
-        exact_across=overlap(train, validation),
+        exact_across=_overlap(*splits.values()),
         near_across=near_across,
-        conflicts=_conflicts([*train, *validation]),
-        benchmark=_holding(train, sentences or {}, shingler),
+        conflicts=_conflicts([*splits["train"], *splits["validation"]]),
+        benchmark=_holding(splits["train"], sentences or {}, shingler),
     )
 
 
 def overlap(train: Iterable[Entry], validation: Iterable[Entry]) -> Pairs:
     """Validation rows whose text is that of a training row, but for white space."""
+    return _overlap(_spaced(train), _spaced(validation))
+
+
+def _overlap(train: Iterable[Entry], validation: Iterable[Entry]) -> Pairs:
     known: dict[str, str] = {}
     for row in train:
-        known.setdefault(_spaced(row.text), row.place)
-    return _pairs((row.place, known[key]) for row in validation if (key := _spaced(row.text)) in known)
+        known.setdefault(row.text, row.place)
+    return _pairs((row.place, known[row.text]) for row in validation if row.text in known)
 
 
 def refuse_overlap(train: Iterable[Entry], validation: Iterable[Entry]) -> None:
@@ -201,8 +203,9 @@ def _labels(rows: Sequence[Entry]) -> dict[str, int]:
     return dict(Counter(row.label for row in rows if row.label).most_common())
 
 
-def _spaced(text: str) -> str:
-    return " ".join(text.split())
+def _spaced(rows: Iterable[Entry]) -> list[Entry]:
+    """The rows with white space told alike, once for all that looks at them."""
+    return [Entry(" ".join(row.text.split()), row.label, row.place) for row in rows]
 
 
 def _pairs(found: Iterable[tuple[str, str]]) -> Pairs:
@@ -219,7 +222,7 @@ def _repeated(rows: Sequence[Entry]) -> Pairs:
     seen: dict[tuple[str, str], str] = {}
     found = []
     for row in rows:
-        first = seen.setdefault((_spaced(row.text), row.label), row.place)
+        first = seen.setdefault((row.text, row.label), row.place)
         if first is not row.place:
             found.append((row.place, first))
     return _pairs(found)
@@ -230,7 +233,7 @@ def _conflicts(rows: Sequence[Entry]) -> Pairs:
     first: dict[str, Entry] = {}
     found = []
     for row in rows:
-        other = first.setdefault(_spaced(row.text), row)
+        other = first.setdefault(row.text, row)
         if other.label != row.label:
             found.append((row.place, other.place))
     return _pairs(found)
@@ -281,7 +284,7 @@ def _near(splits: Mapping[str, Sequence[Entry]], shingler: Shingler) -> tuple[di
     for split, rows in splits.items():
         first: dict[str, Entry] = {}
         for row in rows:
-            first.setdefault(_spaced(row.text), row)
+            first.setdefault(row.text, row)
         first.pop("", None)
         kept += [(split, row) for row in first.values()]
     grams, signatures = _signed([row.text for _, row in kept], shingler)
@@ -296,7 +299,7 @@ def _near(splits: Mapping[str, Sequence[Entry]], shingler: Shingler) -> tuple[di
                 open_.discard(other_split)
                 if other_split == split:
                     within[split].append((row.place, twin.place))
-                elif _spaced(row.text) != _spaced(twin.text):
+                elif row.text != twin.text:
                     across.append((row.place, twin.place))
             if not open_:
                 break
@@ -364,7 +367,7 @@ def _holding(rows: Sequence[Entry], sentences: Mapping[str, str], shingler: Shin
             runs = shingler.runs(shingler.words(row.text), _BIAS_WORDS)
             shared = runs[begins[np.minimum(np.searchsorted(begins, runs), len(begins) - 1)] == runs]
             if len(shared):
-                text = " ".join(row.text.casefold().split())
+                text = row.text.casefold()
                 places = [place for run in shared for sentence, place in wanted[int(run)] if sentence in text]
                 if places:
                     yield row.place, places[0]

@@ -13,7 +13,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from analysis import leaderboard
-from analysis.comparison import Judgement, judge
+from analysis.comparison import Judgement, holm, judge
 from analysis.folder import State, SweepFolder
 from analysis.objective import Objective
 from analysis.rows import Row
@@ -137,6 +137,11 @@ def test_by_accuracy_the_test_is_mcnemars_with_holms_correction(tmp_path: Path) 
     assert {name: found.standings[name].p for name in p} == pytest.approx(p)
     adjusted = multipletests(list(p.values()), method="holm")[1]
     assert [found.standings[name].adjusted for name in p] == pytest.approx(adjusted.tolist())
+
+
+@pytest.mark.parametrize("p", [[], [0.2], [0.04, 0.01, 0.04, 0.5, 0.0], [1.0, 0.03, 0.02, 0.021], [0.9, 0.6, 0.7]])
+def test_holms_correction_is_that_of_statsmodels(p: list[float]) -> None:
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1].tolist() if p else [])
 
 
 def test_the_permutation_test_agrees_with_mcnemar_where_both_fit(tmp_path: Path) -> None:
