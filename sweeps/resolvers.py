@@ -7,6 +7,7 @@
 ``${halvings:n}``             ``[n/4, n/2, n]`` as far as they are whole: rungs for ``n`` steps
 ``${first:list}``             the first of a list, such as the first rung
 ``${startup:n}``              how many of n trials are drawn at random first: a quarter, at least 4, at most 10
+``${conditional:${space}}``   whether a key of the space is searched only ``when`` another one has some value
 ``${growth:list}``            by which factor a list of rungs grows; 2 for a single rung
 ``${oc.env:NAME}``            an environment variable, read once, where the command is run
 ============================  =====================================================================
@@ -20,7 +21,7 @@ from omegaconf import OmegaConf
 
 def register() -> None:
     """Make the interpolations known in this process (the driver's or a worker's); calling it again is harmless."""
-    for function in (mul, div, pick, halvings, first, growth, startup):
+    for function in (mul, div, pick, halvings, first, growth, startup, conditional):
         OmegaConf.register_new_resolver(function.__name__, function, replace=True)
 
 
@@ -53,3 +54,8 @@ def growth(rungs: Sequence[int]) -> float:
 
 def startup(trials: int) -> int:
     return min(max(trials // 4, 4), 10)
+
+
+def conditional(space: Mapping[str, Any] | None) -> bool:
+    inside = [part for part in (space or {}).values() if isinstance(part, Mapping)]
+    return any("when" in part or conditional(part) for part in inside)

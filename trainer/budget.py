@@ -1,14 +1,15 @@
 """How many trials a device takes side by side: measured by two probe steps, not guessed from a table.
 
-Two passes over one trial's rows, the second with twice as many, give a line each for time and for memory: what a pass
+Two passes, the second over twice as many rows, give a line each for time and for memory: what a pass
 costs at all, and what a token adds. Memory then is adapters and optimiser (16 bytes a parameter: weight, gradient and
 AdamW's two moments in float32) plus activations; packing pays as long as a pass's fixed cost is still worth sharing.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import psutil
 import torch
@@ -103,25 +104,27 @@ def measure(pack: Pack, slot: Slot) -> Budget:
     longest = sorted(slot.encoded, key=lambda row: -(len(row.context) + len(row.completion)))
     chosen = [longest[i % len(longest)] for i in range(2 * rows)]
     pad = pack.base.tokenizer.pad_token_id
-    once, twice = (batch_of(trial, chosen[:n], pad) for n in (rows, 2 * rows))
-    tokens = [batch["input_ids"].numel() for batch in (once, twice)]
+    on_gpu = pack.base.device.type == "cuda"
+    # What autograd keeps can be counted in smaller passes; what a GPU's allocator takes cannot.
+    sizes = [(rows, 2 * rows)] * 2 if on_gpu else [(max(rows // 4, 1), max(rows // 2, 2)), (rows, 2 * rows)]
+    batches = [[batch_of(trial, chosen[:n], pad) for n in pair] for pair in sizes]
     pack.add(slot)
     try:
-        passes = [partial(pack.run_pass, [slot], [batch]) for batch in (once, twice)]
-        if pack.base.device.type == "cuda":
-            passes[0]()  # the first allocates, compiles and caches
-        kept = [kept_bytes(work, pack.base) for work in passes]
-        seconds = [_least_time(work, pack.base.device) for work in passes]
+        passes = [[partial(pack.run_pass, [slot], [batch]) for batch in pair] for pair in batches]
+        passes[0][0]()  # the first allocates, compiles and caches
+        kept = [kept_bytes(work, pack.base) for work in passes[0]]
+        seconds = [_least_time(work, pack.base.device) for work in passes[1]]
     finally:
         pack.remove(slot)
-    per_token = max((seconds[1] - seconds[0]) / (tokens[1] - tokens[0]), 0.0)
+    once = batches[1][0]
+    per_token = max(_slope(seconds, batches[1]), 0.0)
     modules = dict(pack.base.model.named_modules())
     names = linear_modules(pack.base.model, pack.base.heads)
     heads = [p for name in pack.base.heads for p in modules[name].parameters()]
     return Budget(
-        fixed=max(seconds[0] - per_token * tokens[0], 0.0),
+        fixed=max(seconds[0] - per_token * once["input_ids"].numel(), 0.0),
         per_token=per_token,
-        bytes_per_token=max((kept[1] - kept[0]) / (tokens[1] - tokens[0]), 1.0),
+        bytes_per_token=max(_slope(kept, batches[0]), 1.0),
         bytes_free=_SHARE * _free_bytes(pack.base.device),
         widths={name: sum(linear_shape(modules[name])) for name in names},
         head_parameters=sum(p.numel() for p in heads),
@@ -130,6 +133,12 @@ def measure(pack: Pack, slot: Slot) -> Budget:
         max_length=trial.data.max_length,
         most=_MOST.get(pack.base.device.type, 1),
     )
+
+
+def _slope(measured: Sequence[float], batches: Sequence[Mapping[str, Any]]) -> float:
+    """What one more token adds, from two passes."""
+    fewer, more = (batch["input_ids"].numel() for batch in batches)
+    return (measured[1] - measured[0]) / (more - fewer)
 
 
 def _least_time(work: Callable[[], object], device: torch.device) -> float:

@@ -122,3 +122,8 @@ def test_files_are_plain_yaml_that_any_reader_opens():
 @pytest.mark.parametrize(("trials", "drawn"), [(8, 4), (24, 6), (60, 10), (2000, 10)])
 def test_a_quarter_of_the_trials_and_at_most_ten_are_drawn_before_tpe_models_them(trials, drawn):
     assert compose([f"search.trials={trials}"]).config.sampler["n_startup_trials"] == drawn
+
+
+@pytest.mark.parametrize(("space", "group"), [("lora", False), ("wide", True)])
+def test_tpe_groups_keys_only_where_the_space_has_conditions(space: str, group: bool) -> None:
+    assert compose([f"space={space}"]).config.sampler["group"] is group

@@ -233,6 +233,13 @@ def test_the_same_seed_gives_the_same_points_and_another_seed_others(tmp_path: P
     assert points("c", 2) != points("a2", 1)
 
 
+def test_without_conditions_tpe_suggests_the_same_whether_it_groups_keys_or_not(tmp_path: Path) -> None:
+    """So conf/sampler/tpe.yaml may leave grouping, which costs more with each trial, to the spaces that need it."""
+    plain = DefineByRun({path: SPACE.space[path] for path in ("lora.rank", "optim.lr", "precision")})
+    whole, grouped = (make(tmp_path / str(group), {**TPE, "group": group}, plain) for group in (False, True))
+    assert [play(whole, str(k)) for k in range(30)] == [play(grouped, str(k)) for k in range(30)]
+
+
 @pytest.mark.parametrize("sampler", [RANDOM, TPE], ids=["random", "tpe"])
 @pytest.mark.parametrize("died", ["between trials", "during a trial", "after a rung"])
 def test_a_resumed_search_suggests_what_an_undisturbed_one_would(
