@@ -225,7 +225,7 @@ class TrialFolder:
                 f"{path}: no such item table. The trial was not scored on {dataset} ({split}) at step {step}."
             )
         try:
-            table: dict[str, list[Any]] = pq.read_table(path).to_pydict()
+            table: dict[str, list[Any]] = pq.ParquetFile(path).read(use_threads=False).to_pydict()
         except pa.ArrowException as error:
             raise FolderError(f"{path}: not an item table ({error}). Restore it from a copy.") from None
         return table

@@ -38,13 +38,17 @@ class Aligned:
 
     def numbers(self, column: str) -> Floats:
         """(rows, items) of a numeric column."""
-        return np.stack([table[column].to_numpy().astype(np.float64) for table in self.tables])
+        return np.stack([_numbers(table[column]).astype(np.float64) for table in self.tables])
 
     def codes(self, column: str, names: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
         """(rows, items) of a text column as places in ``names``; -1 for a text that is not among them."""
-        wanted = pa.array(list(names), type=pa.string())
-        found = [pc.fill_null(pc.index_in(table[column].cast(pa.string()), wanted), -1) for table in self.tables]
-        return np.stack([column.to_numpy().astype(np.int64) for column in found])
+        place = {name: i for i, name in enumerate(names)}
+        found = []
+        for table in self.tables:
+            texts = table[column].combine_chunks().cast(pa.string()).dictionary_encode(null_encoding="encode")
+            places = np.array([place.get(text, -1) for text in texts.dictionary.to_pylist()], dtype=np.int64)
+            found.append(places[np.from_dlpack(texts.indices)])
+        return np.stack(found)
 
     def texts(self, *columns: str) -> list[str]:
         """The different texts of some columns, sorted."""
@@ -55,9 +59,15 @@ class Aligned:
         stacked = []
         for table in self.tables:
             values = table[column].combine_chunks()
-            flat = values.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+            flat = _numbers(values.flatten()).astype(np.float64)
             stacked.append(flat.reshape(len(values), -1))
         return np.stack(stacked)
+
+
+def _numbers(column: pa.Array | pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    """A numeric column, NaN where it has no value. Without pandas where that goes: pyarrow's own way imports it."""
+    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return whole.to_numpy(zero_copy_only=False) if whole.null_count else np.from_dlpack(whole)
 
 
 def files_of(folder: SweepFolder, row: Row) -> TrialFolder:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sweeps import garbage
 from sweeps.compose import Composed
 from sweeps.forecast import Cost, Decide, Forecast
 from sweeps.place import typed
@@ -106,11 +107,12 @@ def drawn(composed: Composed, n: int) -> list[TrialConfig]:
 def estimated(composed: Composed, dataset: Dataset, check: Check) -> None:
     """Probe the machine and fill in lengths, precisions and the estimate. Raises LorasweepError."""
     began = time.monotonic()
-    import torch
+    with garbage.kept():
+        import torch
 
-    from sweeps.doctor import usable_cores
-    from sweeps.probe import Prober
-    from trainer.models import available_precisions, best_device, slow_precisions
+        from sweeps.doctor import usable_cores
+        from sweeps.probe import Prober
+        from trainer.models import available_precisions, best_device, slow_precisions
 
     config = composed.config
     device = best_device()

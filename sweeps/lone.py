@@ -7,6 +7,7 @@ from analysis import leaderboard, plain_yaml
 from analysis.constraints import check_available
 from analysis.folder import MetricsRow, Status, SweepFolder, atomic_write
 from analysis.objective import Objective
+from sweeps import garbage
 from sweeps.baselines import planned
 from sweeps.compose import Composed
 from sweeps.manifest import make_manifest, write_manifest
@@ -38,14 +39,15 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
         print(f"{minutes}:{seconds:02}  {text}", flush=True)
 
     say("loading model and data")
-    import torch
+    with garbage.kept():
+        import torch
 
-    from trainer.baselines import score_baseline
-    from trainer.engines import make_engine
-    from trainer.evaluate import absent_metrics
-    from trainer.finals import generate_answers
-    from trainer.materials import Materials
-    from trainer.models import available_precisions, best_device, slow_precisions
+        from trainer.baselines import score_baseline
+        from trainer.engines import make_engine
+        from trainer.evaluate import absent_metrics
+        from trainer.finals import generate_answers
+        from trainer.materials import Materials
+        from trainer.models import available_precisions, best_device, slow_precisions
 
     threads = composed.config.resources.threads
     if threads:

@@ -6,7 +6,6 @@ trial proxies can wait at the same time.
 
 import asyncio
 import contextlib
-import gc
 import os
 import queue
 import shutil
@@ -16,13 +15,14 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from analysis.errors import FolderError, LorasweepError
 from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder, disk_fault
 from analysis.objective import Objective
+from sweeps import garbage
 from sweeps.lineage import take_over
 from sweeps.logs import of_worker
 from sweeps.place import package_root
@@ -275,6 +275,7 @@ class DeviceWorker:
     def engine(self) -> Any:
         """Made on first use: importing torch takes seconds, and the actor must answer before."""
         if not hasattr(self, "_engine"):
+            _import_torch()
             import torch
 
             from trainer.engines import make_engine
@@ -284,7 +285,6 @@ class DeviceWorker:
             torch.set_num_threads(self.threads)
             self._materials = Materials(best_device())
             self._engine = make_engine(self.settings, self._materials, self.objective.score, self.slots)
-            gc.freeze()  # what was imported stays: looking through it took half a second a collection
         return self._engine
 
     @property
@@ -432,6 +432,15 @@ class DeviceWorker:
         self.engine.checkpoint(event.trial_id, folder.checkpoint_dir(event.row.step))
         for old in folder.checkpoints()[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(folder.checkpoint_dir(old), ignore_errors=True)
+
+
+@cache
+def _import_torch() -> None:
+    """Once, and not when an engine that broke is made anew: its remains must not be kept."""
+    with garbage.kept():
+        import trainer.engines
+        import trainer.materials
+        import trainer.models  # noqa: F401
 
 
 def _settle(answer: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:

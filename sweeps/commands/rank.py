@@ -1,7 +1,9 @@
 """``lorasweep rank``: the leaderboard of a sweep, or of several as one."""
 
+import argparse
 import sys
 
+from sweeps import garbage
 from sweeps.commands.parser import Parser
 
 
@@ -18,6 +20,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON for other programs")
     parser.add_argument("--csv", action="store_true", help="print CSV")
     options = parser.read(arguments)
+    with garbage.kept():
+        return _rank(options)
+
+
+def _rank(options: argparse.Namespace) -> int:
     from analysis import leaderboard
     from analysis.errors import ConfigError
     from analysis.folder import SweepFolder

@@ -1,5 +1,6 @@
 """``lorasweep report``: a sweep as one HTML file."""
 
+from sweeps import garbage
 from sweeps.commands.parser import Parser
 
 
@@ -17,6 +18,7 @@ def main(arguments: list[str]) -> int:
     from analysis.folder import SweepFolder
     from analysis.report import write
 
-    to = write(SweepFolder.open(options.run), Path(options.out) if options.out else None)
+    with garbage.kept():
+        to = write(SweepFolder.open(options.run), Path(options.out) if options.out else None)
     print(f"{to}  ({to.stat().st_size / 1e6:.1f} MB; open it in a browser)")
     return 0
