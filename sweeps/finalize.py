@@ -326,6 +326,7 @@ def _train_once(run: _Run, workers: Sequence[tuple[Any, str]], slot: int, say: S
         _refuse_halted(event)
         if event.row is not None and (event.row.step, event.row.final) not in known:
             files.append_metrics(event.row)
+            known.add((event.row.step, event.row.final))
         if isinstance(event, Ended):
             _ended(run, event, where, say)
             return

@@ -17,6 +17,7 @@ from analysis.constraints import check_available
 from analysis.errors import INTERRUPTED, DataError, FolderError
 from analysis.folder import ENDED, SweepFolder
 from analysis.objective import Objective
+from sweeps import garbage
 from sweeps.again import nothing_left, same_sweep
 from sweeps.compose import Composed
 from sweeps.control import driver
@@ -118,7 +119,8 @@ def _drive(
     progress.phase("starting Ray and the device workers")
     with ray_running(composed.config), to_file(folder.log_file, progress.verbose):
         workers = start_workers(composed.config, objective, worker_class)
-        from sweeps.tuning import TuneRun  # imports Ray Tune, which takes seconds: while the workers start
+        with garbage.kept():
+            from sweeps.tuning import TuneRun  # imports Ray Tune, which takes seconds: while the workers start
 
         facts = facts_of(workers, str(folder.root), composed.precisions, progress.note)
         asked = composed.unresolved()

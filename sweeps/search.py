@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ import numpy as np
 import optuna
 from optuna.distributions import distribution_to_json
 from optuna.samplers import BaseSampler
-from optuna.samplers._lazy_random_state import LazyRandomState
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
@@ -29,7 +28,7 @@ from analysis.folder import ENDED, State, SweepFolder, append_line
 from sweeps.asks import WAIT, Answer, Past, mean_of, read_past, told_as, trial_name, violations
 from sweeps.exchange import Exchange
 from sweeps.mirror import StudyMirror
-from sweeps.samplers import GridSampler
+from sweeps.samplers import GridSampler, reseed
 from sweeps.space import DefineByRun, distributions
 from sweeps.warm import Earlier
 
@@ -38,8 +37,6 @@ METRIC = "objective"  # in every report of a trial; higher is better
 _NOT_KEPT = ("tpe:", "gp:", "cma:", "constraints", "fixed_params")
 _MOST_REJECTED = 10  # points in a row
 _MOST_DRAWN = 2000
-# What GPSampler remembers of its last fit, to begin the next one there: a resumed search would fit from elsewhere.
-_FORGOTTEN = ("_gprs_cache_list", "_constraints_gprs_cache_list")
 
 logger = logging.getLogger(__name__)
 
@@ -530,28 +527,3 @@ def _key(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
 def _finite(value: Any) -> float | None:
     number = isinstance(value, int | float) and math.isfinite(value)
     return float(value) if number else None
-
-
-def reseed(sampler: BaseSampler, seed: int, number: int) -> None:
-    """Make a sampler's random numbers a function of seed and trial number.
-
-    A resumed search then repeats nothing, and, one trial at a time, suggests what an undisturbed one would. Optuna's
-    own ``reseed_rng`` draws from the operating system. Each generator inside the sampler (TPE has two) gets a stream of
-    its own.
-    """
-    for name in _FORGOTTEN:
-        if hasattr(sampler, name):
-            setattr(sampler, name, None)
-    states = list(_random_states(sampler))
-    for state, own in zip(states, np.random.SeedSequence([seed, number]).generate_state(len(states)), strict=True):
-        state.seed(int(own))
-
-
-def _random_states(sampler: BaseSampler) -> Iterator[np.random.RandomState]:
-    for _, part in sorted(vars(sampler).items()):
-        if isinstance(part, LazyRandomState):
-            yield part.rng
-        elif isinstance(part, np.random.RandomState):
-            yield part
-        elif isinstance(part, BaseSampler):
-            yield from _random_states(part)

@@ -1,6 +1,6 @@
 """How much training does a search need to come within 1 % of the best? Simulated curves, the real search and scheduler.
 
-    python -m tests.benchmarks.search_quality [--seeds 20] [--space wide] [SETTING …]      make bench-search
+    python -m tests.benchmarks.search_quality [--seeds 20] [--first 0] [--space wide] [SETTING …]      make bench-search
 
 A setting is SAMPLER/SCHEDULER, with overrides behind it: 'tpe/asha sampler.n_startup_trials=10 train.rungs=[12,48]'.
 
@@ -73,10 +73,12 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--space", default="wide")
     parser.add_argument("settings", nargs="*", default=["random/asha", "tpe/fifo", "tpe/asha"])
     given = parser.parse_args()
-    print(f"space={given.space}: best {best(given.space):.4f}; {given.seeds} seeds, {CONCURRENT} trials at a time")
+    seeds = range(given.first, given.first + given.seeds)
+    print(f"space={given.space}: best {best(given.space):.4f}; seeds {seeds}, {CONCURRENT} trials at a time")
     needed: dict[str, np.ndarray] = {}
     for setting in dict.fromkeys(["random/fifo", *given.settings]):
         pair, *more = setting.split()
@@ -89,7 +91,7 @@ def main() -> None:
             "search.trials=60",
         ]
         composed, began = compose([*words, *more]), time.perf_counter()
-        found = np.array([whole_trials_needed(composed, given.space, seed) for seed in range(given.seeds)])
+        found = np.array([whole_trials_needed(composed, given.space, seed) for seed in seeds])
         needed[setting] = found
         draws = np.random.default_rng(0).integers(0, given.seeds, (10_000, given.seeds))
         ratios = found[draws].mean(axis=1) / needed["random/fifo"][draws].mean(axis=1)

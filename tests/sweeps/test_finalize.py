@@ -5,17 +5,20 @@ import signal
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
 
+from analysis.errors import FolderError
 from analysis.finals import read_finals, read_looks, report
-from analysis.folder import State, SweepFolder, read_lines
+from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder, read_lines
 from analysis.rows import Row
 from sweeps import cli
-from sweeps.finalize import _composed, _finalists, _runs
+from sweeps.finalize import _composed, _finalists, _runs, _train_once
 from sweeps.manifest import read_manifest
 from tests.conftest import write_rows
+from trainer.engine import Admitted, Ended, Halted, Requeued, RungResult
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +204,42 @@ def test_seeds_of_one_configuration_are_one_finalist_and_get_seeds_that_the_sear
     assert [run.trained.seed for run in _runs(folder, composed, "t0000", 2)] == [1, 2]
     repeated = replace(composed, config=replace(composed.config, search=replace(composed.config.search, repeats=3)))
     assert [run.name for run in _runs(folder, repeated, "t0000", 2)] == ["t0000-seed3", "t0000-seed4"]
+
+
+def scripted(monkeypatch, *events) -> tuple[SimpleNamespace, list[bool]]:
+    """A device worker that admits whatever asks and answers with these events; and what it was asked to do first."""
+    told, asked = iter(events), list[bool]()
+
+    def next_event(trial_id: str, proceed: bool) -> object:
+        asked.append(proceed)
+        return next(told)
+
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    calls = {"admit": lambda *_: Admitted(0), "next_event": next_event}
+    return SimpleNamespace(**{name: SimpleNamespace(remote=call) for name, call in calls.items()}), asked
+
+
+def a_run(tmp_path: Path) -> SimpleNamespace:
+    trained = SimpleNamespace(trial_id="t0000-seed1", train=SimpleNamespace(max_steps=4))
+    return SimpleNamespace(trained=trained, files=TrialFolder(tmp_path / "t0000-seed1"), name="t0000-seed1")
+
+
+def test_a_finalist_that_loses_its_slot_or_its_worker_goes_on_from_its_last_rung(tmp_path, monkeypatch) -> None:
+    def row(step: int, final: bool = False) -> MetricsRow:
+        return MetricsRow("t0000-seed1", step, 0, 0.0, final, 4, {"accuracy": 0.5})
+
+    run, events = a_run(tmp_path), [RungResult("t0000-seed1", row(2)), Requeued("t0000-seed1", "memory ran out"), None]
+    events += [RungResult("t0000-seed1", row(4)), Ended("t0000-seed1", State.COMPLETED, "", 4, row(4, True))]
+    worker, asked = scripted(monkeypatch, *events)
+    _train_once(run, [(worker, "here")], 0, lambda line: None)
+    assert asked == [False, True, False, False, True]
+    assert [(it.step, it.final) for it in run.files.read_metrics()] == [(2, False), (4, False), (4, True)]
+    assert run.files.read_status().state is State.COMPLETED
+
+
+def test_a_full_disk_ends_finalizing_with_the_reason_and_blames_no_finalist(tmp_path, monkeypatch) -> None:
+    run = a_run(tmp_path)
+    worker, _ = scripted(monkeypatch, Halted("t0000-seed1", "node 1: no space left on device"))
+    with pytest.raises(FolderError, match=r"node 1: no space left on device.*finalize again"):
+        _train_once(run, [(worker, "here")], 0, lambda line: None)
+    assert run.files.read_status().state is State.RUNNING

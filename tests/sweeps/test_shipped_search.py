@@ -16,8 +16,8 @@ from analysis.folder import SweepFolder, read_lines
 from sweeps import tree
 from sweeps.compose import compose
 from sweeps.grid import combinations, grid_size, gridded, on_grid
+from sweeps.samplers import reseed
 from sweeps.scheduling import build_sampler, build_scheduler
-from sweeps.search import reseed
 from sweeps.space import Choices, Space, Uniform
 from tests.sweeps.loop import Loop, TuneTrial
 
