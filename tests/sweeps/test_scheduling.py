@@ -70,7 +70,7 @@ def test_shipped_files_can_be_built(name: str) -> None:
     resolvers.register()
     group = name.split("/")[0]
     shipped = OmegaConf.load(Path(resolvers.__file__).parent.parent / "conf" / f"{name}.yaml")
-    around = {"sweep": {"seed": 3}, "train": {"rungs": [8, 24], "max_steps": 24}, "search": {"trials": 20}}
+    around = {"sweep": {"seed": 3}, "train": {"rungs": [8, 24], "max_steps": 24}, "search": {"trials": 20}, "space": {}}
     config: Any = OmegaConf.to_container(OmegaConf.merge(around, {group: shipped}), resolve=True)
     if group == "sampler":
         build_sampler(config[group], seed=3)
