@@ -1,8 +1,8 @@
 """How many trials a device takes side by side: measured by two probe steps, not guessed from a table.
 
-Two passes, the second over twice as many rows, give a line each for time and for memory: what a pass
-costs at all, and what a token adds. Memory then is adapters and optimiser (16 bytes a parameter: weight, gradient and
-AdamW's two moments in float32) plus activations; packing pays as long as a pass's fixed cost is still worth sharing.
+Two passes, the second over twice as many rows, give a line each for time and for memory: what a pass costs at all, and
+what a token adds. Memory then is adapters and optimiser (16 bytes a parameter: weight, gradient and AdamW's two moments
+in float32) plus activations; packing pays as long as a pass's fixed cost is still worth sharing.
 """
 
 import time
@@ -104,32 +104,30 @@ def measure(pack: Pack, slot: Slot) -> Budget:
     longest = sorted(slot.encoded, key=lambda row: -(len(row.context) + len(row.completion)))
     chosen = [longest[i % len(longest)] for i in range(2 * rows)]
     pad = pack.base.tokenizer.pad_token_id
-    on_gpu = pack.base.device.type == "cuda"
-    # What autograd keeps can be counted in smaller passes; what a GPU's allocator takes cannot.
-    sizes = [(rows, 2 * rows)] * 2 if on_gpu else [(max(rows // 4, 1), max(rows // 2, 2)), (rows, 2 * rows)]
-    batches = [[batch_of(trial, chosen[:n], pad) for n in pair] for pair in sizes]
+    timed = counted = [batch_of(trial, chosen[:n], pad) for n in (rows, 2 * rows)]
+    if pack.base.device.type != "cuda":  # what autograd keeps, unlike what an allocator takes, shows in smaller passes
+        counted = [batch_of(trial, chosen[:n], pad) for n in (max(rows // 4, 1), max(rows // 2, 2))]
     pack.add(slot)
     try:
-        passes = [[partial(pack.run_pass, [slot], [batch]) for batch in pair] for pair in batches]
-        passes[0][0]()  # the first allocates, compiles and caches
-        kept = [kept_bytes(work, pack.base) for work in passes[0]]
-        seconds = [_least_time(work, pack.base.device) for work in passes[1]]
+        pack.run_pass([slot], counted[:1])  # the first allocates, compiles and caches
+        kept = [kept_bytes(partial(pack.run_pass, [slot], [batch]), pack.base) for batch in counted]
+        seconds = [_least_time(partial(pack.run_pass, [slot], [batch]), pack.base.device) for batch in timed]
     finally:
         pack.remove(slot)
-    once = batches[1][0]
-    per_token = max(_slope(seconds, batches[1]), 0.0)
+    once = timed[0]["input_ids"]
+    per_token = max(_slope(seconds, timed), 0.0)
     modules = dict(pack.base.model.named_modules())
     names = linear_modules(pack.base.model, pack.base.heads)
     heads = [p for name in pack.base.heads for p in modules[name].parameters()]
     return Budget(
-        fixed=max(seconds[0] - per_token * once["input_ids"].numel(), 0.0),
+        fixed=max(seconds[0] - per_token * once.numel(), 0.0),
         per_token=per_token,
-        bytes_per_token=max(_slope(kept, batches[0]), 1.0),
+        bytes_per_token=max(_slope(kept, counted), 1.0),
         bytes_free=_SHARE * _free_bytes(pack.base.device),
         widths={name: sum(linear_shape(modules[name])) for name in names},
         head_parameters=sum(p.numel() for p in heads),
         rank=trial.lora.rank,
-        width=once["input_ids"].shape[1],
+        width=once.shape[1],
         max_length=trial.data.max_length,
         most=_MOST.get(pack.base.device.type, 1),
     )

@@ -13,12 +13,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="sweep folder, such as runs/quickstart")
     parser.add_argument("--out", metavar="FILE", help="where to write it; RUN/report.html if left out")
     options = parser.read(arguments)
-    from pathlib import Path
-
-    from analysis.folder import SweepFolder
-    from analysis.report import write
-
     with garbage.kept():
+        from pathlib import Path
+
+        from analysis.folder import SweepFolder
+        from analysis.report import write
+
         to = write(SweepFolder.open(options.run), Path(options.out) if options.out else None)
     print(f"{to}  ({to.stat().st_size / 1e6:.1f} MB; open it in a browser)")
     return 0

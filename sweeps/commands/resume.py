@@ -1,5 +1,6 @@
 """``lorasweep resume``: go on with a sweep that was stopped, or extend it."""
 
+from sweeps import garbage
 from sweeps.commands.parser import Parser
 from sweeps.commands.viewing import add_view_options, view_of
 
@@ -14,8 +15,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="of search.*, tracking.*, ray.*, resources.*")
     add_view_options(parser)
     options = parser.read(arguments)
-    from sweeps.place import package_root
-    from sweeps.run import resume_sweep
+    with garbage.kept():
+        from sweeps.place import package_root
+        from sweeps.run import resume_sweep
 
     package_root()
     return resume_sweep(options.run, options.overrides, view=view_of(options))
