@@ -15,6 +15,7 @@ from trainer.bias_items import BiasItems
 from trainer.config import DataConfig, TrialConfig, pack_refusal
 from trainer.crows_pairs import Pair
 from trainer.data import Dataset, Row
+from trainer.libraries import import_libraries
 
 _RAY_SECONDS = 6.0  # Ray's start and the trials' first processes, on two cores
 _TURNOVER_SECONDS = 0.3  # between two trials in a slot
@@ -108,6 +109,7 @@ def estimated(composed: Composed, dataset: Dataset, check: Check) -> None:
     """Probe the machine and fill in lengths, precisions and the estimate. Raises LorasweepError."""
     began = time.monotonic()
     with garbage.kept():
+        import_libraries()
         import torch
 
         from sweeps.doctor import usable_cores

@@ -19,15 +19,13 @@ from analysis.objective import Objective
 from sweeps.config import SweepConfig
 from sweeps.losses import LOST
 from sweeps.place import package_root
+from sweeps.threads import counts, waiting
 from sweeps.worker import DeviceWorker, WorkerFacts
 
 NAMESPACE = "lorasweep"
 _PROXY_CPUS = 0.5  # of a node; a proxy claims a thousandth
 _CONNECT_SECONDS = 10
 _START_ATTEMPTS = 3
-# Threads of a parallel region that wait for each other sleep: where they spin, as they do otherwise, one other busy
-# process makes training on a CPU five times slower, and on a quiet machine it is not faster.
-_WAITING = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
 # glibc gives the memory of each large tensor back to the system at once, and faults it in again at the next step, which
 # is a sixth of its time on a CPU. Up to this many bytes it keeps.
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 28), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
@@ -59,6 +57,9 @@ def ray_running(config: SweepConfig) -> Iterator[None]:
     }
     if address is None:
         cores = os.cpu_count() or 1
+        # Ray would start processes beforehand that nobody can use: all of ours have an environment of their own.
+        os.environ.setdefault("RAY_enable_worker_prestart", "0")
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         # one CPU more than there is: proxies need a share of one, and the worker takes the others
         options |= {"address": "local", "num_cpus": cores + 1, "include_dashboard": False}
     else:
@@ -165,7 +166,7 @@ def start_workers(config: SweepConfig, objective: Objective, kind: type[DeviceWo
             max_concurrency=64,
             scheduling_strategy=NodeAffinitySchedulingStrategy(seat.node_id, soft=False),
             runtime_env={
-                "env_vars": {**_worker_environment(), **_ALLOCATOR, **_WAITING, "OMP_NUM_THREADS": str(seat.threads)}
+                "env_vars": {**_worker_environment(), **_ALLOCATOR, **waiting(), **counts(seat.threads)}
             },
             name=f"device-{uuid.uuid4().hex[:8]}",
         )

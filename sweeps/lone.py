@@ -15,6 +15,7 @@ from sweeps.preflight import preflight, skipped_note
 from sweeps.run import locked, new_folder
 from sweeps.show import show_leaderboard, show_next
 from trainer.engine import Ended, Refused
+from trainer.libraries import import_libraries
 
 
 def run_trial(composed: Composed) -> int:
@@ -40,6 +41,7 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
 
     say("loading model and data")
     with garbage.kept():
+        import_libraries()
         import torch
 
         from trainer.baselines import score_baseline

@@ -4,6 +4,9 @@ Tune keeps the actor of a trial that ended for the next one, but gives it first 
 and ends that one. Where trials are over sooner than a process starts (a second or more), each of them would cost the
 start of a process that is never used, for ever. So, once the first trials are handed out, the next one is suggested
 where an actor has become free; and one beyond that now and then, because actors can die.
+
+Of the actors of several trials that end at once, as those of a pack do, Tune keeps one and ends the others, unless it
+is told to keep more (``keep_actors``).
 """
 
 import time
@@ -13,6 +16,19 @@ from typing import Any
 from ray.tune.search import Searcher
 
 GROW_SECONDS = 10.0
+
+
+def keep_actors(tune_controller: Any, trial: Any, most: int) -> None:
+    """Let Tune keep up to ``most`` actors of trials that ended. It offers no setting for that.
+
+    Args:
+        tune_controller: what Tune gives to a scheduler.
+        trial: one of Tune's own; all ask for the same resources.
+        most: trials at a time.
+    """
+    cache = getattr(getattr(tune_controller, "_tune_controller", None), "_actor_cache", None)
+    if cache is not None:
+        cache.increase_max(trial.placement_group_factory, most)
 
 
 class PacedSearch(Searcher):

@@ -28,6 +28,7 @@ from analysis.errors import ConfigError, did_you_mean
 from sweeps import population
 from sweeps.config import milestones
 from sweeps.exchange import Exchange
+from sweeps.pacing import keep_actors
 from sweeps.search import METRIC
 from sweeps.space import Space
 
@@ -114,6 +115,7 @@ class GuardedScheduler(TrialScheduler):
         super().__init__()
         self.inner: Any = inner  # gets a StandIn wherever Ray's annotations say Trial
         self.max_steps = max_steps
+        self.concurrent = 0  # trials at a time, whose actors Tune is to keep
         self._added: set[str] = set()
         self._live: set[str] = set()
         self._decided: dict[tuple[str, int], str] = {}  # (our trial id, step) → decision
@@ -151,6 +153,9 @@ class GuardedScheduler(TrialScheduler):
         return metric in (None, METRIC) and mode in (None, "max")
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        if self.concurrent:
+            keep_actors(tune_controller, trial, self.concurrent)
+            self.concurrent = 0  # once
         if _further_seed(trial):
             return
         own = _stand_in(trial)

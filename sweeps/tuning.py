@@ -101,6 +101,7 @@ class TuneRun:
             violated=self._violated,
         )
         self.scheduler = build_scheduler(config.scheduler, config.train.rungs)
+        self.scheduler.concurrent = concurrent
         self.board = Board(folder, config.search.keep_adapters)
         self.interrupt = Interrupt(progress, self.search.abandon)
         self.search.second_chances = 2

@@ -29,6 +29,7 @@ from sweeps.place import package_root
 from trainer.checkpoints import fault
 from trainer.config import Baseline, EngineConfig, TrialConfig
 from trainer.engine import Admission, Admitted, Ended, Event, Full, Halted, Refused, Requeued, RungResult
+from trainer.libraries import import_libraries, import_scorers
 
 KEPT_CHECKPOINTS = 2
 _PATIENCE = 1.0  # seconds at most that slots wait for the decisions on others
@@ -314,6 +315,7 @@ class DeviceWorker:
         absent = absent_metrics(trial, self.materials.validation(trial))
         slots = self.engine.capacity(trial)
         facts = self.materials.facts(trial)
+        self._background.append(import_scorers)
         return DataFacts(parameters=base.model.num_parameters(), slots=slots, absent=absent, **facts)
 
     def _score_baseline(self, baseline: Baseline, folder: TrialFolder, test: bool) -> MetricsRow:
@@ -438,6 +440,7 @@ class DeviceWorker:
 def _import_torch() -> None:
     """Once, and not when an engine that broke is made anew: its remains must not be kept."""
     with garbage.kept():
+        import_libraries()
         import trainer.engines
         import trainer.materials
         import trainer.models  # noqa: F401

@@ -70,11 +70,12 @@ def loop(
         routing: which rows belong to which slot.
         module_key: for dropout.
     """
+    counts = [segment.stop - segment.start for segment in routing.segments]
     pieces = []
-    for segment in routing.segments:
-        piece, slot = output[segment.start : segment.stop], slots[segment.slot]
+    # split, as the gradient of a slice is a tensor of zeros as large as the whole, for every slot
+    for segment, piece, rows in zip(routing.segments, output.split(counts), x.split(counts), strict=True):
+        slot = slots[segment.slot]
         if slot is not None:
-            rows = x[segment.start : segment.stop]
             if slot.p and routing.keys is not None:
                 rows = drop(rows, routing.keys[segment.start : segment.stop], module_key, slot.p)
             piece = (piece + linear(linear(rows, slot.a), slot.b) * slot.scale).to(output.dtype)

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from analysis.errors import HardwareError, ModelError
+from trainer.attention import short_rows_in_float32
 from trainer.config import HEAD_NAMES, PRECISIONS, ModelConfig
 from trainer.output import TokenLogits
 from trainer.tokenizer import loading_arguments, model_folder, open_tokenizer
@@ -198,6 +199,8 @@ def load_base(config: ModelConfig, precision: str, task: str, labels: int, devic
     _guard_four_bit(model)
     _without_dropout(model)
     dtype = compute_dtype(precision, device)
+    if device.type == "cpu" and dtype is torch.bfloat16:
+        short_rows_in_float32(model)
     return BaseModel(model, tokenizer, precision, heads, dtype if dtype is not torch.float32 else None)
 
 

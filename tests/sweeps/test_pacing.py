@@ -1,7 +1,12 @@
 """How many trials are handed out at a time."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import pytest
 from ray.tune.search import Searcher
 
 from sweeps.pacing import GROW_SECONDS, PacedSearch
@@ -46,3 +51,60 @@ def test_after_the_first_trials_the_next_one_waits_for_an_actor() -> None:
     search.on_trial_complete("e", {"pid": 1, "hostname": "x"})
     assert search.suggest("g"), "two actors are known now"
     assert inner.answers == ["a", "a ended", "b ended", "c ended", "d ended", "f", "e ended"]
+
+
+WAVES = """
+import sys
+from pathlib import Path
+from sweeps import pacing
+from sweeps.compose import compose
+from sweeps.run import run_sweep
+from tests.benchmarks.simulated import SimulatedEngine, SimulatedWorker, overrides
+
+class Waves(SimulatedEngine):
+    '''All slots reach their rungs, and end, at the same moment, as those of a pack do.'''
+
+    def advance(self, until=None):
+        events = []
+        if len(self.slots) == self.capacity_ and not any(slot.resting for slot in self.slots.values()):
+            while going := super().advance():
+                events += going
+        return events
+
+class Worker(SimulatedWorker):
+    @property
+    def engine(self):
+        if not hasattr(self, "_engine"):
+            self._engine = Waves(self.slots, self.objective.score, 0.0)
+        return self._engine
+
+reported, note = set(), pacing.PacedSearch._note
+
+def noting(self, result):
+    reported.add(result.get("pid"))
+    note(self, result)
+
+pacing.PacedSearch._note = noting
+if "unmended" in sys.argv:
+    from sweeps import scheduling
+    scheduling.keep_actors = lambda *_: None
+given = ["search.trials=12", "resources.slots=3", "train.max_steps=4", "train.rungs=[4]", "scheduler=fifo"]
+run_sweep(compose([*overrides(Path(sys.argv[1])), *given]), view="quiet", worker=Worker)
+print("proxies", len(reported - {None}))
+"""
+
+
+@pytest.mark.parametrize("mended", [True, False])
+def test_trials_that_end_at_once_leave_their_proxies_to_the_next_ones(mended: bool, tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", WAVES, str(tmp_path), *([] if mended else ["unmended"])],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    n = int(done.stdout.split("proxies")[-1])
+    assert n == 3 if mended else n > 3

@@ -1,0 +1,19 @@
+"""Importing the large libraries without what nobody needs."""
+
+import subprocess
+import sys
+
+
+def test_bitsandbytes_is_imported_without_the_compiler_and_nothing_stays_changed() -> None:
+    code = """
+import sys, torch
+real = torch.compile
+from trainer.libraries import import_libraries
+import_libraries()
+import trainer.engines, trainer.materials
+assert {"bitsandbytes", "peft"} <= set(sys.modules)
+assert torch.compile is real
+print([name for name in sys.modules if name.startswith("torch._inductor.compile_fx")])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

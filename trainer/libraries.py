@@ -1,0 +1,34 @@
+"""Importing the large libraries in less time."""
+
+from collections.abc import Callable
+from typing import Any
+
+
+def import_libraries() -> None:
+    """Import torch, bitsandbytes and PEFT; whoever imports them later finds them there.
+
+    While it is imported, bitsandbytes 0.50 wraps some fallbacks of its kernels in ``torch.compile``, which imports
+    TorchInductor: a fifth of the time of all these imports. Here they stay as written: they are for devices without
+    kernels of its own (it has some for NVIDIA GPUs and for CPUs), and compiling them would ask for a C++ compiler.
+    """
+    import torch
+
+    real = torch.compile
+    setattr(torch, "compile", _as_written)  # noqa: B010  # mypy knows the real one's overloads
+    try:
+        import bitsandbytes  # noqa: F401
+    except Exception:  # one that does not load is told where it is needed: precision_fault
+        pass
+    finally:
+        setattr(torch, "compile", real)  # noqa: B010
+    import peft  # noqa: F401
+
+
+def import_scorers() -> None:
+    """Import what the first rung would, while nothing trains yet."""
+    import sklearn.metrics  # noqa: F401
+
+
+def _as_written(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """In the place of ``torch.compile``: a function, or a decorator, that changes nothing."""
+    return _as_written if function is None else function
