@@ -35,7 +35,7 @@ def _attention(
     attention_mask: torch.Tensor | None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """``query``, ``key``, ``value``: (rows, heads, tokens, features of a head). Returns (rows, tokens, heads, features)."""
+    """``query``, ``key``, ``value``: (rows, heads, tokens, features). Returns (rows, tokens, heads, features)."""
     if not torch.is_grad_enabled() or query.shape[2] > _SHORT:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     if attention_mask is not None and attention_mask.is_floating_point():
