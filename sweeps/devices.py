@@ -165,9 +165,7 @@ def start_workers(config: SweepConfig, objective: Objective, kind: type[DeviceWo
             max_restarts=-1,
             max_concurrency=64,
             scheduling_strategy=NodeAffinitySchedulingStrategy(seat.node_id, soft=False),
-            runtime_env={
-                "env_vars": {**_worker_environment(), **_ALLOCATOR, **waiting(), **counts(seat.threads)}
-            },
+            runtime_env={"env_vars": {**_worker_environment(), **_ALLOCATOR, **waiting(), **counts(seat.threads)}},
             name=f"device-{uuid.uuid4().hex[:8]}",
         )
         slots = config.resources.slots if isinstance(config.resources.slots, int) else None
