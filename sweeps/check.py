@@ -150,7 +150,7 @@ def estimated(composed: Composed, dataset: Dataset, check: Check) -> None:
         scored = max(scored, n_validation * probe.item_seconds + one.rung_seconds)
         check.precisions[precision] = {
             "base_bytes": probe.base_bytes,
-            "trial_bytes": max(probe.budget.slot_bytes(trial) for trial in mine or [example]),
+            "trial_bytes": max(probe.budget.pack_bytes([trial]) for trial in mine or [example]),
             "free_bytes": probe.budget.bytes_free,
             "slots": here,
             "step_seconds": one.own + one.shared,

@@ -2,7 +2,7 @@
 
 Two passes, the second over twice as many rows, give a line each for time and for memory: what a pass costs at all, and
 what a token adds. Memory then is adapters and optimiser (16 bytes a parameter: weight, gradient and AdamW's two moments
-in float32) plus activations; packing pays as long as a pass's fixed cost is still worth sharing.
+in float32; more of the first two where a stack pads them) plus activations; packing pays as long as a pass's fixed cost is still worth sharing.
 """
 
 import time
@@ -21,7 +21,8 @@ from trainer.models import BaseModel
 from trainer.pack import Pack
 from trainer.slot import Slot
 
-_BYTES_A_PARAMETER = 16
+_WEIGHT_BYTES = 8  # with its gradient
+_MOMENT_BYTES = 8  # both of them
 _SHARE = 0.8  # of the free memory; the rest is for scoring, the allocator and others on the machine
 _WORTH = 0.05  # another slot must add this much to the throughput
 _LONG = 0.3  # seconds of a pass that is timed once
@@ -40,7 +41,8 @@ class Budget:
         bytes_free: for slots and their activations.
         widths: linear layer → parameters of an adapter of rank 1 on it.
         head_parameters: of a slot's own task head.
-        rank: of the probe's trial: a higher one keeps so many more numbers a token and layer for the backward pass.
+        rank: that the probe's pass had: a higher one keeps so many more numbers a token and layer for the backward pass.
+        rank_multiple: of the pack's stacks; 0 where it has none.
         width: tokens of the longest row at ``max_length``.
         max_length: of the probe's trial.
         most: slots a device of this kind takes at all.
@@ -53,6 +55,7 @@ class Budget:
     widths: Mapping[str, int]
     head_parameters: int
     rank: int
+    rank_multiple: int
     width: int
     max_length: int
     most: int
@@ -62,13 +65,27 @@ class Budget:
         width = self.width if trial.data.max_length == self.max_length else trial.data.max_length
         return trial.train.batch_size // trial.train.accumulation * width
 
-    def slot_bytes(self, trial: TrialConfig) -> float:
-        """Predicted memory of one more slot: adapter with optimiser, and its share of a pass."""
+    def pack_bytes(self, trials: Sequence[TrialConfig]) -> float:
+        """Predicted memory of a pack of these trials, without the base model: adapters with optimisers, and a pass.
+
+        In a stack weights and gradients have the largest rank, and room on every layer that some slot targets.
+        """
+        targeted = [self._targeted(trial) for trial in trials]
+        ranks = [trial.lora.rank for trial in trials]
+        stacked = -(-max(ranks) // self.rank_multiple) * self.rank_multiple if self.rank_multiple else 0
+        room = sum(self.widths[name] for name in set().union(*targeted))
+        total = 0.0
+        for trial, rank, names in zip(trials, ranks, targeted, strict=True):
+            own = rank * sum(self.widths[name] for name in names)
+            weights = stacked * room if stacked else own
+            total += _WEIGHT_BYTES * (weights + self.head_parameters) + _MOMENT_BYTES * (own + self.head_parameters)
+            kept = self.bytes_per_token + 4 * ((stacked or rank) - self.rank) * len(names)
+            total += self.tokens(trial) * max(kept, 1.0)
+        return total
+
+    def _targeted(self, trial: TrialConfig) -> set[str]:
         targets = tuple(f".{target}" for target in resolve_targets(trial.lora.targets, list(self.widths)))
-        targeted = [width for name, width in self.widths.items() if f".{name}".endswith(targets)]
-        parameters = trial.lora.rank * sum(targeted) + self.head_parameters
-        kept = self.bytes_per_token + 4 * (trial.lora.rank - self.rank) * len(targeted)
-        return parameters * _BYTES_A_PARAMETER + self.tokens(trial) * max(kept, 1.0)
+        return {name for name in self.widths if f".{name}".endswith(targets)}
 
     def slots(self, trial: TrialConfig) -> int:
         """Trials like this one that fit and are worth it: throughput k / (fixed + k · tokens · per_token) grows."""
@@ -76,7 +93,7 @@ class Budget:
         k = 1
         while k < self.most and (k + 1) / k * (self.fixed + k * cost) / (self.fixed + (k + 1) * cost) >= 1 + _WORTH:
             k += 1
-        return max(1, min(max(k, _LEAST), int(self.bytes_free / self.slot_bytes(trial))))
+        return max(1, min(max(k, _LEAST), int(self.bytes_free / self.pack_bytes([trial]))))
 
     def holds(self, pack: Pack, trial: TrialConfig, n_slots: int | None) -> bool:
         """Whether one more slot fits beside those of the pack.
@@ -89,7 +106,7 @@ class Budget:
         if n_slots is not None and n_slots >= self.slots(trial):
             return False
         trials = [slot.trial for slot in pack.slots] + [trial]
-        return sum(self.slot_bytes(each) for each in trials) <= self.bytes_free
+        return self.pack_bytes(trials) <= self.bytes_free
 
 
 def measure(pack: Pack, slot: Slot) -> Budget:
@@ -114,7 +131,7 @@ def measure(pack: Pack, slot: Slot) -> Budget:
         seconds = [_least_time(partial(pack.run_pass, [slot], [batch]), pack.base.device) for batch in timed]
     finally:
         pack.remove(slot)
-    once = timed[0]["input_ids"]
+    once, multiple = timed[0]["input_ids"], pack.rank_multiple
     per_token = max(_slope(seconds, timed), 0.0)
     modules = dict(pack.base.model.named_modules())
     names = linear_modules(pack.base.model, pack.base.heads)
@@ -126,7 +143,8 @@ def measure(pack: Pack, slot: Slot) -> Budget:
         bytes_free=_SHARE * _free_bytes(pack.base.device),
         widths={name: sum(linear_shape(modules[name])) for name in names},
         head_parameters=sum(p.numel() for p in heads),
-        rank=trial.lora.rank,
+        rank=-(-trial.lora.rank // multiple) * multiple if multiple else trial.lora.rank,
+        rank_multiple=multiple,
         width=once.shape[1],
         max_length=trial.data.max_length,
         most=_MOST.get(pack.base.device.type, 1),

@@ -6,6 +6,8 @@ computes, in the same order of operations. ``bmm`` needs equal segments; ``group
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch.nn.functional import grouped_mm, linear
@@ -26,26 +28,53 @@ class Segment:
 class Routing:
     """Which rows of a batch belong to which slot: a value, so that recomputing a layer repeats it.
 
+    What layers need of it on their device is copied there once a pass: each copy waits for the device.
+
     Attributes:
         segments: ascending in slot and row, without gaps, none empty.
         n_slots: slots in the pack; some may have no rows.
         keys: (rows,) from ``row_keys`` for dropout, or None where nothing is dropped (scoring).
         kernel: the kernel asked for: auto, loop, bmm or grouped.
+        device: of the rows.
     """
 
     segments: tuple[Segment, ...]
     n_slots: int
     keys: torch.Tensor | None
     kernel: str = "auto"
+    device: torch.device = torch.device("cpu")
 
     @property
     def equal(self) -> bool:
         """Whether every segment has as many rows as the first."""
-        return len({segment.stop - segment.start for segment in self.segments}) == 1
+        return len(set(self.counts)) == 1
 
     @property
     def slots(self) -> list[int]:
         return [segment.slot for segment in self.segments]
+
+    @property
+    def counts(self) -> list[int]:
+        """Rows of each segment."""
+        return [segment.stop - segment.start for segment in self.segments]
+
+    @cached_property
+    def index(self) -> torch.Tensor:
+        """(segments,) the slot of each."""
+        return torch.tensor(self.slots, device=self.device)
+
+    @cached_property
+    def row_slots(self) -> torch.Tensor:
+        """(rows,) the slot of each."""
+        rows = [segment.slot for segment in self.segments for _ in range(segment.start, segment.stop)]
+        return torch.tensor(rows, device=self.device)
+
+    @cached_property
+    def row_ends(self) -> torch.Tensor:
+        """(n_slots,) int32: rows up to and with those of each slot."""
+        rows = dict(zip(self.slots, self.counts, strict=True))
+        ends = list(accumulate(rows.get(k, 0) for k in range(self.n_slots)))
+        return torch.tensor(ends, dtype=torch.int32, device=self.device)
 
 
 @dataclass(frozen=True)
@@ -70,10 +99,10 @@ def loop(
         routing: which rows belong to which slot.
         module_key: for dropout.
     """
-    counts = [segment.stop - segment.start for segment in routing.segments]
     pieces = []
     # split, as the gradient of a slice is a tensor of zeros as large as the whole, for every slot
-    for segment, piece, rows in zip(routing.segments, output.split(counts), x.split(counts), strict=True):
+    parts = zip(routing.segments, output.split(routing.counts), x.split(routing.counts), strict=True)
+    for segment, piece, rows in parts:
         slot = slots[segment.slot]
         if slot is not None:
             if slot.p and routing.keys is not None:
@@ -90,22 +119,17 @@ def bmm(output: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor,
         output: (slots · rows, …, d_out).
         x: after dropout, (slots · rows, …, d_in).
         a: (slots, rank, d_in), zero beyond a slot's own rank.
-        b: (slots, d_out, rank), zero likewise.
+        b: (slots, rank, d_out), transposed, zero likewise.
         scale: (slots,)
     """
     low = torch.bmm(x.reshape(len(a), -1, x.shape[-1]), a.transpose(1, 2))
     low = (low * scale[:, None, None]).to(low.dtype)
-    added = torch.bmm(low, b.transpose(1, 2))
+    added = torch.bmm(low, b)
     return (output + added.view(output.shape)).to(output.dtype)
 
 
 def grouped(
-    output: torch.Tensor,
-    x: torch.Tensor,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    scale: torch.Tensor,
-    counts: Sequence[int],
+    output: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor, routing: Routing
 ) -> torch.Tensor:
     """The same for ragged segments in one grouped product. The rank must be a multiple of 8 (strides of 16 bytes).
 
@@ -113,18 +137,16 @@ def grouped(
         output: (rows, …, d_out).
         x: after dropout, (rows, …, d_in).
         a: (slots, rank, d_in).
-        b: (slots, d_out, rank).
+        b: (slots, rank, d_out), transposed.
         scale: (slots,)
-        counts: rows of each slot; may be 0.
+        routing: slots may have no rows.
     """
     flat = x.reshape(-1, x.shape[-1])
-    per_row = len(flat) // len(x)
-    lengths = torch.tensor(counts, device=x.device) * per_row
-    ends = lengths.cumsum(0).to(torch.int32)
+    ends = routing.row_ends * (len(flat) // len(x))
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else flat.dtype
     low = grouped_mm(flat.to(dtype), a.to(dtype).transpose(1, 2), offs=ends)
-    low = (low * scale.repeat_interleave(lengths)[:, None]).to(dtype)
-    added = grouped_mm(low, b.to(dtype).transpose(1, 2), offs=ends)
+    low = (low.view(len(x), -1) * scale[routing.row_slots][:, None]).to(dtype).view(low.shape)
+    added = grouped_mm(low, b.to(dtype), offs=ends)
     return (output + added.view(output.shape)).to(output.dtype)
 
 

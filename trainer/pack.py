@@ -69,12 +69,16 @@ class Pack:
         else:
             self._detach()
 
+    @property
+    def rank_multiple(self) -> int:
+        """To which stacks of adapters round their rank up; 0 where only the loop runs, which needs no stack."""
+        return {"loop": 0, "bmm": 1, "grouped": 8, "auto": 8 if self.base.device.type == "cuda" else 0}[self.kernel]
+
     def _attach(self) -> None:
-        stacked = {"loop": 0, "bmm": 1, "grouped": 8, "auto": 8 if self.base.device.type == "cuda" else 0}
         model: Any = self.base.model
         modules = dict(model.named_modules())
         self._layers = {
-            name: PackedLora(name, modules[name], lambda: self._routing, stacked[self.kernel])
+            name: PackedLora(name, modules[name], lambda: self._routing, self.rank_multiple)
             for name in linear_modules(model, self.base.heads)
         }
         self._heads = {name: PackedHead(modules[name], lambda: self._routing) for name in self.base.heads}
@@ -97,6 +101,8 @@ class Pack:
             layer.restack([slot.modules.get(name) for slot in self.slots], self.base.device)
         for name, head in self._heads.items():
             head.slots = [slot.heads[name] for slot in self.slots]
+        for slot in self.slots:
+            slot.lay_out_moments()
 
     # --- training
 
@@ -189,11 +195,11 @@ class Pack:
         segments = tuple(
             Segment(places[id(slot)], end - n, end) for slot, n, end in zip(slots, counts, ends, strict=True)
         )
-        ids = self._stack_rows(batches, "input_ids", self.base.tokenizer.pad_token_id)
-        mask = self._stack_rows(batches, "attention_mask", 0)
+        ids = self._stack_rows(batches, "input_ids", self.base.tokenizer.pad_token_id).to(self.base.device)
+        mask = self._stack_rows(batches, "attention_mask", 0).to(self.base.device)
         model: Any = self.base.model
         model.train()
-        self._routing = Routing(segments, len(self.slots), keys, self.kernel)
+        self._routing = Routing(segments, len(self.slots), keys, self.kernel, self.base.device)
         try:
             summed = (
                 self._completion_losses(batches, ids, mask) if self._logits else self._class_losses(batches, ids, mask)
@@ -206,25 +212,27 @@ class Pack:
             slot.note(loss)
 
     def _stack_rows(self, batches: list[dict[str, Any]], name: str, fill: int) -> torch.Tensor:
-        """All batches' rows, padded on the right to the longest, on the device."""
+        """All batches' rows, padded on the right to the longest, on the CPU."""
         width = max(batch[name].shape[1] for batch in batches)
-        padded = [torch.nn.functional.pad(b[name], (0, width - b[name].shape[1]), value=fill) for b in batches]
-        return torch.cat(padded).to(self.base.device, non_blocking=True)
+        return torch.cat([torch.nn.functional.pad(b[name], (0, width - b[name].shape[1]), value=fill) for b in batches])
 
     def _completion_losses(
         self, batches: list[dict[str, Any]], ids: torch.Tensor, mask: torch.Tensor
     ) -> list[torch.Tensor]:
         assert self._logits is not None
-        targets = self._stack_rows(batches, "labels", -100)[:, 1:]
-        borne = targets != -100
+        targets = self._stack_rows(batches, "labels", -100).roll(-1, 1)  # (rows, tokens): what each position is to say
+        targets[:, -1] = -100
+        bearing = (targets != -100).flatten().nonzero()[:, 0]  # found on the CPU: the device need not be waited for
         with self.base.arithmetic():
-            hidden = self._logits.hidden(ids, mask)[:, :-1]
-        here = [batch["labels"][:, 1:] != -100 for batch in batches]
+            hidden = self._logits.hidden(ids, mask).flatten(0, 1)
+        here = [(batch["labels"][:, 1:] != -100).sum(1) for batch in batches]
         weights = [
-            None if batch["weights"] is None else batch["weights"].repeat_interleave(own.sum(1)).to(self.base.device)
+            None if batch["weights"] is None else batch["weights"].repeat_interleave(own).to(self.base.device)
             for batch, own in zip(batches, here, strict=True)
         ]
-        return self._logits.summed(hidden[borne], targets[borne], [int(own.sum()) for own in here], weights)
+        wanted = targets.flatten()[bearing].to(self.base.device)
+        hidden = hidden.index_select(0, bearing.to(self.base.device))
+        return self._logits.summed(hidden, wanted, [int(own.sum()) for own in here], weights)
 
     def _class_losses(self, batches: list[dict[str, Any]], ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         model: Any = self.base.model
@@ -310,7 +318,7 @@ class Pack:
     @contextlib.contextmanager
     def _route(self, places: Sequence[int], rows: int) -> Iterator[None]:
         segments = tuple(Segment(place, i * rows, (i + 1) * rows) for i, place in enumerate(places))
-        self._routing = Routing(segments, len(self.slots), None, self.kernel)
+        self._routing = Routing(segments, len(self.slots), None, self.kernel, self.base.device)
         try:
             yield
         finally:

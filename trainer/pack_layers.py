@@ -37,9 +37,10 @@ class SlotModule:
 class PackedLora:
     """All slots' adapters on one linear layer. Called as the layer's forward hook.
 
-    ``a``: (slots, r_max, d_in) and ``b``: (slots, d_out, r_max) are zero beyond a slot's own rank and for slots that
-    leave the module alone. There the gradient is zero too: each of the two is multiplied by the other's zeros. Where
-    only the loop can run, nothing is stacked: a product of strided rows is rounded otherwise than PEFT's.
+    ``a``: (slots, r_max, d_in) and ``b``: (slots, r_max, d_out), transposed, are zero beyond a slot's own rank and for
+    slots that leave the module alone. There the gradient is zero too: each of the two is multiplied by the other's
+    zeros. A slot's own part of either lies in one piece, so that its optimiser takes all its tensors at once. Where
+    only the loop can run, nothing is stacked: a product of transposed rows is rounded otherwise than PEFT's.
 
     Args:
         name: the layer's full name in the base model, which keys dropout and start values.
@@ -67,18 +68,18 @@ class PackedLora:
         rank = -(-max(slot.rank for slot in present) // self.rank_multiple) * self.rank_multiple
         d_in, d_out = present[0].a.shape[1], present[0].b.shape[0]
         self.a = torch.zeros(len(slots), rank, d_in, device=device, requires_grad=True)
-        self.b = torch.zeros(len(slots), d_out, rank, device=device, requires_grad=True)
+        self.b = torch.zeros(len(slots), rank, d_out, device=device, requires_grad=True)
         self.a.grad, self.b.grad = torch.zeros_like(self.a), torch.zeros_like(self.b)
         self.scale = torch.tensor([slot.scale if slot else 0.0 for slot in slots], device=device)
         self.p = torch.tensor([slot.p if slot else 0.0 for slot in slots], device=device)
         for k, slot in enumerate(slots):
             if slot is None:
                 continue
-            for parameter, stack, place in (
-                (slot.a, self.a, (k, slice(slot.rank))),
-                (slot.b, self.b, (k, slice(None), slice(slot.rank))),
+            own = slice(slot.rank)
+            for parameter, value, gradient in (
+                (slot.a, self.a.data[k, own], self.a.grad[k, own]),
+                (slot.b, self.b.data[k, own].T, self.b.grad[k, own].T),
             ):
-                value, gradient = stack.data[place], stack.grad[place]  # type: ignore[index]
                 value.copy_(parameter.data)
                 if parameter.grad is not None:
                     gradient.copy_(parameter.grad)
@@ -97,17 +98,12 @@ class PackedLora:
         if kernel == "loop":
             slots = [SlotLora(slot.a, slot.b, slot.scale, slot.p) if slot else None for slot in self.slots]
             return lora_kernels.loop(output, x, slots, routing, self.key)
-        index = torch.tensor(routing.slots, device=x.device)
         if routing.keys is not None and any(self.slots[k].p for k in routing.slots if self.slots[k]):  # type: ignore[union-attr]
-            counts = torch.tensor([s.stop - s.start for s in routing.segments], device=x.device)
-            x = drop(x, routing.keys, self.key, self.p[index].repeat_interleave(counts))
+            x = drop(x, routing.keys, self.key, self.p[routing.row_slots])
         if kernel == "grouped":
-            rows = {segment.slot: segment.stop - segment.start for segment in routing.segments}
-            return lora_kernels.grouped(
-                output, x, self.a, self.b, self.scale, [rows.get(k, 0) for k in range(routing.n_slots)]
-            )
+            return lora_kernels.grouped(output, x, self.a, self.b, self.scale, routing)
         whole = len(routing.segments) == routing.n_slots
-        a, b, scale = (t if whole else t[index] for t in (self.a, self.b, self.scale))
+        a, b, scale = (t if whole else t[routing.index] for t in (self.a, self.b, self.scale))
         return lora_kernels.bmm(output, x, a, b, scale)
 
 

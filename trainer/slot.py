@@ -120,22 +120,15 @@ class Slot:
         """Start the optimiser step at hand over, after a pass that failed."""
         self.micro = 0
         self._losses = []
-        self._clear_gradients()
+        self.optimizer.zero_grad(set_to_none=False)
 
     def update(self) -> torch.Tensor:
         """Clip, step, advance the schedule. Returns (2,): the step's largest loss and the gradient's norm."""
-        views = []
-        for _, parameter in self.parameters():
-            views.append(parameter.grad)
-            if parameter.grad is not None:  # the layout that the parameter has alone, and so the same rounding
-                parameter.grad = parameter.grad.contiguous()
         trained = [parameter for _, parameter in self.parameters()]
         norm = torch.nn.utils.clip_grad_norm_(trained, self.trial.train.clip)
         self.optimizer.step()
         self.scheduler.step()
-        for parameter, view in zip(trained, views, strict=True):
-            parameter.grad = view
-        self._clear_gradients()
+        self.optimizer.zero_grad(set_to_none=False)  # in a pack's stack they are views, and stay
         checked = torch.stack([torch.stack(self._losses).abs().max(), norm.to(self._losses[0].device)])
         self._losses, self.micro = [], 0
         return checked
@@ -148,11 +141,6 @@ class Slot:
         self.ledger.tokens += sum(batch["tokens"] for batch in self._batches)
         self.ledger.step += 1
         self._batches = []
-
-    def _clear_gradients(self) -> None:
-        for _, parameter in self.parameters():
-            if parameter.grad is not None:
-                parameter.grad.zero_()
 
     # --- tensors
 
@@ -226,7 +214,7 @@ class Slot:
     # --- optimiser
 
     def _make_optimizer(self, checkpoint: Path | None) -> torch.optim.AdamW:
-        optim = self.trial.optim
+        optim, fused = self.trial.optim, self.base.device.type == "cuda"  # there one kernel steps many tensors
         groups: list[dict[str, Any]] = [
             {"params": [p for name, p in self.parameters() if not _NOT_DECAYED.search(name.lower())]},
             {
@@ -239,16 +227,26 @@ class Slot:
             lr=optim.lr,
             betas=(optim.beta1, optim.beta2),
             weight_decay=optim.weight_decay,
+            fused=fused,
         )
         for _, parameter in self.parameters():  # at once, not in the first step: a slot takes its memory when it comes
             moments = {m: torch.zeros_like(parameter.data) for m in _MOMENTS if m != "step"}
-            optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
+            step = torch.zeros((), device=parameter.device if fused else "cpu")
+            optimizer.state[parameter] = {"step": step, **moments}
         if checkpoint is not None:
             kept = load_file(checkpoint / "optimizer.safetensors")
             for name, parameter in self.parameters():
                 for m, value in optimizer.state[parameter].items():
                     value.copy_(kept[f"{name}|{m}"])
         return optimizer
+
+    def lay_out_moments(self) -> None:
+        """Give the moments the strides of their parameters, whose place may be in a pack's stack now."""
+        for _, parameter in self.parameters():
+            state = self.optimizer.state[parameter]
+            for m in _MOMENTS:
+                if m != "step" and state[m].stride() != parameter.stride():
+                    state[m] = torch.empty_like(parameter.data).copy_(state[m])
 
     def _make_scheduler(self) -> Any:
         """The whole trial's schedule, wound on to where it stands."""

@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from analysis.folder import TrialFolder
 from tests.conftest import _tokenizer
+from tests.trainer.packs import held_bytes
 from trainer.batches import batch_of
 from trainer.budget import kept_bytes, measure
 from trainer.config import DataConfig, LoraSettings, ModelConfig, TrainConfig, TrialConfig
@@ -157,17 +158,12 @@ def alone(base: BaseModel, trial: TrialConfig, rows: list[Encoded], least: float
         remove_adapter(model)
 
 
-def adapter_bytes(slot: Slot) -> int:
-    """Weights, gradients and both moments."""
-    return sum(4 * 4 * parameter.numel() for _, parameter in slot.parameters())
-
-
 def packed(base: BaseModel, precision: str, setting: Setting, rows: list[Encoded], least: float) -> dict[str, float]:
     """Seconds of a step of all slots; extra bytes of a slot as predicted and as measured."""
     pack = Pack(base, "completion")
     budget = measure(pack, make_slot(base, make_trial(0, precision, setting), rows))
     slots = [make_slot(base, make_trial(i, precision, setting), rows) for i in range(setting.slots)]
-    kept = []
+    kept, held = [], []
     try:
         for n, slot in enumerate(slots, start=1):
             pack.add(slot)
@@ -180,8 +176,8 @@ def packed(base: BaseModel, precision: str, setting: Setting, rows: list[Encoded
                     each.forget_micro_steps()
         took = seconds(pack.step, base.device, least)
         others = slots[1:]
-        predicted = sum(budget.slot_bytes(slot.trial) for slot in others)
-        measured = kept[-1] - kept[0] + sum(map(adapter_bytes, others))
+        predicted = budget.pack_bytes([slot.trial for slot in slots]) - budget.pack_bytes([slots[0].trial])
+        measured = kept[-1] - kept[0] + held[-1] - held[0]
         parameters = sum(p.numel() for slot in slots for _, p in slot.parameters()) / len(slots)
     finally:
         for slot in list(pack.slots):

@@ -13,6 +13,7 @@ from trainer.engine import Admitted, Ended, Event, Requeued, RungResult
 from trainer.hf import HfEngine
 from trainer.materials import Materials
 from trainer.packed import PackedEngine
+from trainer.slot import Slot
 
 Weights = dict[str, torch.Tensor]
 
@@ -93,3 +94,15 @@ def distance(a: Weights, b: Weights) -> float:
     """The largest absolute difference of any weight."""
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def held_bytes(slots: Sequence[Slot]) -> int:
+    """Memory of slots' weights, gradients and moments, a stack that several lie in counted once."""
+    held: dict[int, int] = {}
+    for slot in slots:
+        for _, parameter in slot.parameters():
+            state = slot.optimizer.state[parameter]
+            for tensor in (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"]):
+                if tensor is not None:
+                    held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(held.values())

@@ -44,7 +44,7 @@ def test_gradients_of_bmm(p: float) -> None:
 
     def run(output: torch.Tensor, x: torch.Tensor, *ab: torch.Tensor) -> torch.Tensor:
         dropped = drop(x, where.keys, KEY, p) if p else x
-        return bmm(output, dropped, torch.stack(ab[::2]), torch.stack(ab[1::2]), scale)
+        return bmm(output, dropped, torch.stack(ab[::2]), torch.stack([b.T for b in ab[1::2]]), scale)
 
     assert torch.autograd.gradcheck(run, tensors([3, 3], 4, torch.float64))
 
@@ -61,8 +61,8 @@ def test_bmm_and_grouped_are_the_loop() -> None:
         wanted = torch.autograd.grad((expected * weights).sum(), given, allow_unused=True)
         for kernel in kernels:
             a = torch.stack([torch.nn.functional.pad(s.a, (0, 0, 0, 8 - len(s.a))) for s in slots])
-            b = torch.stack([torch.nn.functional.pad(s.b, (0, 8 - s.b.shape[1])) for s in slots])
-            more = (counts,) if kernel is grouped else ()
+            b = torch.stack([torch.nn.functional.pad(s.b.T, (0, 0, 0, 8 - s.b.shape[1])) for s in slots])
+            more = (where,) if kernel is grouped else ()
             got = kernel(given[0], given[1], a, b, scale, *more)
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
             gradients = torch.autograd.grad((got * weights).sum(), given, allow_unused=True)
