@@ -2,7 +2,8 @@
 
 Two passes, the second over twice as many rows, give a line each for time and for memory: what a pass costs at all, and
 what a token adds. Memory then is adapters and optimiser (16 bytes a parameter: weight, gradient and AdamW's two moments
-in float32; more of the first two where a stack pads them) plus activations; packing pays as long as a pass's fixed cost is still worth sharing.
+in float32; more of the first two where a stack pads them) plus activations; packing pays as long as a pass's fixed cost
+is still worth sharing.
 """
 
 import time
@@ -41,7 +42,7 @@ class Budget:
         bytes_free: for slots and their activations.
         widths: linear layer → parameters of an adapter of rank 1 on it.
         head_parameters: of a slot's own task head.
-        rank: that the probe's pass had: a higher one keeps so many more numbers a token and layer for the backward pass.
+        rank: of the probe's pass: a higher one keeps so many more numbers a token and layer for the backward pass.
         rank_multiple: of the pack's stacks; 0 where it has none.
         width: tokens of the longest row at ``max_length``.
         max_length: of the probe's trial.

@@ -42,7 +42,7 @@ class Routing:
     n_slots: int
     keys: torch.Tensor | None
     kernel: str = "auto"
-    device: torch.device = torch.device("cpu")
+    device: torch.device | str = "cpu"
 
     @property
     def equal(self) -> bool:

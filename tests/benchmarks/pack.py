@@ -172,6 +172,7 @@ def packed(base: BaseModel, precision: str, setting: Setting, rows: list[Encoded
                 pack.run_pass(pack.slots, batches)
                 adapters = [parameter for s in pack.slots for _, parameter in s.parameters()]
                 kept.append(kept_bytes(partial(pack.run_pass, pack.slots, batches), base, adapters))
+                held.append(held_bytes(pack.slots))
                 for each in pack.slots:
                     each.forget_micro_steps()
         took = seconds(pack.step, base.device, least)
