@@ -5,10 +5,10 @@ python tests/benchmarks/pack.py --shapes smollm2 llama-1b llama-3b llama-8b --pr
     --slots 1 2 4 8 16 32 --rows 1 2 4 8 --tokens 64 256 512 1024       in full, where there is a GPU
 
 Models have random weights. A line is one setting: K slots of ranks 4 to 64 in turn, LoRA on all linear layers, so many
-rows of so many tokens for each slot and step, the loss on a quarter of them. ``alone`` is the same step with PEFT by
-itself, one trial after the other, so its tokens a second do not depend on K. ``used`` is the share of the fastest
-matrix product measured here in the same precision: 4 operations a base parameter and token (forward, backward to the
-activations), 6 an adapter parameter. ``auto`` marks what ``resources.slots=auto`` would choose at most.
+rows of so many tokens for each slot and step, the loss on a quarter of them. ``alone`` is the same steps with PEFT by
+itself, the same trials one after the other. ``used`` is the share of the fastest matrix product measured here in the
+same precision: 4 operations a base parameter and token (forward, backward to the activations), 6 an adapter parameter.
+``auto`` marks what ``resources.slots=auto`` would choose at most.
 """
 
 import argparse
@@ -199,13 +199,15 @@ def table(shape: str, precision: str, settings: list[Setting], folder: Path, lea
     parameters = base.model.num_parameters()
     print(f"\n{shape}, {precision}, {base.device}: {parameters / 1e6:.0f} M parameters, peak {peak / 1e12:.2f} Top/s")
     print("  K rows tokens  tokens/s    alone  ratio  used  extra MB a slot: predicted measured  auto")
-    known: dict[tuple[int, int], float] = {}
+    known: dict[tuple[int, int, int], float] = {}  # rows, tokens, rank → seconds
     for setting in settings:
         rows = encoded(setting.tokens)
-        place = (setting.rows, setting.tokens)
-        if place not in known:
-            trials = [make_trial(i, precision, setting) for i in range(len(RANKS))]
-            known[place] = sum(alone(base, trial, rows, least) for trial in trials) / len(trials)
+        trials = [make_trial(i, precision, setting) for i in range(setting.slots)]
+        for trial in trials:
+            place = (setting.rows, setting.tokens, trial.lora.rank)
+            if place not in known:
+                known[place] = alone(base, trial, rows, least)
+        one_by_one = sum(known[setting.rows, setting.tokens, trial.lora.rank] for trial in trials)
         try:
             found = packed(base, precision, setting, rows, least)
         except torch.OutOfMemoryError:
@@ -214,7 +216,7 @@ def table(shape: str, precision: str, settings: list[Setting], folder: Path, lea
             torch.cuda.empty_cache()
             continue
         tokens = setting.slots * setting.rows * setting.tokens
-        rate, rate_alone = tokens / found["seconds"], setting.rows * setting.tokens / known[place]
+        rate, rate_alone = tokens / found["seconds"], tokens / one_by_one
         used = rate * (4 * parameters + 6 * found["adapter"]) / peak
         extra = "" if setting.slots == 1 else f"{found['predicted'] / 1e6:27.1f} {found['measured'] / 1e6:8.1f}"
         auto = "auto" if setting.slots <= found["auto"] else ""

@@ -10,7 +10,6 @@ only, told apart). Prints times, medians and ratios of this run on this machine,
 import argparse
 import csv
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -19,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 HERE = Path(__file__).parent
 SETTINGS = {"long": (8, 30, 400), "short": (32, 5, 64), "smoke": (2, 2, 16)}  # trials, steps, validation rows
@@ -91,14 +92,14 @@ def commands(setting: str, folder: Path, asha: bool) -> dict[str, list[str]]:
 
 
 def run(name: str, command: list[str], number: int, folder: Path) -> dict[str, Any]:
-    """Wall and CPU seconds of a whole command, and its trials' accuracies, best first."""
+    """Wall and CPU seconds of a whole command (the machine's, as Ray's processes outlive their parents), accuracies."""
     if name == "lorasweep":
         command = [*command, f"sweep.name=run{number}"]
-    before = os.times()
+    before = busy()
     began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
     wall = time.perf_counter() - began
-    after = os.times()
+    cpu = busy() - before
     if done.returncode:
         sys.stderr.write(done.stdout[-3000:] + done.stderr[-3000:])
         raise SystemExit(f"{name} failed with exit status {done.returncode}")
@@ -106,8 +107,13 @@ def run(name: str, command: list[str], number: int, folder: Path) -> dict[str, A
         found = accuracies(folder, number)
     else:
         found = sorted((round(t["accuracy"], 3) for t in json.loads(done.stdout.splitlines()[-1])), reverse=True)
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
     return {"wall": wall, "cpu": cpu, "accuracies": found}
+
+
+def busy() -> float:
+    """CPU seconds of all processes since the machine started."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system)
 
 
 def accuracies(folder: Path, number: int) -> list[float]:
