@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import socket
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,8 +34,10 @@ _START_SECONDS = 60  # importing torch on a busy machine takes a part of it
 
 
 @contextlib.contextmanager
-def ray_running(config: SweepConfig) -> Iterator[None]:
+def ray_running(config: SweepConfig) -> Iterator[Callable[[], None]]:
     """Connect to ``ray.address``, or start a Ray of our own and stop it afterwards.
+
+    Yields what may be called once Ray is not needed any more: it ends, a second's work, beside what comes then.
 
     ``RAY_ADDRESS`` in the environment is not followed: a sweep joins a cluster only where its config says so.
 
@@ -74,10 +77,14 @@ def ray_running(config: SweepConfig) -> Iterator[None]:
             " token authentication needs RAY_AUTH_MODE=token and its token here too. Without ray.address a local Ray is"
             " started."
         ) from error
+    ending = threading.Thread(target=ray.shutdown, name="ending Ray")
     try:
-        yield
+        yield ending.start
     finally:
-        ray.shutdown()
+        if ending.ident is None:  # it was not called
+            ray.shutdown()
+        else:
+            ending.join()
 
 
 def _start(options: dict[str, Any]) -> None:

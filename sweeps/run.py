@@ -117,7 +117,7 @@ def _drive(
     """Everything from Ray's start to the printed leaderboard; ``manifest`` is None for a new sweep."""
     objective = Objective.from_config(composed.resolved()["objective"])
     progress.phase("starting Ray and the device workers")
-    with ray_running(composed.config), to_file(folder.log_file, progress.verbose):
+    with ray_running(composed.config) as let_go, to_file(folder.log_file, progress.verbose):
         workers = start_workers(composed.config, objective, worker_class)
         with garbage.kept():
             from sweeps.tuning import TuneRun  # imports Ray Tune, which takes seconds: while the workers start
@@ -148,7 +148,7 @@ def _drive(
         placed = list(zip(workers, (fact.where for fact in facts), strict=True))
         concurrent = max_concurrent(composed.config, capacities)
         sweep = TuneRun(folder, composed, objective, placed, concurrent, manifest["uid"], progress)
-        interrupted = sweep.run()
+        interrupted = sweep.run(let_go)
         progress.phase("ranking")
     return _close(folder, progress, sweep, interrupted)
 

@@ -5,7 +5,7 @@ import math
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -173,8 +173,12 @@ class TuneRun:
             return True
         return False
 
-    def run(self) -> bool:
-        """Score the baselines and run the trials. True where it was interrupted."""
+    def run(self, let_go: Callable[[], None]) -> bool:
+        """Score the baselines and run the trials. True where it was interrupted.
+
+        Args:
+            let_go: called when nothing is left to do for Ray.
+        """
         baselines = BaselineRunner(
             self.folder,
             [worker for worker, _ in self.workers],
@@ -232,6 +236,7 @@ class TuneRun:
                     if baselines.unscored:
                         self.progress.phase(f"scoring {', '.join(baselines.unscored)}")
                     baselines.finish()
+                    let_go()
                     self._track_sweep()
         finally:
             with contextlib.suppress(OSError):

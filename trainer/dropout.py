@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 _MASK = 0xFFFFFFFF
+_SIGN = 1 << 31
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:
@@ -18,6 +19,14 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
     return x ^ (x >> 16)
+
+
+def _mix_in_place(x: torch.Tensor) -> None:
+    """The same on int32 lanes, which wrap: half the memory to pass, for a mask as large as the activations."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - (1 << 32))):
+        x ^= (x >> shift).bitwise_and_(_MASK >> shift)  # a shift that brings zeros, not the sign
+        x *= factor
+    x ^= (x >> 16).bitwise_and_(_MASK >> 16)
 
 
 def row_keys(seed: int, step: int, samples: torch.Tensor) -> torch.Tensor:
@@ -60,14 +69,16 @@ def keep_mask(keys: torch.Tensor, module_key: int, shape: torch.Size, p: "float 
     """True where an input is kept; the arguments are those of ``drop``."""
     threshold: int | torch.Tensor
     if isinstance(p, torch.Tensor):
-        threshold = (p.double() * 2**32).to(torch.int64)[:, None]
+        threshold = ((p.double() * 2**32).to(torch.int64) - _SIGN).to(torch.int32)[:, None]
     else:
-        threshold = int(p * 2**32)
+        threshold = int(p * 2**32) - _SIGN
     rows, features = shape[0], shape[-1]
     tokens = shape.numel() // max(rows * features, 1)
     place = torch.arange(tokens * features, device=keys.device)  # counted token by token: longer padding only appends
-    lanes = _mix(keys ^ module_key)[:, None] ^ _mix(place)[None, :]
-    return (_mix(lanes) >= threshold).view(shape)
+    lanes = _mix(keys ^ module_key).to(torch.int32)[:, None] ^ _mix(place).to(torch.int32)[None, :]
+    _mix_in_place(lanes)
+    lanes ^= -_SIGN  # signed lanes are ordered now as the unsigned ones were
+    return (lanes >= threshold).view(shape)
 
 
 class KeyedDropout(nn.Module):

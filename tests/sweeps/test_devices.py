@@ -83,6 +83,12 @@ def test_a_ray_that_is_slow_to_start_is_tried_again_and_told_as_an_overloaded_ma
     monkeypatch.setattr("ray.shutdown", lambda: None)
     with ray_running(config(None)):
         assert tried == ["local", "local"]
+    answers[:] = [None]
+    ended: list[str] = []
+    monkeypatch.setattr("ray.shutdown", lambda: ended.append("ended"))
+    with ray_running(config(None)) as let_go:
+        let_go()
+    assert ended == ["ended"], "once, and not again at the end"
     answers[:] = [Exception("The current node timed out during startup. …")] * 3
     with pytest.raises(HardwareError, match="overloaded"), ray_running(config(None)):
         pass

@@ -1,5 +1,6 @@
 """Keyed dropout: what a mask depends on, and what it must not depend on."""
 
+import pytest
 import torch
 
 from trainer.dropout import DropoutKeys, KeyedDropout, keep_mask, row_keys
@@ -9,6 +10,26 @@ def masks(
     samples: list[int], tokens: int, seed: int = 1, step: int = 2, module: int = 3, p: float = 0.4
 ) -> torch.Tensor:
     return keep_mask(row_keys(seed, step, torch.tensor(samples)), module, torch.Size((len(samples), tokens, 64)), p)
+
+
+def lowbias32(x: int) -> int:
+    """As Wellons writes it, in Python's own integers."""
+    x ^= x >> 16
+    x = x * 0x7FEB352D % 2**32
+    x ^= x >> 15
+    x = x * 0x846CA68B % 2**32
+    return x ^ x >> 16
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 0.95])
+def test_a_mask_is_the_hash_of_its_row_module_and_place_below_p(p: float) -> None:
+    keys, module, shape = row_keys(7, 3, torch.tensor([4, 900])), 0xDEADBEEF, torch.Size((2, 3, 37))
+    expected = [
+        [lowbias32(lowbias32(int(key) ^ module) ^ lowbias32(place)) >= int(p * 2**32) for place in range(3 * 37)]
+        for key in keys
+    ]
+    assert keep_mask(keys, module, shape, p).view(2, -1).tolist() == expected
+    assert keep_mask(keys, module, shape, torch.tensor([p, p], dtype=torch.float64)).view(2, -1).tolist() == expected
 
 
 def test_padding_and_neighbours_do_not_change_a_rows_mask() -> None:

@@ -13,15 +13,13 @@ import pytest
 import torch
 
 from analysis.folder import State, TrialFolder
-from tests.trainer.packs import alone, at_step, distance, drive, packed_engine, score, together
+from tests.trainer.packs import CLOSE, EXACT, alone, at_step, distance, drive, packed_engine, score, together
 from tests.trainer.test_pack_equivalence import equal_lengths, materials  # noqa: F401  # fixtures
 from trainer import lora_kernels, pack, slot
 from trainer.baselines import score_baseline
 from trainer.config import Baseline, TrialConfig
 from trainer.engine import Admitted, Ended, Full, Refused, RungResult
 from trainer.hf import HfEngine
-
-EXACT, CLOSE = 0.0, 2e-4
 
 
 @pytest.fixture
@@ -58,7 +56,7 @@ def test_neighbours_their_number_and_the_place_among_them_change_nothing(trials,
     [expected] = alone(materials, [one], tmp_path / "alone")
     for i, company in enumerate(([one], [one, two], [three, one], [three, two, one])):
         got = together(materials, company, tmp_path / str(i))[company.index(one)]
-        assert distance(got, expected) == EXACT, i
+        assert distance(got, expected) <= EXACT, i
 
 
 @pytest.mark.parametrize(("kernel", "ragged"), [("loop", True), ("bmm", False), ("grouped", True), ("grouped", False)])
@@ -88,8 +86,8 @@ def test_a_neighbour_that_diverges_leaves_the_others_as_they_are(fault, trials, 
     if "alpha_value" in fault:
         assert states(events)["t0001"] == State.DIVERGED
     expected = alone(materials, [one, three], tmp_path / "alone")
-    assert distance(at_step(tmp_path, one, 8), expected[0]) == EXACT
-    assert distance(at_step(tmp_path, three, 8), expected[1]) == EXACT
+    assert distance(at_step(tmp_path, one, 8), expected[0]) <= EXACT
+    assert distance(at_step(tmp_path, three, 8), expected[1]) <= EXACT
 
 
 # --- coming and going
@@ -101,7 +99,7 @@ def test_a_slot_stopped_in_mid_run_is_refilled_and_nobody_notices(trials, materi
     events = drive(engine, three, tmp_path, on_rung=lambda event: event.trial_id != "t0000")
     assert [event.row.step for event in events["t0000"]] == [4]
     expected = alone(materials, three[1:], tmp_path / "alone")
-    assert [distance(at_step(tmp_path, t, 8), w) for t, w in zip(three[1:], expected, strict=True)] == [EXACT, EXACT]
+    assert max(distance(at_step(tmp_path, t, 8), w) for t, w in zip(three[1:], expected, strict=True)) <= EXACT
 
 
 @pytest.mark.parametrize("first", ["packed", "hf"])
@@ -120,7 +118,7 @@ def test_a_trial_that_goes_on_from_a_checkpoint_is_the_uninterrupted_one(
     events = drive(make[then](), [one], tmp_path / "then", {"t0000": checkpoint})
     assert [event.row.step for event in events["t0000"] if isinstance(event, RungResult)] == [8]
     [expected] = alone(materials, [one], tmp_path / "alone")
-    assert distance(at_step(tmp_path / "then", one, 8), expected) == EXACT
+    assert distance(at_step(tmp_path / "then", one, 8), expected) <= EXACT
 
 
 def test_a_resting_slot_waits_for_its_decision(trials, materials, tmp_path, monkeypatch) -> None:  # noqa: F811
@@ -145,7 +143,7 @@ def test_with_activation_checkpointing_the_weights_are_the_same(trials, material
     expected = together(materials, two, tmp_path / "kept")
     drive(packed_engine(materials, checkpointing=True), two, tmp_path / "recomputed")
     got = [at_step(tmp_path / "recomputed", trial, 8) for trial in two]
-    assert max(map(distance, got, expected)) == EXACT
+    assert max(map(distance, got, expected)) <= EXACT
 
 
 # --- what goes wrong
@@ -168,7 +166,7 @@ def test_out_of_memory_halves_the_passes_and_changes_no_result(trials, materials
     assert sizes.count(4) == 1, "once it has failed, larger passes are not tried again"
     monkeypatch.setattr(pack.Pack, "run_pass", run_pass)
     expected = alone(materials, four, tmp_path / "alone")
-    assert [distance(at_step(tmp_path, t, 8), w) for t, w in zip(four, expected, strict=True)] == [EXACT] * 4
+    assert max(distance(at_step(tmp_path, t, 8), w) for t, w in zip(four, expected, strict=True)) <= EXACT
 
 
 @pytest.mark.parametrize(
@@ -289,4 +287,4 @@ def test_what_stands_in_padded_rows_of_a_never_matters(trials, materials, tmp_pa
                 torch.nn.init.kaiming_uniform_(self.a.data[k, one.rank :]) if self.a.shape[1] > one.rank else None
 
     monkeypatch.setattr(pack.PackedLora, "restack", wrong)
-    assert max(map(distance, together(materials, two, tmp_path / "wrong", "bmm"), expected)) == EXACT
+    assert max(map(distance, together(materials, two, tmp_path / "wrong", "bmm"), expected)) <= EXACT

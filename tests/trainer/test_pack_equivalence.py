@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.conftest import WORDS
-from tests.trainer.packs import alone, distance, together
+from tests.trainer.packs import DEVICE, EXACT, alone, distance, together
 from trainer.config import TrialConfig
 from trainer.materials import Materials
 
@@ -33,7 +32,7 @@ MIXED = [  # four slots that differ in everything a slot may differ in
 
 @pytest.fixture(scope="module")
 def materials() -> Materials:
-    return Materials(torch.device("cpu"))
+    return Materials(DEVICE)
 
 
 @pytest.fixture(scope="session")
@@ -80,5 +79,4 @@ def test_on_the_loop_path_with_equal_lengths_a_slot_is_exactly_the_trial_alone(
     trials = [replace(t, data=replace(t.data, train=str(equal_lengths))) for t in four(model, dropout)]
     lone = alone(materials, trials, tmp_path / "alone")
     packed = together(materials, trials, tmp_path / "pack", "loop")
-    print([distance(a, b) for a, b in zip(lone, packed, strict=True)])
-    assert [distance(a, b) for a, b in zip(lone, packed, strict=True)] == [0.0] * 4
+    assert max(distance(a, b) for a, b in zip(lone, packed, strict=True)) <= EXACT

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from analysis.folder import State, TrialFolder
-from tests.trainer.packs import alone, at_step, distance, drive, packed_engine
+from tests.trainer.packs import EXACT, alone, at_step, distance, drive, packed_engine
 from tests.trainer.test_pack import states, trials  # noqa: F401  # fixture
 from tests.trainer.test_pack_equivalence import equal_lengths, materials  # noqa: F401  # fixtures
 from trainer import pack, packed, slot
@@ -74,7 +74,7 @@ def test_the_youngest_slots_make_room_and_are_trained_later_with_the_same_result
     if where != "optimiser":  # there the slot that failed is half-way through its step, and goes itself
         assert requeued == ["t0002", "t0003"]
     expected = alone(materials, four, tmp_path / "alone")
-    assert [distance(at_step(tmp_path, t, 8), w) for t, w in zip(four, expected, strict=True)] == [0.0] * 4
+    assert max(distance(at_step(tmp_path, t, 8), w) for t, w in zip(four, expected, strict=True)) <= EXACT
 
 
 def test_a_slot_that_makes_room_goes_on_from_its_last_rung(trials, materials, tmp_path, monkeypatch) -> None:  # noqa: F811
@@ -85,7 +85,7 @@ def test_a_slot_that_makes_room_goes_on_from_its_last_rung(trials, materials, tm
     kinds = [type(e) if not isinstance(e, RungResult) else e.row.step for e in events["t0002"]]
     assert kinds == [4, Requeued, 8, Ended]
     [expected] = alone(materials, three[2:], tmp_path / "alone")
-    assert distance(at_step(tmp_path, three[2], 8), expected) == 0.0
+    assert distance(at_step(tmp_path, three[2], 8), expected) <= EXACT
 
 
 def test_what_a_slot_held_is_free_when_it_has_made_room(trials, materials, tmp_path, monkeypatch) -> None:  # noqa: F811
@@ -139,7 +139,7 @@ def test_a_slot_that_broke_off_half_way_through_a_step_starts_from_its_checkpoin
 
     monkeypatch.setattr(slot.Slot, "update", half_way)
     drive(packed_engine(materials), two, tmp_path / "right")
-    assert [distance(at_step(tmp_path / "right", t, 8), w) for t, w in zip(two, expected, strict=True)] == [0.0, 0.0]
+    assert max(distance(at_step(tmp_path / "right", t, 8), w) for t, w in zip(two, expected, strict=True)) <= EXACT
     broke.clear()
     monkeypatch.setattr(slot.Slot, "spoiled", property(lambda self: False, lambda self, value: None), raising=False)
     with pytest.raises(IndexError):  # the mistake of going on with it

@@ -13,8 +13,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from analysis.folder import TrialFolder
-from tests.trainer.packs import alone, at_step, distance, drive, packed_engine, together
-from tests.trainer.test_pack import CLOSE, trials  # noqa: F401  # fixture
+from tests.trainer.packs import CLOSE, alone, at_step, distance, drive, packed_engine, together
+from tests.trainer.test_pack import trials  # noqa: F401  # fixture
 from tests.trainer.test_pack_equivalence import equal_lengths, materials  # noqa: F401  # fixtures
 from trainer import pack_layers, slot
 from trainer.engine import Admitted
