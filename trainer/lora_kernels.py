@@ -44,16 +44,16 @@ class Routing:
     kernel: str = "auto"
     device: torch.device | str = "cpu"
 
-    @property
+    @cached_property
     def equal(self) -> bool:
         """Whether every segment has as many rows as the first."""
         return len(set(self.counts)) == 1
 
-    @property
+    @cached_property
     def slots(self) -> list[int]:
         return [segment.slot for segment in self.segments]
 
-    @property
+    @cached_property
     def counts(self) -> list[int]:
         """Rows of each segment."""
         return [segment.stop - segment.start for segment in self.segments]
