@@ -20,6 +20,7 @@ from trainer.config import TrialConfig
 from trainer.lora import linear_modules, linear_shape, resolve_targets
 from trainer.models import BaseModel
 from trainer.pack import Pack
+from trainer.pack_layers import padded
 from trainer.slot import Slot
 
 _WEIGHT_BYTES = 8  # with its gradient
@@ -73,7 +74,7 @@ class Budget:
         """
         targeted = [self._targeted(trial) for trial in trials]
         ranks = [trial.lora.rank for trial in trials]
-        stacked = -(-max(ranks) // self.rank_multiple) * self.rank_multiple if self.rank_multiple else 0
+        stacked = padded(max(ranks), self.rank_multiple) if self.rank_multiple else 0
         room = sum(self.widths[name] for name in set().union(*targeted))
         total = 0.0
         for trial, rank, names in zip(trials, ranks, targeted, strict=True):
@@ -132,7 +133,7 @@ def measure(pack: Pack, slot: Slot) -> Budget:
         seconds = [_least_time(partial(pack.run_pass, [slot], [batch]), pack.base.device) for batch in timed]
     finally:
         pack.remove(slot)
-    once, multiple = timed[0]["input_ids"], pack.rank_multiple
+    once = timed[0]["input_ids"]
     per_token = max(_slope(seconds, timed), 0.0)
     modules = dict(pack.base.model.named_modules())
     names = linear_modules(pack.base.model, pack.base.heads)
@@ -144,8 +145,8 @@ def measure(pack: Pack, slot: Slot) -> Budget:
         bytes_free=_SHARE * _free_bytes(pack.base.device),
         widths={name: sum(linear_shape(modules[name])) for name in names},
         head_parameters=sum(p.numel() for p in heads),
-        rank=-(-trial.lora.rank // multiple) * multiple if multiple else trial.lora.rank,
-        rank_multiple=multiple,
+        rank=padded(trial.lora.rank, pack.rank_multiple),
+        rank_multiple=pack.rank_multiple,
         width=once.shape[1],
         max_length=trial.data.max_length,
         most=_MOST.get(pack.base.device.type, 1),

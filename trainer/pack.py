@@ -222,17 +222,18 @@ class Pack:
         assert self._logits is not None
         targets = self._stack_rows(batches, "labels", -100).roll(-1, 1)  # (rows, tokens): what each position is to say
         targets[:, -1] = -100
-        bearing = (targets != -100).flatten().nonzero()[:, 0]  # found on the CPU: the device need not be waited for
+        bears = targets != -100  # looked at on the CPU: the device need not be waited for
+        here = bears.sum(1).split([len(batch["labels"]) for batch in batches])
         with self.base.arithmetic():
             hidden = self._logits.hidden(ids, mask).flatten(0, 1)
-        here = [(batch["labels"][:, 1:] != -100).sum(1) for batch in batches]
         weights = [
             None if batch["weights"] is None else batch["weights"].repeat_interleave(own).to(self.base.device)
             for batch, own in zip(batches, here, strict=True)
         ]
-        wanted = targets.flatten()[bearing].to(self.base.device)
-        hidden = hidden.index_select(0, bearing.to(self.base.device))
-        return self._logits.summed(hidden, wanted, [int(own.sum()) for own in here], weights)
+        hidden = hidden.index_select(0, bears.flatten().nonzero()[:, 0].to(self.base.device))
+        return self._logits.summed(
+            hidden, targets[bears].to(self.base.device), [int(own.sum()) for own in here], weights
+        )
 
     def _class_losses(self, batches: list[dict[str, Any]], ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         model: Any = self.base.model

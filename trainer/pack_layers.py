@@ -15,6 +15,11 @@ from trainer.dropout import drop, module_key
 from trainer.lora_kernels import Routing, SlotLora
 
 
+def padded(rank: int, multiple: int) -> int:
+    """The rank of a stack whose largest slot has this one; the same where nothing is stacked (a multiple of 0)."""
+    return -(-rank // multiple) * multiple if multiple else rank
+
+
 class SlotModule:
     """One slot's trained tensors on one module: parameters of their own, or views into the module's stack.
 
@@ -65,7 +70,7 @@ class PackedLora:
         present = [slot for slot in slots if slot is not None]
         if not present or not self.rank_multiple:
             return
-        rank = -(-max(slot.rank for slot in present) // self.rank_multiple) * self.rank_multiple
+        rank = padded(max(slot.rank for slot in present), self.rank_multiple)
         d_in, d_out = present[0].a.shape[1], present[0].b.shape[0]
         self.a = torch.zeros(len(slots), rank, d_in, device=device, requires_grad=True)
         self.b = torch.zeros(len(slots), rank, d_out, device=device, requires_grad=True)

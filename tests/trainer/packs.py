@@ -98,9 +98,14 @@ def together(materials: Materials, trials: Sequence[TrialConfig], root: Path, ke
 
 
 def distance(a: Weights, b: Weights) -> float:
-    """The largest absolute difference of any weight."""
+    """The largest absolute difference of any weight; NaN where there is one, which is not near anything."""
     assert a.keys() == b.keys()
-    return max(float((a[name] - b[name]).abs().max()) for name in a)
+    return float(torch.stack([(a[name] - b[name]).abs().max() for name in a]).max())
+
+
+def furthest(some: Sequence[Weights], others: Sequence[Weights]) -> float:
+    """The largest ``distance`` of trials and the same ones elsewhere, in the same order."""
+    return float(torch.tensor([distance(a, b) for a, b in zip(some, others, strict=True)]).max())
 
 
 def held_bytes(slots: Sequence[Slot]) -> int:

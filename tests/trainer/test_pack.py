@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from analysis.folder import State, TrialFolder
-from tests.trainer.packs import CLOSE, EXACT, alone, at_step, distance, drive, packed_engine, score, together
+from tests.trainer.packs import CLOSE, EXACT, alone, at_step, distance, drive, furthest, packed_engine, score, together
 from tests.trainer.test_pack_equivalence import equal_lengths, materials  # noqa: F401  # fixtures
 from trainer import lora_kernels, pack, slot
 from trainer.baselines import score_baseline
@@ -64,7 +64,7 @@ def test_the_other_kernels_and_more_padding_are_close(kernel, ragged, trials, ma
     three = trials(3, ragged=ragged, targets="attention")
     expected = alone(materials, three, tmp_path / "alone")
     got = together(materials, three, tmp_path / "pack", kernel)
-    assert max(map(distance, got, expected)) <= CLOSE
+    assert furthest(got, expected) <= CLOSE
 
 
 @pytest.mark.parametrize("fault", [{"alpha_rule": "fixed", "alpha_value": 1e40}, {"lr": 1e3, "clip": 1e9}])
@@ -89,7 +89,7 @@ def test_a_slot_stopped_in_mid_run_is_refilled_and_nobody_notices(trials, materi
     events = drive(engine, three, tmp_path, on_rung=lambda event: event.trial_id != "t0000")
     assert [event.row.step for event in events["t0000"]] == [4]
     expected = alone(materials, three[1:], tmp_path / "alone")
-    assert max(distance(at_step(tmp_path, t, 8), w) for t, w in zip(three[1:], expected, strict=True)) <= EXACT
+    assert furthest([at_step(tmp_path, t, 8) for t in three[1:]], expected) <= EXACT
 
 
 @pytest.mark.parametrize("first", ["packed", "hf"])
@@ -133,7 +133,7 @@ def test_with_activation_checkpointing_the_weights_are_the_same(trials, material
     expected = together(materials, two, tmp_path / "kept")
     drive(packed_engine(materials, checkpointing=True), two, tmp_path / "recomputed")
     got = [at_step(tmp_path / "recomputed", trial, 8) for trial in two]
-    assert max(map(distance, got, expected)) <= EXACT
+    assert furthest(got, expected) <= EXACT
 
 
 # --- what goes wrong
@@ -156,7 +156,7 @@ def test_out_of_memory_halves_the_passes_and_changes_no_result(trials, materials
     assert sizes.count(4) == 1, "once it has failed, larger passes are not tried again"
     monkeypatch.setattr(pack.Pack, "run_pass", run_pass)
     expected = alone(materials, four, tmp_path / "alone")
-    assert max(distance(at_step(tmp_path, t, 8), w) for t, w in zip(four, expected, strict=True)) <= EXACT
+    assert furthest([at_step(tmp_path, t, 8) for t in four], expected) <= EXACT
 
 
 @pytest.mark.parametrize(
@@ -259,9 +259,9 @@ def test_a_known_mistake_is_seen(mistake, trials, materials, tmp_path, monkeypat
     clip = 2.0 if mistake is _mean_across_slots else 0.2
     two = trials(2, ragged=mistake is _padding_in_the_loss, clip=clip)
     expected = alone(materials, two, tmp_path / "alone")
-    assert max(map(distance, together(materials, two, tmp_path / "right"), expected)) <= CLOSE
+    assert furthest(together(materials, two, tmp_path / "right"), expected) <= CLOSE
     mistake(monkeypatch)
-    assert max(map(distance, together(materials, two, tmp_path / "wrong"), expected)) > 2 * CLOSE
+    assert furthest(together(materials, two, tmp_path / "wrong"), expected) > 2 * CLOSE
 
 
 def test_what_stands_in_padded_rows_of_a_never_matters(trials, materials, tmp_path, monkeypatch) -> None:  # noqa: F811
@@ -277,4 +277,4 @@ def test_what_stands_in_padded_rows_of_a_never_matters(trials, materials, tmp_pa
                 torch.nn.init.kaiming_uniform_(self.a.data[k, one.rank :]) if self.a.shape[1] > one.rank else None
 
     monkeypatch.setattr(pack.PackedLora, "restack", wrong)
-    assert max(map(distance, together(materials, two, tmp_path / "wrong", "bmm"), expected)) <= EXACT
+    assert furthest(together(materials, two, tmp_path / "wrong", "bmm"), expected) <= EXACT

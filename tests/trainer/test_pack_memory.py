@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from analysis.folder import State, TrialFolder
-from tests.trainer.packs import EXACT, alone, at_step, distance, drive, packed_engine
+from tests.trainer.packs import EXACT, alone, at_step, distance, drive, furthest, packed_engine
 from tests.trainer.test_pack import states, trials  # noqa: F401  # fixture
 from tests.trainer.test_pack_equivalence import equal_lengths, materials  # noqa: F401  # fixtures
 from trainer import pack, packed, slot
@@ -74,7 +74,7 @@ def test_the_youngest_slots_make_room_and_are_trained_later_with_the_same_result
     if where != "optimiser":  # there the slot that failed is half-way through its step, and goes itself
         assert requeued == ["t0002", "t0003"]
     expected = alone(materials, four, tmp_path / "alone")
-    assert max(distance(at_step(tmp_path, t, 8), w) for t, w in zip(four, expected, strict=True)) <= EXACT
+    assert furthest([at_step(tmp_path, t, 8) for t in four], expected) <= EXACT
 
 
 def test_a_slot_that_makes_room_goes_on_from_its_last_rung(trials, materials, tmp_path, monkeypatch) -> None:  # noqa: F811
@@ -139,7 +139,7 @@ def test_a_slot_that_broke_off_half_way_through_a_step_starts_from_its_checkpoin
 
     monkeypatch.setattr(slot.Slot, "update", half_way)
     drive(packed_engine(materials), two, tmp_path / "right")
-    assert max(distance(at_step(tmp_path / "right", t, 8), w) for t, w in zip(two, expected, strict=True)) <= EXACT
+    assert furthest([at_step(tmp_path / "right", t, 8) for t in two], expected) <= EXACT
     broke.clear()
     monkeypatch.setattr(slot.Slot, "spoiled", property(lambda self: False, lambda self, value: None), raising=False)
     with pytest.raises(IndexError):  # the mistake of going on with it

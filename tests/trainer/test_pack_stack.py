@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from analysis.folder import TrialFolder
-from tests.trainer.packs import CLOSE, alone, at_step, distance, drive, packed_engine, together
+from tests.trainer.packs import CLOSE, alone, at_step, distance, drive, furthest, packed_engine, together
 from tests.trainer.test_pack import trials  # noqa: F401  # fixture
 from tests.trainer.test_pack_equivalence import equal_lengths, materials  # noqa: F401  # fixtures
 from trainer import pack_layers, slot
@@ -109,7 +109,7 @@ def test_the_fused_optimiser_gives_the_same(kernel, materials, trials, tmp_path,
     expected = alone(materials, three, tmp_path / "alone")
     single = torch.optim.AdamW
     monkeypatch.setattr(slot.torch.optim, "AdamW", lambda *args, **more: single(*args, **more | {"fused": True}))
-    assert max(map(distance, together(materials, three, tmp_path / kernel, kernel), expected)) <= CLOSE
+    assert furthest(together(materials, three, tmp_path / kernel, kernel), expected) <= CLOSE
 
 
 def test_moments_move_into_another_pack_and_back(materials, trials, tmp_path) -> None:  # noqa: F811
