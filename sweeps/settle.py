@@ -22,7 +22,7 @@ from sweeps.search import GuardedOptunaSearch
 
 
 def settle_told(folder: SweepFolder, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write the status of trials whose end the study knows, but their own files do not."""
+    """Write the status of trials whose end the study knows, but their own files do not; remove what is of no use."""
     for record in records:
         if record["event"] != "tell":
             continue
@@ -33,6 +33,8 @@ def settle_told(folder: SweepFolder, records: Iterable[Mapping[str, Any]]) -> No
             if state is State.STOPPED_EARLY and not reason:
                 _, reason = outcome_of({"state": State.RUNNING, "step": record["step"]})
             end_trial(files, replace(status, state=state, reason=reason, step=record["step"]))
+        else:  # the driver may have died before it had removed them
+            shutil.rmtree(files.checkpoints_dir, ignore_errors=True)
 
 
 def settle_untold(
