@@ -5,6 +5,7 @@ Everything is in ``finals/`` of the sweep folder; what is finished there is not 
 
 import getpass
 import hashlib
+import shutil
 import socket
 import sys
 import threading
@@ -258,6 +259,9 @@ def _finish(folder: SweepFolder, composed: Composed, runs: Sequence[_Run], basel
         capacity = sum(answer(reference).slots for reference in [worker.prepare.remote(first) for worker in workers])
         placed = list(zip(workers, (fact.where for fact in facts), strict=True))
         _side_by_side(waiting, capacity, lambda run, slot: _train(run, placed, slot, say))
+        for run in runs:  # one that failed is trained on from its last rung, when asked again
+            if run.files.read_status().state is State.COMPLETED:
+                shutil.rmtree(run.files.checkpoints_dir, ignore_errors=True)
         scores: list[Callable[[Any], None]] = [
             lambda worker, run=run: _score(worker, run, say)  # type: ignore[misc]
             for run in unscored

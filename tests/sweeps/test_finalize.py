@@ -98,6 +98,7 @@ def test_finalists_are_trained_with_new_seeds_and_scored_on_the_test_split(final
     for name in ("t0000-seed1", "t0000-seed2"):
         files = folder.final(name)
         assert files.read_status().state is State.COMPLETED
+        assert not files.checkpoints_dir.exists()
         finals = [row for row in files.read_metrics() if row.final]
         assert [(row.split, row.n_items) for row in finals] == [("validation", 30), ("test", 24)]
         items = files.read_items("task", "test", finals[1].step)
