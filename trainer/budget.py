@@ -43,7 +43,7 @@ class Budget:
         bytes_free: for slots and their activations.
         widths: linear layer → parameters of an adapter of rank 1 on it.
         head_parameters: of a slot's own task head.
-        rank: of the probe's pass: a higher one keeps so many more numbers a token and layer for the backward pass.
+        columns: ranks of the probe's pass, summed over layers: each more keeps one more number a token.
         rank_multiple: of the pack's stacks; 0 where it has none.
         width: tokens of the longest row at ``max_length``.
         max_length: of the probe's trial.
@@ -56,7 +56,7 @@ class Budget:
     bytes_free: float
     widths: Mapping[str, int]
     head_parameters: int
-    rank: int
+    columns: int
     rank_multiple: int
     width: int
     max_length: int
@@ -70,20 +70,25 @@ class Budget:
     def pack_bytes(self, trials: Sequence[TrialConfig]) -> float:
         """Predicted memory of a pack of these trials, without the base model: adapters with optimisers, and a pass.
 
-        In a stack weights and gradients have the largest rank, and room on every layer that some slot targets.
+        A layer's stack has the largest rank of those that target it, and room for all slots.
         """
         targeted = [self._targeted(trial) for trial in trials]
-        ranks = [trial.lora.rank for trial in trials]
-        stacked = padded(max(ranks), self.rank_multiple) if self.rank_multiple else 0
-        room = sum(self.widths[name] for name in set().union(*targeted))
+        largest: dict[str, int] = {}
+        for trial, names in zip(trials, targeted, strict=True):
+            largest |= {name: max(largest.get(name, 0), trial.lora.rank) for name in names}
+        stacked = {name: padded(rank, self.rank_multiple) for name, rank in largest.items()}
         total = 0.0
-        for trial, rank, names in zip(trials, ranks, targeted, strict=True):
-            own = rank * sum(self.widths[name] for name in names)
-            weights = stacked * room if stacked else own
-            total += _WEIGHT_BYTES * (weights + self.head_parameters) + _MOMENT_BYTES * (own + self.head_parameters)
-            kept = self.bytes_per_token + 4 * ((stacked or rank) - self.rank) * len(names)
+        for trial, names in zip(trials, targeted, strict=True):
+            own = dict.fromkeys(names, trial.lora.rank)
+            weights = stacked if self.rank_multiple else own
+            total += _WEIGHT_BYTES * (self._parameters(weights) + self.head_parameters)
+            total += _MOMENT_BYTES * (self._parameters(own) + self.head_parameters)
+            kept = self.bytes_per_token + 4 * (sum(weights.values()) - self.columns)
             total += self.tokens(trial) * max(kept, 1.0)
         return total
+
+    def _parameters(self, ranks: Mapping[str, int]) -> int:
+        return sum(rank * self.widths[name] for name, rank in ranks.items())
 
     def _targeted(self, trial: TrialConfig) -> set[str]:
         targets = tuple(f".{target}" for target in resolve_targets(trial.lora.targets, list(self.widths)))
@@ -145,7 +150,7 @@ def measure(pack: Pack, slot: Slot) -> Budget:
         bytes_free=_SHARE * _free_bytes(pack.base.device),
         widths={name: sum(linear_shape(modules[name])) for name in names},
         head_parameters=sum(p.numel() for p in heads),
-        rank=padded(trial.lora.rank, pack.rank_multiple),
+        columns=padded(trial.lora.rank, pack.rank_multiple) * len(slot.modules),
         rank_multiple=pack.rank_multiple,
         width=once.shape[1],
         max_length=trial.data.max_length,
