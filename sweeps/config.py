@@ -293,6 +293,8 @@ def _check_engine(config: SweepConfig) -> None:
         return
     if engine.kernel != "auto":
         raise ConfigError(f"engine.kernel={engine.kernel} with engine=hf: only packs have kernels. Use engine=packed.")
+    if not engine.cut_by_length:
+        raise ConfigError("engine.cut_by_length=false with engine=hf: only packs cut their passes. Leave it out.")
     if isinstance(config.resources.slots, int) and config.resources.slots > 1:
         raise ConfigError(
             f"resources.slots={config.resources.slots} with engine=hf, which trains one trial at a time."

@@ -4,6 +4,7 @@ Imports torch. Nothing is written but into a folder that is gone afterwards.
 """
 
 import gc
+import math
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import torch
 
 from analysis.folder import TrialFolder
 from sweeps.forecast import Cost
-from trainer.batches import micro_batches
+from trainer.batches import cut_by_length, micro_batches
 from trainer.bias_items import BiasItems
 from trainer.budget import Budget, measure
 from trainer.config import EngineConfig, TrialConfig
@@ -80,7 +81,7 @@ class Prober:
     Args:
         dataset: whole.
         device: where.
-        settings: kernel and activation checkpointing.
+        settings: how packs are trained.
     """
 
     def __init__(self, dataset: Dataset, device: torch.device, settings: EngineConfig):
@@ -140,16 +141,19 @@ class Prober:
         encoded, base = self.materials.training(trial), self.materials.base(trial)
         pad = base.tokenizer.pad_token_id
         batches = [batch for step in range(_BATCHES) for batch in micro_batches(trial, encoded, pad, step)]
-        padded = sum(batch["input_ids"].numel() for batch in batches) / _BATCHES
+        cuts = self.settings.name == "packed" and self.settings.cut_by_length
+        cost = probe.budget.pass_cost if cuts else math.inf
+        passes = [rows for batch in batches for [(_, rows)] in cut_by_length([batch], cost)]
+        padded = sum(rows["input_ids"].numel() for rows in passes) / _BATCHES
         rung = min(trial.eval.rung_items, n_validation)
         return Cost(
             pack=trial.precision,
             own=padded * probe.budget.per_token,
-            shared=trial.train.accumulation * probe.budget.fixed,
+            shared=len(passes) / _BATCHES * probe.budget.fixed,
             rungs=tuple(trial.train.rungs),
             rung_seconds=rung * probe.item_seconds + probe.bias_seconds,
             final_seconds=(n_validation - rung) * probe.item_seconds,
-            tokens=sum(batch["tokens"] for batch in batches) / _BATCHES,
+            tokens=sum(sum(batch["lengths"]) for batch in batches) / _BATCHES,
         )
 
     def lengths(self, trial: TrialConfig) -> dict[str, Lengths]:

@@ -1,14 +1,18 @@
 """The micro-batches of a trial: a function of its seed and step, so that any step can be made without others."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from trainer.config import TrialConfig
 from trainer.encode import Encoded
 from trainer.order import rows_for_step
 from trainer.scoring import pad
+
+_LEAST_SAVED = 0.05  # of a pass: what a cut must save at least, so that a badly measured cost does no harm
 
 
 def micro_batches(trial: TrialConfig, encoded: list[Encoded], pad_token: int, step: int) -> list[dict[str, Any]]:
@@ -18,7 +22,7 @@ def micro_batches(trial: TrialConfig, encoded: list[Encoded], pad_token: int, st
         Per micro-batch: ``input_ids`` and ``attention_mask`` (rows, longest); ``labels``: completion (rows, longest)
         with -100 where no loss is borne, classification (rows,); ``samples`` (rows,): each row's place in the whole
         step; ``weights`` (rows,): in the loss, None where all are 1; ``step``; ``denominator``: loss-bearing tokens (or
-        rows) of the whole step, so that micro-batch losses add up to its token mean; ``tokens``: not counting padding.
+        rows) of the whole step, so that micro-batch losses add up to its token mean; ``lengths``: each row's tokens.
     """
     train = trial.train
     chosen = rows_for_step(len(encoded), train.batch_size, trial.seed, step)
@@ -50,10 +54,55 @@ def _micro_batch(rows: list[Encoded], samples: range, completion: bool, pad_toke
             labels[r, at : at + len(row.completion)] = torch.tensor(row.targets())
     else:
         labels = torch.tensor([row.target for row in rows])
-    tokens = sum(len(row.context) + len(row.completion) for row in rows)
+    lengths = [len(row.tokens) for row in rows]
     weights = torch.tensor([row.weight for row in rows]) if any(row.weight != 1.0 for row in rows) else None
     places = torch.tensor(list(samples))
-    return batch | {"labels": labels, "samples": places, "weights": weights, "tokens": tokens}
+    return batch | {"labels": labels, "samples": places, "weights": weights, "lengths": lengths}
+
+
+def cut_by_length(batches: Sequence[dict[str, Any]], pass_cost: float) -> list[list[tuple[int, dict[str, Any]]]]:
+    """Cut micro-batches of several slots into passes of rows that are about as long as each other, to save padding.
+
+    Args:
+        batches: one of each slot.
+        pass_cost: tokens that take as long as what a further pass costs by itself; infinite: everything in one pass.
+
+    Returns:
+        Passes, the longest rows first; of each, (which batch, its rows in that pass) in the order of the batches.
+    """
+    lengths = np.array([n for batch in batches for n in batch["lengths"]])
+    places = [(k, r) for k, batch in enumerate(batches) for r in range(len(batch["lengths"]))]
+    order = np.argsort(-lengths, kind="stable")
+    cuts = _cuts(lengths[order], max(pass_cost, _LEAST_SAVED * lengths.size * lengths.max()))
+    if not cuts:
+        return [list(enumerate(batches))]
+    passes = []
+    for chosen in np.split(order, cuts):
+        rows: dict[int, list[int]] = {}
+        for k, r in (places[i] for i in sorted(chosen)):
+            rows.setdefault(k, []).append(r)
+        passes.append([(k, _rows_of(batches[k], own)) for k, own in rows.items()])
+    return passes
+
+
+def _cuts(lengths: NDArray[np.int64], cost: float) -> list[int]:
+    """Where to cut rows, the longest first: those behind a cut save more tokens of padding than it costs."""
+    saved = (lengths[0] - lengths) * np.arange(len(lengths), 0, -1)
+    at = int(saved.argmax())
+    if not saved[at] > cost:
+        return []
+    return [*_cuts(lengths[:at], cost), at, *(at + cut for cut in _cuts(lengths[at:], cost))]
+
+
+def _rows_of(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+    """Some of a micro-batch's rows, padded to the longest of them."""
+    lengths = [batch["lengths"][r] for r in rows]
+    width = max(lengths)
+    part = {"lengths": lengths, "weights": None if batch["weights"] is None else batch["weights"][rows]}
+    part |= {name: batch[name][rows, :width] for name in ("input_ids", "attention_mask")}
+    labels = batch["labels"][rows]
+    part |= {"labels": labels[:, :width] if labels.dim() == 2 else labels, "samples": batch["samples"][rows]}
+    return batch | part
 
 
 class MicroBatches(torch.utils.data.Dataset[dict[str, Any]]):

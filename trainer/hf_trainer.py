@@ -124,7 +124,7 @@ class RungTrainer(Trainer):
         """This micro-batch's share of the token mean over the whole accumulated batch."""
         labels = inputs["labels"]
         self.routing.keys = row_keys(self.trial.seed, inputs["step"], inputs["samples"])
-        self.tokens += inputs["tokens"]
+        self.tokens += sum(inputs["lengths"])
         forward = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
         completion = self.trial.task.name == "completion"
         if completion:

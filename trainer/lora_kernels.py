@@ -99,6 +99,7 @@ def loop(
         routing: which rows belong to which slot.
         module_key: for dropout.
     """
+    in_place = not torch.is_grad_enabled()  # in scoring, where nobody needs what the base layer said
     pieces = []
     # split, as the gradient of a slice is a tensor of zeros as large as the whole, for every slot
     parts = zip(routing.segments, output.split(routing.counts), x.split(routing.counts), strict=True)
@@ -107,9 +108,10 @@ def loop(
         if slot is not None:
             if slot.p and routing.keys is not None:
                 rows = drop(rows, routing.keys[segment.start : segment.stop], module_key, slot.p)
-            piece = (piece + linear(linear(rows, slot.a), slot.b) * slot.scale).to(output.dtype)
+            added = linear(linear(rows, slot.a), slot.b) * slot.scale
+            piece = piece.add_(added) if in_place else (piece + added).to(output.dtype)
         pieces.append(piece)
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    return output if in_place else pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def bmm(output: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

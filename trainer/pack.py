@@ -2,15 +2,18 @@
 
 One pass holds a micro-batch of each slot that is not resting, rows sorted by slot. The base model runs once over all
 rows; each slot's adapter sees its own. The loss is the sum over slots of each slot's own token mean, so that no slot's
-gradient knows another; clipping, optimiser, schedule and counters are per slot (``trainer/slot.py``).
+gradient knows another; clipping, optimiser, schedule and counters are per slot (``trainer/slot.py``). Where rows differ
+in length by so much that it pays, short ones get a pass of their own instead of padding: gradients add up to the same.
 """
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
+from trainer.batches import cut_by_length
 from trainer.dropout import row_keys
 from trainer.engine import Event
 from trainer.evaluate import Evaluation, evaluate
@@ -23,6 +26,9 @@ from trainer.pack_layers import PackedHead, PackedLora
 from trainer.scoring import SlotModel, Together
 from trainer.slot import Slot
 
+# Tokens of a pass, padding included: on a CPU a larger one is slower than two, as its tensors leave the caches and the
+# allocator faults in the largest anew each time (BENCHMARKS.md).
+_PASS = {"cpu": 1 << 13}
 _NEAR = 2  # optimiser steps that a slot waits at a rung for others, to be scored in one pass with them
 
 
@@ -37,13 +43,15 @@ class Pack:
 
     Attributes:
         slots: the oldest first.
-        pass_tokens: most tokens (padding included) of one pass, or None; halved when memory runs out.
+        pass_tokens: most tokens (padding included) of one pass, or None; less when memory runs out.
+        pass_cost: tokens that take as long as what a pass costs by itself; infinite until somebody has measured it.
     """
 
     def __init__(self, base: BaseModel, task: str, kernel: str = "auto", activation_checkpointing: bool = False):
         self.base, self.kernel = base, kernel
         self.slots: list[Slot] = []
-        self.pass_tokens: int | None = None
+        self.pass_tokens = _PASS.get(base.device.type)
+        self.pass_cost = math.inf
         self.checkpointed = activation_checkpointing
         self._routing: Routing | None = None
         self._logits = base.output if task == "completion" else None
@@ -73,6 +81,11 @@ class Pack:
     def rank_multiple(self) -> int:
         """To which stacks of adapters round their rank up; 0 where only the loop runs, which needs no stack."""
         return {"loop": 0, "bmm": 1, "grouped": 8, "auto": 8 if self.base.device.type == "cuda" else 0}[self.kernel]
+
+    @property
+    def may_cut(self) -> bool:
+        """Not in float32 on a GPU, where only slots with equal rows share a product (``lora_kernels.choose``)."""
+        return self.base.device.type == "cpu" or self.base.autocast is not None
 
     def _attach(self) -> None:
         model: Any = self.base.model
@@ -184,7 +197,20 @@ class Pack:
         return events
 
     def run_pass(self, slots: list[Slot], batches: list[dict[str, Any]]) -> None:
-        """Forward and backward over one micro-batch of each slot; leaves gradients in place."""
+        """Forward and backward over one micro-batch of each slot; leaves gradients in place.
+
+        In several passes where rows differ enough in length (``cut_by_length``).
+        """
+        losses: dict[int, torch.Tensor] = {}
+        for part in cut_by_length(batches, self.pass_cost if self.may_cut else math.inf):
+            own = self._one_pass([slots[k] for k, _ in part], [batch for _, batch in part])
+            for (k, _), loss in zip(part, own, strict=True):
+                losses[k] = losses[k] + loss if k in losses else loss
+        for k, slot in enumerate(slots):
+            slot.note(losses[k])
+
+    def _one_pass(self, slots: list[Slot], batches: list[dict[str, Any]]) -> list[torch.Tensor]:
+        """Returns each slot's share of its loss."""
         places = {id(slot): k for k, slot in enumerate(self.slots)}
         counts = [len(batch["input_ids"]) for batch in batches]
         ends = torch.tensor(counts).cumsum(0).tolist()
@@ -208,8 +234,7 @@ class Pack:
             torch.stack(losses).sum().backward()
         finally:
             self._routing = None
-        for slot, loss in zip(slots, losses, strict=True):
-            slot.note(loss)
+        return [loss.detach() for loss in losses]
 
     def _stack_rows(self, batches: list[dict[str, Any]], name: str, fill: int) -> torch.Tensor:
         """All batches' rows, padded on the right to the longest, on the CPU."""

@@ -24,7 +24,7 @@ class PackedEngine:
     Args:
         materials: base models and data of this device.
         score: the sweep's objective, higher is better; picks each trial's best rung.
-        settings: kernel and activation checkpointing.
+        settings: how packs are trained.
         slots: most trials at a time over all packs; None: as many as memory holds and packing pays for.
     """
 
@@ -159,6 +159,8 @@ class PackedEngine:
         if key not in self._budgets:
             slot = self._slot(trial, TrialFolder(Path("probe")), pack, None)
             self._budgets[key] = measure(pack, slot)
+        if self.settings.cut_by_length:
+            pack.pass_cost = self._budgets[key].pass_cost
         return self._budgets[key]
 
     def _find(self, trial_id: str) -> tuple[Pack, Slot]:

@@ -108,7 +108,7 @@ class Slot:
 
     def note(self, loss: torch.Tensor) -> None:
         """A micro-step's gradient is in place."""
-        self._losses.append(loss.detach())
+        self._losses.append(loss)
         self.micro += 1
 
     @property
@@ -138,7 +138,7 @@ class Slot:
         for what, value in zip(("loss", "gradient norm"), checked, strict=True):
             if not math.isfinite(value):
                 raise Diverged(f"the {what} was {value} in step {self.ledger.step + 1}")
-        self.ledger.tokens += sum(batch["tokens"] for batch in self._batches)
+        self.ledger.tokens += sum(sum(batch["lengths"]) for batch in self._batches)
         self.ledger.step += 1
         self._batches = []
 

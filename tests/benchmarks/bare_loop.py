@@ -28,7 +28,7 @@ def main() -> None:
 
     def batch(split: str, rows: list[int]) -> tuple[Any, torch.Tensor]:
         chosen = [texts[split][i] for i in rows]
-        inputs = tokenizer(chosen, truncation=True, max_length=64, padding=True, return_tensors="pt")
+        inputs = tokenizer(chosen, truncation=True, max_length=options.tokens, padding=True, return_tensors="pt")
         return inputs, torch.tensor([gold[split][i] for i in rows])
 
     chooser = random.Random(0)

@@ -19,6 +19,7 @@ def arguments() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--trials", type=Path, required=True, help="JSON: a list of {rank, lr}")
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--tokens", type=int, default=64, help="of a row at most")
     return parser.parse_args()
 
 
@@ -43,7 +44,7 @@ def train(config: dict[str, Any], options: dict[str, Any]) -> None:
     labels = sorted(frames["train"].label.unique())
     sets = {}
     for split, frame in frames.items():
-        rows = tokenizer(frame.text.tolist(), truncation=True, max_length=64)
+        rows = tokenizer(frame.text.tolist(), truncation=True, max_length=options["tokens"])
         targets = [labels.index(label) for label in frame.label]
         sets[split] = [
             {"input_ids": ids, "attention_mask": mask, "labels": target}

@@ -1,10 +1,10 @@
 """A sweep of MiniLM in three ways, whole commands, alternating: a plain Ray Tune script, ours, a bare loop.
 
-python tests/benchmarks/sweep.py [--setting long|short|smoke] [--repeat 3] [--asha]
+python tests/benchmarks/sweep.py [--setting long|short|smoke] [--repeat 3] [--asha] [--tokens 64] [OVERRIDE …]
 
 ``long``: 8 trials × 30 steps, 400 validation rows. ``short``: 32 trials × 5 steps, 64 rows. LoRA on query and value, 8
-rows a step, 64 tokens; all three train the same ranks and learning rates. No early stopping but with ``--asha`` (ours
-only, told apart). Prints times, medians and ratios of this run on this machine, and the accuracies of all three.
+rows a step of 64 tokens at most; all three train the same ranks and learning rates. No early stopping but with
+``--asha`` (ours only, told apart). Prints times, medians and ratios of this run on this machine, and all accuracies.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def configurations(n: int) -> list[dict[str, float]]:
     return [{"rank": chooser.choice([4, 8, 16, 32]), "lr": 10 ** chooser.uniform(-5, -2)} for _ in range(n)]
 
 
-def commands(setting: str, folder: Path, asha: bool) -> dict[str, list[str]]:
+def commands(setting: str, folder: Path, asha: bool, tokens: int) -> dict[str, list[str]]:
     from trainer.config import ModelConfig
     from trainer.tokenizer import model_folder
 
@@ -61,7 +61,7 @@ def commands(setting: str, folder: Path, asha: bool) -> dict[str, list[str]]:
     listed.write_text(json.dumps(trained))
     shared = [
         *("--model", str(model), "--train", str(files["train"]), "--validation", str(files["validation"])),
-        *("--trials", str(listed), "--steps", str(steps)),
+        *("--trials", str(listed), "--steps", str(steps), "--tokens", str(tokens)),
     ]
     points = ",".join(f"{{lora.rank: {t['rank']}, optim.lr: {t['lr']!r}}}" for t in trained)
     rungs = [10, 30] if setting == "long" else [1, steps]
@@ -74,7 +74,7 @@ def commands(setting: str, folder: Path, asha: bool) -> dict[str, list[str]]:
             "data=csv",
             f"data.train={files['train']}",
         ),
-        *(f"data.validation={files['validation']}", "data.max_length=64", "lora.targets=query+value"),
+        *(f"data.validation={files['validation']}", f"data.max_length={tokens}", "lora.targets=query+value"),
         *("space=lora", "~space.lora.alpha_rule", "space.optim.lr={low: 1e-5, high: 1e-2, log: true}"),
         *("objective=single", "bias=none", "baselines=[]", "train.batch_size=8", f"train.max_steps={steps}"),
         *("optim.warmup=0", f"eval.rung_items={rows}", "eval.batch_size=64", f"search.trials={trials}"),
@@ -127,12 +127,13 @@ def main() -> None:
     parser.add_argument("--setting", choices=SETTINGS, default="long")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--asha", action="store_true", help="ours with early stopping; the others have none")
+    parser.add_argument("--tokens", type=int, default=64, help="of a row at most")
     parser.add_argument("--only", help="names to run, joined by a comma")
     parser.add_argument("overrides", nargs="*", help="more overrides for ours")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-sweep-") as name:
         folder = Path(name)
-        todo = commands(options.setting, folder, options.asha)
+        todo = commands(options.setting, folder, options.asha, options.tokens)
         todo["lorasweep"] += options.overrides
         if options.only:
             todo = {kind: todo[kind] for kind in options.only.split(",")}

@@ -30,9 +30,15 @@ def score(metrics: Any) -> float:
 
 
 def packed_engine(
-    materials: Materials, kernel: str = "auto", slots: int | None = 16, checkpointing: bool = False
+    materials: Materials,
+    kernel: str = "auto",
+    slots: int | None = 16,
+    checkpointing: bool = False,
+    cut_by_length: bool = False,
 ) -> PackedEngine:
-    return PackedEngine(materials, score, EngineConfig(kernel=kernel, activation_checkpointing=checkpointing), slots)
+    """Where passes are cut is for the clock to say, and cuts change the last bits: only tests of cuts have them."""
+    settings = EngineConfig(kernel=kernel, activation_checkpointing=checkpointing, cut_by_length=cut_by_length)
+    return PackedEngine(materials, score, settings, slots)
 
 
 def drive(

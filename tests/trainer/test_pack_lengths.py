@@ -1,0 +1,172 @@
+"""Rows of differing lengths: short ones get passes of their own, and no result changes but for rounding."""
+
+import csv
+import math
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import WORDS
+from tests.trainer.packs import CLOSE, alone, at_step, drive, furthest, packed_engine
+from tests.trainer.test_pack_equivalence import materials  # noqa: F401  # fixture
+from trainer.batches import cut_by_length
+from trainer.budget import Budget
+from trainer.config import TrialConfig
+from trainer.pack import Pack
+
+Batch = dict[str, Any]
+
+
+def batch(lengths: list[int], completion: bool, first: int = 1) -> Batch:
+    """Rows whose tokens are all different, so that it shows where each of them went."""
+    width = max(lengths)
+    ids = torch.arange(len(lengths) * width).view(-1, width) + first
+    mask = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
+    return {
+        "input_ids": ids * mask,
+        "attention_mask": mask,
+        "labels": ids * mask + 7 if completion else torch.arange(len(lengths)),
+        "samples": torch.arange(len(lengths)),
+        "weights": torch.rand(len(lengths)),
+        "lengths": lengths,
+        "step": 3,
+        "denominator": 11,
+    }
+
+
+def rows_of(part: Batch) -> dict[int, tuple[Any, ...]]:
+    """Place in the step → everything that a row has, without padding."""
+    return {
+        int(sample): (
+            part["input_ids"][r, :n].tolist(),
+            part["attention_mask"][r].sum().item() == n == part["lengths"][r],
+            part["labels"][r, :n].tolist() if part["labels"].dim() == 2 else part["labels"][r].item(),
+            part["weights"][r].item(),
+            part["step"],
+            part["denominator"],
+        )
+        for r, (sample, n) in enumerate(zip(part["samples"], part["lengths"], strict=True))
+    }
+
+
+def padded(parts: list[list[tuple[int, Batch]]]) -> int:
+    """Tokens of all passes, with their padding: a pass is as wide as its longest row."""
+    return sum(
+        sum(len(b["lengths"]) for _, b in part) * max(b["input_ids"].shape[1] for _, b in part) for part in parts
+    )
+
+
+@pytest.mark.parametrize("completion", [True, False])
+@pytest.mark.parametrize("cost", [0.0, 64.0])
+@pytest.mark.parametrize("seed", range(20))
+def test_every_row_is_in_one_pass_and_each_cut_saves_more_than_it_costs(
+    completion: bool, cost: float, seed: int
+) -> None:
+    chooser = random.Random(seed)
+    batches = [
+        batch([chooser.randint(1, 90) for _ in range(chooser.choice([1, 4, 8]))], completion, 1000 * k)
+        for k in range(chooser.randint(1, 6))
+    ]
+    parts = cut_by_length(batches, cost)
+    for k, whole in enumerate(batches):
+        found = [rows_of(part) for passed in parts for i, part in passed if i == k]
+        assert sum(len(rows) for rows in found) == len(whole["lengths"])
+        assert {s: row for rows in found for s, row in rows.items()} == rows_of(whole)
+    for passed in parts:
+        assert [k for k, _ in passed] == sorted({k for k, _ in passed}), "a pass's rows are sorted by slot"
+    uncut = padded([list(enumerate(batches))])
+    assert padded(parts) <= uncut - (len(parts) - 1) * max(cost, 0.05 * uncut)
+    assert len(parts) > 1 or len(batches) == 1 or cost
+
+
+def test_rows_of_equal_length_and_unmeasured_devices_have_one_pass_as_it_was() -> None:
+    equal, ragged = [batch([9] * 4, True), batch([9] * 8, True)], [batch([1, 90], True), batch([2, 80, 3], True)]
+    for batches, cost in ((equal, 0.0), (ragged, math.inf)):
+        [only] = cut_by_length(batches, cost)
+        assert [k for k, _ in only] == [0, 1]
+        assert all(got is given for (_, got), given in zip(only, batches, strict=True))
+
+
+@pytest.fixture(scope="module")
+def ragged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    chooser = random.Random(3)
+    path = tmp_path_factory.mktemp("ragged") / "train.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for i in range(48):
+            label = sorted(WORDS)[min(i % 6, 2)]  # one is frequent, so that rows have weights
+            writer.writerow([" ".join(chooser.choices(WORDS[label].split(), k=chooser.randint(1, 24))), label])
+    return path
+
+
+@pytest.mark.parametrize("model", ["llama", "bert"])
+@pytest.mark.parametrize("kernel", ["loop", "bmm", "grouped"])
+def test_a_trial_whose_passes_are_cut_is_the_trial_alone(
+    kernel: str,
+    model: str,
+    ragged: Path,
+    make_trial: Callable[..., TrialConfig],
+    materials: Any,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Budget, "pass_cost", 0.0)
+    passes: list[int] = []
+    one_pass = Pack._one_pass
+
+    def noted(self: Pack, slots: list[Any], batches: list[Batch]) -> Any:
+        passes.append(sum(len(b["lengths"]) for b in batches))
+        return one_pass(self, slots, batches)
+
+    differing = [{"dropout": 0.3}, {"rank": 3, "batch_size": 8, "accumulation": 2}, {"dropout": 0.1, "reweight": 0.7}]
+    trials = [
+        make_trial(model, **{"trial_id": f"t{i:04}", "seed": i, "max_steps": 8, "rungs": [8], "clip": 0.2} | own)
+        for i, own in enumerate(differing)
+    ]
+    trials = [replace(t, data=replace(t.data, train=str(ragged))) for t in trials]
+    expected = alone(materials, trials, tmp_path / "alone")
+    engine = packed_engine(materials, kernel, cut_by_length=True)
+    engine._budget(engine._pack(trials[0]), trials[0])  # the probe's own passes are not counted
+    monkeypatch.setattr(Pack, "_one_pass", noted)
+    drive(engine, trials, tmp_path / "pack")
+    assert len(passes) > 16, "more than the steps"
+    got = [at_step(tmp_path / "pack", trial, 8) for trial in trials]
+    assert furthest(got, expected) <= CLOSE
+
+
+@pytest.mark.parametrize(
+    ("device", "autocast", "cut"),
+    [("cpu", None, True), ("cuda", torch.bfloat16, True), ("cuda", None, False)],
+)
+def test_a_gpu_in_float32_keeps_equal_rows_together(device: str, autocast: Any, cut: bool) -> None:
+    base: Any = SimpleNamespace(device=torch.device(device), autocast=autocast)
+    assert Pack(base, "classification").may_cut is cut
+
+
+def test_on_a_cpu_passes_stay_small() -> None:
+    def passes(device: str) -> list[int]:
+        base: Any = SimpleNamespace(device=torch.device(device), autocast=None)
+        slots: list[Any] = [
+            SimpleNamespace(next_batch=lambda n=n: {"input_ids": torch.zeros(n, 256)}) for n in (8, 24, 8, 64, 1)
+        ]
+        return [len(group) for group in Pack(base, "classification")._passes(slots)]
+
+    assert passes("cpu") == [2, 1, 1, 1], "8192 tokens; a slot that has more has a pass to itself"
+    assert passes("cuda") == [5]
+
+
+def test_a_device_whose_probe_finds_no_cost_of_a_token_cuts_nothing() -> None:
+    def budget(fixed: float, per_token: float) -> Budget:
+        return Budget(fixed, per_token, 1.0, 1e9, {}, 0, 1, 0, 8, 8, 8)
+
+    assert budget(1.0, 0.0).pass_cost == math.inf
+    assert budget(0.0, 1.0).pass_cost == 0.0
+    assert budget(0.3, 1e-3).pass_cost == 256.0
+    assert budget(0.35, 1e-3).pass_cost == 256.0, "to a power of two: measurements that differ a little agree"
