@@ -28,7 +28,7 @@ from trainer.slot import Slot
 
 # Tokens of a pass, padding included: on a CPU a larger one is slower than two, as its tensors leave the caches and the
 # allocator faults in the largest anew each time (BENCHMARKS.md).
-_PASS = {"cpu": 1 << 13}
+_PASS = {"cpu": 1 << 12}
 _NEAR = 2  # optimiser steps that a slot waits at a rung for others, to be scored in one pass with them
 
 

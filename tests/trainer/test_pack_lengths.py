@@ -154,11 +154,11 @@ def test_on_a_cpu_passes_stay_small() -> None:
     def passes(device: str) -> list[int]:
         base: Any = SimpleNamespace(device=torch.device(device), autocast=None)
         slots: list[Any] = [
-            SimpleNamespace(next_batch=lambda n=n: {"input_ids": torch.zeros(n, 256)}) for n in (8, 24, 8, 64, 1)
+            SimpleNamespace(next_batch=lambda n=n: {"input_ids": torch.zeros(n, 256)}) for n in (4, 12, 4, 32, 1)
         ]
         return [len(group) for group in Pack(base, "classification")._passes(slots)]
 
-    assert passes("cpu") == [2, 1, 1, 1], "8192 tokens; a slot that has more has a pass to itself"
+    assert passes("cpu") == [2, 1, 1, 1], "4096 tokens; a slot that has more has a pass to itself"
     assert passes("cuda") == [5]
 
 
