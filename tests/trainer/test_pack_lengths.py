@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.conftest import WORDS
-from tests.trainer.packs import CLOSE, alone, at_step, drive, furthest, packed_engine
+from tests.trainer.packs import CLOSE, DEVICE, alone, at_step, drive, furthest, packed_engine
 from tests.trainer.test_pack_equivalence import materials  # noqa: F401  # fixture
 from trainer.batches import cut_by_length
 from trainer.budget import Budget
@@ -136,7 +136,7 @@ def test_a_trial_whose_passes_are_cut_is_the_trial_alone(
     engine._budget(engine._pack(trials[0]), trials[0])  # the probe's own passes are not counted
     monkeypatch.setattr(Pack, "_one_pass", noted)
     drive(engine, trials, tmp_path / "pack")
-    assert len(passes) > 16, "more than the steps"
+    assert (len(passes) > 16) == (DEVICE.type == "cpu"), "more than the steps; these are in float32, uncut on a GPU"
     got = [at_step(tmp_path / "pack", trial, 8) for trial in trials]
     assert furthest(got, expected) <= CLOSE
 
