@@ -140,6 +140,12 @@ def test_a_trial_whose_passes_are_cut_is_the_trial_alone(
     got = [at_step(tmp_path / "pack", trial, 8) for trial in trials]
     assert furthest(got, expected) <= CLOSE
 
+    engine = packed_engine(materials, kernel, cut_by_length=False)
+    engine._budget(engine._pack(trials[0]), trials[0])
+    passes.clear()
+    drive(engine, trials, tmp_path / "uncut")
+    assert len(passes) == 16, "the steps of the trial that accumulates"
+
 
 @pytest.mark.parametrize(
     ("device", "autocast", "cut"),
