@@ -4,7 +4,6 @@ Imports torch. Nothing is written but into a folder that is gone afterwards.
 """
 
 import gc
-import math
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ import torch
 
 from analysis.folder import TrialFolder
 from sweeps.forecast import Cost
-from trainer.batches import cut_by_length, micro_batches
+from trainer.batches import cut_by_length, micro_batches, pass_cost
 from trainer.bias_items import BiasItems
 from trainer.budget import Budget, measure
 from trainer.config import EngineConfig, TrialConfig
@@ -141,8 +140,7 @@ class Prober:
         encoded, base = self.materials.training(trial), self.materials.base(trial)
         pad = base.tokenizer.pad_token_id
         batches = [batch for step in range(_BATCHES) for batch in micro_batches(trial, encoded, pad, step)]
-        cuts = self.settings.name == "packed" and self.settings.cut_by_length
-        cost = probe.budget.pass_cost if cuts else math.inf
+        cost = pass_cost(self.settings, self.device)
         passes = [rows for batch in batches for [(_, rows)] in cut_by_length([batch], cost)]
         padded = sum(rows["input_ids"].numel() for rows in passes) / _BATCHES
         rung = min(trial.eval.rung_items, n_validation)

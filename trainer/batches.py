@@ -1,5 +1,6 @@
 """The micro-batches of a trial: a function of its seed and step, so that any step can be made without others."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -7,12 +8,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainer.config import TrialConfig
+from trainer.config import EngineConfig, TrialConfig
 from trainer.encode import Encoded
 from trainer.order import rows_for_step
 from trainer.scoring import pad
 
-_LEAST_SAVED = 0.05  # of a pass: what a cut must save at least, so that a badly measured cost does no harm
+# Tokens that take as long as what a further pass costs by itself: 25 to 100 for MiniLM on a CPU, fewer for larger
+# models (BENCHMARKS.md). Not measured anew each time: where passes are cut decides the last bits of a result, and a
+# sweep that is resumed must end like one that was not. Nobody has measured it on a GPU, so there nothing is cut.
+_PASS_COST = {"cpu": 128.0}
+_LEAST_SAVED = 0.05  # of a pass: what a cut must save at least
 
 
 def micro_batches(trial: TrialConfig, encoded: list[Encoded], pad_token: int, step: int) -> list[dict[str, Any]]:
@@ -58,6 +63,12 @@ def _micro_batch(rows: list[Encoded], samples: range, completion: bool, pad_toke
     weights = torch.tensor([row.weight for row in rows]) if any(row.weight != 1.0 for row in rows) else None
     places = torch.tensor(list(samples))
     return batch | {"labels": labels, "samples": places, "weights": weights, "lengths": lengths}
+
+
+def pass_cost(settings: EngineConfig, device: torch.device) -> float:
+    """For ``cut_by_length``; infinite where passes are not to be cut."""
+    cuts = settings.name == "packed" and settings.cut_by_length
+    return _PASS_COST.get(device.type, math.inf) if cuts else math.inf
 
 
 def cut_by_length(batches: Sequence[dict[str, Any]], pass_cost: float) -> list[list[tuple[int, dict[str, Any]]]]:

@@ -6,7 +6,6 @@ in float32; more of the first two where a stack pads them) plus activations; pac
 is still worth sharing.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,13 +61,6 @@ class Budget:
     width: int
     max_length: int
     most: int
-
-    @property
-    def pass_cost(self) -> float:
-        """Tokens that take as long as what a pass costs by itself; to a power of two, so that measurements agree."""
-        if not self.per_token:
-            return math.inf
-        return 2.0 ** round(math.log2(self.fixed / self.per_token)) if self.fixed else 0.0
 
     def tokens(self, trial: TrialConfig) -> int:
         """Of one micro-step, padding included, at most."""

@@ -112,7 +112,7 @@ class EngineConfig:
 
     name: str = key("packed", choices=("packed", "hf"))
     kernel: str = key("auto", choices=KERNELS)  # packed: of the LoRA products; auto chooses by shape
-    cut_by_length: bool = True  # packed: short rows get passes of their own where that is faster than padding them
+    cut_by_length: bool = True  # packed, CPU: short rows get passes of their own where that saves padding
     activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
 
 

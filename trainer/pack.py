@@ -44,7 +44,7 @@ class Pack:
     Attributes:
         slots: the oldest first.
         pass_tokens: most tokens (padding included) of one pass, or None; less when memory runs out.
-        pass_cost: tokens that take as long as what a pass costs by itself; infinite until somebody has measured it.
+        pass_cost: for ``cut_by_length``; at first nothing is cut.
     """
 
     def __init__(self, base: BaseModel, task: str, kernel: str = "auto", activation_checkpointing: bool = False):
@@ -81,11 +81,6 @@ class Pack:
     def rank_multiple(self) -> int:
         """To which stacks of adapters round their rank up; 0 where only the loop runs, which needs no stack."""
         return {"loop": 0, "bmm": 1, "grouped": 8, "auto": 8 if self.base.device.type == "cuda" else 0}[self.kernel]
-
-    @property
-    def may_cut(self) -> bool:
-        """Not in float32 on a GPU, where only slots with equal rows share a product (``lora_kernels.choose``)."""
-        return self.base.device.type == "cpu" or self.base.autocast is not None
 
     def _attach(self) -> None:
         model: Any = self.base.model
@@ -202,7 +197,7 @@ class Pack:
         In several passes where rows differ enough in length (``cut_by_length``).
         """
         losses: dict[int, torch.Tensor] = {}
-        for part in cut_by_length(batches, self.pass_cost if self.may_cut else math.inf):
+        for part in cut_by_length(batches, self.pass_cost):
             own = self._one_pass([slots[k] for k, _ in part], [batch for _, batch in part])
             for (k, _), loss in zip(part, own, strict=True):
                 losses[k] = losses[k] + loss if k in losses else loss

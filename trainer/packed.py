@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from analysis.folder import State, TrialFolder
+from trainer.batches import pass_cost
 from trainer.budget import Budget, measure
 from trainer.config import EngineConfig, TrialConfig, check_trial, pack_refusal
 from trainer.engine import Admission, Admitted, Ended, Event, Full, Refused, Requeued, never
@@ -159,8 +160,7 @@ class PackedEngine:
         if key not in self._budgets:
             slot = self._slot(trial, TrialFolder(Path("probe")), pack, None)
             self._budgets[key] = measure(pack, slot)
-        if self.settings.cut_by_length:
-            pack.pass_cost = self._budgets[key].pass_cost
+        pack.pass_cost = pass_cost(self.settings, pack.base.device)  # the probe is not to be cut
         return self._budgets[key]
 
     def _find(self, trial_id: str) -> tuple[Pack, Slot]:

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from tests.conftest import WORDS
-from tests.trainer.packs import CLOSE, DEVICE, alone, at_step, drive, furthest, packed_engine
+from tests.trainer.packs import CLOSE, alone, at_step, drive, furthest, packed_engine
 from tests.trainer.test_pack_equivalence import materials  # noqa: F401  # fixture
+from trainer import batches
 from trainer.batches import cut_by_length
-from trainer.budget import Budget
-from trainer.config import TrialConfig
+from trainer.config import EngineConfig, TrialConfig
 from trainer.pack import Pack
 
 Batch = dict[str, Any]
@@ -69,28 +69,28 @@ def test_every_row_is_in_one_pass_and_each_cut_saves_more_than_it_costs(
     completion: bool, cost: float, seed: int
 ) -> None:
     chooser = random.Random(seed)
-    batches = [
+    given = [
         batch([chooser.randint(1, 90) for _ in range(chooser.choice([1, 4, 8]))], completion, 1000 * k)
         for k in range(chooser.randint(1, 6))
     ]
-    parts = cut_by_length(batches, cost)
-    for k, whole in enumerate(batches):
+    parts = cut_by_length(given, cost)
+    for k, whole in enumerate(given):
         found = [rows_of(part) for passed in parts for i, part in passed if i == k]
         assert sum(len(rows) for rows in found) == len(whole["lengths"])
         assert {s: row for rows in found for s, row in rows.items()} == rows_of(whole)
     for passed in parts:
         assert [k for k, _ in passed] == sorted({k for k, _ in passed}), "a pass's rows are sorted by slot"
-    uncut = padded([list(enumerate(batches))])
+    uncut = padded([list(enumerate(given))])
     assert padded(parts) <= uncut - (len(parts) - 1) * max(cost, 0.05 * uncut)
-    assert len(parts) > 1 or len(batches) == 1 or cost
+    assert len(parts) > 1 or len(given) == 1 or cost
 
 
 def test_rows_of_equal_length_and_unmeasured_devices_have_one_pass_as_it_was() -> None:
     equal, ragged = [batch([9] * 4, True), batch([9] * 8, True)], [batch([1, 90], True), batch([2, 80, 3], True)]
-    for batches, cost in ((equal, 0.0), (ragged, math.inf)):
-        [only] = cut_by_length(batches, cost)
+    for given, cost in ((equal, 0.0), (ragged, math.inf)):
+        [only] = cut_by_length(given, cost)
         assert [k for k, _ in only] == [0, 1]
-        assert all(got is given for (_, got), given in zip(only, batches, strict=True))
+        assert all(got is whole for (_, got), whole in zip(only, given, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +117,13 @@ def test_a_trial_whose_passes_are_cut_is_the_trial_alone(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Budget, "pass_cost", 0.0)
+    monkeypatch.setattr(batches, "_PASS_COST", {"cpu": 0.0, "cuda": 0.0})
     passes: list[int] = []
     one_pass = Pack._one_pass
 
-    def noted(self: Pack, slots: list[Any], batches: list[Batch]) -> Any:
-        passes.append(sum(len(b["lengths"]) for b in batches))
-        return one_pass(self, slots, batches)
+    def noted(self: Pack, slots: list[Any], given: list[Batch]) -> Any:
+        passes.append(sum(len(b["lengths"]) for b in given))
+        return one_pass(self, slots, given)
 
     differing = [{"dropout": 0.3}, {"rank": 3, "batch_size": 8, "accumulation": 2}, {"dropout": 0.1, "reweight": 0.7}]
     trials = [
@@ -136,7 +136,7 @@ def test_a_trial_whose_passes_are_cut_is_the_trial_alone(
     engine._budget(engine._pack(trials[0]), trials[0])  # the probe's own passes are not counted
     monkeypatch.setattr(Pack, "_one_pass", noted)
     drive(engine, trials, tmp_path / "pack")
-    assert (len(passes) > 16) == (DEVICE.type == "cpu"), "more than the steps; these are in float32, uncut on a GPU"
+    assert len(passes) > 16, "more than the steps"
     got = [at_step(tmp_path / "pack", trial, 8) for trial in trials]
     assert furthest(got, expected) <= CLOSE
 
@@ -145,15 +145,6 @@ def test_a_trial_whose_passes_are_cut_is_the_trial_alone(
     passes.clear()
     drive(engine, trials, tmp_path / "uncut")
     assert len(passes) == 16, "the steps of the trial that accumulates"
-
-
-@pytest.mark.parametrize(
-    ("device", "autocast", "cut"),
-    [("cpu", None, True), ("cuda", torch.bfloat16, True), ("cuda", None, False)],
-)
-def test_a_gpu_in_float32_keeps_equal_rows_together(device: str, autocast: Any, cut: bool) -> None:
-    base: Any = SimpleNamespace(device=torch.device(device), autocast=autocast)
-    assert Pack(base, "classification").may_cut is cut
 
 
 def test_on_a_cpu_passes_stay_small() -> None:
@@ -168,11 +159,9 @@ def test_on_a_cpu_passes_stay_small() -> None:
     assert passes("cuda") == [5]
 
 
-def test_a_device_whose_probe_finds_no_cost_of_a_token_cuts_nothing() -> None:
-    def budget(fixed: float, per_token: float) -> Budget:
-        return Budget(fixed, per_token, 1.0, 1e9, {}, 0, 1, 0, 8, 8, 8)
-
-    assert budget(1.0, 0.0).pass_cost == math.inf
-    assert budget(0.0, 1.0).pass_cost == 0.0
-    assert budget(0.3, 1e-3).pass_cost == 256.0
-    assert budget(0.35, 1e-3).pass_cost == 256.0, "to a power of two: measurements that differ a little agree"
+def test_what_a_pass_costs_is_no_matter_of_the_clock_and_unknown_on_a_gpu() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert batches.pass_cost(EngineConfig(), cpu) == 128.0
+    assert batches.pass_cost(EngineConfig(), gpu) == math.inf
+    assert batches.pass_cost(EngineConfig(cut_by_length=False), cpu) == math.inf
+    assert batches.pass_cost(EngineConfig(name="hf"), cpu) == math.inf
