@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -166,6 +167,10 @@ class TrialFolder:
             return []
         done = (d for d in self.checkpoints_dir.iterdir() if d.name.isdigit() and (d / "counters.json").exists())
         return sorted(int(d.name) for d in done)
+
+    def remove_checkpoints(self) -> None:
+        """For a trial whose end is on disk: nothing goes on from them any more."""
+        shutil.rmtree(self.checkpoints_dir, ignore_errors=True)
 
     def items_file(self, dataset: str, split: str, step: int) -> Path:
         return self.items_dir / f"{dataset}-{split}-{step}.parquet"

@@ -5,7 +5,6 @@ Everything is in ``finals/`` of the sweep folder; what is finished there is not 
 
 import getpass
 import hashlib
-import shutil
 import socket
 import sys
 import threading
@@ -261,7 +260,7 @@ def _finish(folder: SweepFolder, composed: Composed, runs: Sequence[_Run], basel
         _side_by_side(waiting, capacity, lambda run, slot: _train(run, placed, slot, say))
         for run in runs:  # one that failed is trained on from its last rung, when asked again
             if run.files.read_status().state is State.COMPLETED:
-                shutil.rmtree(run.files.checkpoints_dir, ignore_errors=True)
+                run.files.remove_checkpoints()
         scores: list[Callable[[Any], None]] = [
             lambda worker, run=run: _score(worker, run, say)  # type: ignore[misc]
             for run in unscored

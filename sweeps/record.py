@@ -119,7 +119,7 @@ class Recorder(Callback):
         """Its end is on disk: only now are its checkpoints of no use."""
         self._known.pop(files.trial_id, None)
         self._notes.pop(files.trial_id, None)
-        shutil.rmtree(files.checkpoints_dir, ignore_errors=True)
+        files.remove_checkpoints()
         self.after_end()
 
     def _files(self, trial: Any) -> TrialFolder:

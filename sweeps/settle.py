@@ -7,7 +7,6 @@ that the scheduler had stopped runs on.
 """
 
 import math
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -34,7 +33,7 @@ def settle_told(folder: SweepFolder, records: Iterable[Mapping[str, Any]]) -> No
                 _, reason = outcome_of({"state": State.RUNNING, "step": record["step"]})
             end_trial(files, replace(status, state=state, reason=reason, step=record["step"]))
         else:  # the driver may have died before it had removed them
-            shutil.rmtree(files.checkpoints_dir, ignore_errors=True)
+            files.remove_checkpoints()
 
 
 def settle_untold(
@@ -71,14 +70,14 @@ def settle_untold(
                 report = _last(rows, status, score)
                 search.on_trial_complete(tune_id, report)
                 scheduler.on_trial_complete(None, trial, report)
-                shutil.rmtree(files.checkpoints_dir, ignore_errors=True)
+                files.remove_checkpoints()
 
 
 def end_trial(files: TrialFolder, status: Status) -> None:
     """Write how a trial ended whose worker is gone: its best rung's adapter too, from its last checkpoint."""
     keep_best(files)
     files.write_status(status)
-    shutil.rmtree(files.checkpoints_dir, ignore_errors=True)
+    files.remove_checkpoints()
 
 
 def _last(rows: list[MetricsRow], status: Status, score: Callable[[Mapping[str, float]], float]) -> dict[str, Any]:

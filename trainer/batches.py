@@ -71,12 +71,12 @@ def pass_cost(settings: EngineConfig, device: torch.device) -> float:
     return _PASS_COST.get(device.type, math.inf) if cuts else math.inf
 
 
-def cut_by_length(batches: Sequence[dict[str, Any]], pass_cost: float) -> list[list[tuple[int, dict[str, Any]]]]:
+def cut_by_length(batches: Sequence[dict[str, Any]], cost: float) -> list[list[tuple[int, dict[str, Any]]]]:
     """Cut micro-batches of several slots into passes of rows that are about as long as each other, to save padding.
 
     Args:
         batches: one of each slot.
-        pass_cost: tokens that take as long as what a further pass costs by itself; infinite: everything in one pass.
+        cost: tokens that take as long as what a further pass costs by itself; infinite: everything in one pass.
 
     Returns:
         Passes, the longest rows first; of each, (which batch, its rows in that pass) in the order of the batches.
@@ -84,7 +84,7 @@ def cut_by_length(batches: Sequence[dict[str, Any]], pass_cost: float) -> list[l
     lengths = np.array([n for batch in batches for n in batch["lengths"]])
     places = [(k, r) for k, batch in enumerate(batches) for r in range(len(batch["lengths"]))]
     order = np.argsort(-lengths, kind="stable")
-    cuts = _cuts(lengths[order], max(pass_cost, _LEAST_SAVED * lengths.size * lengths.max()))
+    cuts = _cuts(lengths[order], max(cost, _LEAST_SAVED * lengths.size * lengths.max()))
     if not cuts:
         return [list(enumerate(batches))]
     passes = []
