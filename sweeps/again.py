@@ -10,7 +10,7 @@ from sweeps.baselines import missing, planned
 from sweeps.budget import Budget
 from sweeps.compose import RESUMABLE, Composed
 from sweeps.control import ENQUEUE, requests, spent
-from sweeps.place import program, typed
+from sweeps.process.installation import program, typed
 
 _SHOWN = 12  # differences in a message
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from analysis import leaderboard
 from analysis.folder import ENDED, SweepFolder
 from analysis.leaderboard import Ranking, Row
-from sweeps.seldom import Seldom
+from sweeps.process.throttle import Seldom
 
 
 class Board:

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sweeps import garbage
 from sweeps.compose import Composed
 from sweeps.forecast import Cost, Decide, Forecast
-from sweeps.place import typed
+from sweeps.process import gc_pause
+from sweeps.process.installation import typed
 from sweeps.space import suggest
 from trainer.audit import Audit, Entry, audit, warnings
 from trainer.bias_items import BiasItems
@@ -108,7 +108,7 @@ def drawn(composed: Composed, n: int) -> list[TrialConfig]:
 def estimated(composed: Composed, dataset: Dataset, check: Check) -> None:
     """Probe the machine and fill in lengths, precisions and the estimate. Raises LorasweepError."""
     began = time.monotonic()
-    with garbage.kept():
+    with gc_pause.kept():
         import_libraries()
         import torch
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from analysis import errors
 from analysis.errors import INTERRUPTED, ConfigError, FolderError, LorasweepError, did_you_mean
-from sweeps.terminal import wrapped
-from sweeps.threads import waiting
+from sweeps.process.terminal import wrapped
+from sweeps.process.threads import waiting
 
 # Command → how it is called, and what it does. Each is a module of its name in sweeps/commands/.
 COMMANDS = {

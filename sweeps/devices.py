@@ -19,8 +19,8 @@ from analysis.errors import HardwareError, LorasweepError
 from analysis.objective import Objective
 from sweeps.config import SweepConfig
 from sweeps.losses import LOST
-from sweeps.place import package_root
-from sweeps.threads import counts, waiting
+from sweeps.process.installation import package_root
+from sweeps.process.threads import counts, waiting
 from sweeps.worker import DeviceWorker, WorkerFacts
 
 NAMESPACE = "lorasweep"

@@ -83,7 +83,7 @@ def _python() -> Iterator[Finding]:
 
 def _place() -> Iterator[Finding]:
     from sweeps.manifest import commit
-    from sweeps.place import package_root
+    from sweeps.process.installation import package_root
 
     try:
         root = package_root()

@@ -11,7 +11,7 @@ from rich.table import Table
 from analysis.errors import FetchError
 from sweeps.compose import compose
 from sweeps.config import SweepConfig
-from sweeps.place import program
+from sweeps.process.installation import program
 from trainer.assets import PACKAGES, cache_folder, cached, fetch
 from trainer.config import ModelConfig
 

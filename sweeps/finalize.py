@@ -31,8 +31,8 @@ from sweeps.compose import RESUMABLE, Composed
 from sweeps.devices import answer, facts_of, ray_running, start_workers
 from sweeps.losses import LOST
 from sweeps.manifest import read_manifest
-from sweeps.place import program, typed
 from sweeps.preflight import preflight
+from sweeps.process.installation import program, typed
 from sweeps.run import locked
 from trainer.config import Baseline, TrialConfig, check_trial
 from trainer.data import Row as DataRow

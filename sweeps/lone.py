@@ -7,11 +7,11 @@ from analysis import leaderboard, plain_yaml
 from analysis.constraints import check_available
 from analysis.folder import MetricsRow, Status, SweepFolder, atomic_write
 from analysis.objective import Objective
-from sweeps import garbage
 from sweeps.baselines import planned
 from sweeps.compose import Composed
 from sweeps.manifest import make_manifest, write_manifest
 from sweeps.preflight import preflight, skipped_note
+from sweeps.process import gc_pause
 from sweeps.run import locked, new_folder
 from sweeps.show import show_leaderboard, show_next
 from trainer.engine import Ended, Refused
@@ -40,7 +40,7 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
         print(f"{minutes}:{seconds:02}  {text}", flush=True)
 
     say("loading model and data")
-    with garbage.kept():
+    with gc_pause.kept():
         import_libraries()
         import torch
 

@@ -17,7 +17,7 @@ from analysis import plain_yaml
 from analysis.errors import FolderError
 from analysis.folder import FORMAT_VERSION, SweepFolder, atomic_write
 from sweeps.compose import Composed
-from sweeps.place import package_root
+from sweeps.process.installation import package_root
 from sweeps.space import Choices, Space
 
 LIBRARIES = (

@@ -11,7 +11,7 @@ from analysis.folder import ENDED, State, SweepFolder, TrialFolder, read_lines
 from analysis.leaderboard import build
 from sweeps.control import Driver, driver, requests, spent
 from sweeps.manifest import read_manifest
-from sweeps.place import program, typed
+from sweeps.process.installation import program, typed
 
 RUNNING, FINISHED, STOPPED, DIED, IDLE = "running", "finished", "stopped", "died", "not running"
 

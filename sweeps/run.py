@@ -17,15 +17,15 @@ from analysis.constraints import check_available
 from analysis.errors import INTERRUPTED, DataError, FolderError
 from analysis.folder import ENDED, SweepFolder
 from analysis.objective import Objective
-from sweeps import garbage
 from sweeps.again import nothing_left, same_sweep
 from sweeps.compose import Composed
 from sweeps.control import driver
 from sweeps.devices import answer, facts_of, max_concurrent, ray_running, start_workers
-from sweeps.logs import to_file
 from sweeps.manifest import make_manifest, read_manifest, write_manifest
-from sweeps.place import program, typed
 from sweeps.preflight import preflight, skipped_note
+from sweeps.process import gc_pause
+from sweeps.process.installation import program, typed
+from sweeps.process.logs import to_file
 from sweeps.progress import Progress
 from sweeps.show import show_leaderboard, show_next
 from sweeps.standing import SweepState
@@ -119,7 +119,7 @@ def _drive(
     progress.phase("starting Ray and the device workers")
     with ray_running(composed.config) as let_go, to_file(folder.log_file, progress.verbose):
         workers = start_workers(composed.config, objective, worker_class)
-        with garbage.kept():
+        with gc_pause.kept():
             from sweeps.tuning import TuneRun  # imports Ray Tune, which takes seconds: while the workers start
 
         facts = facts_of(workers, str(folder.root), composed.precisions, progress.note)

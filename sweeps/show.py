@@ -10,8 +10,8 @@ from rich.console import Console
 from analysis import leaderboard, seeds
 from analysis.folder import SweepFolder
 from analysis.leaderboard import Row
-from sweeps.place import program, typed
-from sweeps.terminal import wrapped
+from sweeps.process.installation import program, typed
+from sweeps.process.terminal import wrapped
 
 if TYPE_CHECKING:
     from analysis.comparison import Judgement

@@ -9,7 +9,7 @@ from sweeps.compose import Composed
 from sweeps.control import ENQUEUE, ask_to_stop, ask_to_try, driver, requests
 from sweeps.manifest import read_manifest
 from sweeps.overrides import read_overrides
-from sweeps.place import program, typed
+from sweeps.process.installation import program, typed
 from sweeps.space import validate_point
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.folder import SweepFolder
-from sweeps.place import program, typed
+from sweeps.process.installation import program, typed
 
 log = logging.getLogger(__name__)
 

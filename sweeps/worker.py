@@ -22,10 +22,10 @@ from typing import Any
 from analysis.errors import FolderError, LorasweepError
 from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder, disk_fault
 from analysis.objective import Objective
-from sweeps import garbage
 from sweeps.lineage import take_over
-from sweeps.logs import of_worker
-from sweeps.place import package_root
+from sweeps.process import gc_pause
+from sweeps.process.installation import package_root
+from sweeps.process.logs import of_worker
 from trainer.checkpoints import fault
 from trainer.config import Baseline, EngineConfig, TrialConfig
 from trainer.engine import Admission, Admitted, Ended, Event, Full, Halted, Refused, Requeued, RungResult
@@ -439,7 +439,7 @@ class DeviceWorker:
 @cache
 def _import_torch() -> None:
     """Once, and not when an engine that broke is made anew: its remains must not be kept."""
-    with garbage.kept():
+    with gc_pause.kept():
         import_libraries()
         import trainer.engines
         import trainer.materials

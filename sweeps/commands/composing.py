@@ -41,7 +41,7 @@ def composed(options: argparse.Namespace) -> "Composed | None":
     if options.resolve and not options.cfg:
         raise ConfigError("--resolve goes with --cfg job.")
     from sweeps.compose import compose
-    from sweeps.place import package_root
+    from sweeps.process.installation import package_root
 
     package_root()
     result = compose(options.overrides, options.config_dir)

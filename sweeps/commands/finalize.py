@@ -1,7 +1,7 @@
 """``lorasweep finalize``: the best trials of a sweep, trained with other seeds and scored on the test split."""
 
-from sweeps import garbage
 from sweeps.commands.parser import Parser
+from sweeps.process import gc_pause
 
 
 def main(arguments: list[str]) -> int:
@@ -20,9 +20,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds for each of them (3)")
     parser.add_argument("--quiet", action="store_true", help="print only the final scores and errors")
     options = parser.read(arguments)
-    with garbage.kept():
+    with gc_pause.kept():
         from sweeps.finalize import finalize
-        from sweeps.place import package_root
+        from sweeps.process.installation import package_root
 
     package_root()
     return finalize(options.run, options.top, options.seeds, options.overrides, quiet=options.quiet)

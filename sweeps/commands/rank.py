@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from sweeps import garbage
 from sweeps.commands.parser import Parser
+from sweeps.process import gc_pause
 
 
 def main(arguments: list[str]) -> int:
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON for other programs")
     parser.add_argument("--csv", action="store_true", help="print CSV")
     options = parser.read(arguments)
-    with garbage.kept():
+    with gc_pause.kept():
         return _rank(options)
 
 

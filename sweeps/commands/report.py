@@ -1,7 +1,7 @@
 """``lorasweep report``: a sweep as one HTML file."""
 
-from sweeps import garbage
 from sweeps.commands.parser import Parser
+from sweeps.process import gc_pause
 
 
 def main(arguments: list[str]) -> int:
@@ -13,7 +13,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="sweep folder, such as runs/quickstart")
     parser.add_argument("--out", metavar="FILE", help="where to write it; RUN/report.html if left out")
     options = parser.read(arguments)
-    with garbage.kept():
+    with gc_pause.kept():
         from pathlib import Path
 
         from analysis.folder import SweepFolder

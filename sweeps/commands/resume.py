@@ -1,8 +1,8 @@
 """``lorasweep resume``: go on with a sweep that was stopped, or extend it."""
 
-from sweeps import garbage
 from sweeps.commands.parser import Parser
 from sweeps.commands.viewing import add_view_options, view_of
+from sweeps.process import gc_pause
 
 
 def main(arguments: list[str]) -> int:
@@ -15,8 +15,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="of search.*, tracking.*, ray.*, resources.*")
     add_view_options(parser)
     options = parser.read(arguments)
-    with garbage.kept():
-        from sweeps.place import package_root
+    with gc_pause.kept():
+        from sweeps.process.installation import package_root
         from sweeps.run import resume_sweep
 
     package_root()

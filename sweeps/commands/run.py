@@ -1,9 +1,9 @@
 """``lorasweep run``: run a sweep."""
 
 from analysis.errors import ConfigError
-from sweeps import garbage
 from sweeps.commands.composing import composed, composing_parser
 from sweeps.commands.viewing import add_view_options, view_of
+from sweeps.process import gc_pause
 
 
 def main(arguments: list[str]) -> int:
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
             "eval.generate=true: the trials of a sweep are ranked by likelihood. What the best of them write is for"
             " `lorasweep finalize RUN eval.generate=true`, or for `lorasweep trial`."
         )
-    with garbage.kept():
+    with gc_pause.kept():
         from sweeps.run import run_sweep
 
     return run_sweep(sweep, view=view_of(options))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from analysis.folder import SweepFolder, read_lines
-from sweeps.place import package_root
+from sweeps.process.installation import package_root
 
 
 @dataclass

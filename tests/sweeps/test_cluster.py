@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from analysis.folder import SweepFolder
-from sweeps.place import package_root
+from sweeps.process.installation import package_root
 
 LOOK = """
 import json, ray, sys, time

@@ -10,7 +10,7 @@ from analysis.errors import FolderError, HardwareError
 from analysis.objective import Objective
 from sweeps.config import RayConfig, ResourcesConfig, SweepConfig
 from sweeps.devices import ray_running, seats
-from sweeps.place import package_root
+from sweeps.process.installation import package_root
 from sweeps.worker import DeviceWorker
 from trainer.config import EngineConfig
 

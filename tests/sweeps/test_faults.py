@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from analysis.folder import State, SweepFolder, read_lines
-from sweeps.place import package_root
+from sweeps.process.installation import package_root
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "simulated.py"
 SETTINGS = ("scheduler=fifo", "sampler=random", "search.trials=6", "resources.slots=2")

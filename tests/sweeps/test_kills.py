@@ -18,7 +18,7 @@ import pytest
 
 from analysis.folder import SweepFolder, read_lines
 from sweeps.compose import compose
-from sweeps.place import package_root
+from sweeps.process.installation import package_root
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "simulated.py"
 KINDS = {"worker": "ray::SimulatedWorker", "proxy": "ray::ResourceTrainable|ray::TrialProxy"}

@@ -15,7 +15,7 @@ from analysis.objective import Objective
 from sweeps.compose import compose
 from sweeps.exchange import Exchange
 from sweeps.lineage import reconcile, record, take_over
-from sweeps.place import package_root
+from sweeps.process.installation import package_root
 from sweeps.scheduling import build_sampler, build_scheduler, replay_scheduler
 from sweeps.search import GuardedOptunaSearch
 from sweeps.space import Choices, DefineByRun, Space, Uniform

@@ -21,7 +21,7 @@ from sweeps.cli import main
 from sweeps.compose import compose
 from sweeps.control import Post, requests
 from sweeps.manifest import make_manifest, read_manifest, write_manifest
-from sweeps.place import package_root
+from sweeps.process.installation import package_root
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "simulated.py"
 _spec = importlib.util.spec_from_file_location("simulated_steering", SCRIPT)

@@ -18,7 +18,7 @@ import yaml
 
 from analysis.folder import ENDED, SweepFolder, read_lines
 from analysis.objective import Objective
-from sweeps.place import package_root
+from sweeps.process.installation import package_root
 from trainer.models import slow_precisions
 
 # One trial at a time: what ASHA decides does not depend on which trial is first at a rung.

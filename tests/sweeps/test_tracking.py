@@ -19,7 +19,8 @@ from ray import tune
 from wandb.util import get_core_path
 
 from analysis.folder import SweepFolder
-from sweeps import place, wandb_runs
+from sweeps import wandb_runs
+from sweeps.process import installation
 from sweeps.progress import Progress
 from sweeps.standing import SweepState
 from sweeps.tracking import WandbTracker
@@ -487,7 +488,7 @@ def test_the_hint_is_a_command_that_finds_the_runs_and_empty_once_they_are_synce
     mine.log_baseline("zero_shot", {"accuracy": 0.3}, {})
     mine.close()
     monkeypatch.chdir(folder.root.parent.parent)
-    monkeypatch.setattr(place.shutil, "which", lambda name: None)  # the environment is not active
+    monkeypatch.setattr(installation.shutil, "which", lambda name: None)  # the environment is not active
     hint = mine.sync_hint()
     assert hint.endswith("/bin/wandb sync 'runs/my sweep/wandb'")
     shown = subprocess.run(f"{hint} --dry-run", shell=True, capture_output=True, text=True, check=True)

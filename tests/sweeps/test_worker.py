@@ -11,7 +11,7 @@ import pytest
 import sweeps.trial
 from analysis.folder import MetricsRow, State, TrialFolder
 from analysis.objective import Objective
-from sweeps.place import package_root
+from sweeps.process.installation import package_root
 from sweeps.trial import TrialProxy
 from sweeps.worker import DeviceWorker
 from trainer.checkpoints import seal

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sweeps import seldom
+from sweeps.process import throttle
 
 
 def test_work_takes_its_share_of_the_time_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -12,8 +12,8 @@ def test_work_takes_its_share_of_the_time_and_no_more(monkeypatch: pytest.Monkey
         done.append(now[0])
         now[0] += 1.0
 
-    monkeypatch.setattr(seldom.time, "monotonic", lambda: now[0])
-    asked = seldom.Seldom(work, share=0.1)
+    monkeypatch.setattr(throttle.time, "monotonic", lambda: now[0])
+    asked = throttle.Seldom(work, share=0.1)
     while now[0] < 100:
         asked()
         now[0] += 0.5
@@ -23,7 +23,7 @@ def test_work_takes_its_share_of_the_time_and_no_more(monkeypatch: pytest.Monkey
 
 def test_work_that_costs_nothing_is_always_done() -> None:
     done: list[int] = []
-    asked = seldom.Seldom(lambda: done.append(1), share=1e9)
+    asked = throttle.Seldom(lambda: done.append(1), share=1e9)
     for _ in range(5):
         asked()
     assert len(done) == 5

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sweeps.threads import waiting
+from sweeps.process.threads import waiting
 
 
 def test_threads_spin_for_a_moment_unless_the_environment_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

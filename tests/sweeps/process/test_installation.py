@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.place import program, typed
+from sweeps.process.installation import program, typed
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from sweeps.logs import to_file
+from sweeps.process.logs import to_file
 
 
 @pytest.fixture(autouse=True)
