@@ -58,7 +58,7 @@ def _items(folder: SweepFolder, row: Row, name: str) -> dict[str, list[Any]]:
 
 
 def _class_table(task: dict[str, list[Any]]) -> list[list[str]]:
-    from sweeps.breakdown import classes
+    from sweeps.commands.breakdown_tables import classes
 
     found = classes(task)
     grouped = any(math.isfinite(row.tpr_gap) for row in found)
@@ -72,7 +72,7 @@ def _class_table(task: dict[str, list[Any]]) -> list[list[str]]:
 
 
 def _category_table(name: str, who: list[str], tables: list[dict[str, list[Any]]]) -> list[list[str]]:
-    from sweeps.breakdown import categories
+    from sweeps.commands.breakdown_tables import categories
 
     parts = [categories(name, table) if table else {} for table in tables]
     figures = list(next(iter(parts[0].values()))[1])

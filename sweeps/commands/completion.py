@@ -13,10 +13,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("shell", choices=["bash", "zsh", "at"], metavar="bash|zsh", help="which shell")
     parser.add_argument("line", nargs="?", default="", help="(at: for the scripts) the command line up to the cursor")
     options = parser.read(arguments)
-    from sweeps import completion
+    from sweeps.commands import shell_completion
 
     if options.shell == "at":
-        print("\n".join(completion.completions(options.line)))
+        print("\n".join(shell_completion.completions(options.line)))
     else:
-        print(completion.BASH if options.shell == "bash" else completion.ZSH, end="")
+        print(shell_completion.BASH if options.shell == "bash" else shell_completion.ZSH, end="")
     return 0

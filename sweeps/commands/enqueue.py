@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("values", nargs="+", metavar="KEY=VALUE", help="of the search space")
     options = parser.read(arguments)
     from analysis.folder import SweepFolder
-    from sweeps.steering import enqueue
+    from sweeps.commands.steering import enqueue
 
     print(enqueue(SweepFolder.open(options.run), options.values))
     return 0

@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("trial", metavar="TRIAL", nargs="?", default="", help="such as t0003; none: the whole sweep")
     options = parser.read(arguments)
     from analysis.folder import SweepFolder
-    from sweeps.steering import stop
+    from sweeps.commands.steering import stop
 
     print(stop(SweepFolder.open(options.run), options.trial))
     return 0

@@ -23,7 +23,7 @@ from sweeps.control import Post, requests
 from sweeps.manifest import make_manifest, read_manifest, write_manifest
 from sweeps.process.installation import package_root
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "simulated.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "simulated.py"
 _spec = importlib.util.spec_from_file_location("simulated_steering", SCRIPT)
 assert _spec
 assert _spec.loader

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sweeps import cli
-from sweeps.completion import BASH, completions
+from sweeps.commands.shell_completion import BASH, completions
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_every_command_says_its_options() -> None:
 
 def test_completing_imports_nothing_heavy() -> None:
     program = (
-        "import sys; from sweeps.completion import completions\n"
+        "import sys; from sweeps.commands.shell_completion import completions\n"
         "assert completions('lorasweep run lora.ra') == ['lora.rank=']; completions('lorasweep run --')\n"
         "print([m for m in ('torch', 'ray', 'transformers', 'pandas', 'optuna', 'wandb', 'hydra') if m in sys.modules])"
     )

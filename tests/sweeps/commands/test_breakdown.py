@@ -9,8 +9,8 @@ from sklearn.metrics import classification_report
 
 from analysis.errors import ConfigError, FolderError
 from analysis.folder import MetricsRow, State, Status, SweepFolder
-from sweeps.breakdown import categories, classes
 from sweeps.commands.breakdown import main
+from sweeps.commands.breakdown_tables import categories, classes
 
 GOLD = ["a", "a", "a", "b", "b", "c"]
 PREDICTED = ["a", "b", "a", "b", "a", "a"]
