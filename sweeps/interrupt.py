@@ -13,7 +13,7 @@ from ray.tune.stopper import Stopper
 
 from analysis.errors import INTERRUPTED, FolderError, LorasweepError
 from analysis.folder import State
-from sweeps.progress import Progress
+from sweeps.display.progress import Progress
 
 _SHUTDOWN_SECONDS = 3.0  # for Ray's own processes, which would outlive the driver for a while
 

@@ -21,14 +21,14 @@ from sweeps.again import nothing_left, same_sweep
 from sweeps.compose import Composed
 from sweeps.control import driver
 from sweeps.devices import answer, facts_of, max_concurrent, ray_running, start_workers
+from sweeps.display.progress import Progress
+from sweeps.display.summary import show_leaderboard, show_next
+from sweeps.display.sweep_state import SweepState
 from sweeps.manifest import make_manifest, read_manifest, write_manifest
 from sweeps.preflight import preflight, skipped_note
 from sweeps.process import gc_pause
 from sweeps.process.installation import program, typed
 from sweeps.process.logs import to_file
-from sweeps.progress import Progress
-from sweeps.show import show_leaderboard, show_next
-from sweeps.standing import SweepState
 from sweeps.warm import carried_over
 from sweeps.worker import DeviceWorker
 
@@ -40,7 +40,7 @@ def run_sweep(composed: Composed, view: str = "auto", worker: type[DeviceWorker]
     """Run a sweep and print its leaderboard; where its folder holds this same sweep, go on. Returns the exit status.
 
     Args:
-        view: how it is shown while it runs: one of ``sweeps.views.VIEWS``.
+        view: how it is shown while it runs: one of ``sweeps.display.live_view.VIEWS``.
         worker: what owns a device; a simulation gives another class.
 
     Raises:

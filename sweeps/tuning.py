@@ -25,10 +25,10 @@ from sweeps.budget import Budget
 from sweeps.compose import Composed
 from sweeps.control import ENQUEUE, Post, done, requests
 from sweeps.devices import answer
+from sweeps.display.progress import Progress
 from sweeps.exchange import Exchange
 from sweeps.interrupt import Interrupt
 from sweeps.pacing import PacedSearch
-from sweeps.progress import Progress
 from sweeps.record import Recorder, write_config
 from sweeps.scheduling import build_sampler, build_scheduler, replay_scheduler
 from sweeps.search import GuardedOptunaSearch

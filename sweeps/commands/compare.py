@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> int:
     from analysis.errors import ConfigError
     from analysis.folder import SweepFolder
     from analysis.several import compare
-    from sweeps.show import show_comparison
+    from sweeps.display.summary import show_comparison
 
     if len(options.runs) < 2:
         raise ConfigError("compare: give two sweep folders or more. `lorasweep rank RUN` shows one.")

@@ -28,7 +28,7 @@ def _rank(options: argparse.Namespace) -> int:
     from analysis import leaderboard
     from analysis.errors import ConfigError
     from analysis.folder import SweepFolder
-    from sweeps.show import show_leaderboard
+    from sweeps.display.summary import show_leaderboard
 
     if options.json and options.csv:
         raise ConfigError("--json and --csv: give one of them.")

@@ -11,7 +11,7 @@ def main(arguments: list[str]) -> int:
     import json
 
     from analysis.folder import SweepFolder
-    from sweeps.overview import lines, overview
+    from sweeps.display.status import lines, overview
 
     folder = SweepFolder.open(options.run)
     seen = overview(folder)

@@ -21,7 +21,7 @@ def add_view_options(parser: Parser) -> None:
 
 
 def view_of(options: argparse.Namespace) -> str:
-    """One of ``sweeps.views.VIEWS``. Raises ConfigError for options that contradict each other."""
+    """One of ``sweeps.display.live_view.VIEWS``. Raises ConfigError for options that contradict each other."""
     asked = [name for name in ("quiet", "verbose") if getattr(options, name)]
     asked += [f"view {options.view}"] if options.view != "auto" else []
     if len(asked) > 1:

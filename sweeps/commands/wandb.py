@@ -107,7 +107,7 @@ def _default_entity() -> str:
 def _pull(path: str, group: str | None, to: str | None, metrics: list[str], objective: str | None) -> int:
     from analysis import leaderboard
     from analysis.metrics import METRICS
-    from sweeps.show import show_leaderboard
+    from sweeps.display.summary import show_leaderboard
     from sweeps.wandb_pull import fetch_runs, write_folder
 
     if path.count("/") != 1:

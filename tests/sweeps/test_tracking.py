@@ -20,9 +20,9 @@ from wandb.util import get_core_path
 
 from analysis.folder import SweepFolder
 from sweeps import wandb_runs
+from sweeps.display.progress import Progress
+from sweeps.display.sweep_state import SweepState
 from sweeps.process import installation
-from sweeps.progress import Progress
-from sweeps.standing import SweepState
 from sweeps.tracking import WandbTracker
 from sweeps.tuning import ToldByTune
 

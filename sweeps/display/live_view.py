@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.folder import State
-from sweeps.standing import SweepState, TrialState
+from sweeps.display.sweep_state import SweepState, TrialState
 
 _STATES = {State.STOPPED_EARLY: "stopped", State.OUT_OF_MEMORY: "no memory"}
 _STYLES = {State.COMPLETED: "green", State.RUNNING: "bold", State.STOPPED_EARLY: "dim"}  # others: red

@@ -9,9 +9,7 @@ from typing import IO, Any
 from rich.console import Console, RenderableType
 
 from analysis.folder import ENDED, State
-from sweeps.reports import outcome_of, trial_key
-from sweeps.standing import SweepState
-from sweeps.views import (
+from sweeps.display.live_view import (
     Live,
     PlainLines,
     Quiet,
@@ -24,6 +22,8 @@ from sweeps.views import (
     table,
     time_left,
 )
+from sweeps.display.sweep_state import SweepState
+from sweeps.reports import outcome_of, trial_key
 
 
 class Progress:

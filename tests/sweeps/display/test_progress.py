@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from analysis.folder import State
-from sweeps.progress import Progress
+from sweeps.display.live_view import duration, one_line, short_values, table, time_left
+from sweeps.display.progress import Progress
+from sweeps.display.sweep_state import SweepState
 from sweeps.reports import outcome_of, rung_rows
-from sweeps.standing import SweepState
 from sweeps.tuning import ToldByTune
-from sweeps.views import duration, one_line, short_values, table, time_left
 
 VALUES = {"lora.rank": 8, "optim.lr": 3e-4, "precision": "nf4"}
 
