@@ -9,7 +9,7 @@ from sweeps.compose import Composed
 from sweeps.forecast import Cost, Decide, Forecast
 from sweeps.process import gc_pause
 from sweeps.process.installation import typed
-from sweeps.space import suggest
+from sweeps.space.dimensions import suggest
 from trainer.audit import Audit, Entry, audit, warnings
 from trainer.bias_items import BiasItems
 from trainer.config import DataConfig, TrialConfig, pack_refusal

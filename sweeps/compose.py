@@ -24,18 +24,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from analysis.errors import ConfigError, HardwareError, did_you_mean
 from sweeps import tree
-from sweeps.allowed import Constraints
 from sweeps.config import SweepConfig, check_sweep, misfits, schema, trial_part
 from sweeps.exchange import check_population
-from sweeps.grid import grid_size, on_grid
-from sweeps.narrow import fix, restrict_precisions, slowness
 from sweeps.origin import Origins, Source, shown
 from sweeps.overrides import Overrides, Setting, read_overrides
-from sweeps.rules import expand
 from sweeps.schemas import check_read, found_schema
-from sweeps.space import Choices, Scalar, Space
-from sweeps.space_group import parse_space, searchable, to_group
-from sweeps.start import start_points
+from sweeps.space.constraints import Constraints
+from sweeps.space.dimensions import Choices, Scalar, Space
+from sweeps.space.grid import grid_size, on_grid
+from sweeps.space.known_points import expand
+from sweeps.space.parse import parse_space, searchable, to_group
+from sweeps.space.restrict import fix, restrict_precisions, slowness
+from sweeps.space.start_points import start_points
 from sweeps.typed import get, paths, put, read_environment, typed
 from trainer.config import TrialConfig, check_trial, check_value
 

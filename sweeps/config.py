@@ -148,8 +148,8 @@ class SweepConfig:
     mitigation: MitigationConfig = field(default_factory=MitigationConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     bias: BiasConfig = field(default_factory=BiasConfig)
-    space: dict[str, Any] = field(default_factory=dict)  # nested like the config; sweeps/space.py
-    space_constraints: list[str] = field(default_factory=list)  # hold at every point; sweeps/allowed.py
+    space: dict[str, Any] = field(default_factory=dict)  # nested like the config; sweeps/space/dimensions.py
+    space_constraints: list[str] = field(default_factory=list)  # hold at every point; sweeps/space/constraints.py
     sampler: dict[str, Any] = field(default_factory=dict)  # _target_ and its arguments
     scheduler: dict[str, Any] = field(default_factory=dict)  # _target_ and its arguments
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

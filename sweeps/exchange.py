@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.errors import ConfigError
-from sweeps.space import Space
+from sweeps.space.dimensions import Space
 
 TARGET = "sweeps.population.PopulationBasedTraining"
 PERTURBED = ("optim.lr", "optim.weight_decay")  # what may change while a trial trains

@@ -18,7 +18,7 @@ from analysis.errors import FolderError
 from analysis.folder import FORMAT_VERSION, SweepFolder, atomic_write
 from sweeps.compose import Composed
 from sweeps.process.installation import package_root
-from sweeps.space import Choices, Space
+from sweeps.space.dimensions import Choices, Space
 
 LIBRARIES = (
     "torch", "transformers", "peft", "bitsandbytes", "accelerate", "ray", "optuna", "wandb", "hydra-core",

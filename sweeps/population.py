@@ -16,7 +16,7 @@ import numpy as np
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from sweeps.exchange import PERTURBED, Exchange
-from sweeps.space import Choices, Scalar, Space
+from sweeps.space.dimensions import Choices, Scalar, Space
 
 
 class PopulationBasedTraining(FIFOScheduler):

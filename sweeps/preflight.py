@@ -7,7 +7,7 @@ from typing import Any
 from analysis.errors import ConfigError, ModelError, did_you_mean
 from sweeps.check import entries
 from sweeps.compose import Composed
-from sweeps.space import Choices
+from sweeps.space.dimensions import Choices
 from trainer.assets import fetch
 from trainer.audit import refuse_overlap
 from trainer.bias_items import load_bias

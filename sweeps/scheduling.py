@@ -30,7 +30,7 @@ from sweeps.config import milestones
 from sweeps.exchange import Exchange
 from sweeps.pacing import keep_actors
 from sweeps.search import METRIC
-from sweeps.space import Space
+from sweeps.space.dimensions import Space
 
 _UNFIT: dict[type, str] = {
     HyperBandScheduler: "it pauses trials, but a slot that is left is given to the next trial. Use ASHAScheduler",

@@ -29,7 +29,7 @@ from sweeps.asks import WAIT, Answer, Past, mean_of, read_past, told_as, trial_n
 from sweeps.exchange import Exchange
 from sweeps.mirror import StudyMirror
 from sweeps.samplers import GridSampler, reseed
-from sweeps.space import DefineByRun, distributions
+from sweeps.space.dimensions import DefineByRun, distributions
 from sweeps.warm import Earlier
 
 METRIC = "objective"  # in every report of a trial; higher is better

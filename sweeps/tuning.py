@@ -33,7 +33,7 @@ from sweeps.record import Recorder, write_config
 from sweeps.scheduling import build_sampler, build_scheduler, replay_scheduler
 from sweeps.search import GuardedOptunaSearch
 from sweeps.settle import settle_told, settle_untold
-from sweeps.space import DefineByRun
+from sweeps.space.dimensions import DefineByRun
 from sweeps.tracking import WandbTracker
 from sweeps.trial import TrialProxy
 from sweeps.wandb_tables import charts

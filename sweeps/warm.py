@@ -17,7 +17,7 @@ from analysis.errors import ConfigError
 from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder
 from analysis.objective import Objective
 from sweeps.config import SweepConfig
-from sweeps.space import Scalar, Space, active, flatten
+from sweeps.space.dimensions import Scalar, Space, active, flatten
 
 # Parts of the config whose difference makes scores incomparable to the eye, but not useless to a sampler.
 _NAMED = ("model", "data", "task", "train", "eval", "precision", "lora", "optim")

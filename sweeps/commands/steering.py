@@ -10,7 +10,7 @@ from sweeps.control import ENQUEUE, ask_to_stop, ask_to_try, driver, requests
 from sweeps.manifest import read_manifest
 from sweeps.overrides import read_overrides
 from sweeps.process.installation import program, typed
-from sweeps.space import validate_point
+from sweeps.space.dimensions import validate_point
 
 
 def stop(folder: SweepFolder, trial_id: str = "") -> str:

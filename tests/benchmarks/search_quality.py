@@ -31,7 +31,7 @@ def best(space: str) -> float:
     """The best final score in the space: of many points drawn at random, the best one, improved from there."""
     import optuna
 
-    from sweeps.space import suggest
+    from sweeps.space.dimensions import suggest
 
     flat = compose([f"space={space}"]).space
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=1))

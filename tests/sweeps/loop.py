@@ -16,7 +16,7 @@ from ray.tune.search import Searcher
 from analysis.folder import SweepFolder, read_lines
 from sweeps.scheduling import build_sampler, build_scheduler, replay_scheduler
 from sweeps.search import GuardedOptunaSearch
-from sweeps.space import DefineByRun, Space
+from sweeps.space.dimensions import DefineByRun, Space
 
 # (values, step) → objective, or a state in which the trial ends there
 Curve = Callable[[Mapping[str, Any], int], float | str]

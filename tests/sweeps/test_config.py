@@ -13,8 +13,8 @@ import conf
 from analysis.errors import ConfigError, HardwareError
 from sweeps.compose import Composed, compose
 from sweeps.config import SweepConfig, schema
-from sweeps.space import Choices, suggest
-from sweeps.space_group import searchable
+from sweeps.space.dimensions import Choices, suggest
+from sweeps.space.parse import searchable
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ OVERRIDES = [
     ("+objective.constraints.x={metric: accuracy, atleast: 0.5}", ["x.atleast'", "x.at_least'"]),
     ("+objective.constraints.x={metric: accuracy, baseline: zero_shot, margin: -1}", ["margin=-1", "at least 0"]),
     ("objective=guarded baselines=[]", ["capability.baseline=zero_shot", "baselines=[]"]),
-    # the space, through overrides (tests/sweeps/test_space.py has the rest)
+    # the space, through overrides (tests/sweeps/space/test_space.py has the rest)
     ("+space.lora.ranks.choices=[2]", ["'lora.ranks' is not a config path", "'lora.rank'", "override"]),
     ("space.optim.lr.low=0.1", ["space.optim.lr", "not below", "override 'space.optim.lr.low=0.1'"]),
     ("optim.lr=interval(0.01,0.001)", ["not below"]),

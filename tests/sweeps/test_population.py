@@ -18,7 +18,7 @@ from sweeps.lineage import reconcile, record, take_over
 from sweeps.process.installation import package_root
 from sweeps.scheduling import build_sampler, build_scheduler, replay_scheduler
 from sweeps.search import GuardedOptunaSearch
-from sweeps.space import Choices, DefineByRun, Space, Uniform
+from sweeps.space.dimensions import Choices, DefineByRun, Space, Uniform
 from sweeps.worker import DeviceWorker
 from trainer.config import EngineConfig
 from trainer.engine import Admitted, Ended, RungResult

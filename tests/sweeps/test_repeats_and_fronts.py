@@ -13,7 +13,7 @@ from sweeps.compose import compose
 from sweeps.manifest import make_manifest
 from sweeps.scheduling import build_sampler
 from sweeps.search import GuardedOptunaSearch
-from sweeps.space import Choices, DefineByRun, Space, Uniform
+from sweeps.space.dimensions import Choices, DefineByRun, Space, Uniform
 from tests.sweeps.loop import Loop
 
 RANDOM = {"_target_": "optuna.samplers.RandomSampler"}

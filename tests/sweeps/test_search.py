@@ -19,7 +19,7 @@ from analysis.errors import FolderError
 from analysis.folder import SweepFolder, append_line, read_lines
 from sweeps.scheduling import build_sampler, build_scheduler
 from sweeps.search import GuardedOptunaSearch
-from sweeps.space import Choices, DefineByRun, Uniform
+from sweeps.space.dimensions import Choices, DefineByRun, Uniform
 
 TPE = {"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 4, "multivariate": True, "group": True}
 RANDOM = {"_target_": "optuna.samplers.RandomSampler"}

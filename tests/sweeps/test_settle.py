@@ -27,7 +27,7 @@ from sweeps.record import Recorder, keep_best
 from sweeps.scheduling import build_sampler, build_scheduler, replay_scheduler
 from sweeps.search import GuardedOptunaSearch
 from sweeps.settle import settle_told, settle_untold
-from sweeps.space import DefineByRun
+from sweeps.space.dimensions import DefineByRun
 from sweeps.trial import TrialProxy
 from sweeps.worker import DeviceWorker
 from trainer.engine import RungResult

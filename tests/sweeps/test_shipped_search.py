@@ -15,10 +15,10 @@ from analysis.errors import ConfigError
 from analysis.folder import SweepFolder, read_lines
 from sweeps import tree
 from sweeps.compose import compose
-from sweeps.grid import combinations, grid_size, gridded, on_grid
 from sweeps.samplers import reseed
 from sweeps.scheduling import build_sampler, build_scheduler
-from sweeps.space import Choices, Space, Uniform
+from sweeps.space.dimensions import Choices, Space, Uniform
+from sweeps.space.grid import combinations, grid_size, gridded, on_grid
 from tests.sweeps.loop import Loop, TuneTrial
 
 RUNGS = [4, 8, 16, 32]

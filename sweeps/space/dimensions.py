@@ -1,6 +1,6 @@
 """The search space: flat ``{dotted path: Choices | Uniform}``, and how Optuna draws a point from it.
 
-``sweeps/space_group.py`` reads it from the config; a key in the space replaces the config's value.
+``sweeps/space/parse.py`` reads it from the config; a key in the space replaces the config's value.
 """
 
 from collections.abc import Iterator, Mapping

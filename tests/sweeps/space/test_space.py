@@ -6,9 +6,9 @@ import optuna
 import pytest
 
 from analysis.errors import ConfigError, HardwareError
-from sweeps.narrow import fix, restrict_precisions
-from sweeps.space import Choices, DefineByRun, Uniform, distributions, suggest, validate_point
-from sweeps.space_group import parse_space, searchable, to_group
+from sweeps.space.dimensions import Choices, DefineByRun, Uniform, distributions, suggest, validate_point
+from sweeps.space.parse import parse_space, searchable, to_group
+from sweeps.space.restrict import fix, restrict_precisions
 
 CONDITIONAL = {
     "lora": {

@@ -9,8 +9,8 @@ from typing import Any
 
 from analysis.errors import ConfigError, did_you_mean
 from sweeps.config import Leaf
-from sweeps.expression import Expression
-from sweeps.space import Scalar, Space
+from sweeps.space.dimensions import Scalar, Space
+from sweeps.space.expression import Expression
 
 _WHERE = "space_constraints"
 
@@ -64,7 +64,7 @@ class Constraints:
             return
         import optuna
 
-        from sweeps.space import active, suggest
+        from sweeps.space.dimensions import active, suggest
 
         for n, point in enumerate(start):
             whole = all(path in point or not active(dimension, point) for path, dimension in space.items())

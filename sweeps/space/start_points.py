@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis.errors import ConfigError
-from sweeps.space import Scalar, Space, flatten, validate_point
+from sweeps.space.dimensions import Scalar, Space, flatten, validate_point
 
 
 def start_points(

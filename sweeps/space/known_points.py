@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from analysis.errors import ConfigError, did_you_mean
-from sweeps.space import Choices, Dimension, Scalar, Space
+from sweeps.space.dimensions import Choices, Dimension, Scalar, Space
 
 # LoRA's best learning rate is about ten times that of full fine-tuning, which is 2e-5 for models of billions and 1e-4
 # for small ones; all linear layers; effective batches of at most 32 ("LoRA Without Regret", Thinking Machines 2025).

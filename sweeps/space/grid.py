@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from analysis.errors import ConfigError
-from sweeps.space import Choices, Scalar, Space, Uniform, active
+from sweeps.space.dimensions import Choices, Scalar, Space, Uniform, active
 
 GRID = "sweeps.samplers.GridSampler"
 _COUNTED = 10_000  # combinations

@@ -10,10 +10,10 @@ from analysis.errors import ConfigError
 from analysis.folder import MetricsRow, State, Status, SweepFolder, read_lines
 from analysis.objective import Objective
 from sweeps.compose import compose
-from sweeps.rules import RULES, expand
 from sweeps.scheduling import build_sampler
 from sweeps.search import GuardedOptunaSearch
-from sweeps.space import Choices, DefineByRun, Space, Uniform
+from sweeps.space.dimensions import Choices, DefineByRun, Space, Uniform
+from sweeps.space.known_points import RULES, expand
 from sweeps.warm import carried_over, to_carry
 
 SPACE: Space = {

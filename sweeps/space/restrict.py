@@ -5,7 +5,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from analysis.errors import HardwareError
-from sweeps.space import Choices, Scalar, Space
+from sweeps.space.dimensions import Choices, Scalar, Space
 from trainer.config import PRECISIONS
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from analysis.errors import ConfigError, did_you_mean
 from sweeps.config import Leaf, schema
-from sweeps.space import Choices, Dimension, Scalar, Space, Uniform, flatten
+from sweeps.space.dimensions import Choices, Dimension, Scalar, Space, Uniform, flatten
 from trainer.config import TrialConfig, check_value
 
 Where = Callable[[str], str]  # dotted path below ``space`` → the file or override that holds it
