@@ -8,7 +8,7 @@ from analysis.errors import FolderError
 from analysis.folder import ENDED, SweepFolder, read_lines
 from sweeps.baselines import missing, planned
 from sweeps.budget import Budget
-from sweeps.compose import RESUMABLE, Composed
+from sweeps.compose.compose import RESUMABLE, Composed
 from sweeps.control import ENQUEUE, requests, spent
 from sweeps.process.installation import program, typed
 

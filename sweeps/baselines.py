@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from analysis.folder import MetricsRow, State, Status, SweepFolder
-from sweeps.compose import Composed
+from sweeps.compose.compose import Composed
 from sweeps.devices import answer
 from sweeps.losses import LOST
 from trainer.config import Baseline

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sweeps.compose import Composed
+from sweeps.compose.compose import Composed
 from sweeps.forecast import Cost, Decide, Forecast
 from sweeps.process import gc_pause
 from sweeps.process.installation import typed

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from analysis.errors import FetchError
-from sweeps.compose import compose
+from sweeps.compose.compose import compose
 from sweeps.config import SweepConfig
 from sweeps.process.installation import program
 from trainer.assets import PACKAGES, cache_folder, cached, fetch

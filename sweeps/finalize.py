@@ -27,7 +27,7 @@ from analysis.folder import ENDED, State, Status, SweepFolder, TrialFolder, appe
 from analysis.leaderboard import Row
 from analysis.objective import Objective
 from sweeps.baselines import planned
-from sweeps.compose import RESUMABLE, Composed
+from sweeps.compose.compose import RESUMABLE, Composed
 from sweeps.devices import answer, facts_of, ray_running, start_workers
 from sweeps.losses import LOST
 from sweeps.manifest import read_manifest

@@ -8,7 +8,7 @@ from analysis.constraints import check_available
 from analysis.folder import MetricsRow, Status, SweepFolder, atomic_write
 from analysis.objective import Objective
 from sweeps.baselines import planned
-from sweeps.compose import Composed
+from sweeps.compose.compose import Composed
 from sweeps.display.summary import show_leaderboard, show_next
 from sweeps.manifest import make_manifest, write_manifest
 from sweeps.preflight import preflight, skipped_note

@@ -16,7 +16,7 @@ import yaml
 from analysis import plain_yaml
 from analysis.errors import FolderError
 from analysis.folder import FORMAT_VERSION, SweepFolder, atomic_write
-from sweeps.compose import Composed
+from sweeps.compose.compose import Composed
 from sweeps.process.installation import package_root
 from sweeps.space.dimensions import Choices, Space
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from analysis.errors import ConfigError, ModelError, did_you_mean
 from sweeps.check import entries
-from sweeps.compose import Composed
+from sweeps.compose.compose import Composed
 from sweeps.space.dimensions import Choices
 from trainer.assets import fetch
 from trainer.audit import refuse_overlap

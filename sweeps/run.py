@@ -18,7 +18,7 @@ from analysis.errors import INTERRUPTED, DataError, FolderError
 from analysis.folder import ENDED, SweepFolder
 from analysis.objective import Objective
 from sweeps.again import nothing_left, same_sweep
-from sweeps.compose import Composed
+from sweeps.compose.compose import Composed
 from sweeps.control import driver
 from sweeps.devices import answer, facts_of, max_concurrent, ray_running, start_workers
 from sweeps.display.progress import Progress

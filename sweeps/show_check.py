@@ -9,7 +9,7 @@ from rich.text import Text
 
 from analysis import plain_yaml
 from sweeps.check import Check, audited, drawn, estimated, plan
-from sweeps.compose import Composed
+from sweeps.compose.compose import Composed
 from sweeps.preflight import check_rung, preflight_assets
 from trainer.audit import Audit
 from trainer.bias_items import BiasItems, load_bias

@@ -22,7 +22,7 @@ from sweeps import lineage
 from sweeps.baselines import BaselineRunner, missing, planned, settings_of
 from sweeps.board import Board
 from sweeps.budget import Budget
-from sweeps.compose import Composed
+from sweeps.compose.compose import Composed
 from sweeps.control import ENQUEUE, Post, done, requests
 from sweeps.devices import answer
 from sweeps.display.progress import Progress

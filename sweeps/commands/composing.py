@@ -9,7 +9,7 @@ from analysis.errors import ConfigError
 from sweeps.commands.parser import Parser
 
 if TYPE_CHECKING:
-    from sweeps.compose import Composed
+    from sweeps.compose.compose import Composed
 
 EXAMPLES = """\
 examples:
@@ -40,7 +40,7 @@ def composed(options: argparse.Namespace) -> "Composed | None":
     """What the options compose; None where ``--cfg job`` was all that was wanted, which is printed then."""
     if options.resolve and not options.cfg:
         raise ConfigError("--resolve goes with --cfg job.")
-    from sweeps.compose import compose
+    from sweeps.compose.compose import compose
     from sweeps.process.installation import package_root
 
     package_root()
@@ -55,12 +55,14 @@ def composed(options: argparse.Namespace) -> "Composed | None":
 
 def _groups_help(config_dir: str | None) -> str:
     """Groups and options, ours and those of the given folder."""
-    from sweeps import tree
+    from sweeps.compose import conf_tree
 
-    groups = tree.groups(tree.extra_folder(config_dir))
+    groups = conf_tree.groups(conf_tree.extra_folder(config_dir))
     width = max(map(len, groups))
     lines = [f"  {name:<{width}}  {', '.join(options)}" for name, options in groups.items()]
-    experiments = [f"  experiment={name}: {tree.summary('experiment', name)}" for name in tree.groups()["experiment"]]
+    experiments = [
+        f"  experiment={name}: {conf_tree.summary('experiment', name)}" for name in conf_tree.groups()["experiment"]
+    ]
     return "\n".join(["config groups and their options (GROUP=OPTION):", *lines, "", *experiments, ""])
 
 

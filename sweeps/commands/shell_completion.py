@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from sweeps import tree
 from sweeps.cli import COMMANDS
 from sweeps.commands.parser import Parser
+from sweeps.compose import conf_tree
 from sweeps.config import schema
 
 _COMPOSING = ("run", "trial", "check", "data", "fetch", "resume")  # take overrides
@@ -123,7 +123,7 @@ def _sweep_folders(current: str) -> Iterator[str]:
 
 
 def _overrides(current: str) -> Iterator[str]:
-    groups, keys = tree.groups(), schema()
+    groups, keys = conf_tree.groups(), schema()
     name, sign, _ = current.partition("=")
     if sign:
         values = groups.get(name, [])

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from analysis.errors import ConfigError, FolderError, did_you_mean
 from analysis.folder import ENDED, SweepFolder, read_lines
-from sweeps import tree
-from sweeps.compose import Composed
+from sweeps.compose import conf_tree
+from sweeps.compose.compose import Composed
+from sweeps.compose.overrides import read_overrides
 from sweeps.control import ENQUEUE, ask_to_stop, ask_to_try, driver, requests
 from sweeps.manifest import read_manifest
-from sweeps.overrides import read_overrides
 from sweeps.process.installation import program, typed
 from sweeps.space.dimensions import validate_point
 
@@ -45,7 +45,7 @@ def enqueue(folder: SweepFolder, values: Sequence[str]) -> str:
         ConfigError: for a point that is not in the sweep's space.
     """
     composed = Composed.from_stored(read_manifest(folder)["unresolved"])
-    settings = read_overrides(values, tree.groups()).settings
+    settings = read_overrides(values, conf_tree.groups()).settings
     if len(settings) < len(values) or any(setting.path.startswith("space.") for setting in settings):
         raise ConfigError(f"enqueue: {' '.join(values)}: expected values of the search space, such as lora.rank=16.")
     point = validate_point(composed.space, {setting.path: setting.value for setting in settings}, "enqueue")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from analysis.folder import TrialFolder
-from sweeps.compose import compose
+from sweeps.compose.compose import compose
 from trainer.bias import bias_metrics, score_bias
 from trainer.bias_items import load_bias
 from trainer.config import BiasConfig, EngineConfig

@@ -21,7 +21,7 @@ from tests.benchmarks.simulated import SimulatedWorker, overrides
 def sweep(trials: int, tracking: str, profile: str | None) -> tuple[float, float]:
     """Seconds of one sweep, and CPU seconds of the driver in it."""
     from sweeps import tuning
-    from sweeps.compose import compose
+    from sweeps.compose.compose import compose
     from sweeps.run import run_sweep
 
     if profile:  # cProfile sees but one thread

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sweeps.compose import Composed, compose
+from sweeps.compose.compose import Composed, compose
 from tests.benchmarks.curves import diverges, final, score
 from tests.sweeps.loop import Loop
 

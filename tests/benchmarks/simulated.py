@@ -230,7 +230,7 @@ def sample_stacks(to: Path, every: float = 0.01) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    from sweeps.compose import compose
+    from sweeps.compose.compose import compose
     from sweeps.run import resume_sweep, run_sweep
 
     command, folder, given = arguments[0], Path(arguments[1]).absolute(), arguments[2:]

@@ -6,10 +6,10 @@ import pytest
 import yaml
 from hydra.utils import instantiate
 
-from sweeps import tree
-from sweeps.compose import compose
+from sweeps.compose import conf_tree
+from sweeps.compose.compose import compose
 
-OPTIONS = [(group, option) for group, options in tree.groups().items() for option in options]
+OPTIONS = [(group, option) for group, options in conf_tree.groups().items() for option in options]
 NEEDED = {
     ("model", "local"): ["model.path=DIR"],
     ("model", "hub"): ["model.name=owner/name"],
@@ -23,7 +23,7 @@ NEEDED = {
 }
 
 
-@pytest.mark.parametrize(("group", "option"), [(g, o) for g, o in OPTIONS if len(tree.groups()[g]) > 1])
+@pytest.mark.parametrize(("group", "option"), [(g, o) for g, o in OPTIONS if len(conf_tree.groups()[g]) > 1])
 def test_every_option_composes_into_a_valid_sweep(group, option):
     composed = compose([f"{group}={option}", *NEEDED.get((group, option), [])])
     assert composed.space
@@ -32,9 +32,9 @@ def test_every_option_composes_into_a_valid_sweep(group, option):
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_file_opens_with_what_it_is_and_the_command_that_uses_it(group, option):
-    lines = (tree.SHIPPED / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
+    lines = (conf_tree.SHIPPED / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
     opening = [line for line in lines[:4] if line.startswith("#")]
-    assert tree.summary(group, option).endswith((".", "?"))
+    assert conf_tree.summary(group, option).endswith((".", "?"))
     assert any(re.search(rf"lorasweep run .*\b{group}[=.]", line) for line in opening)
 
 
@@ -42,7 +42,7 @@ def commands() -> list[str]:
     """The commands in the heads of the files, those aside that only name their own option."""
     found = []
     for group, option in OPTIONS:
-        text = (tree.SHIPPED / group / f"{option}.yaml").read_text(encoding="utf-8")
+        text = (conf_tree.SHIPPED / group / f"{option}.yaml").read_text(encoding="utf-8")
         found += re.findall(r"^#\s+lorasweep run (\S+ .*?)(?:\s{4,}.*)?$", text, re.M)
     return found
 
@@ -62,7 +62,7 @@ def test_keys_that_configs_hold_are_explained():
     """A key with a single value has a comment on its line or above it, or was explained earlier in the file."""
     silent = []
     for group, option in OPTIONS:
-        lines = (tree.SHIPPED / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
+        lines = (conf_tree.SHIPPED / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
         explained = set(SELF_EXPLAINING)
         for above, line in zip(["", *lines], lines, strict=False):
             plain = re.match(r"\s*(\w+): +[^\s{#]", line)
@@ -116,7 +116,9 @@ def test_the_quickstart_is_the_sweep_that_the_readme_describes():
 
 def test_files_are_plain_yaml_that_any_reader_opens():
     for group, option in OPTIONS:
-        assert isinstance(yaml.safe_load((tree.SHIPPED / group / f"{option}.yaml").read_text(encoding="utf-8")), dict)
+        assert isinstance(
+            yaml.safe_load((conf_tree.SHIPPED / group / f"{option}.yaml").read_text(encoding="utf-8")), dict
+        )
 
 
 @pytest.mark.parametrize(("trials", "drawn"), [(8, 4), (24, 6), (60, 10), (2000, 10)])

@@ -307,7 +307,7 @@ def test_a_damaged_sweep_yaml(command, content, here, capsys):
 @pytest.mark.parametrize("override", ["lora.rank=4", "task=classification", "train.max_steps=99", "sweep.seed=1"])
 def test_resume_refuses_what_would_change_the_trials(override, here, tiny, capsys):
     from analysis.folder import SweepFolder
-    from sweeps.compose import compose
+    from sweeps.compose.compose import compose
     from sweeps.manifest import make_manifest, write_manifest
 
     composed = compose(tiny("llama"))

@@ -13,7 +13,7 @@ from analysis.errors import ConfigError, ModelError
 from analysis.folder import MetricsRow, State, Status, SweepFolder
 from sweeps import baselines, cli
 from sweeps.baselines import BaselineRunner, missing, planned
-from sweeps.compose import compose
+from sweeps.compose.compose import compose
 from sweeps.worker import DeviceWorker
 from tests.sweeps.test_worker import FakeEngine, worker
 from trainer.config import Baseline

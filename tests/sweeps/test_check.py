@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sweeps import cli
-from sweeps.compose import compose
+from sweeps.compose.compose import compose
 from sweeps.preflight import preflight
 
 

@@ -13,8 +13,8 @@ from analysis import errors
 from analysis.errors import DataError, LorasweepError
 from analysis.folder import MetricsRow, State, Status, SweepFolder, atomic_write
 from sweeps import cli
-from sweeps.compose import compose
-from sweeps.tree import groups
+from sweeps.compose.compose import compose
+from sweeps.compose.conf_tree import groups
 
 PROBE = """
 import sys

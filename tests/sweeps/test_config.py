@@ -11,7 +11,7 @@ import yaml
 
 import conf
 from analysis.errors import ConfigError, HardwareError
-from sweeps.compose import Composed, compose
+from sweeps.compose.compose import Composed, compose
 from sweeps.config import SweepConfig, schema
 from sweeps.space.dimensions import Choices, suggest
 from sweeps.space.parse import searchable

@@ -3,7 +3,7 @@
 import pytest
 
 from analysis.errors import ConfigError
-from sweeps.compose import compose
+from sweeps.compose.compose import compose
 
 OVERRIDES = [
     # slips of Hydra's syntax

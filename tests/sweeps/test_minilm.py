@@ -47,7 +47,7 @@ def test_plain_peft_gives_the_recorded_predictions(finished: SweepFolder, tmp_pa
     tokenizer = AutoTokenizer.from_pretrained(base)
 
     items = finished.trial(best["trial_id"]).read_items("task", "validation", int(best["step"]))
-    from sweeps.compose import compose
+    from sweeps.compose.compose import compose
 
     data = compose(["experiment=quickstart_classifier"]).config.data
     texts = {row.item_id: row.text for row in load_dataset(data).validation}

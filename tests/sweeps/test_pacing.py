@@ -57,7 +57,7 @@ WAVES = """
 import sys
 from pathlib import Path
 from sweeps import pacing
-from sweeps.compose import compose
+from sweeps.compose.compose import compose
 from sweeps.run import run_sweep
 from tests.benchmarks.simulated import SimulatedEngine, SimulatedWorker, overrides
 

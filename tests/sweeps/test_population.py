@@ -12,7 +12,7 @@ import pytest
 from analysis.errors import ConfigError
 from analysis.folder import State, SweepFolder, TrialFolder, read_lines
 from analysis.objective import Objective
-from sweeps.compose import compose
+from sweeps.compose.compose import compose
 from sweeps.exchange import Exchange
 from sweeps.lineage import reconcile, record, take_over
 from sweeps.process.installation import package_root

@@ -9,7 +9,7 @@ import pytest
 
 from analysis.errors import ConfigError
 from analysis.folder import SweepFolder, read_lines
-from sweeps.compose import compose
+from sweeps.compose.compose import compose
 from sweeps.manifest import make_manifest
 from sweeps.scheduling import build_sampler
 from sweeps.search import GuardedOptunaSearch

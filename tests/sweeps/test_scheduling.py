@@ -13,7 +13,7 @@ from optuna.samplers import RandomSampler, TPESampler
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 
 from analysis.errors import ConfigError
-from sweeps import resolvers, tree
+from sweeps.compose import conf_tree, resolvers
 from sweeps.scheduling import StandIn, build_sampler, build_scheduler, replay_scheduler, rungs_of
 
 ASHA = {"_target_": "ray.tune.schedulers.ASHAScheduler", "grace_period": 8, "reduction_factor": 3}
@@ -65,7 +65,7 @@ def test_schedulers_get_the_sweeps_own_settings() -> None:
     build_scheduler({**ASHA, **spelled_out}, [8, 24])
 
 
-@pytest.mark.parametrize("name", [*(f"{g}/{o}" for g in ("sampler", "scheduler") for o in tree.groups()[g])])
+@pytest.mark.parametrize("name", [*(f"{g}/{o}" for g in ("sampler", "scheduler") for o in conf_tree.groups()[g])])
 def test_shipped_files_can_be_built(name: str) -> None:
     resolvers.register()
     group = name.split("/")[0]

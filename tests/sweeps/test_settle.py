@@ -22,7 +22,7 @@ import analysis.folder
 import sweeps.trial
 from analysis.folder import ENDED, State, Status, SweepFolder, append_line, read_lines
 from analysis.objective import Objective
-from sweeps.compose import Composed, compose
+from sweeps.compose.compose import Composed, compose
 from sweeps.record import Recorder, keep_best
 from sweeps.scheduling import build_sampler, build_scheduler, replay_scheduler
 from sweeps.search import GuardedOptunaSearch

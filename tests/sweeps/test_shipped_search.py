@@ -13,8 +13,8 @@ from optuna.samplers import RandomSampler
 
 from analysis.errors import ConfigError
 from analysis.folder import SweepFolder, read_lines
-from sweeps import tree
-from sweeps.compose import compose
+from sweeps.compose import conf_tree
+from sweeps.compose.compose import compose
 from sweeps.samplers import reseed
 from sweeps.scheduling import build_sampler, build_scheduler
 from sweeps.space.dimensions import Choices, Space, Uniform
@@ -55,8 +55,8 @@ def sweep(root: Path, sampler: str = "tpe", scheduler: str = "asha", **options: 
     return Loop(root, space, curve, RUNGS, shipped("sampler", sampler), shipped("scheduler", scheduler), **given)
 
 
-SAMPLERS = tree.groups()["sampler"]
-SCHEDULERS = tree.groups()["scheduler"]
+SAMPLERS = conf_tree.groups()["sampler"]
+SCHEDULERS = conf_tree.groups()["scheduler"]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

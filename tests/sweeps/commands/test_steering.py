@@ -18,7 +18,7 @@ from analysis.errors import ConfigError, FolderError
 from analysis.folder import MetricsRow, State, Status, SweepFolder, append_line, read_lines
 from sweeps.again import differences, nothing_left, same_sweep
 from sweeps.cli import main
-from sweeps.compose import compose
+from sweeps.compose.compose import compose
 from sweeps.control import Post, requests
 from sweeps.manifest import make_manifest, read_manifest, write_manifest
 from sweeps.process.installation import package_root

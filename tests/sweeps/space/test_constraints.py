@@ -3,7 +3,7 @@
 import pytest
 
 from analysis.errors import ConfigError
-from sweeps.compose import compose
+from sweeps.compose.compose import compose
 from sweeps.space.expression import Expression
 
 VALUES = {"lora.rank": 16, "optim.lr": 1e-3, "lora.targets": "attention", "precision": "nf4", "lora.dora": False}

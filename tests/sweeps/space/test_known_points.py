@@ -9,7 +9,7 @@ import yaml
 from analysis.errors import ConfigError
 from analysis.folder import MetricsRow, State, Status, SweepFolder, read_lines
 from analysis.objective import Objective
-from sweeps.compose import compose
+from sweeps.compose.compose import compose
 from sweeps.scheduling import build_sampler
 from sweeps.search import GuardedOptunaSearch
 from sweeps.space.dimensions import Choices, DefineByRun, Space, Uniform

@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from analysis.errors import ConfigError, did_you_mean
-from sweeps import resolvers
+from sweeps.compose import resolvers
+from sweeps.compose.provenance import Origins
 from sweeps.config import SweepConfig, ranged, schema
-from sweeps.origin import Origins
 from trainer.config import check_value
 
 _FILES = ("data.train", "data.validation", "data.test")

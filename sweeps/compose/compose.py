@@ -23,12 +23,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from analysis.errors import ConfigError, HardwareError, did_you_mean
-from sweeps import tree
+from sweeps.compose import conf_tree
+from sweeps.compose.infer_schema import check_read, found_schema
+from sweeps.compose.overrides import Overrides, Setting, read_overrides
+from sweeps.compose.provenance import Origins, Source, shown
+from sweeps.compose.to_dataclass import get, paths, put, read_environment, typed
 from sweeps.config import SweepConfig, check_sweep, misfits, schema, trial_part
 from sweeps.exchange import check_population
-from sweeps.origin import Origins, Source, shown
-from sweeps.overrides import Overrides, Setting, read_overrides
-from sweeps.schemas import check_read, found_schema
 from sweeps.space.constraints import Constraints
 from sweeps.space.dimensions import Choices, Scalar, Space
 from sweeps.space.grid import grid_size, on_grid
@@ -36,7 +37,6 @@ from sweeps.space.known_points import expand
 from sweeps.space.parse import parse_space, searchable, to_group
 from sweeps.space.restrict import fix, restrict_precisions, slowness
 from sweeps.space.start_points import start_points
-from sweeps.typed import get, paths, put, read_environment, typed
 from trainer.config import TrialConfig, check_trial, check_value
 
 _KEPT = 64  # configs
@@ -200,7 +200,7 @@ class Composed:
         Raises:
             ConfigError: for any other override, and as ``compose``.
         """
-        read = read_overrides(overrides, tree.groups())
+        read = read_overrides(overrides, conf_tree.groups())
         for name in [*read.choices, *(setting.path for setting in read.settings)]:
             if name.split(".", 1)[0] not in changeable and name not in changeable:
                 can = ", ".join(part if "." in part else f"{part}.*" for part in changeable)
@@ -220,8 +220,8 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> Composed
     Raises:
         ConfigError: naming the file or override, the key, and the nearest valid name.
     """
-    extra = tree.extra_folder(config_dir)
-    read = read_overrides(overrides, tree.groups(extra))
+    extra = conf_tree.extra_folder(config_dir)
+    read = read_overrides(overrides, conf_tree.groups(extra))
     raw, choices = _compose_files(read.groups, "config", extra)
     origins = Origins(lambda: _sources(read.groups, extra), read.typed())
     return _build(raw, origins, read, choices)
@@ -238,7 +238,7 @@ def _compose_files(lines: Sequence[str], name: str, extra: Path | None) -> tuple
             composed = hydra_compose(name, [*lines, *_searched(extra)], return_hydra_config=True)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        at = f" ({shown(Path(mark.name), tree.SHIPPED)}, line {mark.line + 1})" if mark else ""
+        at = f" ({shown(Path(mark.name), conf_tree.SHIPPED)}, line {mark.line + 1})" if mark else ""
         raise ConfigError(f"A config file is not valid YAML: {error.problem}.{at}") from None
     except MissingConfigException as error:
         group, _, option = (error.missing_cfg_file or "").partition("/")
@@ -262,10 +262,10 @@ def _sources(lines: Sequence[str], extra: Path | None) -> list[Source]:
         files = loader.compute_defaults_list("config", [*lines, *_searched(extra)], RunMode.RUN).defaults
     found = []
     for item in files:
-        for folder in (tree.SHIPPED, extra):
+        for folder in (conf_tree.SHIPPED, extra):
             file = folder / f"{item.config_path}.yaml" if folder else None
             if file and file.is_file():
-                found.append(Source(file, shown(file, tree.SHIPPED), item.package or ""))
+                found.append(Source(file, shown(file, conf_tree.SHIPPED), item.package or ""))
     return found
 
 
