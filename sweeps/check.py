@@ -210,7 +210,7 @@ def _repeated(costs: list[Cost], n: int) -> list[Cost]:
 
 def _play(composed: Composed, costs: list[Cost], slots: int, devices: int) -> Forecast:
     from sweeps.forecast import forecast
-    from sweeps.scheduling import StandIn, build_scheduler
+    from sweeps.search.scheduler import StandIn, build_scheduler
 
     config = composed.config
 

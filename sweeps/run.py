@@ -29,7 +29,7 @@ from sweeps.preflight import preflight, skipped_note
 from sweeps.process import gc_pause
 from sweeps.process.installation import program, typed
 from sweeps.process.logs import to_file
-from sweeps.warm import carried_over
+from sweeps.search.warm_start import carried_over
 from sweeps.worker import DeviceWorker
 
 if TYPE_CHECKING:

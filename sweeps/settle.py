@@ -16,8 +16,8 @@ from ray.tune.schedulers import TrialScheduler
 from analysis.folder import ENDED, MetricsRow, State, Status, SweepFolder, TrialFolder
 from sweeps.record import keep_best
 from sweeps.reports import outcome_of
-from sweeps.scheduling import GuardedScheduler, StandIn
-from sweeps.search import GuardedOptunaSearch
+from sweeps.search.scheduler import GuardedScheduler, StandIn
+from sweeps.search.searcher import GuardedOptunaSearch
 
 
 def settle_told(folder: SweepFolder, records: Iterable[Mapping[str, Any]]) -> None:

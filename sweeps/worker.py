@@ -22,10 +22,10 @@ from typing import Any
 from analysis.errors import FolderError, LorasweepError
 from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder, disk_fault
 from analysis.objective import Objective
-from sweeps.lineage import take_over
 from sweeps.process import gc_pause
 from sweeps.process.installation import package_root
 from sweeps.process.logs import of_worker
+from sweeps.search.lineage import take_over
 from trainer.checkpoints import fault
 from trainer.config import Baseline, EngineConfig, TrialConfig
 from trainer.engine import Admission, Admitted, Ended, Event, Full, Halted, Refused, Requeued, RungResult

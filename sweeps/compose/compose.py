@@ -29,7 +29,7 @@ from sweeps.compose.overrides import Overrides, Setting, read_overrides
 from sweeps.compose.provenance import Origins, Source, shown
 from sweeps.compose.to_dataclass import get, paths, put, read_environment, typed
 from sweeps.config import SweepConfig, check_sweep, misfits, schema, trial_part
-from sweeps.exchange import check_population
+from sweeps.search.pbt_exchange import check_population
 from sweeps.space.constraints import Constraints
 from sweeps.space.dimensions import Choices, Scalar, Space
 from sweeps.space.grid import grid_size, on_grid

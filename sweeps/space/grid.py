@@ -1,6 +1,6 @@
 """Grid search: every combination once, where the space may have conditions and constraints.
 
-``gridded`` makes a space finite; ``sweeps.samplers.GridSampler`` goes through it.
+``gridded`` makes a space finite; ``sweeps.search.samplers.GridSampler`` goes through it.
 """
 
 import itertools
@@ -11,7 +11,7 @@ from typing import Any
 from analysis.errors import ConfigError
 from sweeps.space.dimensions import Choices, Scalar, Space, Uniform, active
 
-GRID = "sweeps.samplers.GridSampler"
+GRID = "sweeps.search.samplers.GridSampler"
 _COUNTED = 10_000  # combinations
 
 

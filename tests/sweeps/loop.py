@@ -14,8 +14,8 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from analysis.folder import SweepFolder, read_lines
-from sweeps.scheduling import build_sampler, build_scheduler, replay_scheduler
-from sweeps.search import GuardedOptunaSearch
+from sweeps.search.scheduler import build_sampler, build_scheduler, replay_scheduler
+from sweeps.search.searcher import GuardedOptunaSearch
 from sweeps.space.dimensions import DefineByRun, Space
 
 # (values, step) → objective, or a state in which the trial ends there

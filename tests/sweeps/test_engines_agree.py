@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sweeps.scheduling import StandIn, build_scheduler
+from sweeps.search.scheduler import StandIn, build_scheduler
 from tests.trainer.conftest import make_trial  # noqa: F401  # fixture
 from tests.trainer.packs import drive, packed_engine, score
 from trainer.config import TrialConfig

@@ -11,8 +11,8 @@ from analysis.errors import ConfigError
 from analysis.folder import SweepFolder, read_lines
 from sweeps.compose.compose import compose
 from sweeps.manifest import make_manifest
-from sweeps.scheduling import build_sampler
-from sweeps.search import GuardedOptunaSearch
+from sweeps.search.scheduler import build_sampler
+from sweeps.search.searcher import GuardedOptunaSearch
 from sweeps.space.dimensions import Choices, DefineByRun, Space, Uniform
 from tests.sweeps.loop import Loop
 
@@ -90,7 +90,7 @@ def test_seeds_that_had_not_ended_when_the_driver_died_are_trained_and_no_other_
 
 
 def test_a_grid_that_is_used_up_still_has_its_last_points_trained_with_every_seed(tmp_path: Path) -> None:
-    grid = {"_target_": "sweeps.samplers.GridSampler"}
+    grid = {"_target_": "sweeps.search.samplers.GridSampler"}
     space: Space = {"optim.lr": Choices((0.2, 0.4)), "lora.dropout": Choices((0.0, 0.1))}
     done = Loop(tmp_path, space, seeded, RUNGS, grid, FIFO, 50, 3, search_options={"seeds": (5, 6)}).run()
     assert sorted(it.trial_id for it in done.ended) == sorted(f"t000{n}{s}" for n in range(4) for s in ("", ".1"))

@@ -24,8 +24,8 @@ from analysis.folder import ENDED, State, Status, SweepFolder, append_line, read
 from analysis.objective import Objective
 from sweeps.compose.compose import Composed, compose
 from sweeps.record import Recorder, keep_best
-from sweeps.scheduling import build_sampler, build_scheduler, replay_scheduler
-from sweeps.search import GuardedOptunaSearch
+from sweeps.search.scheduler import build_sampler, build_scheduler, replay_scheduler
+from sweeps.search.searcher import GuardedOptunaSearch
 from sweeps.settle import settle_told, settle_untold
 from sweeps.space.dimensions import DefineByRun
 from sweeps.trial import TrialProxy

@@ -10,11 +10,11 @@ from analysis.errors import ConfigError
 from analysis.folder import MetricsRow, State, Status, SweepFolder, read_lines
 from analysis.objective import Objective
 from sweeps.compose.compose import compose
-from sweeps.scheduling import build_sampler
-from sweeps.search import GuardedOptunaSearch
+from sweeps.search.scheduler import build_sampler
+from sweeps.search.searcher import GuardedOptunaSearch
+from sweeps.search.warm_start import carried_over, to_carry
 from sweeps.space.dimensions import Choices, DefineByRun, Space, Uniform
 from sweeps.space.known_points import RULES, expand
-from sweeps.warm import carried_over, to_carry
 
 SPACE: Space = {
     "lora.rank": Choices((4, 32)),

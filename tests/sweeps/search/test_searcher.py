@@ -17,8 +17,8 @@ from ray.tune.search import Searcher
 
 from analysis.errors import FolderError
 from analysis.folder import SweepFolder, append_line, read_lines
-from sweeps.scheduling import build_sampler, build_scheduler
-from sweeps.search import GuardedOptunaSearch
+from sweeps.search.scheduler import build_sampler, build_scheduler
+from sweeps.search.searcher import GuardedOptunaSearch
 from sweeps.space.dimensions import Choices, DefineByRun, Uniform
 
 TPE = {"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 4, "multivariate": True, "group": True}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from sweeps.exchange import PERTURBED, Exchange
+from sweeps.search.pbt_exchange import PERTURBED, Exchange
 from sweeps.space.dimensions import Choices, Scalar, Space
 
 

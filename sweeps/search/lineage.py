@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.folder import SweepFolder, TrialFolder, append_line, atomic_write, read_lines
-from sweeps.exchange import Exchange
+from sweeps.search.pbt_exchange import Exchange
 from trainer.checkpoints import seal
 
 PARENT = "parent.json"

@@ -14,7 +14,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 
 from analysis.errors import ConfigError
 from sweeps.compose import conf_tree, resolvers
-from sweeps.scheduling import StandIn, build_sampler, build_scheduler, replay_scheduler, rungs_of
+from sweeps.search.scheduler import StandIn, build_sampler, build_scheduler, replay_scheduler, rungs_of
 
 ASHA = {"_target_": "ray.tune.schedulers.ASHAScheduler", "grace_period": 8, "reduction_factor": 3}
 FIFO = {"_target_": "ray.tune.schedulers.FIFOScheduler"}

@@ -15,8 +15,8 @@ from analysis.errors import ConfigError
 from analysis.folder import SweepFolder, read_lines
 from sweeps.compose import conf_tree
 from sweeps.compose.compose import compose
-from sweeps.samplers import reseed
-from sweeps.scheduling import build_sampler, build_scheduler
+from sweeps.search.samplers import reseed
+from sweeps.search.scheduler import build_sampler, build_scheduler
 from sweeps.space.dimensions import Choices, Space, Uniform
 from sweeps.space.grid import combinations, grid_size, gridded, on_grid
 from tests.sweeps.loop import Loop, TuneTrial
@@ -145,7 +145,7 @@ def test_a_grid_makes_ranges_finite_and_counts_combinations_with_conditions() ->
     assert GRID["lora.alpha_value"].when == {"lora.alpha_rule": ("fixed",)}
     points = [tuple(point.items()) for point in combinations(GRID)]
     assert len(points) == len(set(points)) == 4 * (3 + 1) * 3
-    grid = {"_target_": "sweeps.samplers.GridSampler", "points": 3}
+    grid = {"_target_": "sweeps.search.samplers.GridSampler", "points": 3}
     assert on_grid(SPACE, grid) == GRID
     assert "48 combinations, of which search.trials=20" in grid_size(GRID, grid, lambda values: True, 20)
     assert "24 combinations: the sweep ends" in grid_size(GRID, grid, lambda values: values["lora.rank"] < 16, 48)

@@ -1,7 +1,8 @@
 """The search: Ray Tune's ``OptunaSearch`` with the guards it lacks.
 
-The study lives in memory; every ask and answer is written to ``study/asks.jsonl`` (``sweeps/asks.py``), from which
-``replay`` rebuilds the study on resume; ``sweeps/mirror.py`` shows it to dashboards.
+The study lives in memory. Every suggestion and answer is written to ``study/asks.jsonl``
+(``sweeps/search/study_log.py``), from which ``replay`` rebuilds the study on resume; dashboards read
+``sweeps/search/dashboard_journal.py``'s copy.
 """
 
 import itertools
@@ -25,12 +26,12 @@ from ray.tune.search.optuna import OptunaSearch
 
 from analysis.errors import ConfigError
 from analysis.folder import ENDED, State, SweepFolder, append_line
-from sweeps.asks import WAIT, Answer, Past, mean_of, read_past, told_as, trial_name, violations
-from sweeps.exchange import Exchange
-from sweeps.mirror import StudyMirror
-from sweeps.samplers import GridSampler, reseed
+from sweeps.search.dashboard_journal import StudyMirror
+from sweeps.search.pbt_exchange import Exchange
+from sweeps.search.samplers import GridSampler, reseed
+from sweeps.search.study_log import WAIT, Answer, Past, mean_of, read_past, told_as, trial_name, violations
+from sweeps.search.warm_start import Earlier
 from sweeps.space.dimensions import DefineByRun, distributions
-from sweeps.warm import Earlier
 
 METRIC = "objective"  # in every report of a trial; higher is better
 # Attributes that Optuna writes itself while a trial runs, or (cma:) that hold a pickle.

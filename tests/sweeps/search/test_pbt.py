@@ -13,18 +13,18 @@ from analysis.errors import ConfigError
 from analysis.folder import State, SweepFolder, TrialFolder, read_lines
 from analysis.objective import Objective
 from sweeps.compose.compose import compose
-from sweeps.exchange import Exchange
-from sweeps.lineage import reconcile, record, take_over
 from sweeps.process.installation import package_root
-from sweeps.scheduling import build_sampler, build_scheduler, replay_scheduler
-from sweeps.search import GuardedOptunaSearch
+from sweeps.search.lineage import reconcile, record, take_over
+from sweeps.search.pbt_exchange import Exchange
+from sweeps.search.scheduler import build_sampler, build_scheduler, replay_scheduler
+from sweeps.search.searcher import GuardedOptunaSearch
 from sweeps.space.dimensions import Choices, DefineByRun, Space, Uniform
 from sweeps.worker import DeviceWorker
 from trainer.config import EngineConfig
 from trainer.engine import Admitted, Ended, RungResult
 
 RUNGS = [2, 4, 6]
-PBT = {"_target_": "sweeps.population.PopulationBasedTraining", "quantile": 0.25, "seed": 3}
+PBT = {"_target_": "sweeps.search.pbt.PopulationBasedTraining", "quantile": 0.25, "seed": 3}
 SPACE: Space = {"optim.lr": Uniform(1e-5, 1e-2, log=True), "optim.weight_decay": Choices((0.0, 0.01, 0.1))}
 
 

@@ -1,4 +1,4 @@
-"""What a population of trials may exchange while it trains; ``sweeps/population.py`` decides it."""
+"""What a population of trials may exchange while it trains; ``sweeps/search/pbt.py`` decides it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 from analysis.errors import ConfigError
 from sweeps.space.dimensions import Space
 
-TARGET = "sweeps.population.PopulationBasedTraining"
+TARGET = "sweeps.search.pbt.PopulationBasedTraining"
 PERTURBED = ("optim.lr", "optim.weight_decay")  # what may change while a trial trains
 
 

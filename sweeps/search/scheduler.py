@@ -25,11 +25,11 @@ from ray.tune.schedulers import (
 )
 
 from analysis.errors import ConfigError, did_you_mean
-from sweeps import population
 from sweeps.config import milestones
-from sweeps.exchange import Exchange
-from sweeps.pacing import keep_actors
-from sweeps.search import METRIC
+from sweeps.search import pbt
+from sweeps.search.pacing import keep_actors
+from sweeps.search.pbt_exchange import Exchange
+from sweeps.search.searcher import METRIC
 from sweeps.space.dimensions import Space
 
 _UNFIT: dict[type, str] = {
@@ -135,14 +135,14 @@ class GuardedScheduler(TrialScheduler):
                 trial.config = {**trial.config, "values": dict(decided.new)}
             return done
 
-        populated = isinstance(self.inner, population.PopulationBasedTraining)
+        populated = isinstance(self.inner, pbt.PopulationBasedTraining)
         if populated:
             self.inner.space, self.inner.exchange = space, carry_out
         return populated
 
     def on_perturbed(self, trial_id: str, step: int, values: Mapping[str, Any]) -> None:
         """An exchange of the past, replayed."""
-        if isinstance(self.inner, population.PopulationBasedTraining):
+        if isinstance(self.inner, pbt.PopulationBasedTraining):
             self.inner.note_exchange(trial_id, step, values)
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
-from sweeps.pacing import GROW_SECONDS, PacedSearch
+from sweeps.search.pacing import GROW_SECONDS, PacedSearch
 
 
 class Endless(Searcher):
@@ -96,7 +96,7 @@ print("proxies", len(reported - {None}))
 
 @pytest.mark.parametrize("mended", [True, False])
 def test_trials_that_end_at_once_leave_their_proxies_to_the_next_ones(mended: bool, tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", WAVES, str(tmp_path), *([] if mended else ["unmended"])],
         cwd=root,
