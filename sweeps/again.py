@@ -9,8 +9,8 @@ from analysis.folder import ENDED, SweepFolder, read_lines
 from sweeps.baselines import missing, planned
 from sweeps.budget import Budget
 from sweeps.compose.compose import RESUMABLE, Composed
-from sweeps.control import ENQUEUE, requests, spent
 from sweeps.process.installation import program, typed
+from sweeps.store.control import ENQUEUE, requests, spent
 
 _SHOWN = 12  # differences in a message
 

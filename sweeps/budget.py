@@ -7,8 +7,8 @@ from typing import Any
 from analysis.folder import State, SweepFolder
 from analysis.metrics import METRICS
 from sweeps.config import BudgetConfig
-from sweeps.control import Spent
-from sweeps.reports import trial_key
+from sweeps.store.control import Spent
+from sweeps.store.tune_results import trial_key
 
 OBJECTIVE = "objective"
 

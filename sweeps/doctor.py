@@ -82,8 +82,8 @@ def _python() -> Iterator[Finding]:
 
 
 def _place() -> Iterator[Finding]:
-    from sweeps.manifest import commit
     from sweeps.process.installation import package_root
+    from sweeps.store.manifest import commit
 
     try:
         root = package_root()
@@ -96,7 +96,7 @@ def _place() -> Iterator[Finding]:
 
 
 def _libraries() -> Iterator[Finding]:
-    from sweeps.manifest import LIBRARIES, versions
+    from sweeps.store.manifest import LIBRARIES, versions
 
     found = versions()
     absent = [name for name in LIBRARIES if found[name] == "not installed"]

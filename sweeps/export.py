@@ -9,7 +9,7 @@ from typing import Any
 from analysis import leaderboard, plain_yaml
 from analysis.errors import FolderError
 from analysis.folder import State, SweepFolder
-from sweeps.manifest import read_manifest
+from sweeps.store.manifest import read_manifest
 from trainer.modelfiles import tensors
 
 CARD = "lorasweep.json"  # beside the weights: what one needs to know to use them

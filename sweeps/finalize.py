@@ -30,10 +30,10 @@ from sweeps.baselines import planned
 from sweeps.compose.compose import RESUMABLE, Composed
 from sweeps.devices import answer, facts_of, ray_running, start_workers
 from sweeps.losses import LOST
-from sweeps.manifest import read_manifest
 from sweeps.preflight import preflight
 from sweeps.process.installation import program, typed
 from sweeps.run import locked
+from sweeps.store.manifest import read_manifest
 from trainer.config import Baseline, TrialConfig, check_trial
 from trainer.data import Row as DataRow
 from trainer.data import check_test, load_dataset, load_test

@@ -10,10 +10,10 @@ from analysis.objective import Objective
 from sweeps.baselines import planned
 from sweeps.compose.compose import Composed
 from sweeps.display.summary import show_leaderboard, show_next
-from sweeps.manifest import make_manifest, write_manifest
 from sweeps.preflight import preflight, skipped_note
 from sweeps.process import gc_pause
 from sweeps.run import locked, new_folder
+from sweeps.store.manifest import make_manifest, write_manifest
 from trainer.engine import Ended, Refused
 from trainer.libraries import import_libraries
 

@@ -19,17 +19,17 @@ from analysis.folder import ENDED, SweepFolder
 from analysis.objective import Objective
 from sweeps.again import nothing_left, same_sweep
 from sweeps.compose.compose import Composed
-from sweeps.control import driver
 from sweeps.devices import answer, facts_of, max_concurrent, ray_running, start_workers
 from sweeps.display.progress import Progress
 from sweeps.display.summary import show_leaderboard, show_next
 from sweeps.display.sweep_state import SweepState
-from sweeps.manifest import make_manifest, read_manifest, write_manifest
 from sweeps.preflight import preflight, skipped_note
 from sweeps.process import gc_pause
 from sweeps.process.installation import program, typed
 from sweeps.process.logs import to_file
 from sweeps.search.warm_start import carried_over
+from sweeps.store.control import driver
+from sweeps.store.manifest import make_manifest, read_manifest, write_manifest
 from sweeps.worker import DeviceWorker
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from ray.tune.logger import LoggerCallback
 
 from analysis.folder import State, SweepFolder
 from analysis.rows import Row
-from sweeps.reports import outcome_of, rung_rows, trial_key
 from sweeps.search.pbt_exchange import Exchange
+from sweeps.store.tune_results import outcome_of, rung_rows, trial_key
 from sweeps.wandb_runs import WandbRuns
 from sweeps.wandb_tables import leaderboard_table, predictions
 

@@ -19,22 +19,22 @@ from analysis.folder import MetricsRow, SweepFolder, read_lines
 from analysis.objective import Objective
 from analysis.ranking import objective_of
 from sweeps.baselines import BaselineRunner, missing, planned, settings_of
-from sweeps.board import Board
 from sweeps.budget import Budget
 from sweeps.compose.compose import Composed
-from sweeps.control import ENQUEUE, Post, done, requests
 from sweeps.devices import answer
 from sweeps.display.progress import Progress
 from sweeps.interrupt import Interrupt
-from sweeps.record import Recorder, write_config
 from sweeps.search import lineage
 from sweeps.search.pacing import PacedSearch
 from sweeps.search.pbt_exchange import Exchange
 from sweeps.search.scheduler import build_sampler, build_scheduler, replay_scheduler
 from sweeps.search.searcher import GuardedOptunaSearch
 from sweeps.search.warm_start import carried_over, to_carry
-from sweeps.settle import settle_told, settle_untold
 from sweeps.space.dimensions import DefineByRun
+from sweeps.store.control import ENQUEUE, Post, done, requests
+from sweeps.store.leaderboard_writer import Board
+from sweeps.store.reconcile import settle_told, settle_untold
+from sweeps.store.recorder import Recorder, write_config
 from sweeps.tracking import WandbTracker
 from sweeps.trial import TrialProxy
 from sweeps.wandb_tables import charts

@@ -7,10 +7,10 @@ from analysis.folder import ENDED, SweepFolder, read_lines
 from sweeps.compose import conf_tree
 from sweeps.compose.compose import Composed
 from sweeps.compose.overrides import read_overrides
-from sweeps.control import ENQUEUE, ask_to_stop, ask_to_try, driver, requests
-from sweeps.manifest import read_manifest
 from sweeps.process.installation import program, typed
 from sweeps.space.dimensions import validate_point
+from sweeps.store.control import ENQUEUE, ask_to_stop, ask_to_try, driver, requests
+from sweeps.store.manifest import read_manifest
 
 
 def stop(folder: SweepFolder, trial_id: str = "") -> str:

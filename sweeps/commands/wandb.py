@@ -67,7 +67,7 @@ def _report(run: str, entity: str | None, only_print: bool) -> int:
 def _shown(folder: "SweepFolder", entity: str | None, may_ask: bool) -> "Shown":
     from analysis import leaderboard
     from analysis.ranking import objective_of
-    from sweeps.manifest import read_manifest
+    from sweeps.store.manifest import read_manifest
     from sweeps.wandb_tables import leaderboard_table
     from sweeps.wandb_views import Shown
 

@@ -23,7 +23,7 @@ from sweeps.display.live_view import (
     time_left,
 )
 from sweeps.display.sweep_state import SweepState
-from sweeps.reports import outcome_of, trial_key
+from sweeps.store.tune_results import outcome_of, trial_key
 
 
 class Progress:

@@ -9,9 +9,9 @@ from typing import Any
 from analysis.errors import FolderError, LorasweepError
 from analysis.folder import ENDED, State, SweepFolder, TrialFolder, read_lines
 from analysis.leaderboard import build
-from sweeps.control import Driver, driver, requests, spent
-from sweeps.manifest import read_manifest
 from sweeps.process.installation import program, typed
+from sweeps.store.control import Driver, driver, requests, spent
+from sweeps.store.manifest import read_manifest
 
 RUNNING, FINISHED, STOPPED, DIED, IDLE = "running", "finished", "stopped", "died", "not running"
 

@@ -90,7 +90,7 @@ def show_next(folder: SweepFolder, rows: Sequence[Row], interrupted: bool, sync:
 
 
 def _has_test_rows(folder: SweepFolder) -> bool:
-    from sweeps.manifest import read_manifest
+    from sweeps.store.manifest import read_manifest
 
     data = read_manifest(folder)["config"].get("data", {})
     return bool(data.get("test") or data.get("test_rows") or (data.get("split") or {}).get("test"))

@@ -308,7 +308,7 @@ def test_a_damaged_sweep_yaml(command, content, here, capsys):
 def test_resume_refuses_what_would_change_the_trials(override, here, tiny, capsys):
     from analysis.folder import SweepFolder
     from sweeps.compose.compose import compose
-    from sweeps.manifest import make_manifest, write_manifest
+    from sweeps.store.manifest import make_manifest, write_manifest
 
     composed = compose(tiny("llama"))
     write_manifest(SweepFolder("runs/y"), make_manifest(composed, {"fingerprint": "", "labels": []}, []))

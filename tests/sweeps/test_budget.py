@@ -10,7 +10,7 @@ from analysis.errors import ConfigError
 from analysis.folder import MetricsRow, SweepFolder, append_line
 from sweeps.budget import Budget
 from sweeps.config import BudgetConfig, SearchConfig, SweepConfig, _check_budget
-from sweeps.control import Spent
+from sweeps.store.control import Spent
 
 
 def budget(spent: Spent | None = None, **limits: Any) -> Budget:

@@ -38,7 +38,7 @@ def test_everything_is_there_on_the_machine_that_runs_the_tests(capsys: pytest.C
 def test_something_missing_is_told_with_what_to_do_and_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sweeps.manifest.LIBRARIES", ("torch", "no-such-library"))
+    monkeypatch.setattr("sweeps.store.manifest.LIBRARIES", ("torch", "no-such-library"))
     for slow in ("_precisions", "_torch", "_wandb", "_hub"):
         monkeypatch.setattr(doctor, slow, lambda: iter(()))
     assert cli.main(["doctor"]) == 7

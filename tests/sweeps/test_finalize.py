@@ -16,7 +16,7 @@ from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder, read_li
 from analysis.rows import Row
 from sweeps import cli
 from sweeps.finalize import _composed, _finalists, _runs, _train_once
-from sweeps.manifest import read_manifest
+from sweeps.store.manifest import read_manifest
 from tests.conftest import write_rows
 from trainer.engine import Admitted, Ended, Halted, Requeued, RungResult
 

@@ -10,10 +10,10 @@ import pytest
 from analysis.errors import ConfigError
 from analysis.folder import SweepFolder, read_lines
 from sweeps.compose.compose import compose
-from sweeps.manifest import make_manifest
 from sweeps.search.scheduler import build_sampler
 from sweeps.search.searcher import GuardedOptunaSearch
 from sweeps.space.dimensions import Choices, DefineByRun, Space, Uniform
+from sweeps.store.manifest import make_manifest
 from tests.sweeps.loop import Loop
 
 RANDOM = {"_target_": "optuna.samplers.RandomSampler"}

@@ -19,9 +19,9 @@ from analysis.folder import MetricsRow, State, Status, SweepFolder, append_line,
 from sweeps.again import differences, nothing_left, same_sweep
 from sweeps.cli import main
 from sweeps.compose.compose import compose
-from sweeps.control import Post, requests
-from sweeps.manifest import make_manifest, read_manifest, write_manifest
 from sweeps.process.installation import package_root
+from sweeps.store.control import Post, requests
+from sweeps.store.manifest import make_manifest, read_manifest, write_manifest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "simulated.py"
 _spec = importlib.util.spec_from_file_location("simulated_steering", SCRIPT)

@@ -14,10 +14,10 @@ from typing import Any
 from ray.tune.schedulers import TrialScheduler
 
 from analysis.folder import ENDED, MetricsRow, State, Status, SweepFolder, TrialFolder
-from sweeps.record import keep_best
-from sweeps.reports import outcome_of
 from sweeps.search.scheduler import GuardedScheduler, StandIn
 from sweeps.search.searcher import GuardedOptunaSearch
+from sweeps.store.recorder import keep_best
+from sweeps.store.tune_results import outcome_of
 
 
 def settle_told(folder: SweepFolder, records: Iterable[Mapping[str, Any]]) -> None:

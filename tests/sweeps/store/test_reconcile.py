@@ -23,16 +23,16 @@ import sweeps.trial
 from analysis.folder import ENDED, State, Status, SweepFolder, append_line, read_lines
 from analysis.objective import Objective
 from sweeps.compose.compose import Composed, compose
-from sweeps.record import Recorder, keep_best
 from sweeps.search.scheduler import build_sampler, build_scheduler, replay_scheduler
 from sweeps.search.searcher import GuardedOptunaSearch
-from sweeps.settle import settle_told, settle_untold
 from sweeps.space.dimensions import DefineByRun
+from sweeps.store.reconcile import settle_told, settle_untold
+from sweeps.store.recorder import Recorder, keep_best
 from sweeps.trial import TrialProxy
 from sweeps.worker import DeviceWorker
 from trainer.engine import RungResult
 
-_spec = importlib.util.spec_from_file_location("simulated", Path(__file__).parents[1] / "benchmarks" / "simulated.py")
+_spec = importlib.util.spec_from_file_location("simulated", Path(__file__).parents[2] / "benchmarks" / "simulated.py")
 assert _spec
 assert _spec.loader
 simulated: Any = importlib.util.module_from_spec(_spec)

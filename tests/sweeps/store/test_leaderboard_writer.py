@@ -7,7 +7,7 @@ import pytest
 from analysis import leaderboard
 from analysis.folder import SweepFolder
 from analysis.leaderboard import Row
-from sweeps.board import Board
+from sweeps.store.leaderboard_writer import Board
 
 
 def test_only_the_adapters_of_the_best_trials_stay_and_those_of_running_ones(

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from analysis.folder import SweepFolder
-from sweeps import control
-from sweeps.control import Post, ask_to_stop, ask_to_try, done, driver, requests, spent
+from sweeps.store import control
+from sweeps.store.control import Post, ask_to_stop, ask_to_try, done, driver, requests, spent
 
 
 def test_requests_of_many_terminals_all_arrive_whole_and_once(tmp_path: Path) -> None:

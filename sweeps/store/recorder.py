@@ -11,7 +11,7 @@ from ray.tune import Callback
 
 from analysis import plain_yaml
 from analysis.folder import ENDED, MetricsRow, State, Status, SweepFolder, TrialFolder, atomic_write
-from sweeps.reports import outcome_of, trial_key
+from sweeps.store.tune_results import outcome_of, trial_key
 
 
 def _told_of_disk_faults(hook: Callable[..., None]) -> Callable[..., None]:
