@@ -35,9 +35,9 @@ from sweeps.store.control import ENQUEUE, Post, done, requests
 from sweeps.store.leaderboard_writer import Board
 from sweeps.store.reconcile import settle_told, settle_untold
 from sweeps.store.recorder import Recorder, write_config
-from sweeps.tracking import WandbTracker
+from sweeps.tracking.wandb_tables import charts
+from sweeps.tracking.wandb_tracker import WandbTracker
 from sweeps.trial import TrialProxy
-from sweeps.wandb_tables import charts
 from trainer.config import Baseline
 
 

@@ -9,7 +9,7 @@ from sweeps.commands.parser import Parser
 
 if TYPE_CHECKING:
     from analysis.folder import SweepFolder
-    from sweeps.wandb_views import Shown
+    from sweeps.tracking.wandb_workspace import Shown
 
 ACTIONS = ("report", "pull")
 
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
 
 def _report(run: str, entity: str | None, only_print: bool) -> int:
     from analysis.folder import SweepFolder
-    from sweeps.wandb_views import report, save, specification, workspace
+    from sweeps.tracking.wandb_workspace import report, save, specification, workspace
 
     folder = SweepFolder.open(run)
     shown = _shown(folder, entity, may_ask=not only_print)
@@ -68,8 +68,8 @@ def _shown(folder: "SweepFolder", entity: str | None, may_ask: bool) -> "Shown":
     from analysis import leaderboard
     from analysis.ranking import objective_of
     from sweeps.store.manifest import read_manifest
-    from sweeps.wandb_tables import leaderboard_table
-    from sweeps.wandb_views import Shown
+    from sweeps.tracking.wandb_tables import leaderboard_table
+    from sweeps.tracking.wandb_workspace import Shown
 
     manifest = read_manifest(folder)
     tracking = manifest["config"]["tracking"]
@@ -108,7 +108,7 @@ def _pull(path: str, group: str | None, to: str | None, metrics: list[str], obje
     from analysis import leaderboard
     from analysis.metrics import METRICS
     from sweeps.display.summary import show_leaderboard
-    from sweeps.wandb_pull import fetch_runs, write_folder
+    from sweeps.tracking.wandb_pull import fetch_runs, write_folder
 
     if path.count("/") != 1:
         raise ConfigError(f"lorasweep wandb pull {path}: expected ENTITY/PROJECT, as in the project's address at W&B.")

@@ -10,9 +10,8 @@ import yaml
 from analysis import leaderboard
 from analysis.folder import FORMAT_VERSION, MetricsRow, State, Status, SweepFolder, atomic_write
 from sweeps.cli import main
+from tests.sweeps.tracking.test_wandb_online import server
 from tests.wandb_server import ServedRun, WandbServer
-
-from .test_wandb_online import server
 
 __all__ = ["server"]
 

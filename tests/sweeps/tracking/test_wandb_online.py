@@ -14,11 +14,10 @@ import wandb
 
 from analysis.folder import MetricsRow, State, Status, SweepFolder
 from analysis.rows import Row
-from sweeps import wandb_runs
-from sweeps.tracking import WandbTracker
+from sweeps.tracking import wandb_runs
+from sweeps.tracking.wandb_tracker import WandbTracker
+from tests.sweeps.tracking.test_wandb_tracker import VALUES, Read, complete, report, start, tell, trial
 from tests.wandb_server import WandbServer, wait_for
-
-from .test_tracking import VALUES, Read, complete, report, start, tell, trial
 
 KEY = "0123456789abcdef" * 3
 
@@ -230,14 +229,14 @@ def test_a_killed_driver_leaves_one_run_that_the_next_goes_on_with(
 import time
 from types import SimpleNamespace
 from analysis.folder import SweepFolder
-from sweeps.tracking import WandbTracker
+from sweeps.tracking.wandb_tracker import WandbTracker
 tracker = WandbTracker(SweepFolder({str(folder.root)!r}), "ab12cd34", "p", None, [], "online", lambda i, v: v, print)
 one = SimpleNamespace(config={{"trial_id": "t0000", "values": {{}}}})
 tracker.on_trial_start(0, [], one)
 tracker.on_trial_result(0, [], one, {report(12, 0.12)!r})
 time.sleep(60)
 """
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2], env=dict(os.environ))
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[3], env=dict(os.environ))
     try:
         assert wait_for(lambda: "ab12cd34-t0000" in server.runs and server.runs["ab12cd34-t0000"].lines, 60)
     finally:

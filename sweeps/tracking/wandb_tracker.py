@@ -22,8 +22,8 @@ from analysis.folder import State, SweepFolder
 from analysis.rows import Row
 from sweeps.search.pbt_exchange import Exchange
 from sweeps.store.tune_results import outcome_of, rung_rows, trial_key
-from sweeps.wandb_runs import WandbRuns
-from sweeps.wandb_tables import leaderboard_table, predictions
+from sweeps.tracking.wandb_runs import WandbRuns
+from sweeps.tracking.wandb_tables import leaderboard_table, predictions
 
 log = logging.getLogger(__name__)
 

@@ -19,11 +19,11 @@ from ray import tune
 from wandb.util import get_core_path
 
 from analysis.folder import SweepFolder
-from sweeps import wandb_runs
 from sweeps.display.progress import Progress
 from sweeps.display.sweep_state import SweepState
 from sweeps.process import installation
-from sweeps.tracking import WandbTracker
+from sweeps.tracking import wandb_runs
+from sweeps.tracking.wandb_tracker import WandbTracker
 from sweeps.tuning import ToldByTune
 
 KEY = "0123456789abcdef" * 3  # looks like an API key
@@ -297,7 +297,7 @@ import os, time
 from pathlib import Path
 from types import SimpleNamespace
 from analysis.folder import SweepFolder
-from sweeps.tracking import WandbTracker
+from sweeps.tracking.wandb_tracker import WandbTracker
 from sweeps.tuning import ToldByTune
 tracker = WandbTracker(SweepFolder({str(folder.root)!r}), "ab12cd34", "p", None, [], "offline", lambda i, v: v, print)
 one = SimpleNamespace(config={{"trial_id": "t0000", "values": {{}}}})
@@ -311,7 +311,7 @@ while time.monotonic() < gives_up and not written():
     time.sleep(0.05)
 os.kill(os.getpid(), 9)
 """
-    here = Path(__file__).parents[2]
+    here = Path(__file__).parents[3]
     assert subprocess.run([sys.executable, "-c", script], cwd=here, timeout=60).returncode == -9
     assert only(runs(folder)["ab12cd34-t0000"]).series("accuracy") == [(12, 0.5)]
 
