@@ -17,12 +17,13 @@ from analysis.constraints import check_available
 from analysis.errors import INTERRUPTED, DataError, FolderError
 from analysis.folder import ENDED, SweepFolder
 from analysis.objective import Objective
-from sweeps.again import nothing_left, same_sweep
 from sweeps.compose.compose import Composed
-from sweeps.devices import answer, facts_of, max_concurrent, ray_running, start_workers
 from sweeps.display.progress import Progress
 from sweeps.display.summary import show_leaderboard, show_next
 from sweeps.display.sweep_state import SweepState
+from sweeps.driver.device_worker import DeviceWorker
+from sweeps.driver.ray_cluster import answer, facts_of, max_concurrent, ray_running, start_workers
+from sweeps.driver.resume import nothing_left, same_sweep
 from sweeps.preflight import preflight, skipped_note
 from sweeps.process import gc_pause
 from sweeps.process.installation import program, typed
@@ -30,10 +31,9 @@ from sweeps.process.logs import to_file
 from sweeps.search.warm_start import carried_over
 from sweeps.store.control import driver
 from sweeps.store.manifest import make_manifest, read_manifest, write_manifest
-from sweeps.worker import DeviceWorker
 
 if TYPE_CHECKING:
-    from sweeps.tuning import TuneRun
+    from sweeps.driver.tune_run import TuneRun
 
 
 def run_sweep(composed: Composed, view: str = "auto", worker: type[DeviceWorker] = DeviceWorker) -> int:
@@ -120,7 +120,7 @@ def _drive(
     with ray_running(composed.config) as let_go, to_file(folder.log_file, progress.verbose):
         workers = start_workers(composed.config, objective, worker_class)
         with gc_pause.kept():
-            from sweeps.tuning import TuneRun  # imports Ray Tune, which takes seconds: while the workers start
+            from sweeps.driver.tune_run import TuneRun  # imports Ray Tune, which takes seconds: while the workers start
 
         facts = facts_of(workers, str(folder.root), composed.precisions, progress.note)
         asked = composed.unresolved()

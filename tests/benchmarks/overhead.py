@@ -20,12 +20,12 @@ from tests.benchmarks.simulated import SimulatedWorker, overrides
 
 def sweep(trials: int, tracking: str, profile: str | None) -> tuple[float, float]:
     """Seconds of one sweep, and CPU seconds of the driver in it."""
-    from sweeps import tuning
     from sweeps.compose.compose import compose
+    from sweeps.driver import tune_run
     from sweeps.run import run_sweep
 
     if profile:  # cProfile sees but one thread
-        tuning.TuneRun._fit = lambda self, tuner: tuner.fit()  # type: ignore[method-assign,assignment,return-value]
+        tune_run.TuneRun._fit = lambda self, tuner: tuner.fit()  # type: ignore[method-assign,assignment,return-value]
     with tempfile.TemporaryDirectory(prefix="bench-overhead-") as name:
         given = [f"tracking={tracking}", f"search.trials={trials}", "train.max_steps=8", "train.rungs=[2,8]"]
         given += ["scheduler=fifo", "resources.slots=8"]

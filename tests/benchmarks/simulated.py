@@ -31,7 +31,7 @@ from typing import Any
 
 from analysis.errors import LorasweepError
 from analysis.folder import MetricsRow, State, TrialFolder, append_line, atomic_write
-from sweeps.worker import DataFacts, DeviceWorker, WorkerFacts
+from sweeps.driver.device_worker import DataFacts, DeviceWorker, WorkerFacts
 from trainer.config import TrialConfig
 from trainer.engine import Admission, Admitted, Ended, Event, Full, Requeued, RungResult, never
 

@@ -190,7 +190,7 @@ def test_a_constraint_whose_figure_is_not_known_counts_as_violated_and_a_failure
 def test_the_trial_reports_its_losses_at_its_best_rung() -> None:
     from analysis.folder import MetricsRow, State
     from analysis.objective import Objective
-    from sweeps.trial import TrialProxy
+    from sweeps.driver.trial_proxy import TrialProxy
     from trainer.engine import Ended
 
     proxy: Any = TrialProxy.__new__(TrialProxy)

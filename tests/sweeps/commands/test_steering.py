@@ -16,9 +16,9 @@ import pytest
 
 from analysis.errors import ConfigError, FolderError
 from analysis.folder import MetricsRow, State, Status, SweepFolder, append_line, read_lines
-from sweeps.again import differences, nothing_left, same_sweep
 from sweeps.cli import main
 from sweeps.compose.compose import compose
+from sweeps.driver.resume import differences, nothing_left, same_sweep
 from sweeps.process.installation import package_root
 from sweeps.store.control import Post, requests
 from sweeps.store.manifest import make_manifest, read_manifest, write_manifest

@@ -14,8 +14,8 @@ from analysis.folder import State
 from sweeps.display.live_view import duration, one_line, short_values, table, time_left
 from sweeps.display.progress import Progress
 from sweeps.display.sweep_state import SweepState
+from sweeps.driver.tune_run import ToldByTune
 from sweeps.store.tune_results import outcome_of, rung_rows
-from sweeps.tuning import ToldByTune
 
 VALUES = {"lora.rank": 8, "optim.lr": 3e-4, "precision": "nf4"}
 

@@ -13,13 +13,13 @@ from analysis.errors import ConfigError
 from analysis.folder import State, SweepFolder, TrialFolder, read_lines
 from analysis.objective import Objective
 from sweeps.compose.compose import compose
+from sweeps.driver.device_worker import DeviceWorker
 from sweeps.process.installation import package_root
 from sweeps.search.lineage import reconcile, record, take_over
 from sweeps.search.pbt_exchange import Exchange
 from sweeps.search.scheduler import build_sampler, build_scheduler, replay_scheduler
 from sweeps.search.searcher import GuardedOptunaSearch
 from sweeps.space.dimensions import Choices, DefineByRun, Space, Uniform
-from sweeps.worker import DeviceWorker
 from trainer.config import EngineConfig
 from trainer.engine import Admitted, Ended, RungResult
 
@@ -287,7 +287,7 @@ def test_what_the_driver_did_not_live_to_write_down_is_undone(tmp_path: Path) ->
 def test_the_driver_writes_an_exchange_down_once_a_device_has_made_it(tmp_path, monkeypatch) -> None:
     import yaml
 
-    from sweeps import tuning
+    from sweeps.driver import tune_run
 
     asked: list[Any] = []
     said: list[str] = []
@@ -301,8 +301,8 @@ def test_the_driver_writes_an_exchange_down_once_a_device_has_made_it(tmp_path, 
 
         return SimpleNamespace(take_over=SimpleNamespace(remote=take_over)), name
 
-    monkeypatch.setattr(tuning, "answer", lambda reference: reference)
-    sweep: Any = tuning.TuneRun.__new__(tuning.TuneRun)
+    monkeypatch.setattr(tune_run, "answer", lambda reference: reference)
+    sweep: Any = tune_run.TuneRun.__new__(tune_run.TuneRun)
     sweep.folder, sweep.composed = SweepFolder(tmp_path), compose(["space=optimizer", "scheduler=pbt"])
     sweep.progress = SimpleNamespace(note=said.append)
     sweep.tracker = SimpleNamespace(log_exchange=logged.append)

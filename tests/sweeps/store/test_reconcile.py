@@ -19,17 +19,17 @@ import pytest
 from ray.tune.search import Searcher
 
 import analysis.folder
-import sweeps.trial
+import sweeps.driver.trial_proxy
 from analysis.folder import ENDED, State, Status, SweepFolder, append_line, read_lines
 from analysis.objective import Objective
 from sweeps.compose.compose import Composed, compose
+from sweeps.driver.device_worker import DeviceWorker
+from sweeps.driver.trial_proxy import TrialProxy
 from sweeps.search.scheduler import build_sampler, build_scheduler, replay_scheduler
 from sweeps.search.searcher import GuardedOptunaSearch
 from sweeps.space.dimensions import DefineByRun
 from sweeps.store.reconcile import settle_told, settle_untold
 from sweeps.store.recorder import Recorder, keep_best
-from sweeps.trial import TrialProxy
-from sweeps.worker import DeviceWorker
 from trainer.engine import RungResult
 
 _spec = importlib.util.spec_from_file_location("simulated", Path(__file__).parents[2] / "benchmarks" / "simulated.py")
@@ -131,7 +131,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Composed:
 
 @pytest.fixture(autouse=True)
 def _plain_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeps.trial.ray, "get", lambda answer, timeout=None: answer)
+    monkeypatch.setattr(sweeps.driver.trial_proxy.ray, "get", lambda answer, timeout=None: answer)
     made, inner = {}, Composed.trial  # most of the time would go into composing the same trials again and again
 
     def trial(self: Composed, trial_id: str, values: dict[str, Any]) -> Any:
@@ -163,7 +163,7 @@ def state(folder: SweepFolder) -> dict[str, Any]:
 def undisturbed(composed: Composed, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = SweepFolder(tmp_path_factory.mktemp("undisturbed"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweeps.trial.ray, "get", lambda answer, timeout=None: answer)
+        patch.setattr(sweeps.driver.trial_proxy.ray, "get", lambda answer, timeout=None: answer)
         Sweep(composed, folder).run()
     return state(folder)
 

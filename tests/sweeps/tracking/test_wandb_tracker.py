@@ -21,10 +21,10 @@ from wandb.util import get_core_path
 from analysis.folder import SweepFolder
 from sweeps.display.progress import Progress
 from sweeps.display.sweep_state import SweepState
+from sweeps.driver.tune_run import ToldByTune
 from sweeps.process import installation
 from sweeps.tracking import wandb_runs
 from sweeps.tracking.wandb_tracker import WandbTracker
-from sweeps.tuning import ToldByTune
 
 KEY = "0123456789abcdef" * 3  # looks like an API key
 VALUES = {"lora.rank": 8, "optim.lr": 3e-4}
@@ -298,7 +298,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from analysis.folder import SweepFolder
 from sweeps.tracking.wandb_tracker import WandbTracker
-from sweeps.tuning import ToldByTune
+from sweeps.driver.tune_run import ToldByTune
 tracker = WandbTracker(SweepFolder({str(folder.root)!r}), "ab12cd34", "p", None, [], "offline", lambda i, v: v, print)
 one = SimpleNamespace(config={{"trial_id": "t0000", "values": {{}}}})
 row = {report(12, 0.5)!r}

@@ -11,11 +11,12 @@ from ray.exceptions import RayActorError
 
 from analysis.errors import ConfigError, ModelError
 from analysis.folder import MetricsRow, State, Status, SweepFolder
-from sweeps import baselines, cli
-from sweeps.baselines import BaselineRunner, missing, planned
+from sweeps import cli
 from sweeps.compose.compose import compose
-from sweeps.worker import DeviceWorker
-from tests.sweeps.test_worker import FakeEngine, worker
+from sweeps.driver import baseline_runner
+from sweeps.driver.baseline_runner import BaselineRunner, missing, planned
+from sweeps.driver.device_worker import DeviceWorker
+from tests.sweeps.driver.test_device_worker import FakeEngine, worker
 from trainer.config import Baseline
 from trainer.engine import Admitted
 
@@ -96,7 +97,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             raise reference
         return reference
 
-    monkeypatch.setattr(baselines, "answer", answer)
+    monkeypatch.setattr(baseline_runner, "answer", answer)
 
     def run(*workers: FakeWorker, wanted: str = "[zero_shot]") -> tuple[SweepFolder, list[str], list[str]]:
         folder, notes, handed = SweepFolder(tmp_path), [], []

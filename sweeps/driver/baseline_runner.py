@@ -8,8 +8,8 @@ from typing import Any
 
 from analysis.folder import MetricsRow, State, Status, SweepFolder
 from sweeps.compose.compose import Composed
-from sweeps.devices import answer
-from sweeps.losses import LOST
+from sweeps.driver.ray_cluster import answer
+from sweeps.driver.worker_errors import LOST
 from trainer.config import Baseline
 
 _TRIES = 3  # workers that may die over one baseline

@@ -18,10 +18,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from analysis.errors import HardwareError, LorasweepError
 from analysis.objective import Objective
 from sweeps.config import SweepConfig
-from sweeps.losses import LOST
+from sweeps.driver.device_worker import DeviceWorker, WorkerFacts
+from sweeps.driver.worker_errors import LOST
 from sweeps.process.installation import package_root
 from sweeps.process.threads import counts, waiting
-from sweeps.worker import DeviceWorker, WorkerFacts
 
 NAMESPACE = "lorasweep"
 _PROXY_CPUS = 0.5  # of a node; a proxy claims a thousandth

@@ -8,8 +8,8 @@ import pytest
 
 from analysis.errors import ConfigError
 from analysis.folder import MetricsRow, SweepFolder, append_line
-from sweeps.budget import Budget
 from sweeps.config import BudgetConfig, SearchConfig, SweepConfig, _check_budget
+from sweeps.driver.stop_budget import Budget
 from sweeps.store.control import Spent
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from analysis.errors import FolderError
 from analysis.folder import ENDED, SweepFolder, read_lines
-from sweeps.baselines import missing, planned
-from sweeps.budget import Budget
 from sweeps.compose.compose import RESUMABLE, Composed
+from sweeps.driver.baseline_runner import missing, planned
+from sweeps.driver.stop_budget import Budget
 from sweeps.process.installation import program, typed
 from sweeps.store.control import ENQUEUE, requests, spent
 

@@ -9,9 +9,9 @@ import pytest
 from analysis.errors import FolderError, HardwareError
 from analysis.objective import Objective
 from sweeps.config import RayConfig, ResourcesConfig, SweepConfig
-from sweeps.devices import ray_running, seats
+from sweeps.driver.device_worker import DeviceWorker
+from sweeps.driver.ray_cluster import ray_running, seats
 from sweeps.process.installation import package_root
-from sweeps.worker import DeviceWorker
 from trainer.config import EngineConfig
 
 

@@ -18,12 +18,13 @@ from analysis.constraints import Constraints
 from analysis.folder import MetricsRow, SweepFolder, read_lines
 from analysis.objective import Objective
 from analysis.ranking import objective_of
-from sweeps.baselines import BaselineRunner, missing, planned, settings_of
-from sweeps.budget import Budget
 from sweeps.compose.compose import Composed
-from sweeps.devices import answer
 from sweeps.display.progress import Progress
-from sweeps.interrupt import Interrupt
+from sweeps.driver.baseline_runner import BaselineRunner, missing, planned, settings_of
+from sweeps.driver.ray_cluster import answer
+from sweeps.driver.stop_budget import Budget
+from sweeps.driver.stopper import Interrupt
+from sweeps.driver.trial_proxy import TrialProxy
 from sweeps.search import lineage
 from sweeps.search.pacing import PacedSearch
 from sweeps.search.pbt_exchange import Exchange
@@ -37,7 +38,6 @@ from sweeps.store.reconcile import settle_told, settle_untold
 from sweeps.store.recorder import Recorder, write_config
 from sweeps.tracking.wandb_tables import charts
 from sweeps.tracking.wandb_tracker import WandbTracker
-from sweeps.trial import TrialProxy
 from trainer.config import Baseline
 
 

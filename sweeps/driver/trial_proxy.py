@@ -19,7 +19,7 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError
 from analysis.folder import MetricsRow, State, SweepFolder
 from analysis.objective import Objective
 from sweeps.compose.compose import Composed
-from sweeps.losses import GONE, LOST
+from sweeps.driver.worker_errors import GONE, LOST
 from trainer.config import TrialConfig
 from trainer.engine import Admitted, Ended, Halted, Refused, RungResult
 

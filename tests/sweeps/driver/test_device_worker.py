@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-import sweeps.trial
+import sweeps.driver.trial_proxy
 from analysis.folder import MetricsRow, State, TrialFolder
 from analysis.objective import Objective
+from sweeps.driver.device_worker import DeviceWorker
+from sweeps.driver.trial_proxy import TrialProxy
 from sweeps.process.installation import package_root
-from sweeps.trial import TrialProxy
-from sweeps.worker import DeviceWorker
 from trainer.checkpoints import seal
 from trainer.config import EngineConfig
 from trainer.engine import Admitted, Ended, Event, Full, Halted, RungResult
@@ -135,7 +135,7 @@ def test_a_new_proxy_frees_the_slot_of_the_one_that_died_wherever_it_was(
         remote = lambda inner: SimpleNamespace(remote=inner)  # noqa: E731
         return SimpleNamespace(admit=remote(admit), end=remote(lambda trial_id, state: calls.append((name, "end"))))
 
-    monkeypatch.setattr(sweeps.trial.ray, "get", lambda answer, timeout=None: answer)
+    monkeypatch.setattr(sweeps.driver.trial_proxy.ray, "get", lambda answer, timeout=None: answer)
     workers = [(device(name), name) for name in "ab"]
     composed: Any = SimpleNamespace(trial=lambda trial_id, values: TRIAL)
     for _ in range(2):
