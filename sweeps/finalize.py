@@ -26,11 +26,11 @@ from analysis.finals import SEED, Look, looks_sentences, read_finals, read_looks
 from analysis.folder import ENDED, State, Status, SweepFolder, TrialFolder, append_line, atomic_write, read_lines
 from analysis.leaderboard import Row
 from analysis.objective import Objective
+from sweeps.checks.preflight import preflight
 from sweeps.compose.compose import RESUMABLE, Composed
 from sweeps.driver.baseline_runner import planned
 from sweeps.driver.ray_cluster import answer, facts_of, ray_running, start_workers
 from sweeps.driver.worker_errors import LOST
-from sweeps.preflight import preflight
 from sweeps.process.installation import program, typed
 from sweeps.run import locked
 from sweeps.store.manifest import read_manifest

@@ -7,10 +7,10 @@ from analysis import leaderboard, plain_yaml
 from analysis.constraints import check_available
 from analysis.folder import MetricsRow, Status, SweepFolder, atomic_write
 from analysis.objective import Objective
+from sweeps.checks.preflight import preflight, skipped_note
 from sweeps.compose.compose import Composed
 from sweeps.display.summary import show_leaderboard, show_next
 from sweeps.driver.baseline_runner import planned
-from sweeps.preflight import preflight, skipped_note
 from sweeps.process import gc_pause
 from sweeps.run import locked, new_folder
 from sweeps.store.manifest import make_manifest, write_manifest

@@ -17,6 +17,7 @@ from analysis.constraints import check_available
 from analysis.errors import INTERRUPTED, DataError, FolderError
 from analysis.folder import ENDED, SweepFolder
 from analysis.objective import Objective
+from sweeps.checks.preflight import preflight, skipped_note
 from sweeps.compose.compose import Composed
 from sweeps.display.progress import Progress
 from sweeps.display.summary import show_leaderboard, show_next
@@ -24,7 +25,6 @@ from sweeps.display.sweep_state import SweepState
 from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.ray_cluster import answer, facts_of, max_concurrent, ray_running, start_workers
 from sweeps.driver.resume import nothing_left, same_sweep
-from sweeps.preflight import preflight, skipped_note
 from sweeps.process import gc_pause
 from sweeps.process.installation import program, typed
 from sweeps.process.logs import to_file

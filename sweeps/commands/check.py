@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     sweep = composed(options)
     if sweep is None:
         return 0
-    from sweeps.show_check import run_check
+    from sweeps.checks.show_check import run_check
 
     check = run_check(sweep, options.samples, probe=not options.no_probe, quiet=options.json)
     if options.json:

@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
     sweep = composed(options)
     if sweep is None:
         return 0
-    from sweeps.show_data import show_data
+    from sweeps.checks.show_data import show_data
 
     for note in sweep.notes:
         print(note)

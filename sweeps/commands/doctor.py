@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    from sweeps.doctor import examine
+    from sweeps.checks.doctor import examine
 
     console = Console(highlight=False)
     width = console.width

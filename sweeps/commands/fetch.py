@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("wanted", nargs="*", metavar="NAME | OVERRIDE", help="a package, or GROUP=OPTION and KEY=VALUE")
     parser.add_argument("--all", action="store_true", help="every package there is")
     options = parser.read(arguments)
-    from sweeps import fetching
+    from sweeps.checks import prefetch
     from trainer.assets import PACKAGES, describe
 
     names = [word for word in options.wanted if "=" not in word]
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
             raise ConfigError("--all fetches every package. Leave the overrides out, or --all.")
         names = list(PACKAGES)
     if not names and not overrides:
-        fetching.show_packages()
+        prefetch.show_packages()
         return 0
-    fetching.fetch_all(names, overrides)
+    prefetch.fetch_all(names, overrides)
     return 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from analysis.folder import TrialFolder
-from sweeps.forecast import Cost
+from sweeps.checks.simulate import Cost
 from trainer.batches import cut_by_length, micro_batches, pass_cost
 from trainer.bias_items import BiasItems
 from trainer.budget import Budget, measure

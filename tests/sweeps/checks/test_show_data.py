@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from sweeps import cli
-from sweeps.show_data import _histogram
+from sweeps.checks.show_data import _histogram
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sweeps import cli, fetching
+from sweeps import cli
+from sweeps.checks import prefetch
 from sweeps.compose.compose import compose
 from trainer.assets import PACKAGES, fetch
 from trainer.wheels import Package
@@ -24,7 +25,7 @@ def fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         names.append(name)
         return tmp_path / name
 
-    monkeypatch.setattr(fetching, "fetch", stand_in)
+    monkeypatch.setattr(prefetch, "fetch", stand_in)
     monkeypatch.setenv("LORASWEEP_CACHE", str(tmp_path / "cache"))
     return names
 
@@ -69,7 +70,7 @@ def test_offline_the_hub_is_not_asked(monkeypatch, capsys, tmp_path) -> None:
 
 def test_everything_an_experiment_needs_is_what_its_run_would_fetch(monkeypatch, tmp_path) -> None:
     """The same packages as the checks at the start of a run ask for."""
-    from sweeps.preflight import preflight
+    from sweeps.checks.preflight import preflight
 
     asked: list[str] = []
 
@@ -77,11 +78,17 @@ def test_everything_an_experiment_needs_is_what_its_run_would_fetch(monkeypatch,
         asked.append(name)
         return fetch(name, lambda line: None)
 
-    for module in ("trainer.newsgroups", "trainer.crows_pairs", "trainer.stereoset", "trainer.bbq", "sweeps.preflight"):
+    for module in (
+        "trainer.newsgroups",
+        "trainer.crows_pairs",
+        "trainer.stereoset",
+        "trainer.bbq",
+        "sweeps.checks.preflight",
+    ):
         monkeypatch.setattr(f"{module}.fetch", spy)
     composed = compose(["experiment=quickstart"])
     preflight(composed, quiet=True)
-    assert set(asked) == set(fetching.needed(composed.config, ["experiment"]))
+    assert set(asked) == set(prefetch.needed(composed.config, ["experiment"]))
 
 
 def _slow_index(tmp_path: Path) -> tuple[Package, object]:
@@ -123,7 +130,7 @@ def test_two_commands_at_once_download_once(tmp_path) -> None:
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "import trainer.assets as assets, sweeps.fetching as fetching\n"
+        "import trainer.assets as assets, sweeps.checks.prefetch as fetching\n"
         "from trainer.wheels import Package\n"
         f"package = Package({package.name!r}, {package.requirement!r}, {package.wheel!r}, {package.sha256!r}, 1,"
         " 'CC0', 'a toy', {'toy/': ''})\n"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from sweeps import cli
+from sweeps.checks.preflight import preflight
 from sweeps.compose.compose import compose
-from sweeps.preflight import preflight
 
 
 def leaky(tiny_data: tuple[Path, Path], folder: Path) -> Path:

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.text import Text
 
 from analysis import plain_yaml
-from sweeps.check import Check, audited, drawn, estimated, plan
+from sweeps.checks.estimate import Check, audited, drawn, estimated, plan
+from sweeps.checks.preflight import check_rung, preflight_assets
 from sweeps.compose.compose import Composed
-from sweeps.preflight import check_rung, preflight_assets
 from trainer.audit import Audit
 from trainer.bias_items import BiasItems, load_bias
 from trainer.data import load_dataset

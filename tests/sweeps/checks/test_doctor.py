@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sweeps import cli, doctor
-from sweeps.doctor import Finding
+from sweeps import cli
+from sweeps.checks import doctor
+from sweeps.checks.doctor import Finding
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,8 @@
 """A sweep played through: times that can be worked out by hand, and the real scheduler's decisions."""
 
-from sweeps.check import _play
+from sweeps.checks.estimate import _play
+from sweeps.checks.simulate import Cost, Decide, forecast
 from sweeps.compose.compose import compose
-from sweeps.forecast import Cost, Decide, forecast
 
 TRIAL = Cost(pack="fp32", own=1.0, shared=0.5, rungs=(4, 8), rung_seconds=2.0, final_seconds=3.0, tokens=10.0)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import ConfigError, ModelError, did_you_mean
-from sweeps.check import entries
+from sweeps.checks.estimate import entries
 from sweeps.compose.compose import Composed
 from sweeps.space.dimensions import Choices
 from trainer.assets import fetch

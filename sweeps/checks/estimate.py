@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sweeps.checks.simulate import Cost, Decide, Forecast
 from sweeps.compose.compose import Composed
-from sweeps.forecast import Cost, Decide, Forecast
 from sweeps.process import gc_pause
 from sweeps.process.installation import typed
 from sweeps.space.dimensions import suggest
@@ -112,8 +112,8 @@ def estimated(composed: Composed, dataset: Dataset, check: Check) -> None:
         import_libraries()
         import torch
 
-        from sweeps.doctor import usable_cores
-        from sweeps.probe import Prober
+        from sweeps.checks.doctor import usable_cores
+        from sweeps.checks.probe import Prober
         from trainer.models import available_precisions, best_device, slow_precisions
 
     config = composed.config
@@ -209,7 +209,7 @@ def _repeated(costs: list[Cost], n: int) -> list[Cost]:
 
 
 def _play(composed: Composed, costs: list[Cost], slots: int, devices: int) -> Forecast:
-    from sweeps.forecast import forecast
+    from sweeps.checks.simulate import forecast
     from sweeps.search.scheduler import StandIn, build_scheduler
 
     config = composed.config
