@@ -10,6 +10,6 @@ def main(arguments: list[str]) -> int:
     sweep = composed(composing_parser("trial", description, arguments).read(arguments))
     if sweep is None:
         return 0
-    from sweeps.lone import run_trial
+    from sweeps.single_trial import run_trial
 
     return run_trial(sweep)

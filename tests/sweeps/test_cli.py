@@ -53,7 +53,7 @@ def called(monkeypatch):
 
     fake = stand_in("sweeps.run", "run_sweep", 0)
     fake.resume_sweep = lambda *args, **kwargs: calls.append(("resume_sweep", args, kwargs)) or 0
-    stand_in("sweeps.lone", "run_trial", 0)
+    stand_in("sweeps.single_trial", "run_trial", 0)
     stand_in("sweeps.export", "export", None)
     monkeypatch.setattr("sweeps.process.installation.package_root", lambda: "")
     return types.SimpleNamespace(calls=calls, stand_in=stand_in)
