@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 
 from analysis.errors import ConfigError
-from trainer.assets import fetch
+from trainer.assets.packages import fetch
 from trainer.measures import BBQ
 from trainer.strata import stratified
 

@@ -33,7 +33,7 @@ def key(
 @dataclass
 class ModelConfig:
     source: str = key("package", choices=("package", "local", "hub"))  # where the weights come from
-    package: str | None = None  # source=package: a name in trainer/assets.py
+    package: str | None = None  # source=package: a name in trainer/assets/packages.py
     path: str | None = None  # source=local: a folder with config.json, tokenizer and safetensors or GGUF weights
     name: str | None = None  # source=hub: owner/name
     revision: str | None = None  # source=hub: a commit hash or tag; pinned in sweep.yaml
@@ -62,7 +62,7 @@ class DataConfig:
     name: str | None = None  # source=hub: owner/name, or a folder that `datasets` loads
     subset: str | None = None  # source=hub: configuration of the data set
     revision: str | None = None  # source=hub: a commit hash or tag
-    package: str | None = None  # source=package: a name in trainer/assets.py; the files are in it
+    package: str | None = None  # source=package: a name in trainer/assets/packages.py; the files are in it
     schema: str | None = key(None, choices=(*SCHEMAS, None))  # null: told by the columns
     text: str = "text"  # column, of schemas label and text
     label: str = "label"  # column, of schema label

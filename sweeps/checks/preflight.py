@@ -8,7 +8,7 @@ from analysis.errors import ConfigError, ModelError, did_you_mean
 from sweeps.checks.estimate import entries
 from sweeps.compose.compose import Composed
 from sweeps.space.dimensions import Choices
-from trainer.assets import fetch
+from trainer.assets.packages import fetch
 from trainer.audit import refuse_overlap
 from trainer.bias_items import load_bias
 from trainer.data import Dataset, load_dataset

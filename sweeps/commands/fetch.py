@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--all", action="store_true", help="every package there is")
     options = parser.read(arguments)
     from sweeps.checks import prefetch
-    from trainer.assets import PACKAGES, describe
+    from trainer.assets.packages import PACKAGES, describe
 
     names = [word for word in options.wanted if "=" not in word]
     overrides = [word for word in options.wanted if "=" in word]

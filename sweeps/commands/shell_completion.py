@@ -87,7 +87,7 @@ def _of_command(command: str, before: list[str], current: str) -> Iterator[str]:
     if command == "completion":
         yield from ("bash", "zsh")
     if command == "fetch":
-        from trainer.assets import PACKAGES
+        from trainer.assets.packages import PACKAGES
 
         yield from PACKAGES
     if command in _COMPOSING:

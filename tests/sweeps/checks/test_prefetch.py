@@ -12,8 +12,8 @@ import pytest
 from sweeps import cli
 from sweeps.checks import prefetch
 from sweeps.compose.compose import compose
-from trainer.assets import PACKAGES, fetch
-from trainer.wheels import Package
+from trainer.assets.packages import PACKAGES, fetch
+from trainer.assets.wheels import Package
 
 
 @pytest.fixture
@@ -130,8 +130,8 @@ def test_two_commands_at_once_download_once(tmp_path) -> None:
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "import trainer.assets as assets, sweeps.checks.prefetch as fetching\n"
-        "from trainer.wheels import Package\n"
+        "import trainer.assets.packages as assets, sweeps.checks.prefetch as fetching\n"
+        "from trainer.assets.wheels import Package\n"
         f"package = Package({package.name!r}, {package.requirement!r}, {package.wheel!r}, {package.sha256!r}, 1,"
         " 'CC0', 'a toy', {'toy/': ''})\n"
         f"line = {line[:-1]!r}\n"

