@@ -33,8 +33,8 @@ from trainer.config import (
     key,
     pack_refusal,
 )
+from trainer.data.schemas import LABELLED
 from trainer.measures import metric_names
-from trainer.schemas import LABELLED
 
 BASELINES = ("majority", "zero_shot", "few_shot", "retrieval")
 

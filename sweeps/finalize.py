@@ -35,8 +35,8 @@ from sweeps.process.installation import program, typed
 from sweeps.run import locked
 from sweeps.store.manifest import read_manifest
 from trainer.config import Baseline, TrialConfig, check_trial
-from trainer.data import Row as DataRow
-from trainer.data import check_test, load_dataset, load_test
+from trainer.data.dataset import Row as DataRow
+from trainer.data.dataset import check_test, load_dataset, load_test
 from trainer.engine import Admitted, Ended, Halted, Refused, Requeued
 
 CHANGEABLE = (

@@ -21,7 +21,7 @@ from analysis.folder import MetricsRow, State, Status, TrialFolder, atomic_write
 from trainer.bias import score_bias
 from trainer.bias_items import SWAP
 from trainer.config import Baseline, TrialConfig
-from trainer.encode import Encoded, label_tokens
+from trainer.data.encode import Encoded, label_tokens
 from trainer.evaluate import Evaluation, Validation, evaluate, metrics_of, restricted
 from trainer.examples import few_shot_rows, nearest, with_examples
 from trainer.generate import TABLE, with_answers

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from trainer.config import EngineConfig, TrialConfig
-from trainer.encode import Encoded
+from trainer.data.encode import Encoded
 from trainer.order import rows_for_step
 from trainer.scoring import pad
 

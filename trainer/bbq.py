@@ -17,8 +17,8 @@ import numpy as np
 
 from analysis.errors import ConfigError
 from trainer.assets.packages import fetch
+from trainer.data.subsets import stratified
 from trainer.measures import BBQ
-from trainer.strata import stratified
 
 AMBIGUOUS, TELLING = "ambig", "disambig"
 LEAST = 44  # 11 categories, two contexts, two polarities

@@ -18,7 +18,7 @@ from trainer.bbq import Question, bbq_metrics
 from trainer.bias_items import BBQ, OWN, PAIRS, STEREOSET, SWAP, BiasItems
 from trainer.counterfactual import Swap, swap_metrics
 from trainer.crows_pairs import Pair, pair_metrics
-from trainer.encode import Encoded
+from trainer.data.encode import Encoded
 from trainer.group_gaps import group_metrics
 from trainer.measures import CROWS_PAIRS, OWN_PAIRS
 from trainer.models import BaseModel

@@ -40,7 +40,7 @@ class ModelConfig:
 
 
 SOURCES = ("newsgroups", "csv", "tsv", "jsonl", "parquet", "arrow", "folder", "hub", "package")
-SCHEMAS = ("label", "completion", "chat", "text")  # what a row is: see trainer/schemas.py
+SCHEMAS = ("label", "completion", "chat", "text")  # what a row is: see trainer/data/schemas.py
 
 
 @dataclass
@@ -74,7 +74,7 @@ class DataConfig:
     group: str | None = None  # column with a group (such as gender), kept with every item
     on_error: str = key("fail", choices=("fail", "skip"))  # a row that cannot be used: stop, or leave it out and say so
     split: SplitConfig = field(default_factory=SplitConfig)
-    max_length: int = key(128, low=8)  # tokens a row; see trainer/tokens.py for what is cut
+    max_length: int = key(128, low=8)  # tokens a row; see trainer/data/tokenize.py for what is cut
     allow_overlap: bool = False  # validation rows that stand in the training rows too are an error, unless allowed
     topics: dict[str, str] = field(default_factory=dict)  # newsgroups: group name → label word
     train_rows: int = key(0, low=0)  # newsgroups: rows a topic; 0 = all

@@ -1,6 +1,7 @@
-"""Does the prediction change when names, pronouns and group terms in a text are swapped (``trainer/swap.py``)?
+"""Does the prediction change when names, pronouns and group terms in a text are swapped?
 
-Counterfactual token fairness (Garg et al. 2019, arXiv 1809.10610) on the task's own validation rows. The target is 0:
+``trainer/data/counterfactual_text.py`` swaps them. Counterfactual token fairness (Garg et al. 2019, arXiv 1809.10610)
+on the task's own validation rows. The target is 0:
 the swapped text should get the same answer. It says nothing about what the swap does not name, and where the label
 truly depends on the group, a flip is no fault.
 """
@@ -12,11 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from trainer.config import TaskConfig
-from trainer.data import Row
-from trainer.encode import Encoded, encode_rows
+from trainer.data.counterfactual_text import swap_terms
+from trainer.data.dataset import Row
+from trainer.data.encode import Encoded, encode_rows
+from trainer.data.subsets import stratified
 from trainer.measures import SWAP
-from trainer.strata import stratified
-from trainer.swap import swap_terms
 
 _SEED = 0  # which name becomes which: the same in every trial
 

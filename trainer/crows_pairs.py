@@ -19,8 +19,8 @@ import numpy as np
 
 from analysis.errors import DataError
 from trainer.assets.packages import fetch
+from trainer.data.subsets import stratified
 from trainer.measures import CROWS_PAIRS
-from trainer.strata import stratified
 
 
 @dataclass(frozen=True)

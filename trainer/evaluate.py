@@ -9,14 +9,14 @@ import torch
 from trainer.bias import bias_metrics, score_bias
 from trainer.bias_items import BiasItems
 from trainer.config import TrialConfig
-from trainer.data import Row
-from trainer.encode import Encoded, label_tokens
+from trainer.data.dataset import Row
+from trainer.data.encode import Encoded, label_tokens
+from trainer.data.schemas import LABELLED
 from trainer.group_gaps import group_metrics
 from trainer.likelihood import likelihood_items
 from trainer.measures import GROUP, SWAP
 from trainer.models import BaseModel
 from trainer.quality import class_metrics, text_metrics
-from trainer.schemas import LABELLED
 from trainer.scoring import Request, class_logprobs, log_likelihoods
 
 TEXT_COLUMNS = ("nll", "n_tokens", "n_bytes", "completion_nll", "completion_tokens")

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from trainer.config import RetrievalConfig
-from trainer.data import Row
-from trainer.encode import Encoded
+from trainer.data.dataset import Row
+from trainer.data.encode import Encoded
+from trainer.data.subsets import stratified
 from trainer.models import BaseModel
 from trainer.scoring import pad
-from trainer.strata import stratified
 
 _SEPARATOR = "\n\n"
 _CHUNK = 256  # items whose similarity to all training rows is in memory at a time

@@ -15,7 +15,7 @@ import torch
 from transformers import GenerationConfig
 
 from trainer.config import TrialConfig
-from trainer.encode import label_tokens
+from trainer.data.encode import label_tokens
 from trainer.evaluate import Evaluation, Validation
 from trainer.models import BaseModel
 

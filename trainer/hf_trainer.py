@@ -20,8 +20,8 @@ from transformers import (
 
 from trainer.batches import MicroBatches
 from trainer.config import TrialConfig
+from trainer.data.encode import Encoded
 from trainer.dropout import DropoutKeys, row_keys
-from trainer.encode import Encoded
 from trainer.models import BaseModel
 from trainer.outcomes import Diverged
 from trainer.output import weighted_cross_entropy

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from trainer.encode import Encoded
+from trainer.data.encode import Encoded
+from trainer.data.schemas import Row
 from trainer.models import BaseModel
-from trainer.schemas import Row
 from trainer.scoring import Request, log_likelihoods
 
 

@@ -9,12 +9,12 @@ from analysis.errors import ConfigError, DataError
 from trainer.bias_items import BiasItems, load_bias
 from trainer.config import TrialConfig
 from trainer.counterfactual import find_swaps
-from trainer.data import Dataset, Row, check_test, load_dataset, load_test, rung_subset
-from trainer.encode import Encoded
+from trainer.data.dataset import Dataset, Row, check_test, load_dataset, load_test, rung_subset
+from trainer.data.encode import Encoded
+from trainer.data.mitigation import counterfactual_copies, row_weights
+from trainer.data.tokenize import Tokens, tokens_of
 from trainer.evaluate import Validation
-from trainer.mitigation import counterfactual_copies, row_weights
 from trainer.models import BaseModel, load_base
-from trainer.tokens import Tokens, tokens_of
 
 _BASES = 4  # one model at every precision
 

@@ -4,7 +4,7 @@ Without torch, so that a config is checked in no time. ``analysis/metrics.py`` s
 """
 
 from trainer.config import BiasConfig, DataConfig, TaskConfig
-from trainer.schemas import LABELLED, WITHOUT_LABELS
+from trainer.data.schemas import LABELLED, WITHOUT_LABELS
 
 QUALITY = ("accuracy", "balanced_accuracy", "macro_f1", "mcc", "log_loss", "brier", "ece")
 TEXT = ("perplexity", "bits_per_byte", "completion_perplexity")

@@ -17,7 +17,7 @@ from transformers import get_scheduler
 from analysis.folder import TrialFolder
 from trainer.batches import micro_batches
 from trainer.config import TrialConfig
-from trainer.encode import Encoded
+from trainer.data.encode import Encoded
 from trainer.evaluate import Validation
 from trainer.ledger import Ledger, Score, Weights
 from trainer.lora import ADAPTER, fresh_head, head_std, initial_a, linear_modules, linear_shape, peft_config, scaling

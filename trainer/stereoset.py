@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from trainer.assets.packages import fetch
+from trainer.data.subsets import stratified
 from trainer.measures import STEREOSET
-from trainer.strata import stratified
 
 KINDS = ("stereotype", "anti-stereotype", "unrelated")
 

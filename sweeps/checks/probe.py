@@ -17,7 +17,7 @@ from trainer.batches import cut_by_length, micro_batches, pass_cost
 from trainer.bias_items import BiasItems
 from trainer.budget import Budget, measure
 from trainer.config import EngineConfig, TrialConfig
-from trainer.data import Dataset, Row
+from trainer.data.dataset import Dataset, Row
 from trainer.evaluate import evaluate
 from trainer.lora import linear_modules, linear_shape
 from trainer.materials import Materials

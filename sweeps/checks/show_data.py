@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.config import TrialConfig
-from trainer.data import Dataset, load_dataset
-from trainer.encode import Encoded
-from trainer.schemas import Row
+from trainer.data.dataset import Dataset, load_dataset
+from trainer.data.encode import Encoded
+from trainer.data.schemas import Row
+from trainer.data.tokenize import tokens_of
 from trainer.tokenizer import load_tokenizer
-from trainer.tokens import tokens_of
 
 _SAMPLE = 20_000  # rows whose lengths are counted
 _BINS = 12

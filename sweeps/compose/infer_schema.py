@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from analysis.errors import ConfigError, DataError, FetchError
 from sweeps.config import SweepConfig
-from trainer.data import data_columns
-from trainer.schemas import LABELLED, infer_schema
+from trainer.data.dataset import data_columns
+from trainer.data.schemas import LABELLED, infer_schema
 
 # Key → the schemas that read it
 _READ_BY = {

@@ -30,7 +30,7 @@ from tests.trainer.packs import held_bytes
 from trainer.batches import batch_of
 from trainer.budget import kept_bytes, measure
 from trainer.config import DataConfig, LoraSettings, ModelConfig, TrainConfig, TrialConfig
-from trainer.encode import Encoded
+from trainer.data.encode import Encoded
 from trainer.evaluate import Validation
 from trainer.lora import add_adapter, remove_adapter
 from trainer.models import BaseModel, best_device, load_base

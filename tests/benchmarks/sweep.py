@@ -29,7 +29,7 @@ TOPICS = {"alt.atheism": "atheism", "comp.windows.x": "X", "rec.motorcycles": "m
 def write_data(folder: Path, validation_rows: int) -> dict[str, Path]:
     """Four newsgroups as CSV files, the rows of each topic in turn."""
     from trainer.config import DataConfig
-    from trainer.newsgroups import load_newsgroups
+    from trainer.data.newsgroups import load_newsgroups
 
     each = {"train": 300, "validation": validation_rows // len(TOPICS)}
     config = DataConfig(topics=TOPICS, train_rows=each["train"], validation_rows=each["validation"])

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from analysis.folder import SweepFolder, read_lines
 from sweeps.cli import main
-from trainer.data import load_dataset
+from trainer.data.dataset import load_dataset
 
 
 @pytest.fixture(scope="module")

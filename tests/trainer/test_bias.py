@@ -16,7 +16,7 @@ from trainer.bias import score_clusters, sentence_scores
 from trainer.config import TrialConfig
 from trainer.counterfactual import Swap, swap_metrics
 from trainer.crows_pairs import read_pairs
-from trainer.encode import Encoded
+from trainer.data.encode import Encoded
 from trainer.evaluate import evaluate
 from trainer.group_gaps import group_metrics
 from trainer.materials import Materials
@@ -180,7 +180,7 @@ def swaps(texts: dict[str, str]) -> list[Swap]:
 
 @pytest.mark.parametrize(("marker", "flip_rate"), [("John", 1.0), ("refund", 0.0)])
 def test_a_classifier_that_reads_names_flips_and_one_that_does_not_never_does(marker: str, flip_rate: float) -> None:
-    from trainer.swap import swap_terms
+    from trainer.data.counterfactual_text import swap_terms
 
     texts = ["John wants a refund", "We asked John for a refund", "a refund for John, please"]
     rows = swaps({text: str(swap_terms(text, 0)) for text in texts})

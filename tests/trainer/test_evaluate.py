@@ -13,7 +13,7 @@ from trainer.baselines import score_baseline
 from trainer.bias import score_pairs
 from trainer.config import Baseline, TrialConfig
 from trainer.crows_pairs import Pair, pair_metrics
-from trainer.encode import encode_rows, label_tokens
+from trainer.data.encode import encode_rows, label_tokens
 from trainer.evaluate import evaluate
 from trainer.materials import Materials
 from trainer.measures import QUALITY, metric_names
@@ -124,7 +124,7 @@ def test_labels_that_begin_another_are_closed_and_equal_ones_refused() -> None:
 
 def test_the_text_is_cut_never_the_prompt_or_the_label() -> None:
     from trainer.config import TaskConfig
-    from trainer.data import Row
+    from trainer.data.dataset import Row
 
     task = TaskConfig(name="completion", prompt="Q: {text}\nA:")
     rows = [Row("0", "x" * 500, "dog", None), Row("1", "é", "cat", None)]
@@ -138,7 +138,7 @@ def test_the_text_is_cut_never_the_prompt_or_the_label() -> None:
 def test_a_length_without_room_for_the_text_is_refused() -> None:
     from analysis.errors import ConfigError
     from trainer.config import TaskConfig
-    from trainer.data import Row
+    from trainer.data.dataset import Row
 
     with pytest.raises(ConfigError, match=r"max_length=8 leaves no room.*take 10 tokens"):
         encode_rows([Row("0", "x", "dog", None)], ("cat", "dog"), Spelling(), TaskConfig(prompt="Q: {text}\nA:"), 8)

@@ -79,7 +79,7 @@ def test_everything_an_experiment_needs_is_what_its_run_would_fetch(monkeypatch,
         return fetch(name, lambda line: None)
 
     for module in (
-        "trainer.newsgroups",
+        "trainer.data.newsgroups",
         "trainer.crows_pairs",
         "trainer.stereoset",
         "trainer.bbq",

@@ -10,8 +10,8 @@ from pathlib import Path
 from analysis.errors import DataError, did_you_mean
 from trainer.assets.packages import fetch
 from trainer.config import DataConfig
-from trainer.strata import fixed_draw
-from trainer.tables import Table
+from trainer.data.subsets import fixed_draw
+from trainer.data.tables import Table
 
 DRAW_SEED = 20  # which rows of a topic are taken is part of the task: not of a sweep's or a trial's seed
 _HEAD = 4  # lines: names, Orange's column types and roles, a blank line

@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from analysis.errors import DataError
-from trainer.data import Row
-from trainer.strata import fixed_draw
-from trainer.swap import swap_terms
+from trainer.data.counterfactual_text import swap_terms
+from trainer.data.dataset import Row
+from trainer.data.subsets import fixed_draw
 
 SWAP_SEED = 0  # which name stands for which is part of the data, not of a trial's seed
 
@@ -36,7 +36,7 @@ def counterfactual_copies(rows: Sequence[Row], ratio: float) -> list[Row]:
     if not swapped:
         raise DataError(
             f"mitigation.augment={ratio:g}: no training row holds a name, pronoun or group term that could be swapped"
-            " (trainer/swap.py knows English ones). Leave it at 0."
+            " (trainer/data/counterfactual_text.py knows English ones). Leave it at 0."
         )
     places = sorted(swapped)
     drawn = fixed_draw([rows[i].item_id for i in places], max(1, round(ratio * len(places))), SWAP_SEED)

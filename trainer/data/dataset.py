@@ -10,14 +10,14 @@ from typing import Any
 
 from analysis.errors import DataError
 from trainer.config import DataConfig
-from trainer.hub_data import hub_columns, hub_table
-from trainer.newsgroups import load_newsgroups, load_newsgroups_test
-from trainer.readers import FORMATS, read_columns, read_table
-from trainer.rows import Reading, reading, rows_of
-from trainer.schemas import LABELLED, Row, content_of, infer_schema
-from trainer.splits import make_splits
-from trainer.strata import stratified
-from trainer.tables import RowErrors, Table
+from trainer.data.hub import hub_columns, hub_table
+from trainer.data.newsgroups import load_newsgroups, load_newsgroups_test
+from trainer.data.readers import FORMATS, read_columns, read_table
+from trainer.data.rows import Reading, reading, rows_of
+from trainer.data.schemas import LABELLED, Row, content_of, infer_schema
+from trainer.data.splits import make_splits
+from trainer.data.subsets import stratified
+from trainer.data.tables import RowErrors, Table
 
 __all__ = ["Dataset", "Row", "data_columns", "load_dataset", "load_test", "rung_subset", "schema_of"]
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from trainer.strata import fixed_draw, proportional_shares, stratified
+from trainer.data.subsets import fixed_draw, proportional_shares, stratified
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 
 from analysis.errors import DataError
 from trainer.config import DataConfig, SplitConfig
-from trainer.data import load_dataset, load_test, schema_of
+from trainer.data.dataset import load_dataset, load_test, schema_of
 
 LABELLED = [{"text": f'{word} "x",\n\té', "label": label} for word, label in zip("abcd", "yynn", strict=True)]
 PAIRS = [{"prompt": f"what is {i}?", "completion": f" it is {i}"} for i in range(4)]
@@ -315,11 +315,11 @@ def test_splits_that_cannot_be_made_are_refused(keys: dict[str, Any], words: str
 def test_the_same_split_is_made_in_another_process(tmp_path: Path) -> None:
     file = numbered(tmp_path, 30)
     code = (
-        "from trainer.data import load_dataset; from trainer.config import DataConfig, SplitConfig;"
+        "from trainer.data.dataset import load_dataset; from trainer.config import DataConfig, SplitConfig;"
         f"c = DataConfig('csv', train={str(file)!r}, split=SplitConfig(validation=0.3));"
         "print(*[row.item_id for row in load_dataset(c).validation])"
     )
-    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[3])}
     out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     expected = [row.item_id for row in load_dataset(made(file, validation=0.3)).validation]
     assert out.stdout.split() == expected

@@ -15,7 +15,7 @@ from urllib.request import getproxies
 
 from analysis.errors import DataError, did_you_mean
 from trainer.config import DataConfig
-from trainer.tables import Table, Wanted
+from trainer.data.tables import Table, Wanted
 
 _TIMEOUT = 3.0  # seconds: `datasets` itself tries for half a minute
 

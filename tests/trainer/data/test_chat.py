@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from analysis.errors import DataError, ModelError
-from trainer.chat import chat_tokens
-from trainer.schemas import Row
-from trainer.tokens import tokens_of
+from trainer.data.chat import chat_tokens
+from trainer.data.schemas import Row
+from trainer.data.tokenize import tokens_of
 
 SMOLLM2 = (  # of the model's tokenizer
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"

@@ -8,8 +8,8 @@ from hashlib import sha256
 
 from analysis.errors import DataError
 from trainer.config import SplitConfig
-from trainer.schemas import Row
-from trainer.strata import stratified
+from trainer.data.schemas import Row
+from trainer.data.subsets import stratified
 
 SPLITS = ("train", "validation", "test")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from analysis.errors import DataError, did_you_mean
-from trainer.tables import RowErrors, Table, Wanted
+from trainer.data.tables import RowErrors, Table, Wanted
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet", "arrow", "folder")
 _MAX_CELL = 2**31 - 1  # characters; Python's own limit of 131,072 is less than a long document

@@ -3,7 +3,7 @@
 =============  =============================================================================================
 schema         longer than ``max_length``
 =============  =============================================================================================
-``label``      the end of the text is cut; never the prompt's end or the label (``trainer/encode.py``)
+``label``      the end of the text is cut; never the prompt's end or the label (``trainer/data/encode.py``)
 ``completion`` the beginning of the prompt is cut, then the end of the completion
 ``chat``       the end is cut; a row of which no turn of the assistant is left cannot be used
 ``text``       nothing is cut. Training: texts one after the other, end-of-text tokens between, in windows of
@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from analysis.errors import DataError
-from trainer.chat import chat_tokens
 from trainer.config import TaskConfig
-from trainer.encode import Encoded, encode_rows
-from trainer.schemas import LABELLED, Row
-from trainer.tables import RowErrors
+from trainer.data.chat import chat_tokens
+from trainer.data.encode import Encoded, encode_rows
+from trainer.data.schemas import LABELLED, Row
+from trainer.data.tables import RowErrors
 
 
 @dataclass(frozen=True)

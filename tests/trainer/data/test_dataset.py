@@ -16,7 +16,7 @@ import pytest
 
 from analysis.errors import DataError
 from trainer.config import DataConfig
-from trainer.data import Dataset, Row, load_dataset, rung_subset
+from trainer.data.dataset import Dataset, Row, load_dataset, rung_subset
 
 GOOD = [("good film", "yes"), ("fine film", "yes"), ("bad film", "no"), ("poor film", "no")]
 

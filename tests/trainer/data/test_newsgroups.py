@@ -10,7 +10,7 @@ import pytest
 from analysis.errors import DataError
 from trainer.assets.packages import fetch
 from trainer.config import DataConfig
-from trainer.data import Dataset, load_dataset, load_test
+from trainer.data.dataset import Dataset, load_dataset, load_test
 
 TOPICS = {"sci.med": "medicine", "sci.space": "space", "rec.autos": "cars", "sci.crypt": "secrets"}
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from analysis.errors import ConfigError
 from trainer.config import TaskConfig
-from trainer.data import Row
+from trainer.data.dataset import Row
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.swap import _FEMALE, _MALE, swap_terms
+from trainer.data.counterfactual_text import _FEMALE, _MALE, swap_terms
 
 
 @pytest.mark.parametrize(

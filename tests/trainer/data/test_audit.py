@@ -5,7 +5,7 @@ import random
 import pytest
 
 from analysis.errors import DataError
-from trainer.audit import NEAR, Entry, Shingler, audit, jaccard, overlap, refuse_overlap, warnings
+from trainer.data.audit import NEAR, Entry, Shingler, audit, jaccard, overlap, refuse_overlap, warnings
 
 WORDS = [f"word{i}" for i in range(500)]
 
@@ -121,6 +121,6 @@ def test_a_benchmark_sentence_inside_a_training_row_is_found() -> None:
 def test_many_rows_are_read_by_several_processes_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     train = [*TRAIN, *rows("train again", (changed(text(3)), "b"), (text(5), "b"))]
     alone = audit(train, VALIDATION)
-    monkeypatch.setattr("trainer.audit._MANY", 10)
+    monkeypatch.setattr("trainer.data.audit._MANY", 10)
     assert audit(train, VALIDATION) == alone
     assert alone.near["train"].rows == 1

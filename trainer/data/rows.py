@@ -7,9 +7,9 @@ from typing import Any
 
 from analysis.errors import DataError
 from trainer.config import DataConfig
-from trainer.schemas import Row, columns_of, content_of, conversation
-from trainer.tables import RowErrors, Table, Wanted, as_text
-from trainer.templates import WHOLE, RowTemplate
+from trainer.data.schemas import Row, columns_of, content_of, conversation
+from trainer.data.tables import RowErrors, Table, Wanted, as_text
+from trainer.data.templates import WHOLE, RowTemplate
 
 
 @dataclass(frozen=True)
