@@ -10,7 +10,7 @@ from analysis import leaderboard, plain_yaml
 from analysis.errors import FolderError
 from analysis.folder import State, SweepFolder
 from sweeps.store.manifest import read_manifest
-from trainer.modelfiles import tensors
+from trainer.models.model_files import tensors
 
 CARD = "lorasweep.json"  # beside the weights: what one needs to know to use them
 
@@ -111,7 +111,7 @@ def _merge(adapter: Path, manifest: dict[str, Any], to: Path) -> None:
     from peft import PeftModel
 
     from trainer.config import ModelConfig
-    from trainer.models import load_base
+    from trainer.models.base_model import load_base
 
     config, labels = manifest["config"], manifest["data"]["labels"]
     base = load_base(ModelConfig(**config["model"]), "fp32", config["task"]["name"], len(labels), torch.device("cpu"))

@@ -49,7 +49,7 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
         from trainer.evaluate import absent_metrics
         from trainer.finals import generate_answers
         from trainer.materials import Materials
-        from trainer.models import available_precisions, best_device, slow_precisions
+        from trainer.models.base_model import available_precisions, best_device, slow_precisions
 
     threads = composed.config.resources.threads
     if threads:

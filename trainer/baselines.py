@@ -25,8 +25,8 @@ from trainer.data.encode import Encoded, label_tokens
 from trainer.evaluate import Evaluation, Validation, evaluate, metrics_of, restricted
 from trainer.examples import few_shot_rows, nearest, with_examples
 from trainer.generate import TABLE, with_answers
-from trainer.lora import add_adapter, remove_adapter
 from trainer.materials import Materials
+from trainer.models.lora import add_adapter, remove_adapter
 
 
 def score_baseline(

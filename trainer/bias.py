@@ -21,7 +21,7 @@ from trainer.crows_pairs import Pair, pair_metrics
 from trainer.data.encode import Encoded
 from trainer.group_gaps import group_metrics
 from trainer.measures import CROWS_PAIRS, OWN_PAIRS
-from trainer.models import BaseModel
+from trainer.models.base_model import BaseModel
 from trainer.scoring import log_likelihoods
 from trainer.stereoset import Cluster, stereoset_metrics
 from trainer.windows import sliding

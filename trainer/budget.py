@@ -17,8 +17,8 @@ import torch
 
 from trainer.batches import batch_of
 from trainer.config import TrialConfig
-from trainer.lora import linear_modules, linear_shape, resolve_targets
-from trainer.models import BaseModel
+from trainer.models.base_model import BaseModel
+from trainer.models.lora import linear_modules, linear_shape, resolve_targets
 from trainer.pack import Pack
 from trainer.pack_layers import padded
 from trainer.slot import Slot

@@ -15,7 +15,7 @@ from trainer.data.schemas import LABELLED
 from trainer.group_gaps import group_metrics
 from trainer.likelihood import likelihood_items
 from trainer.measures import GROUP, SWAP
-from trainer.models import BaseModel
+from trainer.models.base_model import BaseModel
 from trainer.quality import class_metrics, text_metrics
 from trainer.scoring import Request, class_logprobs, log_likelihoods
 

@@ -18,7 +18,7 @@ from trainer.config import RetrievalConfig
 from trainer.data.dataset import Row
 from trainer.data.encode import Encoded
 from trainer.data.subsets import stratified
-from trainer.models import BaseModel
+from trainer.models.base_model import BaseModel
 from trainer.scoring import pad
 
 _SEPARATOR = "\n\n"
@@ -112,7 +112,7 @@ def _minilm(device: torch.device) -> BaseModel:
     from transformers import AutoModel, AutoTokenizer
 
     from trainer.assets.packages import fetch
-    from trainer.models import quiet
+    from trainer.models.base_model import quiet
 
     quiet()
     folder = str(fetch("minilm", lambda message: None))

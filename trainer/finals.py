@@ -13,9 +13,9 @@ from analysis.folder import MetricsRow, TrialFolder
 from trainer.config import TrialConfig
 from trainer.evaluate import evaluate
 from trainer.generate import TABLE, answers, with_answers
-from trainer.lora import add_adapter, remove_adapter
 from trainer.materials import Materials
-from trainer.models import BaseModel
+from trainer.models.base_model import BaseModel
+from trainer.models.lora import add_adapter, remove_adapter
 
 
 def score_on_test(materials: Materials, trial: TrialConfig, folder: TrialFolder) -> MetricsRow:

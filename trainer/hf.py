@@ -24,8 +24,8 @@ from trainer.engine import Admission, Admitted, Ended, Event, Full, RungResult, 
 from trainer.evaluate import evaluate
 from trainer.hf_trainer import RungTrainer
 from trainer.ledger import Ledger, Score
-from trainer.lora import add_adapter, remove_adapter
 from trainer.materials import Materials
+from trainer.models.lora import add_adapter, remove_adapter
 from trainer.outcomes import ended_by
 
 

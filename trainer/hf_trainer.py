@@ -22,9 +22,9 @@ from trainer.batches import MicroBatches
 from trainer.config import TrialConfig
 from trainer.data.encode import Encoded
 from trainer.dropout import DropoutKeys, row_keys
-from trainer.models import BaseModel
+from trainer.models.base_model import BaseModel
+from trainer.models.lm_head import weighted_cross_entropy
 from trainer.outcomes import Diverged
-from trainer.output import weighted_cross_entropy
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 

@@ -6,7 +6,7 @@ import torch
 
 from trainer.data.encode import Encoded
 from trainer.data.schemas import Row
-from trainer.models import BaseModel
+from trainer.models.base_model import BaseModel
 from trainer.scoring import Request, log_likelihoods
 
 

@@ -17,11 +17,11 @@ from trainer.batches import cut_by_length
 from trainer.dropout import row_keys
 from trainer.engine import Event
 from trainer.evaluate import Evaluation, evaluate
-from trainer.lora import linear_modules
 from trainer.lora_kernels import Routing, Segment
-from trainer.models import BaseModel
+from trainer.models.base_model import BaseModel
+from trainer.models.lm_head import weighted_cross_entropy
+from trainer.models.lora import linear_modules
 from trainer.outcomes import Diverged, ended_by, out_of_memory
-from trainer.output import weighted_cross_entropy
 from trainer.pack_layers import PackedHead, PackedLora
 from trainer.scoring import SlotModel, Together
 from trainer.slot import Slot

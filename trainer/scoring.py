@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from trainer.models import BaseModel
+from trainer.models.base_model import BaseModel
+from trainer.models.lm_head import TokenLogits
 from trainer.outcomes import out_of_memory
-from trainer.output import TokenLogits
 
 # Tokens of a pass, padding included: more of them are no faster, and all are in memory at once.
 _PASS = {"cpu": 1 << 13, "cuda": 1 << 18}

@@ -20,8 +20,17 @@ from trainer.config import TrialConfig
 from trainer.data.encode import Encoded
 from trainer.evaluate import Validation
 from trainer.ledger import Ledger, Score, Weights
-from trainer.lora import ADAPTER, fresh_head, head_std, initial_a, linear_modules, linear_shape, peft_config, scaling
-from trainer.models import BaseModel
+from trainer.models.base_model import BaseModel
+from trainer.models.lora import (
+    ADAPTER,
+    fresh_head,
+    head_std,
+    initial_a,
+    linear_modules,
+    linear_shape,
+    peft_config,
+    scaling,
+)
 from trainer.outcomes import Diverged
 from trainer.pack_layers import PackedHead, SlotModule
 

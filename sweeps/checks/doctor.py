@@ -179,7 +179,7 @@ def _torch() -> Iterator[Finding]:
 def _precisions() -> Iterator[Finding]:
     import torch
 
-    from trainer.models import available_precisions, slow_precisions
+    from trainer.models.base_model import available_precisions, slow_precisions
 
     devices = [torch.device("cpu")]
     if torch.cuda.is_available():

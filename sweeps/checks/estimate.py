@@ -114,7 +114,7 @@ def estimated(composed: Composed, dataset: Dataset, check: Check) -> None:
 
         from sweeps.checks.doctor import usable_cores
         from sweeps.checks.probe import Prober
-        from trainer.models import available_precisions, best_device, slow_precisions
+        from trainer.models.base_model import available_precisions, best_device, slow_precisions
 
     config = composed.config
     device = best_device()

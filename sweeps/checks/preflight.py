@@ -12,7 +12,7 @@ from trainer.assets.packages import fetch
 from trainer.bias_items import load_bias
 from trainer.data.audit import refuse_overlap
 from trainer.data.dataset import Dataset, load_dataset
-from trainer.modelfiles import check_folder, guess_linear_modules
+from trainer.models.model_files import check_folder, guess_linear_modules
 
 
 def preflight(composed: Composed, quiet: bool = False) -> None:

@@ -19,9 +19,9 @@ from trainer.budget import Budget, measure
 from trainer.config import EngineConfig, TrialConfig
 from trainer.data.dataset import Dataset, Row
 from trainer.evaluate import evaluate
-from trainer.lora import linear_modules, linear_shape
 from trainer.materials import Materials
-from trainer.models import BaseModel
+from trainer.models.base_model import BaseModel
+from trainer.models.lora import linear_modules, linear_shape
 from trainer.pack import Pack
 from trainer.slot import Slot
 

@@ -14,7 +14,7 @@ from trainer.data.dataset import Dataset, load_dataset
 from trainer.data.encode import Encoded
 from trainer.data.schemas import Row
 from trainer.data.tokenize import tokens_of
-from trainer.tokenizer import load_tokenizer
+from trainer.models.tokenizer import load_tokenizer
 
 _SAMPLE = 20_000  # rows whose lengths are counted
 _BINS = 12

@@ -281,7 +281,7 @@ class DeviceWorker:
 
             from trainer.engines import make_engine
             from trainer.materials import Materials
-            from trainer.models import best_device
+            from trainer.models.base_model import best_device
 
             torch.set_num_threads(self.threads)
             self._materials = Materials(best_device())
@@ -297,7 +297,7 @@ class DeviceWorker:
         import ray
         import torch
 
-        from trainer.models import available_precisions, slow_precisions
+        from trainer.models.base_model import available_precisions, slow_precisions
 
         device = self.materials.device
         name = f"CPU, {self.threads} thread{'s' if self.threads > 1 else ''}"
@@ -307,7 +307,7 @@ class DeviceWorker:
 
     def _prepare(self, trial: TrialConfig) -> DataFacts:
         from trainer.evaluate import absent_metrics
-        from trainer.lora import linear_modules, resolve_targets
+        from trainer.models.lora import linear_modules, resolve_targets
 
         base = self.materials.base(trial)
         resolve_targets(trial.lora.targets, linear_modules(base.model, base.heads))
@@ -443,7 +443,7 @@ def _import_torch() -> None:
         import_libraries()
         import trainer.engines
         import trainer.materials
-        import trainer.models  # noqa: F401
+        import trainer.models.base_model  # noqa: F401
 
 
 def _settle(answer: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:

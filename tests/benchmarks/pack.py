@@ -32,8 +32,8 @@ from trainer.budget import kept_bytes, measure
 from trainer.config import DataConfig, LoraSettings, ModelConfig, TrainConfig, TrialConfig
 from trainer.data.encode import Encoded
 from trainer.evaluate import Validation
-from trainer.lora import add_adapter, remove_adapter
-from trainer.models import BaseModel, best_device, load_base
+from trainer.models.base_model import BaseModel, best_device, load_base
+from trainer.models.lora import add_adapter, remove_adapter
 from trainer.pack import Pack
 from trainer.slot import Slot
 

@@ -51,7 +51,7 @@ def configurations(n: int) -> list[dict[str, float]]:
 
 def commands(setting: str, folder: Path, asha: bool, tokens: int) -> dict[str, list[str]]:
     from trainer.config import ModelConfig
-    from trainer.tokenizer import model_folder
+    from trainer.models.tokenizer import model_folder
 
     trials, steps, rows = SETTINGS[setting]
     files = write_data(folder, rows)

@@ -262,10 +262,12 @@ def test_bias_of_a_classifier_cannot_be_measured(refused):
 
 @pytest.mark.parametrize("override", ["precision=nf4", "precision=choice(fp32,nf4)"])
 def test_a_precision_that_this_machine_cannot_do(override, refused, monkeypatch):
-    from trainer import models
+    from trainer.models import base_model
 
-    fault = models.precision_fault
-    monkeypatch.setattr(models, "precision_fault", lambda p, device: "no kernels" if p == "nf4" else fault(p, device))
+    fault = base_model.precision_fault
+    monkeypatch.setattr(
+        base_model, "precision_fault", lambda p, device: "no kernels" if p == "nf4" else fault(p, device)
+    )
     said = refused(HARDWARE, ["cannot do", "nf4", "fp32"], override, command="trial")
     assert "int8" in said
 

@@ -19,7 +19,7 @@ import yaml
 from analysis.folder import ENDED, SweepFolder, read_lines
 from analysis.objective import Objective
 from sweeps.process.installation import package_root
-from trainer.models import slow_precisions
+from trainer.models.base_model import slow_precisions
 
 # One trial at a time: what ASHA decides does not depend on which trial is first at a rung.
 SETTINGS = ["bias.crows_pairs=20", "bias.stereoset=0", "search.start_from=[{precision: fp32}]", "resources.slots=1"]

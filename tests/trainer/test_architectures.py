@@ -26,9 +26,9 @@ import conf
 from analysis.folder import TrialFolder
 from trainer.config import ModelConfig, TrialConfig
 from trainer.engine import Ended
-from trainer.lora import linear_modules, resolve_targets
 from trainer.materials import Materials
-from trainer.models import compute_dtype, precision_fault
+from trainer.models.base_model import compute_dtype, precision_fault
+from trainer.models.lora import linear_modules, resolve_targets
 
 from .packs import at_step, drive, packed_engine
 

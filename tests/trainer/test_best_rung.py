@@ -14,7 +14,7 @@ from trainer.engine import Admitted, Ended, RungResult
 from trainer.evaluate import evaluate, restricted
 from trainer.hf import HfEngine
 from trainer.materials import Materials
-from trainer.models import BaseModel
+from trainer.models.base_model import BaseModel
 from trainer.packed import PackedEngine
 
 

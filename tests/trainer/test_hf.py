@@ -22,8 +22,8 @@ from trainer.dropout import DropoutKeys, row_keys, use_keyed_dropout
 from trainer.engine import Admitted, Ended, Event, Full, RungResult
 from trainer.evaluate import Evaluation, evaluate
 from trainer.hf import HfEngine
-from trainer.lora import add_adapter, remove_adapter
 from trainer.materials import Materials
+from trainer.models.lora import add_adapter, remove_adapter
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 
 from trainer.config import TrialConfig
 from trainer.materials import Materials
-from trainer.models import BaseModel
+from trainer.models.base_model import BaseModel
 from trainer.scoring import Request, _share_rows, log_likelihoods
 
 

@@ -63,8 +63,8 @@ def test_a_look_that_raises_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_precision_that_fails_when_tried_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     faults = {"fp32": "", "bf16": "", "int8": "trying it failed (x)", "nf4": ""}
-    monkeypatch.setattr("trainer.models.available_precisions", lambda device: faults)
-    monkeypatch.setattr("trainer.models.slow_precisions", lambda device: {"bf16": 40.0})
+    monkeypatch.setattr("trainer.models.base_model.available_precisions", lambda device: faults)
+    monkeypatch.setattr("trainer.models.base_model.slow_precisions", lambda device: {"bf16": 40.0})
     [finding] = only("_precisions")
     assert (finding.state, finding.facts["int8"]) == ("note", "trying it failed (x)")
     assert "int8: trying it failed (x)" in finding.advice
@@ -148,7 +148,7 @@ def test_no_library_is_let_to_fetch_code_from_a_hub(tmp_path: Path) -> None:
         def lookup(self, name):
             return (lambda: True) if name == "has_avx512bf16_cpu" else found(self, name)
         ctypes.CDLL.__getattr__ = lookup
-        import trainer.lora
+        import trainer.models.lora
         import bitsandbytes.functional as functional
         assert functional.has_avx512bf16() is True
         """

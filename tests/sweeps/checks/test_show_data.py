@@ -64,7 +64,7 @@ def test_a_classifier_s_rows_show_their_label(shown):
 
 
 def test_the_model_itself_is_not_loaded(shown, monkeypatch):
-    monkeypatch.setitem(sys.modules, "trainer.models", None)  # importing it would raise
+    monkeypatch.setitem(sys.modules, "trainer.models.base_model", None)  # importing it would raise
     assert "As the model sees it" in shown("--rows", "1")
 
 

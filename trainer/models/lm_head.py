@@ -6,7 +6,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
-    from trainer.models import BaseModel
+    from trainer.models.base_model import BaseModel
 
 _LOGITS = 1 << 26  # numbers of a chunk of logits: 256 MiB in float32
 

@@ -18,10 +18,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from analysis.errors import HardwareError, ModelError
-from trainer.attention import short_rows_in_float32
 from trainer.config import HEAD_NAMES, PRECISIONS, ModelConfig
-from trainer.output import TokenLogits
-from trainer.tokenizer import loading_arguments, model_folder, open_tokenizer
+from trainer.models.cpu_attention import short_rows_in_float32
+from trainer.models.lm_head import TokenLogits
+from trainer.models.tokenizer import loading_arguments, model_folder, open_tokenizer
 
 _SLOW = 4.0  # times as long as fp32: no sweep would choose it
 

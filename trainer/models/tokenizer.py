@@ -6,7 +6,7 @@ from typing import Any
 
 from analysis.errors import ModelError
 from trainer.config import ModelConfig
-from trainer.modelfiles import check_folder, gguf_file
+from trainer.models.model_files import check_folder, gguf_file
 
 
 def model_folder(config: ModelConfig) -> str:

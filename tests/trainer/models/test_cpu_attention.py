@@ -9,7 +9,7 @@ import torch
 from tests.trainer.packs import distance, together
 from trainer.config import TrialConfig
 from trainer.materials import Materials
-from trainer.models import BaseModel, load_base
+from trainer.models.base_model import BaseModel, load_base
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_short_rows_are_attended_in_float32_where_there_are_gradients(
         base.model(input_ids=torch.arange(6).view(1, 6))
     assert set(attended) == {torch.bfloat16}, "scoring is faster as it is"
     attended.clear()
-    monkeypatch.setattr("trainer.attention._SHORT", 8)
+    monkeypatch.setattr("trainer.models.cpu_attention._SHORT", 8)
     expected = gradient(base, 12)
     assert set(attended) == {torch.bfloat16}, "so are long rows"
     assert float((got - expected).norm() / expected.norm()) < 0.02

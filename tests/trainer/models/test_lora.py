@@ -9,8 +9,8 @@ from peft.tuners.lora import LoraLayer
 
 from analysis.errors import ModelError
 from trainer.config import LoraSettings, TrialConfig
-from trainer.lora import add_adapter, linear_modules, remove_adapter, resolve_targets, scaling
 from trainer.materials import Materials
+from trainer.models.lora import add_adapter, linear_modules, remove_adapter, resolve_targets, scaling
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from analysis.errors import ModelError
-from trainer.modelfiles import check_folder, guess_linear_modules, tensors
+from trainer.models.model_files import check_folder, guess_linear_modules, tensors
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_a_file_is_not_a_model_folder(model: Path) -> None:
 
 
 def test_the_check_imports_no_torch(model: Path) -> None:
-    code = f"import sys; from trainer.modelfiles import check_folder; check_folder({str(model)!r})"
+    code = f"import sys; from trainer.models.model_files import check_folder; check_folder({str(model)!r})"
     code += "; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
