@@ -45,7 +45,7 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
         import torch
 
         from trainer.baselines import score_baseline
-        from trainer.engines import make_engine
+        from trainer.engines.make import make_engine
         from trainer.evaluate import absent_metrics
         from trainer.finals import generate_answers
         from trainer.materials import Materials

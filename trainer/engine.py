@@ -1,8 +1,8 @@
 """The interface between trials and whatever trains them. Engines know neither Ray nor Tune.
 
 A trial is admitted to a slot, trained to its next rung, and rests there until it is told to proceed or to end. One
-thread owns an engine. ``trainer/packed.py`` has many slots on one base model;
-``trainer/hf.py`` is the reference: one slot, Hugging Face Trainer and PEFT.
+thread owns an engine. ``trainer/engines/packed_engine.py`` has many slots on one base model;
+``trainer/engines/hf_engine.py`` is the reference: one slot, Hugging Face Trainer and PEFT.
 """
 
 from collections.abc import Callable

@@ -13,17 +13,17 @@ import torch
 
 from analysis.folder import TrialFolder
 from sweeps.checks.simulate import Cost
-from trainer.batches import cut_by_length, micro_batches, pass_cost
 from trainer.bias_items import BiasItems
-from trainer.budget import Budget, measure
 from trainer.config import EngineConfig, TrialConfig
 from trainer.data.dataset import Dataset, Row
+from trainer.engines.batches import cut_by_length, micro_batches, pass_cost
+from trainer.engines.pack import Pack
+from trainer.engines.slot import Slot
+from trainer.engines.slot_budget import Budget, measure
 from trainer.evaluate import evaluate
 from trainer.materials import Materials
 from trainer.models.base_model import BaseModel
 from trainer.models.lora import linear_modules, linear_shape
-from trainer.pack import Pack
-from trainer.slot import Slot
 
 _ROWS = 512  # of each split that the probe tokenises, spread evenly
 _LENGTHS = 5_000  # of each split, for the lengths

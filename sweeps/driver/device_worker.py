@@ -26,9 +26,9 @@ from sweeps.process import gc_pause
 from sweeps.process.installation import package_root
 from sweeps.process.logs import of_worker
 from sweeps.search.lineage import take_over
-from trainer.checkpoints import fault
 from trainer.config import Baseline, EngineConfig, TrialConfig
 from trainer.engine import Admission, Admitted, Ended, Event, Full, Halted, Refused, Requeued, RungResult
+from trainer.engines.checkpoints import fault
 from trainer.libraries import import_libraries, import_scorers
 
 KEPT_CHECKPOINTS = 2
@@ -279,7 +279,7 @@ class DeviceWorker:
             _import_torch()
             import torch
 
-            from trainer.engines import make_engine
+            from trainer.engines.make import make_engine
             from trainer.materials import Materials
             from trainer.models.base_model import best_device
 
@@ -441,7 +441,7 @@ def _import_torch() -> None:
     """Once, and not when an engine that broke is made anew: its remains must not be kept."""
     with gc_pause.kept():
         import_libraries()
-        import trainer.engines
+        import trainer.engines.make
         import trainer.materials
         import trainer.models.base_model  # noqa: F401
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from analysis.folder import SweepFolder, TrialFolder, append_line, atomic_write, read_lines
 from sweeps.search.pbt_exchange import Exchange
-from trainer.checkpoints import seal
+from trainer.engines.checkpoints import seal
 
 PARENT = "parent.json"
 _OWN = ("best.safetensors",)  # the trial's own best rung stays its own

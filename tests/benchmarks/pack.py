@@ -27,15 +27,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from analysis.folder import TrialFolder
 from tests.conftest import _tokenizer
 from tests.trainer.packs import held_bytes
-from trainer.batches import batch_of
-from trainer.budget import kept_bytes, measure
 from trainer.config import DataConfig, LoraSettings, ModelConfig, TrainConfig, TrialConfig
 from trainer.data.encode import Encoded
+from trainer.engines.batches import batch_of
+from trainer.engines.pack import Pack
+from trainer.engines.slot import Slot
+from trainer.engines.slot_budget import kept_bytes, measure
 from trainer.evaluate import Validation
 from trainer.models.base_model import BaseModel, best_device, load_base
 from trainer.models.lora import add_adapter, remove_adapter
-from trainer.pack import Pack
-from trainer.slot import Slot
 
 RANKS = (4, 64, 8, 32, 16)
 

@@ -13,7 +13,7 @@ from tests.trainer.conftest import make_trial  # noqa: F401  # fixture
 from tests.trainer.packs import drive, packed_engine, score
 from trainer.config import TrialConfig
 from trainer.engine import Ended, RungResult
-from trainer.hf import HfEngine
+from trainer.engines.hf_engine import HfEngine
 from trainer.materials import Materials
 
 RUNGS = [3, 6, 12]

@@ -345,7 +345,7 @@ import importlib.abc, importlib.machinery, os, signal, sys
 
 class Patching(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name not in ("trainer.pack", "trainer.slot"):
+        if name not in ("trainer.engines.pack", "trainer.engines.slot"):
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         inner = spec.loader.exec_module
@@ -356,7 +356,7 @@ class Patching(importlib.abc.MetaPathFinder):
         return spec
 
 def patch(module):
-    if module.__name__ == "trainer.slot":
+    if module.__name__ == "trainer.engines.slot":
         initial_a = module.initial_a
 
         def heavy(rank, *args, **kwargs):

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from analysis.folder import State, TrialFolder
 from trainer.config import EngineConfig, TrialConfig
 from trainer.engine import Admitted, Ended, Event, Requeued, RungResult
-from trainer.hf import HfEngine
+from trainer.engines.hf_engine import HfEngine
+from trainer.engines.packed_engine import PackedEngine
+from trainer.engines.slot import Slot
 from trainer.materials import Materials
-from trainer.packed import PackedEngine
-from trainer.slot import Slot
 
 Weights = dict[str, torch.Tensor]
 DEVICE = torch.device(os.environ.get("LORASWEEP_TEST_DEVICE", "cpu"))

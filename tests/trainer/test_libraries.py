@@ -10,7 +10,7 @@ import sys, torch
 real = torch.compile
 from trainer.libraries import import_libraries
 import_libraries()
-import trainer.engines, trainer.materials
+import trainer.engines.make, trainer.materials
 assert {"bitsandbytes", "peft"} <= set(sys.modules)
 assert torch.compile is real
 print([name for name in sys.modules if name.startswith("torch._inductor.compile_fx")])

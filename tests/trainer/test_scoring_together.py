@@ -14,16 +14,16 @@ import torch
 from peft import PeftModel
 
 from analysis.folder import State, TrialFolder
+from tests.trainer.engines.test_pack_equivalence import materials  # noqa: F401  # fixture
 from tests.trainer.packs import at_step, drive, packed_engine
-from tests.trainer.test_pack_equivalence import materials  # noqa: F401  # fixture
-from trainer import pack
 from trainer.bias_items import BiasItems
 from trainer.config import TrialConfig
 from trainer.crows_pairs import Pair
 from trainer.engine import Admitted, RungResult
+from trainer.engines import pack
+from trainer.engines.packed_engine import PackedEngine
 from trainer.evaluate import Evaluation, evaluate
 from trainer.materials import Materials
-from trainer.packed import PackedEngine
 from trainer.scoring import SlotModel, Together, in_batches
 
 CLOSE = 2e-5

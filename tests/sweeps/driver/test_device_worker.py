@@ -14,9 +14,9 @@ from analysis.objective import Objective
 from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.trial_proxy import TrialProxy
 from sweeps.process.installation import package_root
-from trainer.checkpoints import seal
 from trainer.config import EngineConfig
 from trainer.engine import Admitted, Ended, Event, Full, Halted, RungResult
+from trainer.engines.checkpoints import seal
 
 TRIAL: Any = SimpleNamespace(trial_id="t0000")
 

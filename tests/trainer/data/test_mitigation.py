@@ -13,11 +13,11 @@ from sklearn.utils.class_weight import compute_sample_weight
 from analysis.errors import DataError
 from tests.conftest import WORDS
 from tests.trainer.packs import alone, distance, furthest, together
-from trainer.batches import micro_batches
 from trainer.config import TrialConfig
 from trainer.data.counterfactual_text import swap_terms
 from trainer.data.dataset import Row
 from trainer.data.mitigation import counterfactual_copies, row_weights
+from trainer.engines.batches import micro_batches
 from trainer.materials import Materials
 from trainer.models.lora import add_adapter, remove_adapter
 

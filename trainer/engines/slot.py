@@ -15,11 +15,12 @@ from torch import nn
 from transformers import get_scheduler
 
 from analysis.folder import TrialFolder
-from trainer.batches import micro_batches
 from trainer.config import TrialConfig
 from trainer.data.encode import Encoded
+from trainer.engines.batches import micro_batches
+from trainer.engines.pack_layers import PackedHead, SlotModule
+from trainer.engines.trial_record import Ledger, Score, Weights
 from trainer.evaluate import Validation
-from trainer.ledger import Ledger, Score, Weights
 from trainer.models.base_model import BaseModel
 from trainer.models.lora import (
     ADAPTER,
@@ -32,7 +33,6 @@ from trainer.models.lora import (
     scaling,
 )
 from trainer.outcomes import Diverged
-from trainer.pack_layers import PackedHead, SlotModule
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 _PREFIX = "base_model.model."  # PEFT's, before the base model's own names

@@ -13,15 +13,14 @@ import torch
 
 from analysis.errors import ConfigError
 from analysis.folder import TrialFolder
+from tests.trainer.packs import at_step, distance, drive, packed_engine
 from trainer.baselines import score_baseline
 from trainer.config import Baseline, DataConfig, ModelConfig, TrialConfig, check_trial
 from trainer.engine import Ended
+from trainer.engines.hf_engine import HfEngine
 from trainer.evaluate import evaluate
-from trainer.hf import HfEngine
 from trainer.materials import Materials
 from trainer.measures import metric_names
-
-from .packs import at_step, distance, drive, packed_engine
 
 WORDS = ["apple", "pear", "plum", "iron", "copper", "zinc", "wren", "owl", "hawk"]
 TEMPLATE = (

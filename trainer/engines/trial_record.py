@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from analysis.errors import FolderError
 from analysis.folder import MetricsRow, State, TrialFolder
-from trainer.checkpoints import COUNTERS, seal
 from trainer.config import TrialConfig
 from trainer.engine import Ended, RungResult
+from trainer.engines.checkpoints import COUNTERS, seal
 from trainer.evaluate import Evaluation, Validation, metrics_of
 from trainer.outcomes import Diverged
 

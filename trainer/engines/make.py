@@ -2,7 +2,7 @@
 
 from trainer.config import EngineConfig
 from trainer.engine import Engine
-from trainer.ledger import Score
+from trainer.engines.trial_record import Score
 from trainer.materials import Materials
 
 
@@ -16,9 +16,9 @@ def make_engine(settings: EngineConfig, materials: Materials, score: Score, slot
         slots: most trials at a time; None leaves it to the engine.
     """
     if settings.name == "hf":
-        from trainer.hf import HfEngine  # Hugging Face Trainer takes seconds to import
+        from trainer.engines.hf_engine import HfEngine  # Hugging Face Trainer takes seconds to import
 
         return HfEngine(materials, score, settings.activation_checkpointing)
-    from trainer.packed import PackedEngine
+    from trainer.engines.packed_engine import PackedEngine
 
     return PackedEngine(materials, score, settings, slots)

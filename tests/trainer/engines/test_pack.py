@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from analysis.folder import State, TrialFolder
+from tests.trainer.engines.test_pack_equivalence import equal_lengths, materials  # noqa: F401  # fixtures
 from tests.trainer.packs import CLOSE, EXACT, alone, at_step, distance, drive, furthest, packed_engine, score, together
-from tests.trainer.test_pack_equivalence import equal_lengths, materials  # noqa: F401  # fixtures
-from trainer import lora_kernels, pack, slot
 from trainer.baselines import score_baseline
 from trainer.config import Baseline, TrialConfig
 from trainer.engine import Admitted, Ended, Full, Refused, RungResult
-from trainer.hf import HfEngine
+from trainer.engines import lora_kernels, pack, slot
+from trainer.engines.hf_engine import HfEngine
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from analysis.folder import TrialFolder
 from trainer.config import EngineConfig, TrialConfig
 from trainer.engine import Admitted, Ended, RungResult
+from trainer.engines.hf_engine import HfEngine
+from trainer.engines.packed_engine import PackedEngine
 from trainer.evaluate import evaluate, restricted
-from trainer.hf import HfEngine
 from trainer.materials import Materials
 from trainer.models.base_model import BaseModel
-from trainer.packed import PackedEngine
 
 
 @pytest.mark.parametrize("engine", ["hf", "packed"])

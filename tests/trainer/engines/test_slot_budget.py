@@ -6,10 +6,10 @@ from functools import partial
 import pytest
 
 from analysis.folder import TrialFolder
+from tests.trainer.engines.test_pack_equivalence import equal_lengths, materials  # noqa: F401  # fixtures
 from tests.trainer.packs import held_bytes, packed_engine
-from tests.trainer.test_pack_equivalence import equal_lengths, materials  # noqa: F401  # fixtures
-from trainer.budget import kept_bytes
 from trainer.engine import Admitted
+from trainer.engines.slot_budget import kept_bytes
 
 MIXED = ["all_linear", "attention", "attention", "all_linear"]  # so that some layers' stacks need only the low ranks
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer import lora_kernels
-from trainer.dropout import drop, module_key
-from trainer.lora_kernels import Routing, SlotLora
+from trainer.engines import lora_kernels
+from trainer.engines.keyed_dropout import drop, module_key
+from trainer.engines.lora_kernels import Routing, SlotLora
 
 
 def padded(rank: int, multiple: int) -> int:

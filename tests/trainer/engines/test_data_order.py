@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from trainer.order import data_order, epoch_order, rows_for_step
+from trainer.engines.data_order import data_order, epoch_order, rows_for_step
 
 
 def test_every_epoch_shows_every_row_once() -> None:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from trainer.dropout import drop, module_key, row_keys
-from trainer.lora_kernels import Routing, Segment, SlotLora, bmm, choose, grouped, loop
+from trainer.engines.keyed_dropout import drop, module_key, row_keys
+from trainer.engines.lora_kernels import Routing, Segment, SlotLora, bmm, choose, grouped, loop
 
 KEY = module_key("layer.q_proj")
 D_IN, D_OUT, WIDTH = 8, 4, 3  # rows of 16 bytes, as grouped_mm wants them

@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 
 from analysis.folder import State, TrialFolder
-from trainer.batches import pass_cost
-from trainer.budget import Budget, measure
 from trainer.config import EngineConfig, TrialConfig, check_trial, pack_refusal
 from trainer.engine import Admission, Admitted, Ended, Event, Full, Refused, Requeued, never
-from trainer.ledger import Score
+from trainer.engines.batches import pass_cost
+from trainer.engines.pack import Pack
+from trainer.engines.slot import Slot
+from trainer.engines.slot_budget import Budget, measure
+from trainer.engines.trial_record import Score
 from trainer.materials import Materials
 from trainer.outcomes import out_of_memory
-from trainer.pack import Pack
-from trainer.slot import Slot
 
 
 class PackedEngine:

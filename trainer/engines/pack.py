@@ -2,8 +2,9 @@
 
 One pass holds a micro-batch of each slot that is not resting, rows sorted by slot. The base model runs once over all
 rows; each slot's adapter sees its own. The loss is the sum over slots of each slot's own token mean, so that no slot's
-gradient knows another; clipping, optimiser, schedule and counters are per slot (``trainer/slot.py``). Where rows differ
-in length by so much that it pays, short ones get a pass of their own instead of padding: gradients add up to the same.
+gradient knows another; clipping, optimiser, schedule and counters are per slot (``trainer/engines/slot.py``). Where
+rows differ in length by so much that it pays, short ones get a pass of their own instead of padding: gradients add up
+to the same.
 """
 
 import contextlib
@@ -13,18 +14,18 @@ from typing import Any
 
 import torch
 
-from trainer.batches import cut_by_length
-from trainer.dropout import row_keys
 from trainer.engine import Event
+from trainer.engines.batches import cut_by_length
+from trainer.engines.keyed_dropout import row_keys
+from trainer.engines.lora_kernels import Routing, Segment
+from trainer.engines.pack_layers import PackedHead, PackedLora
+from trainer.engines.slot import Slot
 from trainer.evaluate import Evaluation, evaluate
-from trainer.lora_kernels import Routing, Segment
 from trainer.models.base_model import BaseModel
 from trainer.models.lm_head import weighted_cross_entropy
 from trainer.models.lora import linear_modules
 from trainer.outcomes import Diverged, ended_by, out_of_memory
-from trainer.pack_layers import PackedHead, PackedLora
 from trainer.scoring import SlotModel, Together
-from trainer.slot import Slot
 
 # Tokens of a pass, padding included: on a CPU a larger one is slower than two, as its tensors leave the caches and the
 # allocator faults in the largest anew each time (BENCHMARKS.md).

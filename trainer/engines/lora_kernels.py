@@ -12,7 +12,7 @@ from itertools import accumulate
 import torch
 from torch.nn.functional import grouped_mm, linear
 
-from trainer.dropout import drop
+from trainer.engines.keyed_dropout import drop
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,12 @@ from transformers import (
 
 import conf
 from analysis.folder import TrialFolder
+from tests.trainer.packs import at_step, drive, packed_engine
 from trainer.config import ModelConfig, TrialConfig
 from trainer.engine import Ended
 from trainer.materials import Materials
 from trainer.models.base_model import compute_dtype, precision_fault
 from trainer.models.lora import linear_modules, resolve_targets
-
-from .packs import at_step, drive, packed_engine
 
 _IDS = {"vocab_size": 32, "pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1}
 _DECODER = {

@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from analysis.errors import ModelError
 from analysis.folder import State, TrialFolder
 from trainer.baselines import score_baseline
-from trainer.batches import micro_batches
 from trainer.config import Baseline, TrialConfig
-from trainer.dropout import DropoutKeys, row_keys, use_keyed_dropout
 from trainer.engine import Admitted, Ended, Event, Full, RungResult
+from trainer.engines.batches import micro_batches
+from trainer.engines.hf_engine import HfEngine
+from trainer.engines.keyed_dropout import DropoutKeys, row_keys, use_keyed_dropout
 from trainer.evaluate import Evaluation, evaluate
-from trainer.hf import HfEngine
 from trainer.materials import Materials
 from trainer.models.lora import add_adapter, remove_adapter
 
@@ -238,7 +238,7 @@ def test_a_metric_that_is_not_finite_is_a_result(
     make_trial: Callable[..., TrialConfig], materials: Materials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = Evaluation({"accuracy": 0.5, "perplexity": math.nan}, {}, 12)
-    monkeypatch.setattr("trainer.hf.evaluate", lambda *args: broken)
+    monkeypatch.setattr("trainer.engines.hf_engine.evaluate", lambda *args: broken)
     (ended,) = run(HfEngine(materials, accuracy), make_trial("llama"), tmp_path)
     assert isinstance(ended, Ended)
     assert (ended.state, ended.reason) == (State.DIVERGED, "perplexity not finite after step 2")
@@ -269,7 +269,7 @@ def test_an_error_in_a_trial_ends_the_trial_with_its_reason_and_frees_the_slot(
 
     engine = HfEngine(materials, accuracy)
     with monkeypatch.context() as patched:
-        patched.setattr("trainer.hf.evaluate", broken)
+        patched.setattr("trainer.engines.hf_engine.evaluate", broken)
         ended = run(engine, make_trial("llama"), tmp_path)[-1]
     assert isinstance(ended, Ended)
     assert ended.state is state

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from tests.conftest import WORDS
+from tests.trainer.engines.test_pack_equivalence import materials  # noqa: F401  # fixture
 from tests.trainer.packs import CLOSE, alone, at_step, drive, furthest, packed_engine
-from tests.trainer.test_pack_equivalence import materials  # noqa: F401  # fixture
-from trainer import batches
-from trainer.batches import cut_by_length
 from trainer.config import EngineConfig, TrialConfig
-from trainer.pack import Pack
+from trainer.engines import batches
+from trainer.engines.batches import cut_by_length
+from trainer.engines.pack import Pack
 
 Batch = dict[str, Any]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.dropout import DropoutKeys, KeyedDropout, keep_mask, row_keys
+from trainer.engines.keyed_dropout import DropoutKeys, KeyedDropout, keep_mask, row_keys
 
 
 def masks(

@@ -18,10 +18,10 @@ from transformers import (
     get_scheduler,
 )
 
-from trainer.batches import MicroBatches
 from trainer.config import TrialConfig
 from trainer.data.encode import Encoded
-from trainer.dropout import DropoutKeys, row_keys
+from trainer.engines.batches import MicroBatches
+from trainer.engines.keyed_dropout import DropoutKeys, row_keys
 from trainer.models.base_model import BaseModel
 from trainer.models.lm_head import weighted_cross_entropy
 from trainer.outcomes import Diverged

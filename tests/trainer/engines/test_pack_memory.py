@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from analysis.folder import State, TrialFolder
+from tests.trainer.engines.test_pack import states, trials  # noqa: F401  # fixture
+from tests.trainer.engines.test_pack_equivalence import equal_lengths, materials  # noqa: F401  # fixtures
 from tests.trainer.packs import EXACT, alone, at_step, distance, drive, furthest, packed_engine
-from tests.trainer.test_pack import states, trials  # noqa: F401  # fixture
-from tests.trainer.test_pack_equivalence import equal_lengths, materials  # noqa: F401  # fixtures
-from trainer import pack, packed, slot
 from trainer.engine import Admitted, Ended, Full, Requeued, RungResult
+from trainer.engines import pack, slot
+from trainer.engines import packed_engine as engine_module
 
 
 def too_little_room(monkeypatch: pytest.MonkeyPatch, where: str, most: int, since: int = 0) -> None:
@@ -114,7 +115,7 @@ def test_a_trial_that_has_no_room_alone_has_failed(trials, materials, tmp_path, 
 
 def test_the_oldest_evicted_would_be_seen(trials, materials, tmp_path, monkeypatch) -> None:  # noqa: F811
     too_little_room(monkeypatch, "pass", most=2)
-    monkeypatch.setattr(packed, "max", lambda *of, **by: min(*of, **by) if by else max(*of), raising=False)
+    monkeypatch.setattr(engine_module, "max", lambda *of, **by: min(*of, **by) if by else max(*of), raising=False)
     events = drive(packed_engine(materials), trials(4), tmp_path)
     requeued = [trial_id for trial_id, seen in events.items() if any(isinstance(e, Requeued) for e in seen)]
     assert requeued != ["t0002", "t0003"]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from trainer.config import EngineConfig, TrialConfig
 from trainer.data.encode import Encoded
-from trainer.order import rows_for_step
+from trainer.engines.data_order import rows_for_step
 from trainer.scoring import pad
 
 # Tokens that take as long as what a further pass costs by itself: 25 to 100 for MiniLM on a CPU, fewer for larger

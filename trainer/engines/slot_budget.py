@@ -15,13 +15,13 @@ from typing import Any
 import psutil
 import torch
 
-from trainer.batches import batch_of
 from trainer.config import TrialConfig
+from trainer.engines.batches import batch_of
+from trainer.engines.pack import Pack
+from trainer.engines.pack_layers import padded
+from trainer.engines.slot import Slot
 from trainer.models.base_model import BaseModel
 from trainer.models.lora import linear_modules, linear_shape, resolve_targets
-from trainer.pack import Pack
-from trainer.pack_layers import padded
-from trainer.slot import Slot
 
 _WEIGHT_BYTES = 8  # with its gradient
 _MOMENT_BYTES = 8  # both of them

@@ -13,12 +13,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from analysis.folder import TrialFolder
+from tests.trainer.engines.test_pack import trials  # noqa: F401  # fixture
+from tests.trainer.engines.test_pack_equivalence import equal_lengths, materials  # noqa: F401  # fixtures
 from tests.trainer.packs import CLOSE, alone, at_step, distance, drive, furthest, packed_engine, together
-from tests.trainer.test_pack import trials  # noqa: F401  # fixture
-from tests.trainer.test_pack_equivalence import equal_lengths, materials  # noqa: F401  # fixtures
-from trainer import pack_layers, slot
 from trainer.engine import Admitted
-from trainer.pack import Pack
+from trainer.engines import pack_layers, slot
+from trainer.engines.pack import Pack
 
 WAITS = ("lift_fresh", "_local_scalar_dense", "nonzero", "repeat_interleave.Tensor")  # a copy to the device, or from it
 
@@ -82,7 +82,7 @@ def test_a_pass_launches_hardly_more_for_more_slots_and_no_layer_waits(kernel, m
 def test_a_layer_that_copies_to_the_device_is_seen(materials, trials, tmp_path, monkeypatch) -> None:  # noqa: F811
     whole = filled(materials, trials, tmp_path, "grouped", 3)
     monkeypatch.setattr(
-        "trainer.lora_kernels.Routing.row_ends",
+        "trainer.engines.lora_kernels.Routing.row_ends",
         property(lambda self: torch.tensor(self.counts, dtype=torch.int32).cumsum(0).to(torch.int32)),
     )
     assert sum(operations(whole).waits.values()) > 3

@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 
 from analysis.folder import State, TrialFolder
 from trainer.config import TrialConfig, check_trial
-from trainer.dropout import DropoutKeys, use_keyed_dropout
 from trainer.engine import Admission, Admitted, Ended, Event, Full, RungResult, never
+from trainer.engines.hf_trainer import RungTrainer
+from trainer.engines.keyed_dropout import DropoutKeys, use_keyed_dropout
+from trainer.engines.trial_record import Ledger, Score
 from trainer.evaluate import evaluate
-from trainer.hf_trainer import RungTrainer
-from trainer.ledger import Ledger, Score
 from trainer.materials import Materials
 from trainer.models.lora import add_adapter, remove_adapter
 from trainer.outcomes import ended_by
