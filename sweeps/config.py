@@ -34,7 +34,7 @@ from trainer.config import (
     pack_refusal,
 )
 from trainer.data.schemas import LABELLED
-from trainer.measures import metric_names
+from trainer.evaluation.metric_names import metric_names
 
 BASELINES = ("majority", "zero_shot", "few_shot", "retrieval")
 

@@ -46,7 +46,7 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
 
         from trainer.baselines import score_baseline
         from trainer.engines.make import make_engine
-        from trainer.evaluate import absent_metrics
+        from trainer.evaluation.evaluate import absent_metrics
         from trainer.finals import generate_answers
         from trainer.materials import Materials
         from trainer.models.base_model import available_precisions, best_device, slow_precisions

@@ -22,9 +22,9 @@ from trainer.bias import score_bias
 from trainer.bias_items import SWAP
 from trainer.config import Baseline, TrialConfig
 from trainer.data.encode import Encoded, label_tokens
-from trainer.evaluate import Evaluation, Validation, evaluate, metrics_of, restricted
+from trainer.evaluation.evaluate import Evaluation, Validation, evaluate, metrics_of, restricted
+from trainer.evaluation.generate import TABLE, with_answers
 from trainer.examples import few_shot_rows, nearest, with_examples
-from trainer.generate import TABLE, with_answers
 from trainer.materials import Materials
 from trainer.models.lora import add_adapter, remove_adapter
 

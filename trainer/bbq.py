@@ -18,7 +18,7 @@ import numpy as np
 from analysis.errors import ConfigError
 from trainer.assets.packages import fetch
 from trainer.data.subsets import stratified
-from trainer.measures import BBQ
+from trainer.evaluation.metric_names import BBQ
 
 AMBIGUOUS, TELLING = "ambig", "disambig"
 LEAST = 44  # 11 categories, two contexts, two polarities

@@ -19,12 +19,12 @@ from trainer.bias_items import BBQ, OWN, PAIRS, STEREOSET, SWAP, BiasItems
 from trainer.counterfactual import Swap, swap_metrics
 from trainer.crows_pairs import Pair, pair_metrics
 from trainer.data.encode import Encoded
+from trainer.evaluation.log_likelihood import log_likelihoods
+from trainer.evaluation.metric_names import CROWS_PAIRS, OWN_PAIRS
+from trainer.evaluation.sliding_windows import sliding
 from trainer.group_gaps import group_metrics
-from trainer.measures import CROWS_PAIRS, OWN_PAIRS
 from trainer.models.base_model import BaseModel
-from trainer.scoring import log_likelihoods
 from trainer.stereoset import Cluster, stereoset_metrics
-from trainer.windows import sliding
 
 Table = dict[str, list[Any]]
 LabelScores = Callable[[list[Encoded]], np.ndarray]  # (rows, classes) log-probabilities

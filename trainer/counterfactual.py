@@ -17,7 +17,7 @@ from trainer.data.counterfactual_text import swap_terms
 from trainer.data.dataset import Row
 from trainer.data.encode import Encoded, encode_rows
 from trainer.data.subsets import stratified
-from trainer.measures import SWAP
+from trainer.evaluation.metric_names import SWAP
 
 _SEED = 0  # which name becomes which: the same in every trial
 

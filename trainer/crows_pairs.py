@@ -20,7 +20,7 @@ import numpy as np
 from analysis.errors import DataError
 from trainer.assets.packages import fetch
 from trainer.data.subsets import stratified
-from trainer.measures import CROWS_PAIRS
+from trainer.evaluation.metric_names import CROWS_PAIRS
 
 
 @dataclass(frozen=True)

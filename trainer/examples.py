@@ -18,8 +18,8 @@ from trainer.config import RetrievalConfig
 from trainer.data.dataset import Row
 from trainer.data.encode import Encoded
 from trainer.data.subsets import stratified
+from trainer.evaluation.log_likelihood import pad
 from trainer.models.base_model import BaseModel
-from trainer.scoring import pad
 
 _SEPARATOR = "\n\n"
 _CHUNK = 256  # items whose similarity to all training rows is in memory at a time

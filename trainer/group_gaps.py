@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from trainer.measures import GROUP
+from trainer.evaluation.metric_names import GROUP
 
 
 def group_metrics(gold: Sequence[str], predicted: Sequence[str], groups: Sequence[str | None]) -> dict[str, float]:

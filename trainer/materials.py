@@ -13,7 +13,7 @@ from trainer.data.dataset import Dataset, Row, check_test, load_dataset, load_te
 from trainer.data.encode import Encoded
 from trainer.data.mitigation import counterfactual_copies, row_weights
 from trainer.data.tokenize import Tokens, tokens_of
-from trainer.evaluate import Validation
+from trainer.evaluation.evaluate import Validation
 from trainer.models.base_model import BaseModel, load_base
 
 _BASES = 4  # one model at every precision

@@ -18,7 +18,7 @@ import numpy as np
 
 from trainer.assets.packages import fetch
 from trainer.data.subsets import stratified
-from trainer.measures import STEREOSET
+from trainer.evaluation.metric_names import STEREOSET
 
 KINDS = ("stereotype", "anti-stereotype", "unrelated")
 

@@ -20,7 +20,7 @@ from trainer.engines.batches import cut_by_length, micro_batches, pass_cost
 from trainer.engines.pack import Pack
 from trainer.engines.slot import Slot
 from trainer.engines.slot_budget import Budget, measure
-from trainer.evaluate import evaluate
+from trainer.evaluation.evaluate import evaluate
 from trainer.materials import Materials
 from trainer.models.base_model import BaseModel
 from trainer.models.lora import linear_modules, linear_shape

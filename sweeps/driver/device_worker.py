@@ -306,7 +306,7 @@ class DeviceWorker:
         return WorkerFacts(self.node, name, available_precisions(device, wanted), slow_precisions(device, wanted))
 
     def _prepare(self, trial: TrialConfig) -> DataFacts:
-        from trainer.evaluate import absent_metrics
+        from trainer.evaluation.evaluate import absent_metrics
         from trainer.models.lora import linear_modules, resolve_targets
 
         base = self.materials.base(trial)

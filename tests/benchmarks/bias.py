@@ -18,7 +18,7 @@ from trainer.bias import bias_metrics, score_bias
 from trainer.bias_items import load_bias
 from trainer.config import BiasConfig, EngineConfig
 from trainer.engines.packed_engine import PackedEngine
-from trainer.evaluate import evaluate, label_logprobs
+from trainer.evaluation.evaluate import evaluate, label_logprobs
 from trainer.materials import Materials
 
 

@@ -33,7 +33,7 @@ from trainer.engines.batches import batch_of
 from trainer.engines.pack import Pack
 from trainer.engines.slot import Slot
 from trainer.engines.slot_budget import kept_bytes, measure
-from trainer.evaluate import Validation
+from trainer.evaluation.evaluate import Validation
 from trainer.models.base_model import BaseModel, best_device, load_base
 from trainer.models.lora import add_adapter, remove_adapter
 

@@ -19,7 +19,7 @@ from tests.conftest import write_rows
 from trainer.baselines import score_baseline
 from trainer.config import Baseline, FewShotConfig, RetrievalConfig
 from trainer.data.encode import Encoded
-from trainer.evaluate import evaluate
+from trainer.evaluation.evaluate import evaluate
 from trainer.examples import embed, few_shot_rows, nearest, with_examples
 from trainer.materials import Materials
 

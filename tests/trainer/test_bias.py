@@ -17,12 +17,12 @@ from trainer.config import TrialConfig
 from trainer.counterfactual import Swap, swap_metrics
 from trainer.crows_pairs import read_pairs
 from trainer.data.encode import Encoded
-from trainer.evaluate import evaluate
+from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.metric_names import metric_names
+from trainer.evaluation.sliding_windows import sliding
 from trainer.group_gaps import group_metrics
 from trainer.materials import Materials
-from trainer.measures import metric_names
 from trainer.stereoset import Cluster, icat, load_clusters, stereoset_metrics
-from trainer.windows import sliding
 
 # --- StereoSet
 

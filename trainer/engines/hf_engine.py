@@ -23,7 +23,7 @@ from trainer.engine import Admission, Admitted, Ended, Event, Full, RungResult, 
 from trainer.engines.hf_trainer import RungTrainer
 from trainer.engines.keyed_dropout import DropoutKeys, use_keyed_dropout
 from trainer.engines.trial_record import Ledger, Score
-from trainer.evaluate import evaluate
+from trainer.evaluation.evaluate import evaluate
 from trainer.materials import Materials
 from trainer.models.lora import add_adapter, remove_adapter
 from trainer.outcomes import ended_by

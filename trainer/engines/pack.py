@@ -20,12 +20,12 @@ from trainer.engines.keyed_dropout import row_keys
 from trainer.engines.lora_kernels import Routing, Segment
 from trainer.engines.pack_layers import PackedHead, PackedLora
 from trainer.engines.slot import Slot
-from trainer.evaluate import Evaluation, evaluate
+from trainer.evaluation.evaluate import Evaluation, evaluate
+from trainer.evaluation.log_likelihood import SlotModel, Together
 from trainer.models.base_model import BaseModel
 from trainer.models.lm_head import weighted_cross_entropy
 from trainer.models.lora import linear_modules
 from trainer.outcomes import Diverged, ended_by, out_of_memory
-from trainer.scoring import SlotModel, Together
 
 # Tokens of a pass, padding included: on a CPU a larger one is slower than two, as its tensors leave the caches and the
 # allocator faults in the largest anew each time (BENCHMARKS.md).

@@ -20,7 +20,7 @@ from trainer.data.encode import Encoded
 from trainer.engines.batches import micro_batches
 from trainer.engines.pack_layers import PackedHead, SlotModule
 from trainer.engines.trial_record import Ledger, Score, Weights
-from trainer.evaluate import Validation
+from trainer.evaluation.evaluate import Validation
 from trainer.models.base_model import BaseModel
 from trainer.models.lora import (
     ADAPTER,

@@ -20,7 +20,7 @@ from analysis.folder import MetricsRow, State, TrialFolder
 from trainer.config import TrialConfig
 from trainer.engine import Ended, RungResult
 from trainer.engines.checkpoints import COUNTERS, seal
-from trainer.evaluate import Evaluation, Validation, metrics_of
+from trainer.evaluation.evaluate import Evaluation, Validation, metrics_of
 from trainer.outcomes import Diverged
 
 Score = Callable[[Mapping[str, float]], float]

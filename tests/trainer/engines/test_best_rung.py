@@ -13,7 +13,7 @@ from trainer.config import EngineConfig, TrialConfig
 from trainer.engine import Admitted, Ended, RungResult
 from trainer.engines.hf_engine import HfEngine
 from trainer.engines.packed_engine import PackedEngine
-from trainer.evaluate import evaluate, restricted
+from trainer.evaluation.evaluate import evaluate, restricted
 from trainer.materials import Materials
 from trainer.models.base_model import BaseModel
 

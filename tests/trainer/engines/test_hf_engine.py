@@ -21,7 +21,7 @@ from trainer.engine import Admitted, Ended, Event, Full, RungResult
 from trainer.engines.batches import micro_batches
 from trainer.engines.hf_engine import HfEngine
 from trainer.engines.keyed_dropout import DropoutKeys, row_keys, use_keyed_dropout
-from trainer.evaluate import Evaluation, evaluate
+from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.materials import Materials
 from trainer.models.lora import add_adapter, remove_adapter
 

@@ -18,9 +18,9 @@ from trainer.baselines import score_baseline
 from trainer.config import Baseline, DataConfig, ModelConfig, TrialConfig, check_trial
 from trainer.engine import Ended
 from trainer.engines.hf_engine import HfEngine
-from trainer.evaluate import evaluate
+from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.metric_names import metric_names
 from trainer.materials import Materials
-from trainer.measures import metric_names
 
 WORDS = ["apple", "pear", "plum", "iron", "copper", "zinc", "wren", "owl", "hawk"]
 TEMPLATE = (

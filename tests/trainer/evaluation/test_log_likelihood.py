@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from trainer.config import TrialConfig
+from trainer.evaluation.log_likelihood import Request, _share_rows, log_likelihoods
 from trainer.materials import Materials
 from trainer.models.base_model import BaseModel
-from trainer.scoring import Request, _share_rows, log_likelihoods
 
 
 @pytest.fixture(scope="module")

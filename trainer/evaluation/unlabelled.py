@@ -6,8 +6,8 @@ import torch
 
 from trainer.data.encode import Encoded
 from trainer.data.schemas import Row
+from trainer.evaluation.log_likelihood import Request, log_likelihoods
 from trainer.models.base_model import BaseModel
-from trainer.scoring import Request, log_likelihoods
 
 
 def likelihood_items(

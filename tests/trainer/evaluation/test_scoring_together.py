@@ -22,9 +22,9 @@ from trainer.crows_pairs import Pair
 from trainer.engine import Admitted, RungResult
 from trainer.engines import pack
 from trainer.engines.packed_engine import PackedEngine
-from trainer.evaluate import Evaluation, evaluate
+from trainer.evaluation.evaluate import Evaluation, evaluate
+from trainer.evaluation.log_likelihood import SlotModel, Together, in_batches
 from trainer.materials import Materials
-from trainer.scoring import SlotModel, Together, in_batches
 
 CLOSE = 2e-5
 PAIRS = [Pair(f"p{i}", f"the {a} is a bird", f"the {b} is a bird", "x", "stereo") for i, (a, b) in enumerate(

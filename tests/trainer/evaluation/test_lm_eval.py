@@ -12,9 +12,9 @@ import torch
 from trainer.bias import empty_context, score_pairs, sentence_scores
 from trainer.config import ModelConfig, TrialConfig
 from trainer.crows_pairs import Pair, load_pairs, pair_metrics
+from trainer.evaluation.log_likelihood import Request, log_likelihoods
 from trainer.materials import Materials
 from trainer.models.base_model import BaseModel, load_base
-from trainer.scoring import Request, log_likelihoods
 
 WORDS = ("apple pear plum cherry", "iron copper zinc tin", "wren owl hawk crow")  # that the tiny tokenizer knows
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.measures import QUALITY
+from trainer.evaluation.metric_names import QUALITY
 
 ECE_BINS = 15  # of equal width over the confidence, as in Guo et al. 2017
 

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from trainer.config import TrialConfig
 from trainer.data.encode import label_tokens
-from trainer.evaluate import Evaluation, Validation
+from trainer.evaluation.evaluate import Evaluation, Validation
 from trainer.models.base_model import BaseModel
 
 LABELLED = ("generate.accuracy", "generate.invalid", "generate.constrained_accuracy")

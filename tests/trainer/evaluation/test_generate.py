@@ -7,8 +7,8 @@ import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
-from trainer.evaluate import evaluate
-from trainer.generate import answers, as_label, continuations, exact_match, greedy, rouge_l
+from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.generate import answers, as_label, continuations, exact_match, greedy, rouge_l
 from trainer.materials import Materials
 
 
@@ -68,7 +68,7 @@ def test_an_answer_that_is_no_label_is_invalid_and_wrong(make_trial, kept, monke
     some = replace(validation, rows=validation.rows[:4], encoded=validation.encoded[:4])
     gold = [validation.labels[row.target] for row in some.encoded]
     said = iter([gold[0], f"{gold[1].upper()}. And", "the owl", f" {gold[3]}.\nmore"])
-    monkeypatch.setattr("trainer.generate.text_of", lambda base, tokens: next(said))
+    monkeypatch.setattr("trainer.evaluation.generate.text_of", lambda base, tokens: next(said))
     metrics, table = answers(base, base.model, trial, some)
     assert table["prediction"] == [gold[0], None, None, gold[3]]
     assert (metrics["generate.accuracy"], metrics["generate.invalid"]) == (0.5, 0.5)

@@ -14,10 +14,10 @@ from trainer.bias import score_pairs
 from trainer.config import Baseline, TrialConfig
 from trainer.crows_pairs import Pair, pair_metrics
 from trainer.data.encode import encode_rows, label_tokens
-from trainer.evaluate import evaluate
+from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.metric_names import QUALITY, metric_names
+from trainer.evaluation.quality_metrics import calibration_error, class_metrics, text_metrics
 from trainer.materials import Materials
-from trainer.measures import QUALITY, metric_names
-from trainer.quality import calibration_error, class_metrics, text_metrics
 
 
 @pytest.fixture(scope="module")

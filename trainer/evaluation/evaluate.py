@@ -12,12 +12,12 @@ from trainer.config import TrialConfig
 from trainer.data.dataset import Row
 from trainer.data.encode import Encoded, label_tokens
 from trainer.data.schemas import LABELLED
+from trainer.evaluation.log_likelihood import Request, class_logprobs, log_likelihoods
+from trainer.evaluation.metric_names import GROUP, SWAP
+from trainer.evaluation.quality_metrics import class_metrics, text_metrics
+from trainer.evaluation.unlabelled import likelihood_items
 from trainer.group_gaps import group_metrics
-from trainer.likelihood import likelihood_items
-from trainer.measures import GROUP, SWAP
 from trainer.models.base_model import BaseModel
-from trainer.quality import class_metrics, text_metrics
-from trainer.scoring import Request, class_logprobs, log_likelihoods
 
 TEXT_COLUMNS = ("nll", "n_tokens", "n_bytes", "completion_nll", "completion_tokens")
 
