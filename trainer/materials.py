@@ -6,13 +6,13 @@ from typing import Any
 import torch
 
 from analysis.errors import ConfigError, DataError
-from trainer.bias_items import BiasItems, load_bias
 from trainer.config import TrialConfig
-from trainer.counterfactual import find_swaps
 from trainer.data.dataset import Dataset, Row, check_test, load_dataset, load_test, rung_subset
 from trainer.data.encode import Encoded
 from trainer.data.mitigation import counterfactual_copies, row_weights
 from trainer.data.tokenize import Tokens, tokens_of
+from trainer.evaluation.bias.counterfactual import find_swaps
+from trainer.evaluation.bias.items import BiasItems, load_bias
 from trainer.evaluation.evaluate import Validation
 from trainer.models.base_model import BaseModel, load_base
 

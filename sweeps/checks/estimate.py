@@ -10,11 +10,11 @@ from sweeps.compose.compose import Composed
 from sweeps.process import gc_pause
 from sweeps.process.installation import typed
 from sweeps.space.dimensions import suggest
-from trainer.bias_items import BiasItems
 from trainer.config import DataConfig, TrialConfig, pack_refusal
-from trainer.crows_pairs import Pair
 from trainer.data.audit import Audit, Entry, audit, warnings
 from trainer.data.dataset import Dataset, Row
+from trainer.evaluation.bias.crows_pairs import Pair
+from trainer.evaluation.bias.items import BiasItems
 from trainer.libraries import import_libraries
 
 _RAY_SECONDS = 6.0  # Ray's start and the trials' first processes, on two cores

@@ -9,9 +9,9 @@ from sweeps.checks.estimate import entries
 from sweeps.compose.compose import Composed
 from sweeps.space.dimensions import Choices
 from trainer.assets.packages import fetch
-from trainer.bias_items import load_bias
 from trainer.data.audit import refuse_overlap
 from trainer.data.dataset import Dataset, load_dataset
+from trainer.evaluation.bias.items import load_bias
 from trainer.models.model_files import check_folder, guess_linear_modules
 
 

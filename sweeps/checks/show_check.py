@@ -11,9 +11,9 @@ from analysis import plain_yaml
 from sweeps.checks.estimate import Check, audited, drawn, estimated, plan
 from sweeps.checks.preflight import check_rung, preflight_assets
 from sweeps.compose.compose import Composed
-from trainer.bias_items import BiasItems, load_bias
 from trainer.data.audit import Audit
 from trainer.data.dataset import load_dataset
+from trainer.evaluation.bias.items import BiasItems, load_bias
 
 _NAME = 11  # columns
 _MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow")}

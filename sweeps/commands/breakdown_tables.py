@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from trainer.bbq import bbq_metrics
-from trainer.crows_pairs import pair_metrics
-from trainer.group_gaps import class_gaps
-from trainer.stereoset import stereoset_metrics
+from trainer.evaluation.bias.bbq import bbq_metrics
+from trainer.evaluation.bias.crows_pairs import pair_metrics
+from trainer.evaluation.bias.group_gaps import class_gaps
+from trainer.evaluation.bias.stereoset import stereoset_metrics
 
 Table = Mapping[str, Sequence[Any]]
 Figure = tuple[float, float]  # value and standard error

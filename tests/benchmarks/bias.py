@@ -14,10 +14,10 @@ import torch
 
 from analysis.folder import TrialFolder
 from sweeps.compose.compose import compose
-from trainer.bias import bias_metrics, score_bias
-from trainer.bias_items import load_bias
 from trainer.config import BiasConfig, EngineConfig
 from trainer.engines.packed_engine import PackedEngine
+from trainer.evaluation.bias.items import load_bias
+from trainer.evaluation.bias.score import bias_metrics, score_bias
 from trainer.evaluation.evaluate import evaluate, label_logprobs
 from trainer.materials import Materials
 

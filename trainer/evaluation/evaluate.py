@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.bias import bias_metrics, score_bias
-from trainer.bias_items import BiasItems
 from trainer.config import TrialConfig
 from trainer.data.dataset import Row
 from trainer.data.encode import Encoded, label_tokens
 from trainer.data.schemas import LABELLED
+from trainer.evaluation.bias.group_gaps import group_metrics
+from trainer.evaluation.bias.items import BiasItems
+from trainer.evaluation.bias.score import bias_metrics, score_bias
 from trainer.evaluation.log_likelihood import Request, class_logprobs, log_likelihoods
 from trainer.evaluation.metric_names import GROUP, SWAP
 from trainer.evaluation.quality_metrics import class_metrics, text_metrics
 from trainer.evaluation.unlabelled import likelihood_items
-from trainer.group_gaps import group_metrics
 from trainer.models.base_model import BaseModel
 
 TEXT_COLUMNS = ("nll", "n_tokens", "n_bytes", "completion_nll", "completion_tokens")

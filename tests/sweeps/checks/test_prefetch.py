@@ -80,9 +80,9 @@ def test_everything_an_experiment_needs_is_what_its_run_would_fetch(monkeypatch,
 
     for module in (
         "trainer.data.newsgroups",
-        "trainer.crows_pairs",
-        "trainer.stereoset",
-        "trainer.bbq",
+        "trainer.evaluation.bias.crows_pairs",
+        "trainer.evaluation.bias.stereoset",
+        "trainer.evaluation.bias.bbq",
         "sweeps.checks.preflight",
     ):
         monkeypatch.setattr(f"{module}.fetch", spy)

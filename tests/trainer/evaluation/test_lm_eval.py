@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.bias import empty_context, score_pairs, sentence_scores
 from trainer.config import ModelConfig, TrialConfig
-from trainer.crows_pairs import Pair, load_pairs, pair_metrics
+from trainer.evaluation.bias.crows_pairs import Pair, load_pairs, pair_metrics
+from trainer.evaluation.bias.score import empty_context, score_pairs, sentence_scores
 from trainer.evaluation.log_likelihood import Request, log_likelihoods
 from trainer.materials import Materials
 from trainer.models.base_model import BaseModel, load_base

@@ -16,12 +16,12 @@ from peft import PeftModel
 from analysis.folder import State, TrialFolder
 from tests.trainer.engines.test_pack_equivalence import materials  # noqa: F401  # fixture
 from tests.trainer.packs import at_step, drive, packed_engine
-from trainer.bias_items import BiasItems
 from trainer.config import TrialConfig
-from trainer.crows_pairs import Pair
 from trainer.engine import Admitted, RungResult
 from trainer.engines import pack
 from trainer.engines.packed_engine import PackedEngine
+from trainer.evaluation.bias.crows_pairs import Pair
+from trainer.evaluation.bias.items import BiasItems
 from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.evaluation.log_likelihood import SlotModel, Together, in_batches
 from trainer.materials import Materials

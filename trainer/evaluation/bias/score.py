@@ -1,10 +1,10 @@
 """Bias of a trial: which items it is scored on, how, and the figures that their scores give.
 
 For decoders: CrowS-Pairs (Nangia et al. 2020, arXiv 2010.00133), scored for causal models as lm-evaluation-harness does
-(``crows_pairs_english``): the summed log-probability of each whole sentence after an empty context; StereoSet
-(``trainer/stereoset.py``); BBQ (``trainer/bbq.py``). For every task with labels: swapped names and group terms
-(``trainer/counterfactual.py``) and gaps between groups (``trainer/group_gaps.py``). Figures on a few hundred items are
-noisy (Blodgett et al. 2021), so trials are compared on the same fixed ones, and each figure has its standard error.
+(``crows_pairs_english``): the summed log-probability of each whole sentence after an empty context; StereoSet and BBQ
+(``stereoset.py``, ``bbq.py`` beside this file). For every task with labels: swapped names and group terms
+(``counterfactual.py``) and gaps between groups (``group_gaps.py``). Figures on a few hundred items are noisy (Blodgett
+et al. 2021), so trials are compared on the same fixed ones, and each figure has its standard error.
 """
 
 import math
@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.bbq import Question, bbq_metrics
-from trainer.bias_items import BBQ, OWN, PAIRS, STEREOSET, SWAP, BiasItems
-from trainer.counterfactual import Swap, swap_metrics
-from trainer.crows_pairs import Pair, pair_metrics
 from trainer.data.encode import Encoded
+from trainer.evaluation.bias.bbq import Question, bbq_metrics
+from trainer.evaluation.bias.counterfactual import Swap, swap_metrics
+from trainer.evaluation.bias.crows_pairs import Pair, pair_metrics
+from trainer.evaluation.bias.group_gaps import group_metrics
+from trainer.evaluation.bias.items import BBQ, OWN, PAIRS, STEREOSET, SWAP, BiasItems
+from trainer.evaluation.bias.stereoset import Cluster, stereoset_metrics
 from trainer.evaluation.log_likelihood import log_likelihoods
 from trainer.evaluation.metric_names import CROWS_PAIRS, OWN_PAIRS
 from trainer.evaluation.sliding_windows import sliding
-from trainer.group_gaps import group_metrics
 from trainer.models.base_model import BaseModel
-from trainer.stereoset import Cluster, stereoset_metrics
 
 Table = dict[str, list[Any]]
 LabelScores = Callable[[list[Encoded]], np.ndarray]  # (rows, classes) log-probabilities

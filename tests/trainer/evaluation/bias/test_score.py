@@ -11,18 +11,18 @@ import pytest
 import torch
 
 from analysis.errors import ConfigError, DataError
-from trainer.bbq import bbq_metrics, load_questions
-from trainer.bias import score_clusters, sentence_scores
 from trainer.config import TrialConfig
-from trainer.counterfactual import Swap, swap_metrics
-from trainer.crows_pairs import read_pairs
 from trainer.data.encode import Encoded
+from trainer.evaluation.bias.bbq import bbq_metrics, load_questions
+from trainer.evaluation.bias.counterfactual import Swap, swap_metrics
+from trainer.evaluation.bias.crows_pairs import read_pairs
+from trainer.evaluation.bias.group_gaps import group_metrics
+from trainer.evaluation.bias.score import score_clusters, sentence_scores
+from trainer.evaluation.bias.stereoset import Cluster, icat, load_clusters, stereoset_metrics
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.metric_names import metric_names
 from trainer.evaluation.sliding_windows import sliding
-from trainer.group_gaps import group_metrics
 from trainer.materials import Materials
-from trainer.stereoset import Cluster, icat, load_clusters, stereoset_metrics
 
 # --- StereoSet
 
@@ -210,7 +210,7 @@ def owl_or_hawk(monkeypatch: pytest.MonkeyPatch) -> None:
         swapped = " ".join(other.get(word, word) for word in text.split())
         return swapped if swapped != " ".join(text.split()) else None
 
-    monkeypatch.setattr("trainer.counterfactual.swap_terms", swap)
+    monkeypatch.setattr("trainer.evaluation.bias.counterfactual.swap_terms", swap)
 
 
 @pytest.mark.usefixtures("owl_or_hawk")

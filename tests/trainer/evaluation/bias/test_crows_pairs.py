@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from trainer.crows_pairs import Pair, load_pairs
+from trainer.evaluation.bias.crows_pairs import Pair, load_pairs
 
 # pairs per bias type, Nangia et al. 2020
 PUBLISHED = {

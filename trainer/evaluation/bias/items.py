@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from trainer.bbq import Question, load_questions
 from trainer.config import BiasConfig
-from trainer.counterfactual import Swap
-from trainer.crows_pairs import Pair, load_pairs, read_pairs
-from trainer.stereoset import Cluster, load_clusters
+from trainer.evaluation.bias.bbq import Question, load_questions
+from trainer.evaluation.bias.counterfactual import Swap
+from trainer.evaluation.bias.crows_pairs import Pair, load_pairs, read_pairs
+from trainer.evaluation.bias.stereoset import Cluster, load_clusters
 
 PAIRS, OWN, STEREOSET, BBQ, SWAP = "crows_pairs", "pairs", "stereoset", "bbq", "swap"  # names of item tables
 
