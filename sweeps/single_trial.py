@@ -15,7 +15,7 @@ from sweeps.process import gc_pause
 from sweeps.run import locked, new_folder
 from sweeps.store.manifest import make_manifest, write_manifest
 from trainer.engine import Ended, Refused
-from trainer.libraries import import_libraries
+from trainer.preload import import_libraries
 
 
 def run_trial(composed: Composed) -> int:
@@ -45,10 +45,10 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
         import torch
 
         from trainer.baselines import score_baseline
+        from trainer.device_cache import Materials
         from trainer.engines.make import make_engine
         from trainer.evaluation.evaluate import absent_metrics
-        from trainer.finals import generate_answers
-        from trainer.materials import Materials
+        from trainer.final_scoring import generate_answers
         from trainer.models.base_model import available_precisions, best_device, slow_precisions
 
     threads = composed.config.resources.threads

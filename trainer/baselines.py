@@ -20,12 +20,12 @@ from analysis import plain_yaml
 from analysis.folder import MetricsRow, State, Status, TrialFolder, atomic_write
 from trainer.config import Baseline, TrialConfig
 from trainer.data.encode import Encoded, label_tokens
+from trainer.device_cache import Materials
 from trainer.evaluation.bias.items import SWAP
 from trainer.evaluation.bias.score import score_bias
 from trainer.evaluation.evaluate import Evaluation, Validation, evaluate, metrics_of, restricted
 from trainer.evaluation.generate import TABLE, with_answers
-from trainer.examples import few_shot_rows, nearest, with_examples
-from trainer.materials import Materials
+from trainer.few_shot import few_shot_rows, nearest, with_examples
 from trainer.models.lora import add_adapter, remove_adapter
 
 

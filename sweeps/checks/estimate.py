@@ -15,7 +15,7 @@ from trainer.data.audit import Audit, Entry, audit, warnings
 from trainer.data.dataset import Dataset, Row
 from trainer.evaluation.bias.crows_pairs import Pair
 from trainer.evaluation.bias.items import BiasItems
-from trainer.libraries import import_libraries
+from trainer.preload import import_libraries
 
 _RAY_SECONDS = 6.0  # Ray's start and the trials' first processes, on two cores
 _TURNOVER_SECONDS = 0.3  # between two trials in a slot

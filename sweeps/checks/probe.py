@@ -15,13 +15,13 @@ from analysis.folder import TrialFolder
 from sweeps.checks.simulate import Cost
 from trainer.config import EngineConfig, TrialConfig
 from trainer.data.dataset import Dataset, Row
+from trainer.device_cache import Materials
 from trainer.engines.batches import cut_by_length, micro_batches, pass_cost
 from trainer.engines.pack import Pack
 from trainer.engines.slot import Slot
 from trainer.engines.slot_budget import Budget, measure
 from trainer.evaluation.bias.items import BiasItems
 from trainer.evaluation.evaluate import evaluate
-from trainer.materials import Materials
 from trainer.models.base_model import BaseModel
 from trainer.models.lora import linear_modules, linear_shape
 

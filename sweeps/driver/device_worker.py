@@ -29,7 +29,7 @@ from sweeps.search.lineage import take_over
 from trainer.config import Baseline, EngineConfig, TrialConfig
 from trainer.engine import Admission, Admitted, Ended, Event, Full, Halted, Refused, Requeued, RungResult
 from trainer.engines.checkpoints import fault
-from trainer.libraries import import_libraries, import_scorers
+from trainer.preload import import_libraries, import_scorers
 
 KEPT_CHECKPOINTS = 2
 _PATIENCE = 1.0  # seconds at most that slots wait for the decisions on others
@@ -279,8 +279,8 @@ class DeviceWorker:
             _import_torch()
             import torch
 
+            from trainer.device_cache import Materials
             from trainer.engines.make import make_engine
-            from trainer.materials import Materials
             from trainer.models.base_model import best_device
 
             torch.set_num_threads(self.threads)
@@ -324,7 +324,7 @@ class DeviceWorker:
         return score_baseline(self.materials, baseline, folder, self.materials.test(baseline.trial) if test else None)
 
     def _score_on_test(self, trial: TrialConfig, folder: TrialFolder) -> MetricsRow:
-        from trainer.finals import score_on_test
+        from trainer.final_scoring import score_on_test
 
         return score_on_test(self.materials, trial, folder)
 
@@ -441,8 +441,8 @@ def _import_torch() -> None:
     """Once, and not when an engine that broke is made anew: its remains must not be kept."""
     with gc_pause.kept():
         import_libraries()
+        import trainer.device_cache
         import trainer.engines.make
-        import trainer.materials
         import trainer.models.base_model  # noqa: F401
 
 

@@ -15,11 +15,11 @@ import torch
 from analysis.folder import TrialFolder
 from sweeps.compose.compose import compose
 from trainer.config import BiasConfig, EngineConfig
+from trainer.device_cache import Materials
 from trainer.engines.packed_engine import PackedEngine
 from trainer.evaluation.bias.items import load_bias
 from trainer.evaluation.bias.score import bias_metrics, score_bias
 from trainer.evaluation.evaluate import evaluate, label_logprobs
-from trainer.materials import Materials
 
 
 def main(tier: str) -> None:

@@ -12,9 +12,9 @@ from sweeps.search.scheduler import StandIn, build_scheduler
 from tests.trainer.conftest import make_trial  # noqa: F401  # fixture
 from tests.trainer.packs import drive, packed_engine, score
 from trainer.config import TrialConfig
+from trainer.device_cache import Materials
 from trainer.engine import Ended, RungResult
 from trainer.engines.hf_engine import HfEngine
-from trainer.materials import Materials
 
 RUNGS = [3, 6, 12]
 ASHA = {"_target_": "ray.tune.schedulers.ASHAScheduler", "grace_period": RUNGS[0], "reduction_factor": 2}

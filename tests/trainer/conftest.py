@@ -61,6 +61,6 @@ def kept() -> Any:
     """Models and data that the tests of a module share."""
     import torch
 
-    from trainer.materials import Materials
+    from trainer.device_cache import Materials
 
     return Materials(torch.device("cpu"))

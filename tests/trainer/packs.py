@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from analysis.folder import State, TrialFolder
 from trainer.config import EngineConfig, TrialConfig
+from trainer.device_cache import Materials
 from trainer.engine import Admitted, Ended, Event, Requeued, RungResult
 from trainer.engines.hf_engine import HfEngine
 from trainer.engines.packed_engine import PackedEngine
 from trainer.engines.slot import Slot
-from trainer.materials import Materials
 
 Weights = dict[str, torch.Tensor]
 DEVICE = torch.device(os.environ.get("LORASWEEP_TEST_DEVICE", "cpu"))

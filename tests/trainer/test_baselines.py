@@ -19,9 +19,9 @@ from tests.conftest import write_rows
 from trainer.baselines import score_baseline
 from trainer.config import Baseline, FewShotConfig, RetrievalConfig
 from trainer.data.encode import Encoded
+from trainer.device_cache import Materials
 from trainer.evaluation.evaluate import evaluate
-from trainer.examples import embed, few_shot_rows, nearest, with_examples
-from trainer.materials import Materials
+from trainer.few_shot import embed, few_shot_rows, nearest, with_examples
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_bias_figures_of_a_prompted_model_are_the_models_own_and_scored_once(mak
 
     kept = Materials(torch.device("cpu"))
     pairs = [Pair(f"p{i}", "the apple is a pear", "the crow is a hawk", "fruit", "stereo") for i in range(2)]
-    monkeypatch.setattr("trainer.materials.load_bias", lambda bias: BiasItems(pairs=pairs))
+    monkeypatch.setattr("trainer.device_cache.load_bias", lambda bias: BiasItems(pairs=pairs))
     calls: list[int] = []
     real = score.score_pairs
     monkeypatch.setattr(score, "score_pairs", lambda *args: calls.append(1) or real(*args))

@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 
 from analysis.folder import State, TrialFolder
 from trainer.config import TrialConfig, check_trial
+from trainer.device_cache import Materials
 from trainer.engine import Admission, Admitted, Ended, Event, Full, RungResult, never
 from trainer.engines.hf_trainer import RungTrainer
 from trainer.engines.keyed_dropout import DropoutKeys, use_keyed_dropout
 from trainer.engines.trial_record import Ledger, Score
 from trainer.evaluation.evaluate import evaluate
-from trainer.materials import Materials
 from trainer.models.lora import add_adapter, remove_adapter
 from trainer.outcomes import ended_by
 

@@ -1,9 +1,9 @@
 """Which engine a config's ``engine.name`` means. Importing this imports torch."""
 
 from trainer.config import EngineConfig
+from trainer.device_cache import Materials
 from trainer.engine import Engine
 from trainer.engines.trial_record import Score
-from trainer.materials import Materials
 
 
 def make_engine(settings: EngineConfig, materials: Materials, score: Score, slots: int | None = None) -> Engine:

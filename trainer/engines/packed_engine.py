@@ -9,13 +9,13 @@ import torch
 
 from analysis.folder import State, TrialFolder
 from trainer.config import EngineConfig, TrialConfig, check_trial, pack_refusal
+from trainer.device_cache import Materials
 from trainer.engine import Admission, Admitted, Ended, Event, Full, Refused, Requeued, never
 from trainer.engines.batches import pass_cost
 from trainer.engines.pack import Pack
 from trainer.engines.slot import Slot
 from trainer.engines.slot_budget import Budget, measure
 from trainer.engines.trial_record import Score
-from trainer.materials import Materials
 from trainer.outcomes import out_of_memory
 
 

@@ -17,8 +17,8 @@ from trainer.config import TrialConfig
 from trainer.data.counterfactual_text import swap_terms
 from trainer.data.dataset import Row
 from trainer.data.mitigation import counterfactual_copies, row_weights
+from trainer.device_cache import Materials
 from trainer.engines.batches import micro_batches
-from trainer.materials import Materials
 from trainer.models.lora import add_adapter, remove_adapter
 
 ROWS = [Row(f"train-{i}", f"{name} is a {job}", job) for i, (name, job) in enumerate(

@@ -26,8 +26,8 @@ import conf
 from analysis.folder import TrialFolder
 from tests.trainer.packs import at_step, drive, packed_engine
 from trainer.config import ModelConfig, TrialConfig
+from trainer.device_cache import Materials
 from trainer.engine import Ended
-from trainer.materials import Materials
 from trainer.models.base_model import compute_dtype, precision_fault
 from trainer.models.lora import linear_modules, resolve_targets
 

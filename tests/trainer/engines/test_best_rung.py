@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from analysis.folder import TrialFolder
 from trainer.config import EngineConfig, TrialConfig
+from trainer.device_cache import Materials
 from trainer.engine import Admitted, Ended, RungResult
 from trainer.engines.hf_engine import HfEngine
 from trainer.engines.packed_engine import PackedEngine
 from trainer.evaluation.evaluate import evaluate, restricted
-from trainer.materials import Materials
 from trainer.models.base_model import BaseModel
 
 

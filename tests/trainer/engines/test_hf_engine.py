@@ -17,12 +17,12 @@ from analysis.errors import ModelError
 from analysis.folder import State, TrialFolder
 from trainer.baselines import score_baseline
 from trainer.config import Baseline, TrialConfig
+from trainer.device_cache import Materials
 from trainer.engine import Admitted, Ended, Event, Full, RungResult
 from trainer.engines.batches import micro_batches
 from trainer.engines.hf_engine import HfEngine
 from trainer.engines.keyed_dropout import DropoutKeys, row_keys, use_keyed_dropout
 from trainer.evaluation.evaluate import Evaluation, evaluate
-from trainer.materials import Materials
 from trainer.models.lora import add_adapter, remove_adapter
 
 

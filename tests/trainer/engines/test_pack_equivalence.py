@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import WORDS
 from tests.trainer.packs import DEVICE, EXACT, alone, distance, furthest, together
 from trainer.config import TrialConfig
-from trainer.materials import Materials
+from trainer.device_cache import Materials
 
 STEPS = 30
 MIXED = [  # four slots that differ in everything a slot may differ in

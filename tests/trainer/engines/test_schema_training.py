@@ -16,11 +16,11 @@ from analysis.folder import TrialFolder
 from tests.trainer.packs import at_step, distance, drive, packed_engine
 from trainer.baselines import score_baseline
 from trainer.config import Baseline, DataConfig, ModelConfig, TrialConfig, check_trial
+from trainer.device_cache import Materials
 from trainer.engine import Ended
 from trainer.engines.hf_engine import HfEngine
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.metric_names import metric_names
-from trainer.materials import Materials
 
 WORDS = ["apple", "pear", "plum", "iron", "copper", "zinc", "wren", "owl", "hawk"]
 TEMPLATE = (

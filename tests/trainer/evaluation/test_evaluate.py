@@ -12,12 +12,12 @@ from analysis.folder import TrialFolder
 from trainer.baselines import score_baseline
 from trainer.config import Baseline, TrialConfig
 from trainer.data.encode import encode_rows, label_tokens
+from trainer.device_cache import Materials
 from trainer.evaluation.bias.crows_pairs import Pair, pair_metrics
 from trainer.evaluation.bias.score import score_pairs
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.metric_names import QUALITY, metric_names
 from trainer.evaluation.quality_metrics import calibration_error, class_metrics, text_metrics
-from trainer.materials import Materials
 
 
 @pytest.fixture(scope="module")

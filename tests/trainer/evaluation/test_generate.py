@@ -7,9 +7,9 @@ import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
+from trainer.device_cache import Materials
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.generate import answers, as_label, continuations, exact_match, greedy, rouge_l
-from trainer.materials import Materials
 
 
 @pytest.fixture(scope="module")

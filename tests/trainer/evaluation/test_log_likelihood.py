@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from trainer.config import TrialConfig
+from trainer.device_cache import Materials
 from trainer.evaluation.log_likelihood import Request, _share_rows, log_likelihoods
-from trainer.materials import Materials
 from trainer.models.base_model import BaseModel
 
 

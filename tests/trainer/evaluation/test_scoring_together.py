@@ -17,6 +17,7 @@ from analysis.folder import State, TrialFolder
 from tests.trainer.engines.test_pack_equivalence import materials  # noqa: F401  # fixture
 from tests.trainer.packs import at_step, drive, packed_engine
 from trainer.config import TrialConfig
+from trainer.device_cache import Materials
 from trainer.engine import Admitted, RungResult
 from trainer.engines import pack
 from trainer.engines.packed_engine import PackedEngine
@@ -24,7 +25,6 @@ from trainer.evaluation.bias.crows_pairs import Pair
 from trainer.evaluation.bias.items import BiasItems
 from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.evaluation.log_likelihood import SlotModel, Together, in_batches
-from trainer.materials import Materials
 
 CLOSE = 2e-5
 PAIRS = [Pair(f"p{i}", f"the {a} is a bird", f"the {b} is a bird", "x", "stereo") for i, (a, b) in enumerate(

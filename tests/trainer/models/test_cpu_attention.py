@@ -8,7 +8,7 @@ import torch
 
 from tests.trainer.packs import distance, together
 from trainer.config import TrialConfig
-from trainer.materials import Materials
+from trainer.device_cache import Materials
 from trainer.models.base_model import BaseModel, load_base
 
 

@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 
 from analysis.errors import ModelError
 from trainer.config import LoraSettings, TrialConfig
-from trainer.materials import Materials
+from trainer.device_cache import Materials
 from trainer.models.lora import add_adapter, linear_modules, remove_adapter, resolve_targets, scaling
 
 

@@ -13,6 +13,7 @@ import torch
 from analysis.errors import ConfigError, DataError
 from trainer.config import TrialConfig
 from trainer.data.encode import Encoded
+from trainer.device_cache import Materials
 from trainer.evaluation.bias.bbq import bbq_metrics, load_questions
 from trainer.evaluation.bias.counterfactual import Swap, swap_metrics
 from trainer.evaluation.bias.crows_pairs import read_pairs
@@ -22,7 +23,6 @@ from trainer.evaluation.bias.stereoset import Cluster, icat, load_clusters, ster
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.metric_names import metric_names
 from trainer.evaluation.sliding_windows import sliding
-from trainer.materials import Materials
 
 # --- StereoSet
 

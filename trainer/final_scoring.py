@@ -11,9 +11,9 @@ from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 
 from analysis.folder import MetricsRow, TrialFolder
 from trainer.config import TrialConfig
+from trainer.device_cache import Materials
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.generate import TABLE, answers, with_answers
-from trainer.materials import Materials
 from trainer.models.base_model import BaseModel
 from trainer.models.lora import add_adapter, remove_adapter
 

@@ -8,9 +8,9 @@ def test_bitsandbytes_is_imported_without_the_compiler_and_nothing_stays_changed
     code = """
 import sys, torch
 real = torch.compile
-from trainer.libraries import import_libraries
+from trainer.preload import import_libraries
 import_libraries()
-import trainer.engines.make, trainer.materials
+import trainer.engines.make, trainer.device_cache
 assert {"bitsandbytes", "peft"} <= set(sys.modules)
 assert torch.compile is real
 print([name for name in sys.modules if name.startswith("torch._inductor.compile_fx")])
