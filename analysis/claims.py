@@ -7,7 +7,7 @@ from analysis.metrics import METRICS
 from analysis.rows import Row
 
 if TYPE_CHECKING:
-    from analysis.comparison import Judgement
+    from analysis.statistics.comparison import Judgement
 
 _SHARES = ("accuracy", "macro_f1")
 

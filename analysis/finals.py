@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 from analysis.errors import LorasweepError
 from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder, read_lines
 from analysis.metrics import METRICS, as_shown
-from analysis.stats import Difference, item_scores, paired_difference
+from analysis.statistics.paired import Difference, item_scores, paired_difference
 
 SEED = "-seed"  # between a trial's id and the seed in the name of a final
 SHOWN = ("accuracy", "macro_f1", "log_loss", "completion_loss", "perplexity", "bits_per_byte")

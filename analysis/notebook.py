@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from analysis.errors import FolderError, did_you_mean
 from analysis.folder import SweepFolder, TrialFolder
-from analysis.items import read_table
 from analysis.ranking import Ranking, ranked
+from analysis.statistics.items import read_table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,7 +21,7 @@ from analysis.objective import Objective
 from analysis.rows import UNKNOWN, Row, adapter_parameters, read_rows, read_sweep
 
 if TYPE_CHECKING:
-    from analysis.comparison import Judgement
+    from analysis.statistics.comparison import Judgement
 
 _CLASSES = {
     State.COMPLETED: 1,  # 0 with its final scoring
@@ -92,7 +92,7 @@ def judged(folder: SweepFolder, ranking: Ranking, labels: Sequence[str]) -> Rank
     trials = [row for row in rows if row.kind == "trial"]
     if len(trials) < 2:
         return ranking
-    from analysis.comparison import judge
+    from analysis.statistics.comparison import judge
 
     compared = [*trials, *(row for row in rows if row.kind == "baseline")]
     judgement = judge(folder, compared, ranking.objective, labels, ranking.by[0] if ranking.by else None)
@@ -157,7 +157,7 @@ def _on_fronts(rows: list[Row], objective: Objective) -> list[Row]:
     places = [i for i, row in enumerate(rows) if row.status == State.COMPLETED and row.final and not row.broken]
     if not places:
         return rows
-    from analysis.pareto import fronts
+    from analysis.statistics.pareto import fronts
 
     found = fronts([objective.losses(rows[i].metrics) for i in places])
     front = dict(zip(places, found, strict=True))

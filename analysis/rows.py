@@ -41,7 +41,7 @@ class Row:
         seconds: wall time until then, since it was admitted.
         front: its Pareto front, 1 for what no other trial beats; 0 where the objective has one term, or it is in none.
         low, high: 95 % interval of what ranks it; NaN where there is none.
-        tied: cannot be told from the best trial (analysis/comparison.py).
+        tied: cannot be told from the best trial (analysis/statistics/comparison.py).
         p: of the test against the best trial, corrected for their number; NaN where there is none.
     """
 

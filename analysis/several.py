@@ -222,8 +222,8 @@ def compare(folders: Sequence[SweepFolder]) -> Comparison:
 
 
 def _against_first(together: SweepFolders, sides: Sequence[Side]) -> Iterator[str]:
-    from analysis.items import hits
-    from analysis.stats import paired_difference
+    from analysis.statistics.items import hits
+    from analysis.statistics.paired import paired_difference
 
     first = sides[0]
     for other in sides[1:]:

@@ -10,10 +10,10 @@ from analysis.errors import LorasweepError
 from analysis.folder import State, SweepFolder
 from analysis.ranking import objective_of
 from analysis.rows import Row
-from analysis.stats import Difference, item_scores, paired_difference
+from analysis.statistics.paired import Difference, item_scores, paired_difference
 
 if TYPE_CHECKING:
-    from analysis.comparison import Judgement
+    from analysis.statistics.comparison import Judgement
 
 UNTUNED = "zero_shot"
 

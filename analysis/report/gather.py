@@ -9,8 +9,8 @@ from analysis import plain_yaml
 from analysis.configs import at
 from analysis.errors import FolderError
 from analysis.folder import MetricsRow, State, SweepFolder, read_lines
-from analysis.items import files_of, read_table
 from analysis.rows import Row
+from analysis.statistics.items import files_of, read_table
 
 Facts = list[tuple[str, str]]
 

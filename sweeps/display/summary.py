@@ -14,8 +14,8 @@ from sweeps.process.installation import program, typed
 from sweeps.process.terminal import wrapped
 
 if TYPE_CHECKING:
-    from analysis.comparison import Judgement
     from analysis.several import Comparison
+    from analysis.statistics.comparison import Judgement
 
 
 def show_leaderboard(

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.items import Aligned
 from analysis.objective import BELOW_ONE, Objective
+from analysis.statistics.items import Aligned
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TASK, PAIRS = "task", "crows_pairs"

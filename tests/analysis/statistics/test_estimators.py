@@ -9,10 +9,10 @@ import pytest
 from sklearn.metrics import f1_score, log_loss
 
 from analysis.errors import DataError, FolderError
-from analysis.estimators import ESTIMATORS, Scored, scores
 from analysis.folder import SweepFolder
-from analysis.items import align, groups, read_table
 from analysis.objective import Objective
+from analysis.statistics.estimators import ESTIMATORS, Scored, scores
+from analysis.statistics.items import align, groups, read_table
 
 LABELS = ["a", "b", "c", "d"]
 

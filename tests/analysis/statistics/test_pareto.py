@@ -9,7 +9,7 @@ import pytest
 from optuna._hypervolume import compute_hypervolume
 from optuna.study._multi_objective import _fast_non_domination_rank
 
-from analysis.pareto import fronts, hypervolume
+from analysis.statistics.pareto import fronts, hypervolume
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 2), (40, 2), (60, 3), (25, 4)])

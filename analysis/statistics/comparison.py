@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 
 from analysis.errors import LorasweepError
-from analysis.estimators import ESTIMATORS, PAIRS, TASK, Array, Scored, scores
 from analysis.folder import SweepFolder
-from analysis.items import align, groups, read_tables
 from analysis.metrics import METRICS
 from analysis.objective import Objective
 from analysis.rows import Row
+from analysis.statistics.estimators import ESTIMATORS, PAIRS, TASK, Array, Scored, scores
+from analysis.statistics.items import align, groups, read_tables
 
 LEVEL = 0.05
 RESAMPLES = 1_999

@@ -13,10 +13,10 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from analysis import leaderboard
-from analysis.comparison import Judgement, holm, judge
 from analysis.folder import State, SweepFolder
 from analysis.objective import Objective
 from analysis.rows import Row
+from analysis.statistics.comparison import Judgement, holm, judge
 
 LABELS = ["a", "b", "c", "d"]
 F1 = Objective.from_config({"name": "s", "rho": 0.0, "terms": {"q": {"metric": "macro_f1", "range": [0.0, 1.0]}}})
@@ -64,7 +64,7 @@ def test_of_32_identical_trials_none_is_the_winner_and_the_corrected_estimate_is
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """50 simulations: the best of 32 shows 3 points too much; corrected, it is within 1 point on average."""
-    monkeypatch.setattr("analysis.comparison.RESAMPLES", 399)  # a fifth of the time
+    monkeypatch.setattr("analysis.statistics.comparison.RESAMPLES", 399)  # a fifth of the time
     shown, corrected = [], []
     for seed in range(50):
         folder = SweepFolder(tmp_path / str(seed))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom, bootstrap
 
-from analysis import stats
 from analysis.errors import DataError
-from analysis.stats import paired_difference
+from analysis.statistics import paired
+from analysis.statistics.paired import paired_difference
 
 
 def scores(values: list[float], start: int = 0) -> dict[str, float]:
@@ -94,7 +94,7 @@ def test_more_confidence_is_a_wider_interval() -> None:
 
 def test_many_items_are_resampled_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond ``MANY`` items the interval is the percentile one, close to the normal one."""
-    monkeypatch.setattr(stats, "MANY", 100)
+    monkeypatch.setattr(paired, "MANY", 100)
     a, b = hits(400, 8, 0.7), hits(400, 9, 0.6)
     ours = paired_difference(scores(a), scores(b))
     error = np.std(np.array(a) - np.array(b)) / math.sqrt(400)
