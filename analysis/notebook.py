@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from analysis.errors import FolderError, did_you_mean
 from analysis.folder import SweepFolder, TrialFolder
-from analysis.ranking import Ranking, ranked
+from analysis.leaderboard.ranking import Ranking, ranked
 from analysis.statistics.items import read_table
 
 if TYPE_CHECKING:

@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from analysis import leaderboard, plain_yaml
+from analysis import plain_yaml
 from analysis.errors import FolderError
 from analysis.folder import State, SweepFolder
+from analysis.leaderboard import leaderboard
 from sweeps.store.manifest import read_manifest
 from trainer.models.model_files import tensors
 

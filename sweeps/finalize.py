@@ -20,11 +20,12 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from analysis import leaderboard, plain_yaml
+from analysis import plain_yaml
 from analysis.errors import ConfigError, DataError, FolderError
 from analysis.finals import SEED, Look, looks_sentences, read_finals, read_looks, report
 from analysis.folder import ENDED, State, Status, SweepFolder, TrialFolder, append_line, atomic_write, read_lines
-from analysis.leaderboard import Row
+from analysis.leaderboard import leaderboard
+from analysis.leaderboard.leaderboard import Row
 from analysis.objective import Objective
 from sweeps.checks.preflight import preflight
 from sweeps.compose.compose import RESUMABLE, Composed

@@ -12,10 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis import leaderboard
 from analysis.constraints import check_available
 from analysis.errors import INTERRUPTED, DataError, FolderError
 from analysis.folder import ENDED, SweepFolder
+from analysis.leaderboard import leaderboard
 from analysis.objective import Objective
 from sweeps.checks.preflight import preflight, skipped_note
 from sweeps.compose.compose import Composed

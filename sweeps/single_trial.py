@@ -3,9 +3,10 @@
 import time
 from dataclasses import asdict
 
-from analysis import leaderboard, plain_yaml
+from analysis import plain_yaml
 from analysis.constraints import check_available
 from analysis.folder import MetricsRow, Status, SweepFolder, atomic_write
+from analysis.leaderboard import leaderboard
 from analysis.objective import Objective
 from sweeps.checks.preflight import preflight, skipped_note
 from sweeps.compose.compose import Composed

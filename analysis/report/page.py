@@ -18,13 +18,13 @@ from analysis.errors import FolderError, LorasweepError
 from analysis.finals import read_finals
 from analysis.finals import report as report_finals
 from analysis.folder import MetricsRow, State, SweepFolder, atomic_write
+from analysis.leaderboard.ranking import Ranking, ranked
+from analysis.leaderboard.verdict import UNTUNED, pays, verdict
 from analysis.metrics import METRICS, as_shown
-from analysis.ranking import Ranking, ranked
 from analysis.report import figures, gather
 from analysis.reproduce import command
 from analysis.rows import Row
 from analysis.study import paths
-from analysis.verdict import UNTUNED, pays, verdict
 
 HERE = Path(__file__).parent
 

@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from analysis import leaderboard
 from analysis.errors import FolderError
 from analysis.folder import SweepFolder
-from analysis.leaderboard import Row
-from analysis.verdict import UNTUNED
+from analysis.leaderboard import leaderboard
+from analysis.leaderboard.leaderboard import Row
+from analysis.leaderboard.verdict import UNTUNED
 from sweeps.commands.parser import Parser
 
 SETS = {"crows_pairs": "CrowS-Pairs", "pairs": "own pairs", "stereoset": "StereoSet", "bbq": "BBQ"}

@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> int:
     options = parser.read(arguments)
     from analysis.errors import ConfigError
     from analysis.folder import SweepFolder
-    from analysis.several import compare
+    from analysis.leaderboard.compare_sweeps import compare
     from sweeps.display.summary import show_comparison
 
     if len(options.runs) < 2:

@@ -25,9 +25,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _rank(options: argparse.Namespace) -> int:
-    from analysis import leaderboard
     from analysis.errors import ConfigError
     from analysis.folder import SweepFolder
+    from analysis.leaderboard import leaderboard
     from sweeps.display.summary import show_leaderboard
 
     if options.json and options.csv:
@@ -38,7 +38,7 @@ def _rank(options: argparse.Namespace) -> int:
     if len(folders) == 1:
         ranking = leaderboard.ranked(folder, by)
     else:
-        from analysis.several import rank_together
+        from analysis.leaderboard.compare_sweeps import rank_together
 
         together = rank_together(folders, by)
         folder, ranking = together.folders, together.ranking

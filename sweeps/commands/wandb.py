@@ -65,8 +65,8 @@ def _report(run: str, entity: str | None, only_print: bool) -> int:
 
 
 def _shown(folder: "SweepFolder", entity: str | None, may_ask: bool) -> "Shown":
-    from analysis import leaderboard
-    from analysis.ranking import objective_of
+    from analysis.leaderboard import leaderboard
+    from analysis.leaderboard.ranking import objective_of
     from sweeps.store.manifest import read_manifest
     from sweeps.tracking.wandb_tables import leaderboard_table
     from sweeps.tracking.wandb_workspace import Shown
@@ -105,7 +105,7 @@ def _default_entity() -> str:
 
 
 def _pull(path: str, group: str | None, to: str | None, metrics: list[str], objective: str | None) -> int:
-    from analysis import leaderboard
+    from analysis.leaderboard import leaderboard
     from analysis.metrics import METRICS
     from sweeps.display.summary import show_leaderboard
     from sweeps.tracking.wandb_pull import fetch_runs, write_folder

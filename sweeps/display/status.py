@@ -8,7 +8,7 @@ from typing import Any
 
 from analysis.errors import FolderError, LorasweepError
 from analysis.folder import ENDED, State, SweepFolder, TrialFolder, read_lines
-from analysis.leaderboard import build
+from analysis.leaderboard.leaderboard import build
 from sweeps.process.installation import program, typed
 from sweeps.store.control import Driver, driver, requests, spent
 from sweeps.store.manifest import read_manifest

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from analysis import leaderboard, seeds
 from analysis.folder import SweepFolder
-from analysis.leaderboard import Row
+from analysis.leaderboard import leaderboard, seeds
+from analysis.leaderboard.leaderboard import Row
 from sweeps.process.installation import program, typed
 from sweeps.process.terminal import wrapped
 
 if TYPE_CHECKING:
-    from analysis.several import Comparison
+    from analysis.leaderboard.compare_sweeps import Comparison
     from analysis.statistics.comparison import Judgement
 
 

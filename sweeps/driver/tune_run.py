@@ -13,11 +13,11 @@ import ray
 from ray import tune
 from ray.tune import Callback
 
-from analysis import leaderboard
 from analysis.constraints import Constraints
 from analysis.folder import MetricsRow, SweepFolder, read_lines
+from analysis.leaderboard import leaderboard
+from analysis.leaderboard.ranking import objective_of
 from analysis.objective import Objective
-from analysis.ranking import objective_of
 from sweeps.compose.compose import Composed
 from sweeps.display.progress import Progress
 from sweeps.driver.baseline_runner import BaselineRunner, missing, planned, settings_of

@@ -3,9 +3,9 @@
 import shutil
 from collections.abc import Sequence
 
-from analysis import leaderboard
 from analysis.folder import ENDED, SweepFolder
-from analysis.leaderboard import Ranking, Row
+from analysis.leaderboard import leaderboard
+from analysis.leaderboard.leaderboard import Ranking, Row
 from sweeps.process.throttle import Seldom
 
 

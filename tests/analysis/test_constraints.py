@@ -8,7 +8,7 @@ import pytest
 from analysis.constraints import Constraints
 from analysis.errors import ConfigError
 from analysis.folder import MetricsRow, State
-from analysis.leaderboard import build, plain, verdict
+from analysis.leaderboard.leaderboard import build, plain, verdict
 from analysis.objective import Objective
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from analysis import leaderboard
 from analysis.errors import FolderError
 from analysis.folder import State, Status, SweepFolder
+from analysis.leaderboard import leaderboard
 from analysis.report import write
 from tests.benchmarks.synthetic import make
 

@@ -10,7 +10,7 @@ import pytest
 
 from analysis.errors import FolderError
 from analysis.folder import MetricsRow, State, TrialFolder, append_line
-from analysis.leaderboard import build
+from analysis.leaderboard.leaderboard import build
 from analysis.rows import Row
 
 

@@ -12,8 +12,8 @@ from sklearn.metrics import f1_score
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from analysis import leaderboard
 from analysis.folder import State, SweepFolder
+from analysis.leaderboard import leaderboard
 from analysis.objective import Objective
 from analysis.rows import Row
 from analysis.statistics.comparison import Judgement, holm, judge

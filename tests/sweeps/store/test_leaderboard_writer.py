@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis import leaderboard
 from analysis.folder import SweepFolder
-from analysis.leaderboard import Row
+from analysis.leaderboard import leaderboard
+from analysis.leaderboard.leaderboard import Row
 from sweeps.store.leaderboard_writer import Board
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from analysis import leaderboard
 from analysis.folder import FORMAT_VERSION, MetricsRow, State, Status, SweepFolder, atomic_write
+from analysis.leaderboard import leaderboard
 from sweeps.cli import main
 from tests.sweeps.tracking.test_wandb_online import server
 from tests.wandb_server import ServedRun, WandbServer

@@ -2,8 +2,8 @@
 
 import pytest
 
+from analysis.leaderboard.seeds import configurations, sentence
 from analysis.rows import Row
-from analysis.seeds import configurations, sentence
 
 
 def row(trial_id: str, objective: float, status: str = "completed", kind: str = "trial") -> Row:

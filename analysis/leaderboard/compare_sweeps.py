@@ -15,8 +15,8 @@ from analysis import plain_yaml
 from analysis.configs import at
 from analysis.errors import ConfigError, DataError, FolderError
 from analysis.folder import State, SweepFolder, TrialFolder
+from analysis.leaderboard.ranking import Ranking, checked, judged, objective_of, ordered, ranked, rescored
 from analysis.metrics import METRICS, as_shown
-from analysis.ranking import Ranking, checked, judged, objective_of, ordered, ranked, rescored
 from analysis.rows import Row
 
 PER_TOKEN = ("perplexity", "completion_perplexity")

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from analysis import leaderboard
 from analysis.folder import State
+from analysis.leaderboard import leaderboard
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 from analysis.folder import SweepFolder, atomic_write
+from analysis.leaderboard.ranking import Ranking, build, ranked
+from analysis.leaderboard.table import plain, render
+from analysis.leaderboard.verdict import verdict
 from analysis.metrics import METRICS
-from analysis.ranking import Ranking, build, ranked
 from analysis.rows import Row
-from analysis.table import plain, render
-from analysis.verdict import verdict
 
 __all__ = ["Ranking", "Row", "build", "plain", "ranked", "render", "to_csv", "to_json", "verdict", "write"]
 

@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from analysis.claims import claims
 from analysis.errors import LorasweepError
 from analysis.folder import State, SweepFolder
-from analysis.ranking import objective_of
+from analysis.leaderboard.claims import claims
+from analysis.leaderboard.ranking import objective_of
 from analysis.rows import Row
 from analysis.statistics.paired import Difference, item_scores, paired_difference
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from analysis.errors import ConfigError
 from analysis.folder import MetricsRow, State, Status, SweepFolder, TrialFolder, atomic_write
-from analysis.leaderboard import Row, build, plain, render, to_json, verdict, write
+from analysis.leaderboard.leaderboard import Row, build, plain, render, to_json, verdict, write
 
 SPACE = {"lora.rank": {"choices": [4, 8]}, "optim.lr": {"low": 1e-5, "high": 1e-2, "log": True}, "precision": {}}
 

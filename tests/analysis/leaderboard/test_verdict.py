@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from analysis import leaderboard
 from analysis.folder import State
+from analysis.leaderboard import leaderboard
 
 
 def verdict(sweep: Any, by: list[str] | None = None) -> list[str]:

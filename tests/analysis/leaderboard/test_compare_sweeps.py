@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from analysis.errors import ConfigError, DataError, FolderError
-from analysis.several import compare, rank_together
+from analysis.leaderboard.compare_sweeps import compare, rank_together
 from sweeps.cli import main
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from analysis.errors import ConfigError
 from analysis.folder import MetricsRow, State, Status
-from analysis.leaderboard import build
+from analysis.leaderboard.leaderboard import build
 
 
 def order(sweep: Any, by: list[str] | None = None) -> list[str]:
