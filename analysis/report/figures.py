@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from analysis.folder import MetricsRow, State
-from analysis.insights import Importance, shown
 from analysis.objective import Objective, Term
+from analysis.report.insights import Importance, shown
 from analysis.rows import Row
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from analysis import insights
 from analysis.errors import FolderError, LorasweepError
 from analysis.finals import read_finals
 from analysis.finals import report as report_finals
@@ -21,10 +20,10 @@ from analysis.folder import MetricsRow, State, SweepFolder, atomic_write
 from analysis.leaderboard.ranking import Ranking, ranked
 from analysis.leaderboard.verdict import UNTUNED, pays, verdict
 from analysis.metrics import METRICS, as_shown
-from analysis.report import figures, gather
-from analysis.reproduce import command
+from analysis.report import figures, gather, insights
+from analysis.report.optuna_study import paths
+from analysis.report.reproduce import command
 from analysis.rows import Row
-from analysis.study import paths
 
 HERE = Path(__file__).parent
 

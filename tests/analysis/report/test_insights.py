@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import analysis
-from analysis import insights
 from analysis.errors import FolderError
 from analysis.folder import MetricsRow, State
+from analysis.report import insights
+from analysis.report.optuna_study import study_of
 from analysis.rows import Row
-from analysis.study import study_of
 from tests.benchmarks.synthetic import SPACE, make
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from analysis.folder import MetricsRow, State
+from analysis.report.optuna_study import paths, study_of
 from analysis.rows import Row
-from analysis.study import paths, study_of
 
 if TYPE_CHECKING:
     import optuna
