@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
-from analysis import plain_yaml
-from analysis.configs import ConfigReader
+from analysis import fast_yaml
 from analysis.errors import FolderError
 from analysis.folder import FORMAT_VERSION, MetricsRow, State, SweepFolder, TrialFolder, read_lines
+from analysis.searched_values import ConfigReader
 
 UNKNOWN = "unknown"  # the status of a row whose status file cannot be read
 
@@ -82,7 +82,7 @@ class Sweep:
 def read_sweep(folder: SweepFolder) -> Sweep:
     """Raises FolderError where ``sweep.yaml`` does not tell how to rank."""
     try:
-        content = plain_yaml.load(folder.sweep_file.read_bytes())
+        content = fast_yaml.load(folder.sweep_file.read_bytes())
         objective, space = content["config"]["objective"], content.get("space") or {}
         if not isinstance(objective, Mapping) or not isinstance(space, Mapping):
             raise TypeError("'config.objective' or 'space' is not a mapping")

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from analysis import plain_yaml
+from analysis import fast_yaml
 from analysis.errors import FolderError
 from analysis.folder import State, SweepFolder
 from analysis.leaderboard import leaderboard
@@ -91,7 +91,7 @@ def _best(folder: SweepFolder) -> str:
 
 
 def _card(manifest: dict[str, Any], folder: SweepFolder, trial_id: str) -> dict[str, Any]:
-    config = plain_yaml.load(folder.trial(trial_id).config_file.read_text())
+    config = fast_yaml.load(folder.trial(trial_id).config_file.read_text())
     rows = folder.trial(trial_id).read_metrics()
     return {
         "sweep": manifest["name"],

@@ -20,7 +20,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from analysis import plain_yaml
+from analysis import fast_yaml
 from analysis.errors import ConfigError, DataError, FolderError
 from analysis.finals import SEED, Look, looks_sentences, read_finals, read_looks, report
 from analysis.folder import ENDED, State, Status, SweepFolder, TrialFolder, append_line, atomic_write, read_lines
@@ -180,7 +180,7 @@ def _runs(folder: SweepFolder, composed: Composed, trial_id: str, seeds: int) ->
 def _trial_config(files: TrialFolder) -> TrialConfig:
     """A trial's config as it was run. Raises FolderError where it cannot be read."""
     try:
-        content = plain_yaml.load(files.config_file.read_text())
+        content = fast_yaml.load(files.config_file.read_text())
         trial = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrialConfig), OmegaConf.create(content)))
         assert isinstance(trial, TrialConfig)
         check_trial(trial)
@@ -300,7 +300,7 @@ def _side_by_side(work: Sequence[Any], slots: int, do: Callable[[Any, int], None
 def _train(run: _Run, workers: Sequence[tuple[Any, str]], slot: int, say: Say) -> None:
     """Train one run to its end, on whichever worker has room; again from its checkpoint where a worker dies."""
     files = run.files
-    atomic_write(files.config_file, plain_yaml.dump(asdict(run.trained)))
+    atomic_write(files.config_file, fast_yaml.dump(asdict(run.trained)))
     for _ in range(_TRIES):
         try:
             _train_once(run, workers, slot, say)

@@ -3,7 +3,7 @@
 import time
 from dataclasses import asdict
 
-from analysis import plain_yaml
+from analysis import fast_yaml
 from analysis.constraints import check_available
 from analysis.folder import MetricsRow, Status, SweepFolder, atomic_write
 from analysis.leaderboard import leaderboard
@@ -80,7 +80,7 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     manifest = make_manifest(composed, data, [{"device": str(device), "precisions": faults}])
     manifest["space"] = {}  # nothing is searched
     write_manifest(folder, manifest)
-    atomic_write(files.config_file, plain_yaml.dump(asdict(trial)))
+    atomic_write(files.config_file, fast_yaml.dump(asdict(trial)))
     say(f"training {trial.train.max_steps} steps of {trial.train.batch_size} rows, {trial.precision}, on {device}")
     status = _train(engine, trial.trial_id, files, say)
     if trial.eval.generate and status.state == "completed":

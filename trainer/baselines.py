@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis import plain_yaml
+from analysis import fast_yaml
 from analysis.folder import MetricsRow, State, Status, TrialFolder, atomic_write
 from trainer.config import Baseline, TrialConfig
 from trainer.data.encode import Encoded, label_tokens
@@ -48,7 +48,7 @@ def score_baseline(
     settings = asdict(baseline.trial) | {"baseline": baseline.kind}
     if baseline.kind in ("few_shot", "retrieval"):
         settings[baseline.kind] = asdict(getattr(baseline, baseline.kind))
-    atomic_write(folder.config_file, plain_yaml.dump(settings))
+    atomic_write(folder.config_file, fast_yaml.dump(settings))
     for dataset, columns in evaluation.tables.items():
         folder.write_items(dataset, split, 0, columns)
     seconds = time.monotonic() - started

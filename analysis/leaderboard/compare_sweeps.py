@@ -11,13 +11,13 @@ from typing import Any
 
 import yaml
 
-from analysis import plain_yaml
-from analysis.configs import at
+from analysis import fast_yaml
 from analysis.errors import ConfigError, DataError, FolderError
 from analysis.folder import State, SweepFolder, TrialFolder
 from analysis.leaderboard.ranking import Ranking, checked, judged, objective_of, ordered, ranked, rescored
 from analysis.metrics import METRICS, as_shown
 from analysis.rows import Row
+from analysis.searched_values import at
 
 PER_TOKEN = ("perplexity", "completion_perplexity")
 _APART = ("sweep", "search", "ray", "resources", "tracking")  # config that changes no trial
@@ -73,7 +73,7 @@ class Together:
 def manifest(folder: SweepFolder) -> dict[str, Any]:
     """``sweep.yaml``. Raises FolderError where it cannot be read."""
     try:
-        content = plain_yaml.load(folder.sweep_file.read_bytes())
+        content = fast_yaml.load(folder.sweep_file.read_bytes())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise FolderError(f"{folder.sweep_file}: cannot be read ({' '.join(str(error).split())}).") from None
     return content if isinstance(content, dict) else {}

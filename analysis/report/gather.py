@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from analysis import plain_yaml
-from analysis.configs import at
+from analysis import fast_yaml
 from analysis.errors import FolderError
 from analysis.folder import MetricsRow, State, SweepFolder, read_lines
 from analysis.rows import Row
+from analysis.searched_values import at
 from analysis.statistics.items import files_of, read_table
 
 Facts = list[tuple[str, str]]
@@ -17,7 +17,7 @@ Facts = list[tuple[str, str]]
 
 def manifest_of(folder: SweepFolder) -> dict[str, Any]:
     """``sweep.yaml`` as it stands; what it lacks is left out of the report."""
-    content = plain_yaml.load(folder.sweep_file.read_bytes())
+    content = fast_yaml.load(folder.sweep_file.read_bytes())
     return content if isinstance(content, dict) else {}
 
 

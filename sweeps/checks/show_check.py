@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from analysis import plain_yaml
+from analysis import fast_yaml
 from sweeps.checks.estimate import Check, audited, drawn, estimated, plan
 from sweeps.checks.preflight import check_rung, preflight_assets
 from sweeps.compose.compose import Composed
@@ -54,7 +54,7 @@ def run_check(composed: Composed, samples: int, probe: bool, quiet: bool) -> Che
     check.samples = [asdict(trial) for trial in drawn(composed, samples)] if samples else []
     for sample in check.samples:
         console.print(Text(f"\n# {sample['trial_id']}", "bold"))
-        console.print(Text(plain_yaml.dump(sample).rstrip()), soft_wrap=True)
+        console.print(Text(fast_yaml.dump(sample).rstrip()), soft_wrap=True)
     _show_problems(console, [*[("warning", note) for note in composed.notes], *check.problems])
     return check
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis import plain_yaml
+from analysis import fast_yaml
 from analysis.errors import ConfigError
 from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder
 from analysis.objective import Objective
@@ -106,7 +106,7 @@ def _of(
         if state not in (State.COMPLETED, State.STOPPED_EARLY) or not trial.config_file.exists():
             left[f"{state.value.replace('_', ' ')}"] += 1
             continue
-        then = dict(flatten(plain_yaml.load(trial.config_file.read_text())))
+        then = dict(flatten(fast_yaml.load(trial.config_file.read_text())))
         values, why = _point(space, then)
         searched = set(_searched(folder))
         fixed_now = {path for path in searched - set(space) if path in now and now[path] != then.get(path)}
@@ -127,7 +127,7 @@ def _of(
 
 
 def _searched(folder: SweepFolder) -> list[str]:
-    manifest = plain_yaml.load(folder.sweep_file.read_text())
+    manifest = fast_yaml.load(folder.sweep_file.read_text())
     return list(manifest.get("space") or {})
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from analysis import plain_yaml
+from analysis import fast_yaml
 from analysis.errors import FolderError
 from analysis.folder import FORMAT_VERSION, SweepFolder, atomic_write
 from sweeps.compose.compose import Composed
@@ -90,13 +90,13 @@ def commit() -> str | None:
 
 def write_manifest(folder: SweepFolder, manifest: dict[str, Any]) -> None:
     # through JSON-like plain values: a dumper of plain YAML refuses tuples
-    atomic_write(folder.sweep_file, plain_yaml.dump(_plain(manifest), width=120))
+    atomic_write(folder.sweep_file, fast_yaml.dump(_plain(manifest), width=120))
 
 
 def read_manifest(folder: SweepFolder) -> dict[str, Any]:
     """Raises FolderError for a file that is not a manifest of this version."""
     try:
-        manifest = plain_yaml.load(folder.sweep_file.read_text())
+        manifest = fast_yaml.load(folder.sweep_file.read_text())
         version = manifest["format_version"]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise FolderError(f"{folder.sweep_file}: cannot be read ({error}). Restore it from a copy.") from None

@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.tune import Callback
 
-from analysis import plain_yaml
+from analysis import fast_yaml
 from analysis.folder import ENDED, MetricsRow, State, Status, SweepFolder, TrialFolder, atomic_write
 from sweeps.store.tune_results import outcome_of, trial_key
 
@@ -128,7 +128,7 @@ class Recorder(Callback):
 
 def write_config(files: TrialFolder, config: dict[str, Any]) -> None:
     """A trial's resolved configuration into its folder."""
-    atomic_write(files.config_file, plain_yaml.dump(config))
+    atomic_write(files.config_file, fast_yaml.dump(config))
 
 
 def keep_best(files: TrialFolder) -> None:

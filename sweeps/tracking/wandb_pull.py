@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from analysis import plain_yaml
+from analysis import fast_yaml
 from analysis.errors import ConfigError, FetchError, FolderError, did_you_mean
 from analysis.folder import (
     FORMAT_VERSION,
@@ -122,7 +122,7 @@ def write_folder(
         "config": config,
         "space": {path: {} for path in searched},
     }
-    atomic_write(folder.sweep_file, plain_yaml.dump(_plain(manifest)))
+    atomic_write(folder.sweep_file, fast_yaml.dump(_plain(manifest)))
     return folder
 
 
@@ -132,7 +132,7 @@ def _write(files: TrialFolder, run: PulledRun, metrics: dict[str, float], rename
     state = State(told) if told in list(State) else _STATES.get(run.state, State.FAILED)
     reason = str(summary.get("reason") or ("" if told else f"W&B says {run.state}" if state is State.FAILED else ""))
     step = _count(summary.get("step", summary.get("_step")))
-    atomic_write(files.config_file, plain_yaml.dump(_plain(run.config)))
+    atomic_write(files.config_file, fast_yaml.dump(_plain(run.config)))
     for row in _rungs(files.trial_id, run, renamed):
         append_line(files.metrics_file, row.__dict__)
     if state is State.COMPLETED and metrics:

@@ -5,7 +5,7 @@ import random
 import pytest
 import yaml
 
-from analysis.configs import ConfigReader
+from analysis.searched_values import ConfigReader
 
 PATHS = ["lora.rank", "lora.targets", "optim.lr", "precision", "task.prompt", "flag", "absent.path"]
 BASE = {

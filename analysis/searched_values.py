@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from analysis import plain_yaml
+from analysis import fast_yaml
 
 # a key and a value that can be nothing but one plain scalar, such as "  lr: 4.2e-4"
 _PLAIN = re.compile(rb"( *[A-Za-z_][\w.-]*: )([\w.+][\w.+-]*)")
@@ -53,8 +53,8 @@ class ConfigReader:
         return values
 
     def _whole(self, content: bytes, lines: list[bytes]) -> dict[str, Any]:
-        root = yaml.compose(content, Loader=plain_yaml.LOADER)
-        parsed = plain_yaml.load(content)
+        root = yaml.compose(content, Loader=fast_yaml.LOADER)
+        parsed = fast_yaml.load(content)
         found: dict[str, Any] = {}
         for path in self.searched:
             at: Any = parsed
@@ -86,7 +86,7 @@ def _plain_lines(node: Any, prefix: str) -> "list[tuple[int, str]]":
 
 @lru_cache(maxsize=4096)
 def _scalar(text: bytes) -> Any:
-    return plain_yaml.load(text)
+    return fast_yaml.load(text)
 
 
 def at(content: Any, *path: str) -> Any:
