@@ -18,7 +18,7 @@ from trainer.config import RetrievalConfig
 from trainer.data.dataset import Row
 from trainer.data.encode import Encoded
 from trainer.data.subsets import stratified
-from trainer.evaluation.log_likelihood import pad
+from trainer.likelihood.log_likelihood import pad
 from trainer.models.base_model import BaseModel
 
 _SEPARATOR = "\n\n"

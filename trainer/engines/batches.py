@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from trainer.config import EngineConfig, TrialConfig
 from trainer.data.encode import Encoded
 from trainer.engines.data_order import rows_for_step
-from trainer.evaluation.log_likelihood import pad
+from trainer.likelihood.log_likelihood import pad
 
 # Tokens that take as long as what a further pass costs by itself: 25 to 100 for MiniLM on a CPU, fewer for larger
 # models (BENCHMARKS.md). Not measured anew each time: where passes are cut decides the last bits of a result, and a

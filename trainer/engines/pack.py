@@ -21,7 +21,7 @@ from trainer.engines.lora_kernels import Routing, Segment
 from trainer.engines.pack_layers import PackedHead, PackedLora
 from trainer.engines.slot import Slot
 from trainer.evaluation.evaluate import Evaluation, evaluate
-from trainer.evaluation.log_likelihood import SlotModel, Together
+from trainer.likelihood.log_likelihood import SlotModel, Together
 from trainer.models.base_model import BaseModel
 from trainer.models.lm_head import weighted_cross_entropy
 from trainer.models.lora import linear_modules

@@ -13,10 +13,10 @@ from trainer.data.schemas import LABELLED
 from trainer.evaluation.bias.group_gaps import group_metrics
 from trainer.evaluation.bias.items import BiasItems
 from trainer.evaluation.bias.score import bias_metrics, score_bias
-from trainer.evaluation.log_likelihood import Request, class_logprobs, log_likelihoods
 from trainer.evaluation.metric_names import GROUP, SWAP
 from trainer.evaluation.quality_metrics import class_metrics, text_metrics
-from trainer.evaluation.unlabelled import likelihood_items
+from trainer.likelihood.log_likelihood import Request, class_logprobs, log_likelihoods
+from trainer.likelihood.unlabelled import likelihood_items
 from trainer.models.base_model import BaseModel
 
 TEXT_COLUMNS = ("nll", "n_tokens", "n_bytes", "completion_nll", "completion_tokens")

@@ -13,7 +13,7 @@ from trainer.config import ModelConfig, TrialConfig
 from trainer.device_cache import Materials
 from trainer.evaluation.bias.crows_pairs import Pair, load_pairs, pair_metrics
 from trainer.evaluation.bias.score import empty_context, score_pairs, sentence_scores
-from trainer.evaluation.log_likelihood import Request, log_likelihoods
+from trainer.likelihood.log_likelihood import Request, log_likelihoods
 from trainer.models.base_model import BaseModel, load_base
 
 WORDS = ("apple pear plum cherry", "iron copper zinc tin", "wren owl hawk crow")  # that the tiny tokenizer knows

@@ -24,7 +24,7 @@ from trainer.engines.packed_engine import PackedEngine
 from trainer.evaluation.bias.crows_pairs import Pair
 from trainer.evaluation.bias.items import BiasItems
 from trainer.evaluation.evaluate import Evaluation, evaluate
-from trainer.evaluation.log_likelihood import SlotModel, Together, in_batches
+from trainer.likelihood.log_likelihood import SlotModel, Together, in_batches
 
 CLOSE = 2e-5
 PAIRS = [Pair(f"p{i}", f"the {a} is a bird", f"the {b} is a bird", "x", "stereo") for i, (a, b) in enumerate(

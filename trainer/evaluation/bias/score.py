@@ -21,9 +21,9 @@ from trainer.evaluation.bias.crows_pairs import Pair, pair_metrics
 from trainer.evaluation.bias.group_gaps import group_metrics
 from trainer.evaluation.bias.items import BBQ, OWN, PAIRS, STEREOSET, SWAP, BiasItems
 from trainer.evaluation.bias.stereoset import Cluster, stereoset_metrics
-from trainer.evaluation.log_likelihood import log_likelihoods
 from trainer.evaluation.metric_names import CROWS_PAIRS, OWN_PAIRS
-from trainer.evaluation.sliding_windows import sliding
+from trainer.likelihood.log_likelihood import log_likelihoods
+from trainer.likelihood.sliding_windows import sliding
 from trainer.models.base_model import BaseModel
 
 Table = dict[str, list[Any]]

@@ -22,7 +22,7 @@ from trainer.evaluation.bias.score import score_clusters, sentence_scores
 from trainer.evaluation.bias.stereoset import Cluster, icat, load_clusters, stereoset_metrics
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.metric_names import metric_names
-from trainer.evaluation.sliding_windows import sliding
+from trainer.likelihood.sliding_windows import sliding
 
 # --- StereoSet
 

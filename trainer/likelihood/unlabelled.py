@@ -6,7 +6,7 @@ import torch
 
 from trainer.data.encode import Encoded
 from trainer.data.schemas import Row
-from trainer.evaluation.log_likelihood import Request, log_likelihoods
+from trainer.likelihood.log_likelihood import Request, log_likelihoods
 from trainer.models.base_model import BaseModel
 
 

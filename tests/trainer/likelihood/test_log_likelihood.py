@@ -7,7 +7,7 @@ import torch
 
 from trainer.config import TrialConfig
 from trainer.device_cache import Materials
-from trainer.evaluation.log_likelihood import Request, _share_rows, log_likelihoods
+from trainer.likelihood.log_likelihood import Request, _share_rows, log_likelihoods
 from trainer.models.base_model import BaseModel
 
 

@@ -1,6 +1,6 @@
 """Texts that are longer than a model's window: every token is scored once, with as much before it as fits."""
 
-from trainer.evaluation.log_likelihood import Request
+from trainer.likelihood.log_likelihood import Request
 
 
 def sliding(tokens: tuple[int, ...], start: int, window: int, stride: int) -> list[Request]:
