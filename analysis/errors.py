@@ -77,3 +77,10 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
         return "There are none."
     shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
     return f"There are: {shown}."
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of what a process died of, without Ray's traceback around it; at most 500 characters."""
+    cause = getattr(error, "cause", None) or error
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    return lines[-1].strip()[:500]

@@ -15,30 +15,29 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
-import ray
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from analysis import fast_yaml
-from analysis.errors import ConfigError, DataError, FolderError
+from analysis.errors import ConfigError, DataError, FolderError, last_line
 from analysis.finals import SEED, Look, looks_sentences, read_finals, read_looks, report
 from analysis.folder import ENDED, State, Status, SweepFolder, TrialFolder, append_line, atomic_write, read_lines
 from analysis.leaderboard import leaderboard
 from analysis.leaderboard.leaderboard import Row
-from analysis.objective import Objective
 from sweeps.checks.preflight import preflight
 from sweeps.compose.compose import RESUMABLE, Composed
-from sweeps.driver.baseline_runner import planned
-from sweeps.driver.ray_cluster import answer, facts_of, ray_running, start_workers
-from sweeps.driver.worker_errors import LOST
+from sweeps.config import SweepConfig
+from sweeps.driver.baseline_runner import main_figures, planned
+from sweeps.driver.device_client import GONE, LOST, DeviceClient, TrialPlacement
+from sweeps.driver.ray_cluster import ray_running, start_workers, with_facts
 from sweeps.process.installation import program, typed
 from sweeps.run import locked
 from sweeps.store.manifest import read_manifest
 from trainer.config import Baseline, TrialConfig, check_trial
 from trainer.data.dataset import Row as DataRow
 from trainer.data.dataset import check_test, load_dataset, load_test
-from trainer.engine import Admitted, Ended, Halted, Refused, Requeued
+from trainer.engine import Ended, Halted
 
 CHANGEABLE = (
     "data.test",
@@ -47,8 +46,7 @@ CHANGEABLE = (
     "eval",
     *(part for part in RESUMABLE if part in ("ray", "resources")),
 )
-_TRIES = 3  # workers that may die over one run
-_ASK_AGAIN = 0.2  # seconds between rounds where every worker is full
+_TRIES = 3  # workers that may die over one scoring
 
 Say = Callable[[str], None]
 
@@ -192,7 +190,7 @@ def _trial_config(files: TrialFolder) -> TrialConfig:
 def _best_baseline(composed: Composed, rows: Sequence[Row]) -> Baseline | None:
     """The most accurate baseline of the sweep, to be scored on the test split too."""
     scored = {row.trial_id: row for row in rows if row.kind == "baseline" and row.status == State.COMPLETED}
-    there = [baseline for baseline in planned(composed) if baseline.name in scored]
+    there = [it for it in planned(composed.template, composed.precisions) if it.name in scored]
     return max(there, key=lambda b: scored[b.name].metrics.get("accuracy", -1.0), default=None)
 
 
@@ -249,27 +247,25 @@ def _finish(folder: SweepFolder, composed: Composed, runs: Sequence[_Run], basel
     if not unscored and on_test:
         say("all of them have their final scores already")
         return
-    objective = Objective.from_config(composed.resolved()["objective"])
     say("starting Ray and the device workers")
     with ray_running(composed.config):
-        workers = start_workers(composed.config, objective)
-        facts = facts_of(workers, str(folder.root), sorted({run.trained.precision for run in runs}), say)
+        devices = start_workers(composed.config, composed.objective)
+        devices, _ = with_facts(devices, str(folder.root), sorted({run.trained.precision for run in runs}), say)
         say("loading model and data")
         first = unscored[0].trained if unscored else runs[0].trained
-        capacity = sum(answer(reference).slots for reference in [worker.prepare.remote(first) for worker in workers])
-        placed = list(zip(workers, (fact.where for fact in facts), strict=True))
-        _side_by_side(waiting, capacity, lambda run, slot: _train(run, placed, slot, say))
+        capacity = sum(reply.get().slots for reply in [device.prepare(first) for device in devices])
+        _side_by_side(waiting, capacity, lambda run, slot: _train(run, devices, slot, say))
         for run in runs:  # one that failed is trained on from its last rung, when asked again
             if run.files.read_status().state is State.COMPLETED:
                 run.files.remove_checkpoints()
-        scores: list[Callable[[Any], None]] = [
-            lambda worker, run=run: _score(worker, run, say)  # type: ignore[misc]
+        scores: list[Callable[[DeviceClient], None]] = [
+            lambda device, run=run: _score(device, run, say)  # type: ignore[misc]
             for run in unscored
             if run.files.read_status().state is State.COMPLETED
         ]
         if baseline is not None and not on_test:
-            scores.append(lambda worker: _score_baseline(worker, baseline, composed, folder, say))
-        _side_by_side(scores, len(workers), lambda score, slot: score(workers[slot % len(workers)]))
+            scores.append(lambda device: _score_baseline(device, _on_test(baseline, composed.config), folder, say))
+        _side_by_side(scores, len(devices), lambda score, slot: score(devices[slot % len(devices)]))
 
 
 def _side_by_side(work: Sequence[Any], slots: int, do: Callable[[Any, int], None]) -> None:
@@ -297,97 +293,66 @@ def _side_by_side(work: Sequence[Any], slots: int, do: Callable[[Any, int], None
         raise errors[0]
 
 
-def _train(run: _Run, workers: Sequence[tuple[Any, str]], slot: int, say: Say) -> None:
-    """Train one run to its end, on whichever worker has room; again from its checkpoint where a worker dies."""
+def _train(run: _Run, devices: Sequence[DeviceClient], slot: int, say: Say) -> None:
+    """Train one run to its end, on whichever device has room; again from its last rung where a worker dies."""
+    atomic_write(run.files.config_file, fast_yaml.dump(asdict(run.trained)))
+    _train_to_end(run, TrialPlacement(devices, run.trained, run.files, first=slot), say)
+
+
+def _train_to_end(run: _Run, placement: TrialPlacement, say: Say) -> None:
+    """Record what a placed run reports until it ends. Raises FolderError where its folder cannot be written."""
     files = run.files
-    atomic_write(files.config_file, fast_yaml.dump(asdict(run.trained)))
-    for _ in range(_TRIES):
+    recorded = {(row.step, row.final) for row in files.read_metrics()}
+    files.write_status(Status(State.RUNNING, "", max((step for step, _ in recorded), default=0)))
+    said = 0
+    while True:
         try:
-            _train_once(run, workers, slot, say)
+            event = placement.next_event()
+        except GONE as error:
+            files.write_status(
+                Status(State.FAILED, f"no device worker is left: {last_line(error)}", 0, placement.where)
+            )
             return
-        except LOST:
-            say(f"{run.name}  its device worker died: it goes on from its last rung")
-            time.sleep(_ASK_AGAIN)
-    files.write_status(Status(State.FAILED, f"its device worker died {_TRIES} times"))
-
-
-def _train_once(run: _Run, workers: Sequence[tuple[Any, str]], slot: int, say: Say) -> None:
-    files, trial = run.files, run.trained
-    known = {(row.step, row.final) for row in files.read_metrics()}
-    worker, where, proceed = None, "", False
-    while True:
-        if worker is None:
-            placed = _admitted(trial, files, workers, slot)
-            if isinstance(placed, Ended):
-                _ended(run, placed, "", say)
-                return
-            worker, where = placed
-            files.write_status(Status(State.RUNNING, "", 0, where))
-        event = ray.get(worker.next_event.remote(trial.trial_id, proceed))
-        if event is None or isinstance(event, Requeued):  # its worker is another process now, or memory ran out
-            worker, proceed = None, False
-            continue
-        _refuse_halted(event)
-        if event.row is not None and (event.row.step, event.row.final) not in known:
+        for note in placement.notes[said:]:
+            say(f"{run.name}  {note}")
+        said = len(placement.notes)
+        if isinstance(event, Halted):
+            raise FolderError(f"{event.reason}. Mend that and finalize again: it goes on from the last rung.")
+        if event.row is not None and (event.row.step, event.row.final) not in recorded:
             files.append_metrics(event.row)
-            known.add((event.row.step, event.row.final))
+            recorded.add((event.row.step, event.row.final))
+            placement.rung_recorded()
         if isinstance(event, Ended):
-            _ended(run, event, where, say)
+            _ended(run, event, placement.where, say)
             return
-        files.write_status(Status(State.RUNNING, "", event.row.step, where))
-        say(f"{run.name}  step {event.row.step}/{trial.train.max_steps}{_shown(event.row.metrics)}")
-        proceed = True
-
-
-def _refuse_halted(told: object) -> None:
-    if isinstance(told, Halted):
-        raise FolderError(f"{told.reason}. Mend that and finalize again: it goes on from the last rung.")
-
-
-def _admitted(
-    trial: TrialConfig, files: TrialFolder, workers: Sequence[tuple[Any, str]], slot: int
-) -> tuple[Any, str] | Ended:
-    while True:
-        for i in range(len(workers)):
-            worker, where = workers[(slot + i) % len(workers)]
-            admission = ray.get(worker.admit.remote(trial, str(files.root)))
-            _refuse_halted(admission)
-            if isinstance(admission, Admitted):
-                return worker, where
-            if isinstance(admission, Refused):
-                return Ended(trial.trial_id, State.FAILED, f"{admission.reason} {admission.remedy}".strip(), 0)
-            if isinstance(admission, Ended):
-                return admission
-        time.sleep(_ASK_AGAIN)
+        files.write_status(Status(State.RUNNING, "", event.row.step, placement.where))
+        say(f"{run.name}  step {event.row.step}/{run.trained.train.max_steps}{main_figures(event.row.metrics)}")
 
 
 def _ended(run: _Run, event: Ended, where: str, say: Say) -> None:
     run.files.write_status(Status(event.state, event.reason, event.step, where))
-    shown = _shown(event.row.metrics) if event.row is not None else ""
+    figures = main_figures(event.row.metrics) if event.row is not None else ""
     why = f": {event.reason}" if event.reason else ""
-    say(f"{run.name}  {str(event.state).replace('_', ' ')} at step {event.step}{shown}{why}")
+    say(f"{run.name}  {str(event.state).replace('_', ' ')} at step {event.step}{figures}{why}")
 
 
-def _score(worker: Any, run: _Run, say: Say) -> None:
+def _score(device: DeviceClient, run: _Run, say: Say) -> None:
     for attempt in range(1, _TRIES + 1):
         try:
-            row = answer(worker.score_on_test.remote(run.scored, str(run.files.root)))
+            row = device.score_on_test(run.scored, run.files).get()
         except LOST:
             if attempt == _TRIES:
                 raise
         else:
-            say(f"{run.name}  test{_shown(row.metrics)}")
+            say(f"{run.name}  test{main_figures(row.metrics)}")
             return
 
 
-def _score_baseline(worker: Any, baseline: Baseline, composed: Composed, folder: SweepFolder, say: Say) -> None:
-    config = composed.config
-    trial = replace(baseline.trial, data=config.data, bias=config.bias, eval=config.eval)
-    files = folder.final(baseline.name)
-    row = answer(worker.score_baseline.remote(replace(baseline, trial=trial), str(files.root), True))
-    say(f"{baseline.name}  test{_shown(row.metrics)}")
+def _on_test(baseline: Baseline, config: SweepConfig) -> Baseline:
+    """A baseline with the data, bias sets and generation that finalists are scored with."""
+    return replace(baseline, trial=replace(baseline.trial, data=config.data, bias=config.bias, eval=config.eval))
 
 
-def _shown(metrics: dict[str, float]) -> str:
-    names = {"accuracy": "accuracy", "macro_f1": "F1"}
-    return "".join(f"  {head} {metrics[name]:.3f}" for name, head in names.items() if name in metrics)
+def _score_baseline(device: DeviceClient, baseline: Baseline, folder: SweepFolder, say: Say) -> None:
+    row = device.score_baseline(baseline, folder.final(baseline.name), test=True).get()
+    say(f"{baseline.name}  test{main_figures(row.metrics)}")

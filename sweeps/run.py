@@ -7,7 +7,7 @@ import contextlib
 import fcntl
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +16,15 @@ from analysis.constraints import check_available
 from analysis.errors import INTERRUPTED, DataError, FolderError
 from analysis.folder import ENDED, SweepFolder
 from analysis.leaderboard import leaderboard
-from analysis.objective import Objective
 from sweeps.checks.preflight import preflight, skipped_note
 from sweeps.compose.compose import Composed
 from sweeps.display.progress import Progress
 from sweeps.display.summary import show_leaderboard, show_next
 from sweeps.display.sweep_state import SweepState
+from sweeps.driver.device_client import DeviceClient
+from sweeps.driver.device_facts import DataFacts
 from sweeps.driver.device_worker import DeviceWorker
-from sweeps.driver.ray_cluster import answer, facts_of, max_concurrent, ray_running, start_workers
+from sweeps.driver.ray_cluster import max_concurrent, ray_running, start_workers, with_facts
 from sweeps.driver.resume import nothing_left, same_sweep
 from sweeps.process import gc_pause
 from sweeps.process.installation import program, typed
@@ -51,8 +52,7 @@ def run_sweep(composed: Composed, view: str = "auto", worker: type[DeviceWorker]
         manifest = read_manifest(there)
         return _go_on(there, same_sweep(there, manifest, composed), manifest, view, worker)
     folder = new_folder(composed)
-    config, objective = composed.config, Objective.from_config(composed.resolved()["objective"])
-    carried_over(config.search.warm_start, composed.space, composed.resolved(), objective)
+    carried_over(composed.config.search.warm_start, composed.space, composed.resolved(), composed.objective)
     preflight(composed, view == "quiet")
     with locked(folder), _progress(composed, view) as progress:
         return _drive(folder, composed, progress, None, worker)
@@ -115,42 +115,52 @@ def _drive(
     worker_class: type[DeviceWorker],
 ) -> int:
     """Everything from Ray's start to the printed leaderboard; ``manifest`` is None for a new sweep."""
-    objective = Objective.from_config(composed.resolved()["objective"])
     progress.phase("starting Ray and the device workers")
     with ray_running(composed.config) as let_go, to_file(folder.log_file, progress.verbose):
-        workers = start_workers(composed.config, objective, worker_class)
+        devices = start_workers(composed.config, composed.objective, worker_class)
         with gc_pause.kept():
             from sweeps.driver.tune_run import TuneRun  # imports Ray Tune, which takes seconds: while the workers start
 
-        facts = facts_of(workers, str(folder.root), composed.precisions, progress.note)
-        asked = composed.unresolved()
+        devices, facts = with_facts(devices, str(folder.root), composed.precisions, progress.note)
+        as_given = composed.unresolved()
         able = [name for name in facts[0].precisions if not any(fact.precisions.get(name) for fact in facts)]
         composed = composed.on_machine(able, {name: times for fact in facts for name, times in fact.slow.items()})
         for note in composed.notes:
             progress.note(note)
         progress.phase("loading model and data")
-        first = composed.trial("t0000", {**composed.start[0]} if composed.start else {})
-        prepared = [worker.prepare.remote(first) for worker in workers]  # all load at the same time
-        found = [asdict(answer(reference)) for reference in prepared]
-        capacities = [data.pop("slots") for data in found]
-        if found[-1]["skipped"]:
-            progress.note(skipped_note(found[-1]["skipped"]))
-        absent = [data.pop("absent") for data in found][-1]
-        check_available(composed.resolved()["objective"], absent)
-        for why in dict.fromkeys(absent.values()):
+        first = composed.trial("t0000", composed.start[0] if composed.start else {})
+        replies = [device.prepare(first) for device in devices]  # all load at the same time
+        prepared = [reply.get() for reply in replies]
+        data = _same_everywhere(devices, prepared)
+        if data.skipped:
+            progress.note(skipped_note(data.skipped))
+        check_available(composed.resolved()["objective"], data.absent)
+        for why in dict.fromkeys(data.absent.values()):
             progress.note(f"not measured: {why}")
         if manifest is None:
-            manifest = make_manifest(composed, found[-1], [asdict(f) for f in facts]) | {"asked": asked}
+            manifest = make_manifest(composed, data.for_manifest(), [asdict(fact) for fact in facts])
+            manifest |= {"asked": as_given}
         else:
-            _require_same_data(folder, manifest, found[-1]["fingerprint"])
+            _require_same_data(folder, manifest, data.fingerprint)
             manifest |= {"config": composed.resolved(), "unresolved": composed.unresolved()}
         write_manifest(folder, manifest)
-        placed = list(zip(workers, (fact.where for fact in facts), strict=True))
-        concurrent = max_concurrent(composed.config, capacities)
-        sweep = TuneRun(folder, composed, objective, placed, concurrent, manifest["uid"], progress)
+        concurrent = max_concurrent(composed.config, [it.slots for it in prepared])
+        sweep = TuneRun(folder, composed, devices, concurrent, manifest["uid"], progress)
         interrupted = sweep.run(let_go)
         progress.phase("ranking")
     return _close(folder, progress, sweep, interrupted)
+
+
+def _same_everywhere(devices: Sequence[DeviceClient], prepared: Sequence[DataFacts]) -> DataFacts:
+    """What the devices say of data and model, which must be one thing. Raises DataError naming those that differ."""
+    first = prepared[0]
+    for device, facts in zip(devices, prepared, strict=True):
+        if facts.fingerprint != first.fingerprint:
+            raise DataError(
+                f"{device.where} reads other data than {devices[0].where} (fingerprint {facts.fingerprint[:12]}…, there"
+                f" {first.fingerprint[:12]}…). Put the same files at the same place on every node."
+            )
+    return first
 
 
 def _require_same_data(folder: SweepFolder, manifest: dict[str, Any], fingerprint: str) -> None:

@@ -7,7 +7,6 @@ from analysis import fast_yaml
 from analysis.constraints import check_available
 from analysis.folder import MetricsRow, Status, SweepFolder, atomic_write
 from analysis.leaderboard import leaderboard
-from analysis.objective import Objective
 from sweeps.checks.preflight import preflight, skipped_note
 from sweeps.compose.compose import Composed
 from sweeps.display.summary import show_leaderboard, show_next
@@ -60,11 +59,10 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     composed = composed.on_machine(
         [precision for precision, fault in faults.items() if not fault], slow_precisions(device)
     )
-    objective = Objective.from_config(composed.resolved()["objective"])
     values = dict(composed.start[0]) if composed.start else {}
     trial = composed.trial("t0000", values)
     materials = Materials(device)
-    engine = make_engine(composed.config.engine, materials, objective.score, 1)
+    engine = make_engine(composed.config.engine, materials, composed.objective.score, 1)
     absent = absent_metrics(trial, materials.validation(trial))
     check_available(composed.resolved()["objective"], absent)
     for why in dict.fromkeys(absent.values()):
@@ -86,7 +84,7 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     if trial.eval.generate and status.state == "completed":
         say("writing answers")
         generate_answers(materials, trial, files)
-    for baseline in planned(composed, trial.precision):
+    for baseline in planned(composed.template, [trial.precision]):
         say(f"scoring {baseline.name}")
         score_baseline(materials, baseline, folder.baseline(baseline.name))
     leaderboard_rows = leaderboard.build(folder)

@@ -6,7 +6,7 @@ so that ``alpha_value: ${mul:2,${lora.rank}}`` follows the sampled rank.
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,11 +23,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from analysis.errors import ConfigError, HardwareError, did_you_mean
+from analysis.objective import Objective
 from sweeps.compose import conf_tree
 from sweeps.compose.infer_schema import check_read, found_schema
 from sweeps.compose.overrides import Overrides, Setting, read_overrides
 from sweeps.compose.provenance import Origins, Source, shown
 from sweeps.compose.to_dataclass import get, paths, put, read_environment, typed
+from sweeps.compose.trial_template import TrialTemplate
 from sweeps.config import SweepConfig, check_sweep, misfits, schema, trial_part
 from sweeps.search.pbt_exchange import check_population
 from sweeps.space.constraints import Constraints
@@ -39,7 +41,6 @@ from sweeps.space.restrict import fix, restrict_precisions, slowness
 from sweeps.space.start_points import start_points
 from trainer.config import TrialConfig, check_trial, check_value
 
-_KEPT = 64  # configs
 RESUMABLE = ("search", "tracking", "ray", "resources")  # what a resumed sweep may change
 
 
@@ -64,61 +65,18 @@ class Composed:
     raw: dict[str, Any]
 
     def trial(self, trial_id: str, values: Mapping[str, Scalar]) -> TrialConfig:
-        """The config of one trial: sampled values first, interpolations after, then every check.
-
-        Args:
-            values: dotted path → value, as sampled.
-
-        Raises:
-            ConfigError: for a path that cannot be searched, or values that do not go together.
-        """
-        for path in values:
-            if path not in searchable():
-                raise ConfigError(
-                    f"trial {trial_id}: '{path}' is not a config path. {did_you_mean(path, searchable())}"
-                )
-        trial = trial_part(self._with(trial_id, values), trial_id)
-        check_trial(trial)
-        return trial
-
-    def _with(self, trial_id: str, values: Mapping[str, Scalar]) -> SweepConfig:
-        """The config with sampled values.
-
-        Resolving it takes a tenth of a second, so that is done once for all values of keys that others follow, such as
-        ``lora.alpha_rule``; the rest is put in. Raises ConfigError.
-        """
-        plain = {path: value for path, value in values.items() if path not in self._followed}
-        if any(not _fits(path, value) for path, value in plain.items()):
-            plain = {}  # the long way converts it, or says where it came from
-        sampled = {path: value for path, value in values.items() if path not in plain}
-        key = tuple(sorted(sampled.items()))
-        if not sampled:
-            config = self.config
-        elif key in self._resolved:
-            config = self._resolved[key]
-        else:
-            raw = copy.deepcopy(self.raw)
-            for path, value in sampled.items():
-                put(raw, path, value)
-            given = [(path, f"{path}={value}, sampled for {trial_id}") for path, value in sampled.items()]
-            config = typed(raw, Origins(tuple, given))[0]
-            if len(self._resolved) < _KEPT:
-                self._resolved[key] = config
-        for path, value in plain.items():
-            config = _put_in(config, path.split("."), value)
-        return config
+        """The config of one trial; see ``TrialTemplate``."""
+        return self.template.trial(trial_id, values)
 
     @cached_property
-    def _resolved(self) -> dict[tuple[tuple[str, Scalar], ...], SweepConfig]:
-        return {}
+    def template(self) -> TrialTemplate:
+        """What trials' configs are made from."""
+        return TrialTemplate(self.config, self.raw)
 
     @cached_property
-    def _followed(self) -> frozenset[str]:
-        """Searchable paths that an interpolation names, itself or by its group; all where one is relative."""
-        texts = [text for text in _strings(self.raw) if "${" in text]
-        named = {name for text in texts for name in re.findall(r"[\w.]+", text)}
-        every = any("${." in text for text in texts)
-        return frozenset(path for path in searchable() if every or path in named or path.rpartition(".")[0] in named)
+    def objective(self) -> Objective:
+        """What trials are compared by."""
+        return Objective.from_config(self.resolved()["objective"])
 
     def constraints(self) -> Constraints:
         """``space_constraints``, read. Raises ConfigError."""
@@ -372,35 +330,6 @@ def _fixed(space: Space, config: SweepConfig, settings: Sequence[Setting]) -> tu
         fixed[setting.path] = get(asdict(config), setting.path)
     notes = [f"Not searched, because the command line sets it: {path}={value}." for path, value in fixed.items()]
     return fix(space, fixed), notes
-
-
-def _fits(path: str, value: Scalar) -> bool:
-    """Whether a value has its key's very type, and is in its range."""
-    leaf = searchable()[path]
-    if type(value) is not leaf.type:
-        return False
-    try:
-        check_value(path, value, leaf.metadata)
-    except ConfigError:
-        return False
-    return True
-
-
-def _put_in(part: Any, path: Sequence[str], value: Scalar) -> Any:
-    """A dataclass with another value at the end of a path."""
-    name, rest = path[0], path[1:]
-    return replace(part, **{name: _put_in(getattr(part, name), rest, value) if rest else value})
-
-
-def _strings(content: Any) -> Iterator[str]:
-    if isinstance(content, str):
-        yield content
-    elif isinstance(content, Mapping):
-        for inner in content.values():
-            yield from _strings(inner)
-    elif isinstance(content, list | tuple):
-        for inner in content:
-            yield from _strings(inner)
 
 
 def _name(config: SweepConfig, choices: Mapping[str, str]) -> str:

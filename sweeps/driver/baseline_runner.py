@@ -6,42 +6,43 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from analysis.errors import last_line
 from analysis.folder import MetricsRow, State, Status, SweepFolder
-from sweeps.compose.compose import Composed
-from sweeps.driver.ray_cluster import answer
-from sweeps.driver.worker_errors import LOST
+from sweeps.compose.trial_template import TrialTemplate
+from sweeps.config import SweepConfig
+from sweeps.driver.device_client import LOST, DeviceClient
 from trainer.config import Baseline
 
 _TRIES = 3  # workers that may die over one baseline
 
 
-def planned(composed: Composed, only: str | None = None) -> list[Baseline]:
-    """The baselines to score: one row a precision that is searched, but for those that no model takes part in.
+def planned(template: TrialTemplate, precisions: Sequence[str]) -> list[Baseline]:
+    """The baselines to score: one row a precision, but for those that no model takes part in.
 
-    The row at the config's own precision (the first searched one, where that is not searched) has the baseline's plain
+    The row at the config's own precision (the first one given, where that is not among them) has the baseline's plain
     name; the others are called such as ``few_shot@nf4``.
 
     Args:
-        only: the one precision that is of use, whatever is searched.
+        template: of trials, which baselines are scored like; its config names the baselines.
+        precisions: those that trials may have.
     """
-    config = composed.config
-    precisions = [only] if only else composed.precisions
+    config = template.config
     plain = config.precision if config.precision in precisions else precisions[0]
     precisions = [plain, *(precision for precision in precisions if precision != plain)]
-    found = []
+    baselines = []
     for precision in precisions:
         for kind in config.baselines:
-            if precision != plain and not _needs_model(composed, kind):
+            if precision != plain and not _needs_model(config, kind):
                 continue
             name = kind if precision == plain else f"{kind}@{precision}"
-            trial = composed.trial(name, {"precision": precision})
-            found.append(Baseline(kind, trial, config.few_shot, config.retrieval))
-    return found
+            trial = template.trial(name, {"precision": precision})
+            baselines.append(Baseline(kind, trial, config.few_shot, config.retrieval))
+    return baselines
 
 
-def _needs_model(composed: Composed, kind: str) -> bool:
-    if kind == "retrieval" and composed.config.task.name == "classification":
-        return composed.config.retrieval.neighbours == "hidden"
+def _needs_model(config: SweepConfig, kind: str) -> bool:
+    if kind == "retrieval" and config.task.name == "classification":
+        return config.retrieval.neighbours == "hidden"
     return kind != "majority"
 
 
@@ -55,7 +56,7 @@ class BaselineRunner:
 
     Args:
         folder: the sweep's.
-        workers: the device workers.
+        devices: the device workers.
         baselines: what is to be scored.
         note: told about each row in a line.
         scored: called with each row.
@@ -65,7 +66,7 @@ class BaselineRunner:
     def __init__(
         self,
         folder: SweepFolder,
-        workers: Sequence[Any],
+        devices: Sequence[DeviceClient],
         baselines: Sequence[Baseline],
         note: Callable[[str], None],
         scored: Callable[[Baseline, MetricsRow], None],
@@ -75,8 +76,8 @@ class BaselineRunner:
         self._waiting = deque((baseline, 1) for baseline in baselines)
         self._unscored = [baseline.name for baseline in baselines]
         self._threads = [
-            threading.Thread(target=self._serve, args=(worker,), name="baselines", daemon=True)
-            for worker in workers[: len(self._waiting)]
+            threading.Thread(target=self._serve, args=(device,), name="baselines", daemon=True)
+            for device in devices[: len(self._waiting)]
         ]
 
     def start(self) -> None:
@@ -94,18 +95,18 @@ class BaselineRunner:
             while thread.is_alive() and not self.interrupted():
                 thread.join(0.2)
 
-    def _serve(self, worker: Any) -> None:
+    def _serve(self, device: DeviceClient) -> None:
         while not self.interrupted():
             try:
                 baseline, attempt = self._waiting.popleft()
             except IndexError:
                 return
-            self._score(worker, baseline, attempt)
+            self._score(device, baseline, attempt)
 
-    def _score(self, worker: Any, baseline: Baseline, attempt: int) -> None:
+    def _score(self, device: DeviceClient, baseline: Baseline, attempt: int) -> None:
         files = self.folder.baseline(baseline.name)
         try:
-            row = answer(worker.score_baseline.remote(baseline, str(files.root)))
+            row = device.score_baseline(baseline, files).get()
         except LOST as error:
             if self.interrupted():
                 return
@@ -113,13 +114,13 @@ class BaselineRunner:
                 self.note(f"{baseline.name}  its device worker died: it is scored again")
                 self._waiting.append((baseline, attempt + 1))
                 return
-            self._failed(baseline, f"its device worker died {attempt} times: {_last_line(error)}")
+            self._failed(baseline, f"its device worker died {attempt} times: {last_line(error)}")
         except Exception as error:
             if not self.interrupted():
-                self._failed(baseline, _last_line(error))
+                self._failed(baseline, last_line(error))
         else:
             self._unscored.remove(baseline.name)
-            self.note(f"{baseline.name}  scored{_shown(row.metrics)}")
+            self.note(f"{baseline.name}  scored{main_figures(row.metrics)}")
             self.scored(baseline, row)
 
     def _failed(self, baseline: Baseline, reason: str) -> None:
@@ -133,12 +134,7 @@ def settings_of(baseline: Baseline) -> dict[str, Any]:
     return asdict(baseline.trial) | {"baseline": baseline.kind}
 
 
-def _shown(metrics: Mapping[str, float]) -> str:
+def main_figures(metrics: Mapping[str, float]) -> str:
+    """Accuracy and F1 for a line of progress, each after two spaces; empty where a row has neither."""
     names = {"accuracy": "accuracy", "macro_f1": "F1"}
     return "".join(f"  {head} {metrics[name]:.3f}" for name, head in names.items() if name in metrics)
-
-
-def _last_line(error: BaseException) -> str:
-    cause = getattr(error, "cause", None) or error
-    lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    return lines[-1].strip()[:500]

@@ -1,4 +1,4 @@
-"""The device worker: a Ray actor that owns one device and the engine on it.
+"""The device worker: a Ray actor that owns one device and the engine (``trainer/engine.py``) on it.
 
 One thread owns the engine. The actor's methods only queue commands for it and wait for what comes back, so that many
 trial proxies can wait at the same time.
@@ -14,80 +14,34 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analysis.errors import FolderError, LorasweepError
 from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder, disk_fault
 from analysis.objective import Objective
+from sweeps.driver.device_facts import DataFacts, WorkerFacts
 from sweeps.process import gc_pause
 from sweeps.process.installation import package_root
 from sweeps.process.logs import of_worker
 from sweeps.search.lineage import take_over
 from trainer.config import Baseline, EngineConfig, TrialConfig
-from trainer.engine import Admission, Admitted, Ended, Event, Full, Halted, Refused, Requeued, RungResult
+from trainer.engine import Admission, Admitted, Ended, Engine, Event, Full, Halted, Refused, Requeued, RungResult
 from trainer.engines.checkpoints import fault
 from trainer.preload import import_libraries, import_scorers
+
+if TYPE_CHECKING:
+    from trainer.device_cache import Materials
 
 KEPT_CHECKPOINTS = 2
 _PATIENCE = 1.0  # seconds at most that slots wait for the decisions on others
 _NOT_SAVED = "its checkpoint could not be written"
 
 
-@dataclass(frozen=True)
-class WorkerFacts:
-    """What a worker tells about itself before any trial runs.
-
-    Attributes:
-        node: its Ray node's name; the address unless ``ray start --node-name`` gave another.
-        device: such as ``CPU, 2 threads`` or ``NVIDIA H200, GPU 3``.
-        precisions: precision → why it does not work there; empty where it does.
-        slow: precision that works → how many times as long as fp32 it takes, where that is several times.
-    """
-
-    node: str
-    device: str
-    precisions: dict[str, str]
-    slow: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def where(self) -> str:
-        return f"{self.node}: {self.device}"
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What data and model turned out to be, and what the device can do with them.
-
-    Attributes:
-        rows: by split.
-        labels: sorted class names.
-        fingerprint: sha256 of the data.
-        parameters: of the base model.
-        slots: trials like the one asked about that the device takes side by side.
-        schema: what a row is.
-        tokens: by split.
-        skipped: rows left out, and what was wrong with the first of them.
-        model_revision: the commit that a model of the hub was loaded from.
-        absent: metric that the data cannot give → why.
-    """
-
-    rows: dict[str, int]
-    labels: tuple[str, ...]
-    fingerprint: str
-    parameters: int
-    slots: int
-    schema: str
-    tokens: dict[str, int]
-    skipped: dict[str, Any]
-    model_revision: str | None
-    absent: dict[str, str] = field(default_factory=dict)
-
-
 class DeviceWorker:
-    """Made an actor by ``sweeps/run.py``.
+    """Made an actor by ``sweeps/driver/ray_cluster.py``, and spoken to through ``sweeps/driver/device_client.py``.
 
     Args:
         engine: which engine, and how it trains.
@@ -111,6 +65,8 @@ class DeviceWorker:
         self.node = node
         self.objective = objective
         self.settings, self.slots = engine, slots
+        self._engine: Engine | None = None
+        self._materials: Materials | None = None
         self._events: dict[str, asyncio.Queue[Event | Halted]] = {}
         self._folders: dict[str, TrialFolder] = {}
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -140,11 +96,11 @@ class DeviceWorker:
                 " file system that all nodes share: sweep.dir=…"
             )
         of_worker(SweepFolder(folder).log_file, self.node)
-        return await self._ask(partial(self._facts, wanted))
+        return await self._on_engine_thread(partial(self._facts, wanted))
 
     async def prepare(self, trial: TrialConfig) -> DataFacts:
         """Load what a trial needs, so that bad input is found before the sweep starts. Raises LorasweepError."""
-        return await self._ask(partial(self._prepare, trial))
+        return await self._on_engine_thread(partial(self._prepare, trial))
 
     async def score_baseline(self, baseline: Baseline, folder: str, test: bool = False) -> MetricsRow:
         """Score what trials are compared with, on everything a completed trial is scored on, once no trial is here.
@@ -152,11 +108,15 @@ class DeviceWorker:
         Args:
             test: on the test split instead of the validation split.
         """
-        return await self._ask(partial(self._score_baseline, baseline, TrialFolder(Path(folder)), test), when_free=True)
+        return await self._on_engine_thread(
+            partial(self._score_baseline, baseline, TrialFolder(Path(folder)), test), when_free=True
+        )
 
     async def score_on_test(self, trial: TrialConfig, folder: str) -> MetricsRow:
         """Score a completed trial's adapter on the test split, once no trial is here."""
-        return await self._ask(partial(self._score_on_test, trial, TrialFolder(Path(folder))), when_free=True)
+        return await self._on_engine_thread(
+            partial(self._score_on_test, trial, TrialFolder(Path(folder))), when_free=True
+        )
 
     async def admit(self, trial: TrialConfig, folder: str, alone: bool = False) -> Admission | Ended | Halted:
         """Start a trial, or go on from its last whole checkpoint. Ended or Halted: it could not even be set up.
@@ -164,7 +124,7 @@ class DeviceWorker:
         Args:
             alone: give it the device to itself, because it may be what workers die of.
         """
-        admission: Admission | Ended | Halted = await self._ask(
+        admission: Admission | Ended | Halted = await self._on_engine_thread(
             partial(self._admit, trial, TrialFolder(Path(folder)), alone)
         )
         return admission
@@ -181,7 +141,7 @@ class DeviceWorker:
 
     async def proceed(self, trial_id: str) -> bool:
         """Let a trial that rests train on. False where it was admitted to an earlier process of this worker."""
-        return bool(await self._ask(partial(self._proceed, trial_id)))
+        return bool(await self._on_engine_thread(partial(self._proceed, trial_id)))
 
     async def take_over(self, trial: TrialConfig, donor: str, step: int) -> str | None:
         """Let a trial go on from another one's weights and optimiser state, with the values that ``trial`` has.
@@ -193,18 +153,18 @@ class DeviceWorker:
         Returns:
             None where the trial is not here, "" where it was done, else why it cannot be done.
         """
-        return await self._ask(partial(self._take_over, trial, TrialFolder(Path(donor)), step))
+        return await self._on_engine_thread(partial(self._take_over, trial, TrialFolder(Path(donor)), step))
 
     async def end(self, trial_id: str, state: str) -> None:
         """Free a trial's slot; nothing happens where it has none."""
-        await self._ask(partial(self._end, trial_id, State(state)))
+        await self._on_engine_thread(partial(self._end, trial_id, State(state)))
 
     async def die(self, trial_id: str) -> None:
         """End the process, whose engine hangs; not where the trial was admitted to an earlier one."""
         if trial_id in self._events:
             os._exit(1)
 
-    async def _ask(self, work: Callable[[], Any], when_free: bool = False) -> Any:
+    async def _on_engine_thread(self, work: Callable[[], Any], when_free: bool = False) -> Any:
         self._loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = self._loop.create_future()
 
@@ -227,8 +187,10 @@ class DeviceWorker:
 
     def _own_engine(self) -> None:
         while True:
+            events: Sequence[Event | Halted] = ()
             try:
-                events = self.engine.advance(self._asked) if self._folders else []
+                if self._folders:
+                    events = self.engine.advance(self._called)
             except Exception as error:
                 events = self._broken(error)
             for event in events:
@@ -254,7 +216,7 @@ class DeviceWorker:
     def _broken(self, error: Exception) -> "list[Event | Halted]":
         """The engine itself failed: so have the trials in it, and the next ones find a new engine."""
         traceback.print_exc()
-        del self._engine, self._materials
+        self._engine = self._materials = None
         if disk_fault(error):
             return [self._halted(trial_id, error) for trial_id in self._folders]
         return [self._failed(trial_id, error, "the engine broke") for trial_id in self._folders]
@@ -268,30 +230,36 @@ class DeviceWorker:
         reason = f"{what}: {type(error).__name__}: {first}"
         return Ended(trial_id, State.FAILED, reason, rows[-1].step if rows else 0)
 
-    def _asked(self) -> bool:
-        """Whether somebody wants something between two steps: a slot refilled, a rung's decision."""
+    def _called(self) -> bool:
+        """Whether a call waits between two steps: to refill a slot, to decide on a rung."""
         return not self._commands.empty()
 
     @property
-    def engine(self) -> Any:
+    def engine(self) -> Engine:
         """Made on first use: importing torch takes seconds, and the actor must answer before."""
-        if not hasattr(self, "_engine"):
+        if self._engine is None:
+            self._engine = self._make_engine()
+        return self._engine
+
+    @property
+    def materials(self) -> "Materials":
+        """Base models and data on this device; made on first use, as the engine is."""
+        if self._materials is None:
             _import_torch()
             import torch
 
             from trainer.device_cache import Materials
-            from trainer.engines.make import make_engine
             from trainer.models.base_model import best_device
 
             torch.set_num_threads(self.threads)
             self._materials = Materials(best_device())
-            self._engine = make_engine(self.settings, self._materials, self.objective.score, self.slots)
-        return self._engine
-
-    @property
-    def materials(self) -> Any:
-        assert self.engine
         return self._materials
+
+    def _make_engine(self) -> Engine:
+        materials = self.materials
+        from trainer.engines.make import make_engine
+
+        return make_engine(self.settings, materials, self.objective.score, self.slots)
 
     def _facts(self, wanted: Sequence[str]) -> WorkerFacts:
         import ray

@@ -8,18 +8,19 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import AuthenticationError, RayTaskError
+from ray.exceptions import AuthenticationError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from analysis.errors import HardwareError, LorasweepError
+from analysis.errors import HardwareError
 from analysis.objective import Objective
 from sweeps.config import SweepConfig
-from sweeps.driver.device_worker import DeviceWorker, WorkerFacts
-from sweeps.driver.worker_errors import LOST
+from sweeps.driver.device_client import LOST, DeviceClient
+from sweeps.driver.device_facts import WorkerFacts
+from sweeps.driver.device_worker import DeviceWorker
 from sweeps.process.installation import package_root
 from sweeps.process.threads import counts, waiting
 
@@ -162,9 +163,11 @@ def seats(nodes: Sequence[Mapping[str, Any]], config: SweepConfig) -> list[Seat]
     return found
 
 
-def start_workers(config: SweepConfig, objective: Objective, kind: type[DeviceWorker] = DeviceWorker) -> list[Any]:
+def start_workers(
+    config: SweepConfig, objective: Objective, kind: type[DeviceWorker] = DeviceWorker
+) -> list[DeviceClient]:
     """A device worker, of the given class, for each of ``seats``. Raises HardwareError."""
-    workers = []
+    devices = []
     for seat in seats(ray.nodes(), config):
         make = ray.remote(kind).options(
             num_cpus=seat.cpus,
@@ -177,35 +180,40 @@ def start_workers(config: SweepConfig, objective: Objective, kind: type[DeviceWo
         )
         slots = config.resources.slots if isinstance(config.resources.slots, int) else None
         arguments = (config.engine, slots, objective, seat.threads, seat.node, package_root())
-        workers.append(make.remote(*arguments))
-    return workers
+        devices.append(DeviceClient(make.remote(*arguments)))
+    return devices
 
 
-def facts_of(
-    workers: list[Any], folder: str, precisions: Sequence[str], note: Callable[[str], None]
-) -> list[WorkerFacts]:
-    """What each worker has, once all have started. Raises LorasweepError.
+def with_facts(
+    devices: Sequence[DeviceClient], folder: str, precisions: Sequence[str], note: Callable[[str], None]
+) -> tuple[list[DeviceClient], list[WorkerFacts]]:
+    """Wait until all workers have started. Returns them again, each knowing where it is, and what each has.
 
     Args:
         folder: of the sweep, which all must see.
         precisions: those of interest.
-        note: told where it takes long.
+        note: called with a sentence where it takes long.
+
+    Raises:
+        HardwareError: where a worker cannot start.
+        LorasweepError: a worker's own, such as for a folder that it does not see.
     """
-    references = [worker.facts.remote(folder, list(precisions)) for worker in workers]
-    _, waiting = ray.wait(references, num_returns=len(references), timeout=_START_SECONDS)
+    replies = [device.facts(folder, precisions) for device in devices]
+    _, waiting = ray.wait([it.reference for it in replies], num_returns=len(replies), timeout=_START_SECONDS)
     if waiting:
         note(
-            f"{len(waiting)} of {len(workers)} device workers have not started in {_START_SECONDS} s. Waiting for them;"
+            f"{len(waiting)} of {len(devices)} device workers have not started in {_START_SECONDS} s. Waiting for them;"
             " `ray status` shows whether others use their CPUs or GPUs."
         )
     try:
-        return [answer(reference) for reference in references]
+        facts = [reply.get() for reply in replies]
     except LOST as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise HardwareError(
             f"a device worker could not start ({lines[-1] if lines else type(error).__name__}). Every node of a cluster"
             " needs the same checkout, installed at the same place with `make install`, and its .venv for `ray start`."
         ) from error
+    return [replace(device, where=fact.where) for device, fact in zip(devices, facts, strict=True)], facts
 
 
 def max_concurrent(config: SweepConfig, capacities: Sequence[int]) -> int:
@@ -217,14 +225,3 @@ def max_concurrent(config: SweepConfig, capacities: Sequence[int]) -> int:
     """
     asked = config.ray.max_concurrent_trials or sum(capacities)
     return max(1, min(asked, sum(capacities), config.search.trials * config.search.repeats))
-
-
-def answer(reference: Any) -> Any:
-    """``ray.get`` that raises a worker's LorasweepError as itself, not wrapped in Ray's."""
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, LorasweepError):
-            raise cause from None
-        raise

@@ -62,7 +62,7 @@ def nothing_left(folder: SweepFolder, composed: Composed) -> str:
     asked = {record.get("trial_id") for record in records if record.get("event") == "ask"}
     told = {record.get("trial_id") for record in records if record.get("event") == "tell"}
     open_trials = any(folder.trial(str(name)).read_status().state not in ENDED for name in asked)
-    if missing(folder, planned(composed)):
+    if missing(folder, planned(composed.template, composed.precisions)):
         return ""
     waiting = any(request.kind == ENQUEUE for request in requests(folder))
     if asked and not open_trials and asked == told and len(asked) >= config.search.trials:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune import Callback
 
@@ -17,11 +16,10 @@ from analysis.constraints import Constraints
 from analysis.folder import MetricsRow, SweepFolder, read_lines
 from analysis.leaderboard import leaderboard
 from analysis.leaderboard.ranking import objective_of
-from analysis.objective import Objective
 from sweeps.compose.compose import Composed
 from sweeps.display.progress import Progress
 from sweeps.driver.baseline_runner import BaselineRunner, missing, planned, settings_of
-from sweeps.driver.ray_cluster import answer
+from sweeps.driver.device_client import DeviceClient
 from sweeps.driver.stop_budget import Budget
 from sweeps.driver.stopper import Interrupt
 from sweeps.driver.trial_proxy import TrialProxy
@@ -74,15 +72,14 @@ class TuneRun:
         self,
         folder: SweepFolder,
         composed: Composed,
-        objective: Objective,
-        workers: list[tuple[Any, str]],
+        devices: list[DeviceClient],
         concurrent: int,
         uid: str,
         progress: Progress,
     ):
         self.concurrent = concurrent
-        self.folder, self.composed, self.workers, self.progress = folder, composed, workers, progress
-        config = composed.config
+        self.folder, self.composed, self.devices, self.progress = folder, composed, devices, progress
+        config, objective = composed.config, composed.objective
         records = list(read_lines(folder.asks_file))
         warm, notes = carried_over(to_carry(records, config), composed.space, composed.resolved(), objective)
         for note in notes:
@@ -106,7 +103,7 @@ class TuneRun:
         self.interrupt = Interrupt(progress, self.search.abandon)
         self.search.second_chances = 2
         self.search.on_disk_fault = self.interrupt.disk
-        self.post = Post(folder, devices=len(workers))
+        self.post = Post(folder, devices=len(devices))
         self.budget = Budget(config.search.budget, self.post, self.interrupt.is_set)
         self.budget.replay(folder, records)
         if records:
@@ -135,7 +132,6 @@ class TuneRun:
                 self.interrupt.is_set,
                 tracking.predictions,
             )
-        self.objective = objective
 
     def trial_config(self, trial_id: str, values: dict[str, Any]) -> dict[str, Any]:
         return asdict(self.composed.trial(trial_id, values))
@@ -156,8 +152,8 @@ class TuneRun:
         """Put a trial of a population in its parent's place, and write down whose weights it has now."""
         files, parent = self.folder.trial(decided.trial_id), self.folder.trial(decided.parent)
         config = self.composed.trial(decided.trial_id, decided.new)
-        for worker, _ in self.workers:
-            refused = answer(worker.take_over.remote(config, str(parent.root), decided.step))
+        for device in self.devices:
+            refused = device.take_over(config, parent, decided.step).get()
             if refused is None:  # it trains on another device
                 continue
             if refused:
@@ -181,8 +177,8 @@ class TuneRun:
         """
         baselines = BaselineRunner(
             self.folder,
-            [worker for worker, _ in self.workers],
-            missing(self.folder, planned(self.composed)),
+            self.devices,
+            missing(self.folder, planned(self.composed.template, self.composed.precisions)),
             self.progress.note,
             self._baseline_scored,
             self.interrupt.at_once,
@@ -204,10 +200,10 @@ class TuneRun:
             callbacks.append(self.tracker)
         proxy = tune.with_parameters(
             TrialProxy,
-            composed=self.composed,
-            objective=self.objective,
+            template=self.composed.template,
+            objective=self.composed.objective,
             root=str(self.folder.root),
-            workers=self.workers,
+            devices=self.devices,
         )
         scratch = tempfile.mkdtemp(prefix="lorasweep-tune-")
         tuner = tune.Tuner(
@@ -262,9 +258,8 @@ class TuneRun:
             thread.join(0.2)
             self._look_around()
             if self.interrupt.at_once():
-                for worker, _ in self.workers:  # a worker in the middle of a rung would hold its proxy up
-                    with contextlib.suppress(Exception):
-                        ray.kill(worker)
+                for device in self.devices:  # a worker in the middle of a rung would hold its proxy up
+                    device.kill()
                 thread.join(20)
                 break
         if self.interrupt.error is not None:

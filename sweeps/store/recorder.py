@@ -10,6 +10,7 @@ from typing import Any
 from ray.tune import Callback
 
 from analysis import fast_yaml
+from analysis.errors import last_line
 from analysis.folder import ENDED, MetricsRow, State, Status, SweepFolder, TrialFolder, atomic_write
 from sweeps.store.tune_results import outcome_of, trial_key
 
@@ -111,7 +112,7 @@ class Recorder(Callback):
             return
         files = self._files(trial)
         error = trial.get_pickled_error() if hasattr(trial, "get_pickled_error") else None
-        reason = _last_line(error) if error is not None else "the trial's process died"
+        reason = last_line(error) if error is not None else "the trial's process died"
         files.write_status(replace(files.read_status(), state=State.FAILED, reason=reason))
         self._ended(files)
 
@@ -145,9 +146,3 @@ def keep_best(files: TrialFolder) -> None:
             shutil.rmtree(files.adapter_dir, ignore_errors=True)
             beside.rename(files.adapter_dir)
             return
-
-
-def _last_line(error: BaseException) -> str:
-    cause = getattr(error, "cause", None) or error
-    lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    return lines[-1].strip()[:500]

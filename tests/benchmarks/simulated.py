@@ -31,7 +31,8 @@ from typing import Any
 
 from analysis.errors import LorasweepError
 from analysis.folder import MetricsRow, State, TrialFolder, append_line, atomic_write
-from sweeps.driver.device_worker import DataFacts, DeviceWorker, WorkerFacts
+from sweeps.driver.device_facts import DataFacts, WorkerFacts
+from sweeps.driver.device_worker import DeviceWorker
 from trainer.config import TrialConfig
 from trainer.engine import Admission, Admitted, Ended, Event, Full, Requeued, RungResult, never
 
@@ -166,11 +167,8 @@ class SimulatedWorker(DeviceWorker):
 
     seconds = 0.0
 
-    @property
-    def engine(self) -> Any:
-        if not hasattr(self, "_engine"):
-            self._engine = SimulatedEngine(self.slots or 4, self.objective.score, self.seconds)
-        return self._engine
+    def _make_engine(self) -> Any:
+        return SimulatedEngine(self.slots or 4, self.objective.score, self.seconds)
 
     def _facts(self, wanted: Sequence[str]) -> WorkerFacts:
         return WorkerFacts(self.node, "simulated", dict.fromkeys(("fp32", "bf16", "int8", "nf4"), ""))

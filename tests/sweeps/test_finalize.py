@@ -15,7 +15,8 @@ from analysis.finals import read_finals, read_looks, report
 from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder, read_lines
 from analysis.rows import Row
 from sweeps import cli
-from sweeps.finalize import _composed, _finalists, _runs, _train_once
+from sweeps.driver.device_client import DeviceClient, TrialPlacement
+from sweeps.finalize import _composed, _finalists, _runs, _train_to_end
 from sweeps.store.manifest import read_manifest
 from tests.conftest import write_rows
 from trainer.engine import Admitted, Ended, Halted, Requeued, RungResult
@@ -207,7 +208,7 @@ def test_seeds_of_one_configuration_are_one_finalist_and_get_seeds_that_the_sear
     assert [run.name for run in _runs(folder, repeated, "t0000", 2)] == ["t0000-seed3", "t0000-seed4"]
 
 
-def scripted(monkeypatch, *events) -> tuple[SimpleNamespace, list[bool]]:
+def scripted(monkeypatch, *events) -> tuple[DeviceClient, list[bool]]:
     """A device worker that admits whatever asks and answers with these events; and what it was asked to do first."""
     told, asked = iter(events), list[bool]()
 
@@ -215,9 +216,10 @@ def scripted(monkeypatch, *events) -> tuple[SimpleNamespace, list[bool]]:
         asked.append(proceed)
         return next(told)
 
-    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    monkeypatch.setattr(ray, "get", lambda answer, timeout=None: answer)
     calls = {"admit": lambda *_: Admitted(0), "next_event": next_event}
-    return SimpleNamespace(**{name: SimpleNamespace(remote=call) for name, call in calls.items()}), asked
+    actor = SimpleNamespace(**{name: SimpleNamespace(remote=call) for name, call in calls.items()})
+    return DeviceClient(actor, "here"), asked
 
 
 def a_run(tmp_path: Path) -> SimpleNamespace:
@@ -231,8 +233,8 @@ def test_a_finalist_that_loses_its_slot_or_its_worker_goes_on_from_its_last_rung
 
     run, events = a_run(tmp_path), [RungResult("t0000-seed1", row(2)), Requeued("t0000-seed1", "memory ran out"), None]
     events += [RungResult("t0000-seed1", row(4)), Ended("t0000-seed1", State.COMPLETED, "", 4, row(4, True))]
-    worker, asked = scripted(monkeypatch, *events)
-    _train_once(run, [(worker, "here")], 0, lambda line: None)
+    device, asked = scripted(monkeypatch, *events)
+    _train_to_end(run, TrialPlacement([device], run.trained, run.files), lambda line: None)
     assert asked == [False, True, False, False, True]
     assert [(it.step, it.final) for it in run.files.read_metrics()] == [(2, False), (4, False), (4, True)]
     assert run.files.read_status().state is State.COMPLETED
@@ -240,7 +242,7 @@ def test_a_finalist_that_loses_its_slot_or_its_worker_goes_on_from_its_last_rung
 
 def test_a_full_disk_ends_finalizing_with_the_reason_and_blames_no_finalist(tmp_path, monkeypatch) -> None:
     run = a_run(tmp_path)
-    worker, _ = scripted(monkeypatch, Halted("t0000-seed1", "node 1: no space left on device"))
+    device, _ = scripted(monkeypatch, Halted("t0000-seed1", "node 1: no space left on device"))
     with pytest.raises(FolderError, match=r"node 1: no space left on device.*finalize again"):
-        _train_once(run, [(worker, "here")], 0, lambda line: None)
+        _train_to_end(run, TrialPlacement([device], run.trained, run.files), lambda line: None)
     assert run.files.read_status().state is State.RUNNING

@@ -112,7 +112,7 @@ def is_consistent(folder: SweepFolder) -> None:
 
 
 def test_five_kills_change_nothing(tmp_path: Path) -> None:
-    settle = load("settle", Path(__file__).with_name("test_settle.py"))
+    reconcile = load("reconcile", Path(__file__).parent / "store" / "test_reconcile.py")
     overrides = ("search.trials=8", "resources.slots=1")
     sweep = Killing(tmp_path, 1, *overrides)
     for kind in ("worker", "driver", "proxy", "driver", "worker"):
@@ -123,9 +123,9 @@ def test_five_kills_change_nothing(tmp_path: Path) -> None:
     is_consistent(sweep.folder)
     undisturbed = SweepFolder(tmp_path / "undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(settle.sweeps.trial.ray, "get", lambda answer, timeout=None: answer)
-        settle.Sweep(compose([*settle.simulated.overrides(tmp_path), *overrides]), undisturbed).run()
-    assert settle.state(sweep.folder) == settle.state(undisturbed)
+        patch.setattr(reconcile.sweeps.driver.device_client.ray, "get", lambda answer, timeout=None: answer)
+        reconcile.Sweep(compose([*reconcile.simulated.overrides(tmp_path), *overrides]), undisturbed).run()
+    assert reconcile.state(sweep.folder) == reconcile.state(undisturbed)
 
 
 @pytest.mark.heavy
@@ -137,7 +137,7 @@ def test_five_kills_change_nothing(tmp_path: Path) -> None:
 )
 def test_twenty_five_kills_each_change_nothing(slots: int, overrides: Mapping[str, str], tmp_path: Path) -> None:
     """Four at a time, what ASHA and TPE do depends on who is first; so there, each trial stands for itself."""
-    settle = load("settle", Path(__file__).with_name("test_settle.py"))
+    reconcile = load("reconcile", Path(__file__).parent / "store" / "test_reconcile.py")
     every = ("search.trials=60", f"resources.slots={slots}", *overrides)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder in (whole, cut):
@@ -149,7 +149,7 @@ def test_twenty_five_kills_each_change_nothing(slots: int, overrides: Mapping[st
         sweep.kill(sweep.chance.choice(["driver", "driver", "worker", "worker", "proxy"]))
     assert sweep.driver.wait(600) == 0, (cut / "log").read_text()
     is_consistent(sweep.folder)
-    assert settle.state(sweep.folder) == settle.state(undisturbed.folder)
+    assert reconcile.state(sweep.folder) == reconcile.state(undisturbed.folder)
     spent = time.monotonic() - began
     print(json.dumps({"slots": slots, "killed": sweep.killed, "trials": 60, "seconds": round(spent)}))
     assert sum(sweep.killed.values()) == 25

@@ -13,8 +13,9 @@ from analysis.errors import ConfigError, ModelError
 from analysis.folder import MetricsRow, State, Status, SweepFolder
 from sweeps import cli
 from sweeps.compose.compose import compose
-from sweeps.driver import baseline_runner
+from sweeps.driver import device_client
 from sweeps.driver.baseline_runner import BaselineRunner, missing, planned
+from sweeps.driver.device_client import DeviceClient
 from sweeps.driver.device_worker import DeviceWorker
 from tests.sweeps.driver.test_device_worker import FakeEngine, worker
 from trainer.config import Baseline
@@ -23,11 +24,16 @@ from trainer.engine import Admitted
 
 @lru_cache
 def wanted_baselines(names: str) -> list[Baseline]:
-    return planned(compose([f"baselines={names}", "precision=fp32"]))
+    return planned_for(f"baselines={names}", "precision=fp32")
+
+
+def planned_for(*overrides: str) -> list[Baseline]:
+    composed = compose(list(overrides))
+    return planned(composed.template, composed.precisions)
 
 
 def names(*overrides: str) -> list[str]:
-    return [baseline.name for baseline in planned(compose(list(overrides)))]
+    return [baseline.name for baseline in planned_for(*overrides)]
 
 
 def test_a_row_for_each_precision_that_is_searched_but_one_where_no_model_takes_part() -> None:
@@ -38,7 +44,7 @@ def test_a_row_for_each_precision_that_is_searched_but_one_where_no_model_takes_
     ]
     assert names("precision=choice(bf16,nf4)") == ["zero_shot", "zero_shot@nf4"]
     assert names("baselines=[zero_shot,retrieval]", "precision=bf16") == ["zero_shot", "retrieval"]
-    by_name = {baseline.name: baseline for baseline in planned(compose(["precision=choice(bf16,nf4)"]))}
+    by_name = {baseline.name: baseline for baseline in planned_for("precision=choice(bf16,nf4)")}
     assert [by_name[name].trial.precision for name in ("zero_shot", "zero_shot@nf4")] == ["bf16", "nf4"]
 
 
@@ -51,8 +57,9 @@ def test_the_vote_of_neighbours_by_words_needs_no_model_and_by_hidden_states_doe
 
 
 def test_settings_of_the_config_reach_the_baseline() -> None:
-    composed = compose(["baselines=[few_shot,retrieval]", "few_shot.k=7", "few_shot.seed=3", "retrieval.k=2"])
-    few, retrieval = planned(composed)[:2]
+    few, retrieval = planned_for("baselines=[few_shot,retrieval]", "few_shot.k=7", "few_shot.seed=3", "retrieval.k=2")[
+        :2
+    ]
     assert (few.few_shot.k, few.few_shot.seed) == (7, 3)
     assert (retrieval.retrieval.k, retrieval.retrieval.neighbours) == (2, "tfidf")
 
@@ -79,7 +86,7 @@ class FakeWorker:
         self.script, self.asked = list(script), []
         self.score_baseline = SimpleNamespace(remote=self._remote)
 
-    def _remote(self, baseline: Any, root: str) -> Any:
+    def _remote(self, baseline: Any, root: str, test: bool) -> Any:
         self.asked.append(baseline.name)
         return self.script.pop(0)
 
@@ -92,18 +99,19 @@ def row(name: str = "zero_shot") -> MetricsRow:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Scores the baselines of a sweep with fake workers; gives the folder, what was noted, and what was handed on."""
 
-    def answer(reference: Any) -> Any:
+    def get(reference: Any, timeout: float | None = None) -> Any:
         if isinstance(reference, Exception):
             raise reference
         return reference
 
-    monkeypatch.setattr(baseline_runner, "answer", answer)
+    monkeypatch.setattr(device_client.ray, "get", get)
 
     def run(*workers: FakeWorker, wanted: str = "[zero_shot]") -> tuple[SweepFolder, list[str], list[str]]:
         folder, notes, handed = SweepFolder(tmp_path), [], []
         todo = missing(folder, wanted_baselines(wanted))
+        devices = [DeviceClient(worker) for worker in workers]
         runner = BaselineRunner(
-            folder, workers, todo, notes.append, lambda baseline, row: handed.append(baseline.name), lambda: False
+            folder, devices, todo, notes.append, lambda baseline, row: handed.append(baseline.name), lambda: False
         )
         runner.start()
         runner.finish()

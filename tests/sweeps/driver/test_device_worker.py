@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-import sweeps.driver.trial_proxy
+import sweeps.driver.device_client
 from analysis.folder import MetricsRow, State, TrialFolder
-from analysis.objective import Objective
+from analysis.objective import Objective, Term
+from sweeps.driver.device_client import DeviceClient
 from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.trial_proxy import TrialProxy
 from sweeps.process.installation import package_root
@@ -18,7 +19,7 @@ from trainer.config import EngineConfig
 from trainer.engine import Admitted, Ended, Event, Full, Halted, RungResult
 from trainer.engines.checkpoints import seal
 
-TRIAL: Any = SimpleNamespace(trial_id="t0000")
+TRIAL: Any = SimpleNamespace(trial_id="t0000", train=SimpleNamespace(max_steps=4))
 
 
 def row(step: int) -> MetricsRow:
@@ -127,27 +128,34 @@ def test_a_new_proxy_frees_the_slot_of_the_one_that_died_wherever_it_was(
     calls: list[tuple[str, str]] = []
     full = {"a"}
 
+    def events(proceed: bool) -> Event:
+        return Ended("t0000", State.COMPLETED, "", 4) if proceed else RungResult("t0000", row(2))
+
     def device(name: str) -> Any:
         def admit(trial: Any, path: str, alone: bool) -> Any:
             calls.append((name, "admit"))
             return Full() if name in full else Admitted()
 
         remote = lambda inner: SimpleNamespace(remote=inner)  # noqa: E731
-        return SimpleNamespace(admit=remote(admit), end=remote(lambda trial_id, state: calls.append((name, "end"))))
+        return SimpleNamespace(
+            admit=remote(admit),
+            end=remote(lambda trial_id, state: calls.append((name, "end"))),
+            next_event=remote(lambda trial_id, proceed: events(proceed)),
+        )
 
-    monkeypatch.setattr(sweeps.driver.trial_proxy.ray, "get", lambda answer, timeout=None: answer)
-    workers = [(device(name), name) for name in "ab"]
-    composed: Any = SimpleNamespace(trial=lambda trial_id, values: TRIAL)
+    monkeypatch.setattr(sweeps.driver.device_client.ray, "get", lambda answer, timeout=None: answer)
+    devices = [DeviceClient(device(name), name) for name in "ab"]
+    config = SimpleNamespace(resources=SimpleNamespace(rung_timeout=None))
+    template: Any = SimpleNamespace(trial=lambda trial_id, values: TRIAL, config=config)
+    objective = Objective("single", 0.05, (Term("quality", "accuracy", "max", None, 0.0, 1.0, 1.0),))
     for _ in range(2):
         proxy: Any = TrialProxy.__new__(TrialProxy)
-        proxy.setup(
-            {"trial_id": "t0000", "values": {}}, composed, Objective("single", 0.05, ()), str(tmp_path), workers
-        )
-        assert proxy._admit() is None
+        proxy.setup({"trial_id": "t0000", "values": {}}, template, objective, str(tmp_path), devices)
+        assert proxy.step()["step"] == 2
         full.clear()
     assert calls == [("a", "admit"), ("b", "admit"), ("b", "end"), ("a", "admit")]
-    assert proxy.where == "a"
-    proxy._report(Ended("t0000", State.COMPLETED, "", 4))
+    assert proxy.placement.where == "a"
+    assert proxy.step()["done"]
     assert not proxy.slot_file.exists()
 
 

@@ -72,11 +72,8 @@ class Waves(SimulatedEngine):
         return events
 
 class Worker(SimulatedWorker):
-    @property
-    def engine(self):
-        if not hasattr(self, "_engine"):
-            self._engine = Waves(self.slots, self.objective.score, 0.0)
-        return self._engine
+    def _make_engine(self):
+        return Waves(self.slots, self.objective.score, 0.0)
 
 reported, note = set(), pacing.PacedSearch._note
 

@@ -19,10 +19,12 @@ import pytest
 from ray.tune.search import Searcher
 
 import analysis.folder
-import sweeps.driver.trial_proxy
+import sweeps.driver.device_client
 from analysis.folder import ENDED, State, Status, SweepFolder, append_line, read_lines
 from analysis.objective import Objective
 from sweeps.compose.compose import Composed, compose
+from sweeps.compose.trial_template import TrialTemplate
+from sweeps.driver.device_client import DeviceClient
 from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.trial_proxy import TrialProxy
 from sweeps.search.scheduler import build_sampler, build_scheduler, replay_scheduler
@@ -109,7 +111,11 @@ class Sweep:
         self.recorder.on_trial_start(0, [], trial)
         proxy: Any = TrialProxy.__new__(TrialProxy)
         proxy.setup(
-            trial.config, self.composed, self.objective, str(self.folder.root), [(Worker(self.objective.score), "here")]
+            trial.config,
+            self.composed.template,
+            self.objective,
+            str(self.folder.root),
+            [DeviceClient(Worker(self.objective.score), "here")],
         )
         decision = "CONTINUE"
         while decision != "STOP":
@@ -131,16 +137,16 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> Composed:
 
 @pytest.fixture(autouse=True)
 def _plain_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeps.driver.trial_proxy.ray, "get", lambda answer, timeout=None: answer)
-    made, inner = {}, Composed.trial  # most of the time would go into composing the same trials again and again
+    monkeypatch.setattr(sweeps.driver.device_client.ray, "get", lambda answer, timeout=None: answer)
+    made, inner = {}, TrialTemplate.trial  # most of the time would go into composing the same trials again and again
 
-    def trial(self: Composed, trial_id: str, values: dict[str, Any]) -> Any:
+    def trial(self: TrialTemplate, trial_id: str, values: dict[str, Any]) -> Any:
         key = trial_id + json.dumps(values)
         if key not in made:
             made[key] = inner(self, trial_id, values)
         return made[key]
 
-    monkeypatch.setattr(Composed, "trial", trial)
+    monkeypatch.setattr(TrialTemplate, "trial", trial)
 
 
 def state(folder: SweepFolder) -> dict[str, Any]:
@@ -163,7 +169,7 @@ def state(folder: SweepFolder) -> dict[str, Any]:
 def undisturbed(composed: Composed, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = SweepFolder(tmp_path_factory.mktemp("undisturbed"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweeps.driver.trial_proxy.ray, "get", lambda answer, timeout=None: answer)
+        patch.setattr(sweeps.driver.device_client.ray, "get", lambda answer, timeout=None: answer)
         Sweep(composed, folder).run()
     return state(folder)
 
