@@ -26,7 +26,7 @@ from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.ray_cluster import answer, facts_of, max_concurrent, ray_running, start_workers
 from sweeps.driver.resume import nothing_left, same_sweep
 from sweeps.process import gc_pause
-from sweeps.process.installation import program, typed
+from sweeps.process.installation import program, shell_path
 from sweeps.process.logs import to_file
 from sweeps.search.warm_start import carried_over
 from sweeps.store.control import driver
@@ -94,7 +94,7 @@ def new_folder(composed: Composed) -> SweepFolder:
     folder = SweepFolder(Path(settings.dir) / str(settings.name))
     if folder.sweep_file.exists():
         raise FolderError(
-            f"{folder.root} already holds a sweep. Go on with it: {program()} resume {typed(folder.root)}"
+            f"{folder.root} already holds a sweep. Go on with it: {program()} resume {shell_path(folder.root)}"
             f" — or give this one another name: sweep.name={settings.name}-2"
         )
     if folder.root.is_file() or (folder.root.is_dir() and any(not _left_behind(p) for p in folder.root.iterdir())):

@@ -69,7 +69,7 @@ def read_environment(raw: dict[str, Any], origins: Origins) -> dict[str, Any]:
     return result
 
 
-def typed(raw: dict[str, Any], origins: Origins) -> tuple[SweepConfig, dict[str, Any]]:
+def to_dataclass(raw: dict[str, Any], origins: Origins) -> tuple[SweepConfig, dict[str, Any]]:
     """The config, resolved and checked, and the whole mapping with its interpolations, defaults filled in.
 
     Every key gets its type and its range; paths become absolute; left out are terms of the objective without weight and

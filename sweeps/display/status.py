@@ -9,7 +9,7 @@ from typing import Any
 from analysis.errors import FolderError, LorasweepError
 from analysis.folder import ENDED, State, SweepFolder, TrialFolder, read_lines
 from analysis.leaderboard.leaderboard import build
-from sweeps.process.installation import program, typed
+from sweeps.process.installation import program, shell_path
 from sweeps.store.control import Driver, driver, requests, spent
 from sweeps.store.manifest import read_manifest
 
@@ -87,7 +87,7 @@ def lines(seen: Mapping[str, Any], folder: SweepFolder) -> list[str]:
         shown.append(f"{going} {trial['trial_id']}  {at}  {metrics}  {trial['where']}  {trial['reason']}".rstrip())
     shown += [f"note     {note}" for note in seen["notes"]]
     if seen["state"] in (STOPPED, DIED, IDLE):
-        shown.append(f"go on:   {program()} resume {typed(folder.root)}")
+        shown.append(f"go on:   {program()} resume {shell_path(folder.root)}")
     return shown
 
 

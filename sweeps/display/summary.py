@@ -10,7 +10,7 @@ from rich.console import Console
 from analysis.folder import SweepFolder
 from analysis.leaderboard import leaderboard, seeds
 from analysis.leaderboard.leaderboard import Row
-from sweeps.process.installation import program, typed
+from sweeps.process.installation import program, shell_path
 from sweeps.process.terminal import wrapped
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def show_next(folder: SweepFolder, rows: Sequence[Row], interrupted: bool, sync:
         interrupted: the sweep can be gone on with.
         sync: uploads offline W&B runs; empty where there is nothing to upload.
     """
-    shown, lorasweep = typed(folder.root), program()
+    shown, lorasweep = shell_path(folder.root), program()
     print(f"\nResults: {shown}/  (leaderboard.csv, trials/, sweep.yaml)")
     commands = []
     if interrupted:

@@ -35,7 +35,7 @@ def package_root() -> str:
     return found["sweeps"]
 
 
-def typed(path: Path | str) -> str:
+def shell_path(path: Path | str) -> str:
     """A path as one would type it here: relative where that is shorter, quoted where a shell needs it."""
     relative = os.path.relpath(path)
     return shlex.quote(min(relative, str(path), key=len))
@@ -49,4 +49,4 @@ def program(name: str = "lorasweep") -> str:
     started = Path(sys.argv[0])
     if started.exists() and started.samefile(beside):
         return shlex.quote(sys.argv[0])
-    return f"./{name}" if beside.parent == Path.cwd() else typed(beside)
+    return f"./{name}" if beside.parent == Path.cwd() else shell_path(beside)
