@@ -19,7 +19,7 @@ from trainer.device_cache import Materials
 from trainer.engines.batches import cut_by_length, micro_batches, pass_cost
 from trainer.engines.pack import Pack
 from trainer.engines.slot import Slot
-from trainer.engines.slot_budget import Budget, measure
+from trainer.engines.slot_budget import SlotBudget, measure
 from trainer.evaluation.bias.items import BiasItems
 from trainer.evaluation.evaluate import evaluate
 from trainer.models.base_model import BaseModel
@@ -55,7 +55,7 @@ class Probe:
     item_seconds: float
     bias_seconds: float
     item_tokens: float
-    budget: Budget
+    budget: SlotBudget
 
 
 @dataclass(frozen=True)

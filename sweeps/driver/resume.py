@@ -8,7 +8,7 @@ from analysis.errors import FolderError
 from analysis.folder import ENDED, SweepFolder, read_lines
 from sweeps.compose.compose import RESUMABLE, Composed
 from sweeps.driver.baseline_runner import missing, planned
-from sweeps.driver.stop_budget import Budget
+from sweeps.driver.stop_budget import StopBudget
 from sweeps.process.installation import program, shell_path
 from sweeps.store.control import ENQUEUE, requests, spent
 
@@ -68,7 +68,7 @@ def nothing_left(folder: SweepFolder, composed: Composed) -> str:
     if asked and not open_trials and asked == told and len(asked) >= config.search.trials:
         more = f"{program()} resume {shell_path(folder.root)} search.trials={len(asked) + max(1, len(asked) // 2)}"
         return f"All {len(asked)} trials have ended{', and more are enqueued' if waiting else ''}. For more: {more}"
-    watch = Budget(config.search.budget, spent(folder))
+    watch = StopBudget(config.search.budget, spent(folder))
     watch.replay(folder, records)
     used = watch.used_up()
     return (

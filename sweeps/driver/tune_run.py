@@ -22,7 +22,7 @@ from sweeps.compose.compose import Composed
 from sweeps.display.progress import Progress
 from sweeps.driver.baseline_runner import BaselineRunner, missing, planned, settings_of
 from sweeps.driver.ray_cluster import answer
-from sweeps.driver.stop_budget import Budget
+from sweeps.driver.stop_budget import StopBudget
 from sweeps.driver.stopper import Interrupt
 from sweeps.driver.trial_proxy import TrialProxy
 from sweeps.search import lineage
@@ -44,7 +44,7 @@ from trainer.config import Baseline
 class ToldByTune(Callback):
     """Passes on what Tune tells of trials to a part of ours that is there before Tune is imported."""
 
-    def __init__(self, ours: Progress | Budget):
+    def __init__(self, ours: Progress | StopBudget):
         self.ours = ours
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -107,7 +107,7 @@ class TuneRun:
         self.search.second_chances = 2
         self.search.on_disk_fault = self.interrupt.disk
         self.post = Post(folder, devices=len(workers))
-        self.budget = Budget(config.search.budget, self.post, self.interrupt.is_set)
+        self.budget = StopBudget(config.search.budget, self.post, self.interrupt.is_set)
         self.budget.replay(folder, records)
         if records:
             lineage.reconcile(folder, records)

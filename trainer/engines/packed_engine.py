@@ -14,7 +14,7 @@ from trainer.engine import Admission, Admitted, Ended, Event, Full, Refused, Req
 from trainer.engines.batches import pass_cost
 from trainer.engines.pack import Pack
 from trainer.engines.slot import Slot
-from trainer.engines.slot_budget import Budget, measure
+from trainer.engines.slot_budget import SlotBudget, measure
 from trainer.engines.trial_record import Score
 from trainer.outcomes import out_of_memory
 
@@ -35,7 +35,7 @@ class PackedEngine:
         self._room: int | None = None  # slots at a time; known once memory has run out
         self._packs: list[Pack] = []
         self._admitted: list[Slot] = []  # of all packs, the oldest first
-        self._budgets: dict[tuple[str, ...], Budget] = {}
+        self._budgets: dict[tuple[str, ...], SlotBudget] = {}
 
     def admit(self, trial: TrialConfig, folder: TrialFolder, checkpoint: Path | None) -> Admission:
         check_trial(trial)
@@ -155,7 +155,7 @@ class PackedEngine:
         encoded, validation = self.materials.training(trial), self.materials.validation(trial)
         return Slot(trial, folder, pack.base, encoded, validation, self.score, checkpoint)
 
-    def _budget(self, pack: Pack, trial: TrialConfig) -> Budget:
+    def _budget(self, pack: Pack, trial: TrialConfig) -> SlotBudget:
         key = self.materials.base_key(trial)
         if key not in self._budgets:
             slot = self._slot(trial, TrialFolder(Path("probe")), pack, None)
