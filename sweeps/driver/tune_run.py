@@ -33,7 +33,7 @@ from sweeps.search.searcher import GuardedOptunaSearch
 from sweeps.search.warm_start import carried_over, to_carry
 from sweeps.space.dimensions import DefineByRun
 from sweeps.store.control import ENQUEUE, Post, done, requests
-from sweeps.store.leaderboard_writer import Board
+from sweeps.store.leaderboard_writer import LeaderboardWriter
 from sweeps.store.reconcile import settle_told, settle_untold
 from sweeps.store.recorder import Recorder, write_config
 from sweeps.tracking.wandb_tables import charts
@@ -102,7 +102,7 @@ class TuneRun:
         )
         self.scheduler = build_scheduler(config.scheduler, config.train.rungs)
         self.scheduler.concurrent = concurrent
-        self.board = Board(folder, config.search.keep_adapters)
+        self.board = LeaderboardWriter(folder, config.search.keep_adapters)
         self.interrupt = Interrupt(progress, self.search.abandon)
         self.search.second_chances = 2
         self.search.on_disk_fault = self.interrupt.disk

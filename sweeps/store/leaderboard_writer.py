@@ -9,7 +9,7 @@ from analysis.leaderboard.leaderboard import Ranking, Row
 from sweeps.process.throttle import Throttle
 
 
-class Board:
+class LeaderboardWriter:
     """Writes ``leaderboard.csv``, and drops adapters that ``search.keep_adapters`` does not keep.
 
     Args:
