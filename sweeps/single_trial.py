@@ -46,7 +46,7 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
         import torch
 
         from trainer.baselines import score_baseline
-        from trainer.device_cache import Materials
+        from trainer.device_cache import DeviceCache
         from trainer.engines.make import make_engine
         from trainer.evaluation.evaluate import absent_metrics
         from trainer.final_scoring import generate_answers
@@ -63,7 +63,7 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     objective = Objective.from_config(composed.resolved()["objective"])
     values = dict(composed.start[0]) if composed.start else {}
     trial = composed.trial("t0000", values)
-    materials = Materials(device)
+    materials = DeviceCache(device)
     engine = make_engine(composed.config.engine, materials, objective.score, 1)
     absent = absent_metrics(trial, materials.validation(trial))
     check_available(composed.resolved()["objective"], absent)

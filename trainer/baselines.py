@@ -20,7 +20,7 @@ from analysis import fast_yaml
 from analysis.folder import MetricsRow, State, Status, TrialFolder, atomic_write
 from trainer.config import Baseline, TrialConfig
 from trainer.data.encode import Encoded, label_tokens
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.evaluation.bias.items import SWAP
 from trainer.evaluation.bias.score import score_bias
 from trainer.evaluation.evaluate import Evaluation, Validation, evaluate, metrics_of, restricted
@@ -30,7 +30,7 @@ from trainer.models.lora import add_adapter, remove_adapter
 
 
 def score_baseline(
-    materials: Materials, baseline: Baseline, folder: TrialFolder, validation: Validation | None = None
+    materials: DeviceCache, baseline: Baseline, folder: TrialFolder, validation: Validation | None = None
 ) -> MetricsRow:
     """Score a baseline on all validation items and the bias sets; write config, row, items and, last, the status.
 
@@ -61,7 +61,7 @@ def score_baseline(
     return row
 
 
-def _evaluated(materials: Materials, baseline: Baseline, validation: Validation) -> tuple[Evaluation, str]:
+def _evaluated(materials: DeviceCache, baseline: Baseline, validation: Validation) -> tuple[Evaluation, str]:
     """The evaluation, and what the reader of the leaderboard must know about it."""
     trial = baseline.trial
     if baseline.kind == "majority":
@@ -78,7 +78,7 @@ def _evaluated(materials: Materials, baseline: Baseline, validation: Validation)
 
 
 def _untuned(
-    materials: Materials, trial: TrialConfig, validation: Validation, known: Evaluation | None = None
+    materials: DeviceCache, trial: TrialConfig, validation: Validation, known: Evaluation | None = None
 ) -> Evaluation:
     """The base model on all rows and the bias sets; what it writes too, where ``eval.generate`` asks for it."""
     base = materials.base(trial)
@@ -93,7 +93,9 @@ def _untuned(
         remove_adapter(model)
 
 
-def _bias_of_base(materials: Materials, trial: TrialConfig, validation: Validation) -> dict[str, dict[str, list[Any]]]:
+def _bias_of_base(
+    materials: DeviceCache, trial: TrialConfig, validation: Validation
+) -> dict[str, dict[str, list[Any]]]:
     """Item tables of the bias sets that have no prompt, of the base model: scored once, whatever the examples."""
     key = (*materials.base_key(trial), repr(trial.bias))
     if key not in materials.bias_of_base:
@@ -109,7 +111,7 @@ def _bias_of_base(materials: Materials, trial: TrialConfig, validation: Validati
     return materials.bias_of_base[key]
 
 
-def _prompted(materials: Materials, baseline: Baseline, validation: Validation) -> tuple[Evaluation, str]:
+def _prompted(materials: DeviceCache, baseline: Baseline, validation: Validation) -> tuple[Evaluation, str]:
     """The untuned model with examples before each item.
 
     Swapped rows (``bias.swap``) are not measured: they would have to be asked with examples of their own.
@@ -136,12 +138,12 @@ def _prompted(materials: Materials, baseline: Baseline, validation: Validation) 
     return evaluation, note
 
 
-def _majority(materials: Materials, trial: TrialConfig, validation: Validation) -> np.ndarray:
+def _majority(materials: DeviceCache, trial: TrialConfig, validation: Validation) -> np.ndarray:
     frequencies = _frequencies(materials, trial, validation.labels)
     return np.tile(np.log(frequencies), (len(validation.rows), 1))
 
 
-def _vote(materials: Materials, baseline: Baseline, validation: Validation) -> np.ndarray:
+def _vote(materials: DeviceCache, baseline: Baseline, validation: Validation) -> np.ndarray:
     """(items, classes): the neighbours' labels weighted by cosine, and one vote spread as the training labels are."""
     trial = baseline.trial
     train = materials.dataset(trial).train
@@ -155,7 +157,7 @@ def _vote(materials: Materials, baseline: Baseline, validation: Validation) -> n
     return np.log(votes / votes.sum(1, keepdims=True))
 
 
-def _frequencies(materials: Materials, trial: TrialConfig, labels: tuple[str, ...]) -> np.ndarray:
+def _frequencies(materials: DeviceCache, trial: TrialConfig, labels: tuple[str, ...]) -> np.ndarray:
     counts = Counter(row.label for row in materials.dataset(trial).train)
     total = sum(counts.values())
     return np.array([counts[label] / total for label in labels])

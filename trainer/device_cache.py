@@ -19,7 +19,7 @@ from trainer.models.base_model import BaseModel, load_base
 _BASES = 4  # one model at every precision
 
 
-class Materials:
+class DeviceCache:
     """Loads what a trial needs once and hands out the same object afterwards.
 
     Args:

@@ -11,14 +11,14 @@ from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 
 from analysis.folder import MetricsRow, TrialFolder
 from trainer.config import TrialConfig
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.generate import TABLE, answers, with_answers
 from trainer.models.base_model import BaseModel
 from trainer.models.lora import add_adapter, remove_adapter
 
 
-def score_on_test(materials: Materials, trial: TrialConfig, folder: TrialFolder) -> MetricsRow:
+def score_on_test(materials: DeviceCache, trial: TrialConfig, folder: TrialFolder) -> MetricsRow:
     """Score the adapter in a trial's folder on the test rows and the bias sets; write items, then the row.
 
     Args:
@@ -52,7 +52,7 @@ def score_on_test(materials: Materials, trial: TrialConfig, folder: TrialFolder)
     return row
 
 
-def generate_answers(materials: Materials, trial: TrialConfig, folder: TrialFolder) -> None:
+def generate_answers(materials: DeviceCache, trial: TrialConfig, folder: TrialFolder) -> None:
     """Let a completed trial's adapter write answers to the validation rows; its final row gets their metrics too."""
     base, validation = materials.base(trial), materials.validation(trial)
     with saved_adapter(base, trial, folder.adapter_dir) as model:

@@ -15,7 +15,7 @@ from analysis.folder import TrialFolder
 from sweeps.checks.simulate import Cost
 from trainer.config import EngineConfig, TrialConfig
 from trainer.data.dataset import Dataset, Row
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.engines.batches import cut_by_length, micro_batches, pass_cost
 from trainer.engines.pack import Pack
 from trainer.engines.slot import Slot
@@ -177,8 +177,8 @@ class Prober:
         gc.collect()
 
 
-class _Sampled(Materials):
-    """Materials of a sample of the rows."""
+class _Sampled(DeviceCache):
+    """A device cache of a sample of the rows."""
 
     def __init__(self, device: torch.device, sample: Dataset):
         super().__init__(device)

@@ -279,12 +279,12 @@ class DeviceWorker:
             _import_torch()
             import torch
 
-            from trainer.device_cache import Materials
+            from trainer.device_cache import DeviceCache
             from trainer.engines.make import make_engine
             from trainer.models.base_model import best_device
 
             torch.set_num_threads(self.threads)
-            self._materials = Materials(best_device())
+            self._materials = DeviceCache(best_device())
             self._engine = make_engine(self.settings, self._materials, self.objective.score, self.slots)
         return self._engine
 

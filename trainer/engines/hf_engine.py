@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from analysis.folder import State, TrialFolder
 from trainer.config import TrialConfig, check_trial
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.engine import Admission, Admitted, Ended, Event, Full, RungResult, never
 from trainer.engines.hf_trainer import RungTrainer
 from trainer.engines.keyed_dropout import DropoutKeys, use_keyed_dropout
@@ -38,7 +38,7 @@ class HfEngine:
         activation_checkpointing: recompute activations in the backward pass.
     """
 
-    def __init__(self, materials: Materials, score: Score, activation_checkpointing: bool = False):
+    def __init__(self, materials: DeviceCache, score: Score, activation_checkpointing: bool = False):
         self.materials = materials
         self.score = score
         self.activation_checkpointing = activation_checkpointing
@@ -92,7 +92,7 @@ class _Run:
         self,
         trial: TrialConfig,
         folder: TrialFolder,
-        materials: Materials,
+        materials: DeviceCache,
         score: Score,
         checkpoint: Path | None,
         activation_checkpointing: bool,

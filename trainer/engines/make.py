@@ -1,12 +1,12 @@
 """Which engine a config's ``engine.name`` means. Importing this imports torch."""
 
 from trainer.config import EngineConfig
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.engine import Engine
 from trainer.engines.trial_record import Score
 
 
-def make_engine(settings: EngineConfig, materials: Materials, score: Score, slots: int | None = None) -> Engine:
+def make_engine(settings: EngineConfig, materials: DeviceCache, score: Score, slots: int | None = None) -> Engine:
     """The engine of that name on a device.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 
 from analysis.folder import State, TrialFolder
 from trainer.config import EngineConfig, TrialConfig, check_trial, pack_refusal
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.engine import Admission, Admitted, Ended, Event, Full, Refused, Requeued, never
 from trainer.engines.batches import pass_cost
 from trainer.engines.pack import Pack
@@ -29,7 +29,7 @@ class PackedEngine:
         slots: most trials at a time over all packs; None: as many as memory holds and packing pays for.
     """
 
-    def __init__(self, materials: Materials, score: Score, settings: EngineConfig, slots: int | None = None):
+    def __init__(self, materials: DeviceCache, score: Score, settings: EngineConfig, slots: int | None = None):
         self.materials, self.score, self.settings, self.slots = materials, score, settings, slots
         self.patience = 0.0
         self._room: int | None = None  # slots at a time; known once memory has run out

@@ -17,7 +17,7 @@ from analysis.folder import State, TrialFolder
 from tests.trainer.engines.test_pack_equivalence import materials  # noqa: F401  # fixture
 from tests.trainer.packs import at_step, drive, packed_engine
 from trainer.config import TrialConfig
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.engine import Admitted, RungResult
 from trainer.engines import pack
 from trainer.engines.packed_engine import PackedEngine
@@ -45,11 +45,11 @@ def three(make_trial: Callable[..., TrialConfig]) -> Callable[..., list[TrialCon
     ]
 
 
-def with_pairs(materials: Materials, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def with_pairs(materials: DeviceCache, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Bias pairs of our own: the real ones are fetched."""
-    validation = Materials.validation
+    validation = DeviceCache.validation
     monkeypatch.setattr(
-        Materials,
+        DeviceCache,
         "validation",
         lambda self, trial: replace(
             validation(self, trial), bias=BiasItems(PAIRS if trial.task.name == "completion" else [])
@@ -85,7 +85,7 @@ def test_a_rung_of_three_slots_is_one_pass_and_equals_each_alone_and_peft(
     model: str,
     kernel: str,
     three: Callable[..., list[TrialConfig]],
-    materials: Materials,  # noqa: F811
+    materials: DeviceCache,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
