@@ -59,7 +59,7 @@ class PackedEngine:
                 raise
             self._collect()
             return Full()  # there is room when others have ended
-        return Admitted(slot.ledger.step)
+        return Admitted(slot.record.step)
 
     def capacity(self, trial: TrialConfig) -> int:
         """Trials like this one that this device takes side by side."""
@@ -79,7 +79,7 @@ class PackedEngine:
                 return events
 
     def _advance(self, pack: Pack) -> list[Event]:
-        done = [s for s in pack.slots if not s.resting and not s.due and s.ledger.step == s.trial.train.max_steps]
+        done = [s for s in pack.slots if not s.resting and not s.due and s.record.step == s.trial.train.max_steps]
         events = pack.finish(done)
         began = time.monotonic()
         events += pack.step()

@@ -155,7 +155,7 @@ def test_a_slot_does_not_wait_for_one_that_is_far_behind(three, materials, tmp_p
 
 def test_a_slot_whose_weights_are_not_finite_leaves_the_scores_of_the_others(three, materials, tmp_path) -> None:  # noqa: F811
     good = trained(packed_engine(materials), three("llama"), tmp_path / "good")
-    expected = [slot.ledger.best.evaluation for slot in good.slots]
+    expected = [slot.record.best.evaluation for slot in good.slots]
     engine = packed_engine(materials)
     for trial in three("llama"):
         assert isinstance(engine.admit(trial, TrialFolder(tmp_path / "bad" / trial.trial_id), None), Admitted)
@@ -167,7 +167,7 @@ def test_a_slot_whose_weights_are_not_finite_leaves_the_scores_of_the_others(thr
     events = engine.advance()
     assert [getattr(event, "state", None) for event in events] == [None, State.DIVERGED, None]
     for k, slot in ((0, packed.slots[0]), (2, packed.slots[-1])):
-        same(expected[k], slot.ledger.best.evaluation)
+        same(expected[k], slot.record.best.evaluation)
 
 
 def test_what_is_too_much_for_all_slots_is_scored_for_each_alone(three, materials, tmp_path, monkeypatch) -> None:  # noqa: F811
@@ -198,7 +198,7 @@ def test_what_is_too_much_for_all_slots_is_scored_for_each_alone(three, material
 @pytest.mark.parametrize("mistake", ["the first slot's scores for all", "the first slot's adapter for all"])
 def test_a_known_mistake_is_seen(mistake, three, materials, tmp_path, monkeypatch) -> None:  # noqa: F811
     right = trained(packed_engine(materials), three("llama"), tmp_path / "right")
-    expected = [slot.ledger.best.evaluation for slot in right.slots]
+    expected = [slot.record.best.evaluation for slot in right.slots]
     if "scores" in mistake:
         ask = Together.ask
         monkeypatch.setattr(Together, "ask", lambda self, place, *args: ask(self, self.places[0], *args))
@@ -206,10 +206,10 @@ def test_a_known_mistake_is_seen(mistake, three, materials, tmp_path, monkeypatc
         route = pack.Pack._route
         monkeypatch.setattr(pack.Pack, "_route", lambda self, places, rows: route(self, [0] * len(places), rows))
     wrong = trained(packed_engine(materials), three("llama"), tmp_path / "wrong")
-    same(expected[0], wrong.slots[0].ledger.best.evaluation)
+    same(expected[0], wrong.slots[0].record.best.evaluation)
     for place in (1, 2):
         with pytest.raises(AssertionError):
-            same(expected[place], wrong.slots[place].ledger.best.evaluation)
+            same(expected[place], wrong.slots[place].record.best.evaluation)
 
 
 def test_a_batch_that_is_too_large_is_halved_until_it_fits() -> None:
