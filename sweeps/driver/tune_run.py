@@ -23,7 +23,7 @@ from sweeps.display.progress import Progress
 from sweeps.driver.baseline_runner import BaselineRunner, missing, planned, settings_of
 from sweeps.driver.ray_cluster import answer
 from sweeps.driver.stop_budget import StopBudget
-from sweeps.driver.stopper import Interrupt
+from sweeps.driver.stopper import SweepStopper
 from sweeps.driver.trial_proxy import TrialProxy
 from sweeps.search import lineage
 from sweeps.search.pacing import PacedSearch
@@ -103,7 +103,7 @@ class TuneRun:
         self.scheduler = build_scheduler(config.scheduler, config.train.rungs)
         self.scheduler.concurrent = concurrent
         self.board = LeaderboardWriter(folder, config.search.keep_adapters)
-        self.interrupt = Interrupt(progress, self.search.abandon)
+        self.interrupt = SweepStopper(progress, self.search.abandon)
         self.search.second_chances = 2
         self.search.on_disk_fault = self.interrupt.disk
         self.post = Post(folder, devices=len(workers))
