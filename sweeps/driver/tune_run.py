@@ -41,7 +41,7 @@ from sweeps.tracking.wandb_tracker import WandbTracker
 from trainer.config import Baseline
 
 
-class ToldByTune(Callback):
+class TuneCallback(Callback):
     """Passes on what Tune tells of trials to a part of ours that is there before Tune is imported."""
 
     def __init__(self, ours: Progress | StopBudget):
@@ -197,8 +197,8 @@ class TuneRun:
                 self.interrupt.disk,
                 self.search.waits,
             ),
-            ToldByTune(self.budget),
-            ToldByTune(self.progress),
+            TuneCallback(self.budget),
+            TuneCallback(self.progress),
         ]
         if self.tracker is not None:
             callbacks.append(self.tracker)
