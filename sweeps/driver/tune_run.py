@@ -32,7 +32,7 @@ from sweeps.search.scheduler import build_sampler, build_scheduler, replay_sched
 from sweeps.search.searcher import GuardedOptunaSearch
 from sweeps.search.warm_start import carried_over, to_carry
 from sweeps.space.dimensions import DefineByRun
-from sweeps.store.control import ENQUEUE, Post, done, requests
+from sweeps.store.control import ENQUEUE, Heartbeat, done, requests
 from sweeps.store.leaderboard_writer import LeaderboardWriter
 from sweeps.store.reconcile import settle_told, settle_untold
 from sweeps.store.recorder import Recorder, write_config
@@ -106,8 +106,8 @@ class TuneRun:
         self.interrupt = SweepStopper(progress, self.search.abandon)
         self.search.second_chances = 2
         self.search.on_disk_fault = self.interrupt.disk
-        self.post = Post(folder, devices=len(workers))
-        self.budget = StopBudget(config.search.budget, self.post, self.interrupt.is_set)
+        self.heartbeat = Heartbeat(folder, devices=len(workers))
+        self.budget = StopBudget(config.search.budget, self.heartbeat, self.interrupt.is_set)
         self.budget.replay(folder, records)
         if records:
             lineage.reconcile(folder, records)
@@ -240,7 +240,7 @@ class TuneRun:
                     self._track_sweep()
         finally:
             with contextlib.suppress(OSError):
-                self.post.end(self.interrupt.why or "finished")
+                self.heartbeat.end(self.interrupt.why or "finished")
             if self.tracker is not None:
                 self.tracker.close()
             shutil.rmtree(scratch, ignore_errors=True)
@@ -275,7 +275,7 @@ class TuneRun:
     def _look_around(self) -> None:
         """Count the time, look what is used up, and what somebody asks for."""
         try:
-            self.post.beat()
+            self.heartbeat.beat()
             spent = self.budget.used_up()
             if spent:
                 self.interrupt.stop(f"{spent}. Running trials stop at their next rung.", at_once=False)

@@ -90,7 +90,7 @@ class Spent:
     device_seconds: float = 0.0
 
 
-class Post(Spent):
+class Heartbeat(Spent):
     """The driver's side: says that it runs, what was spent, and how it ended.
 
     Args:
