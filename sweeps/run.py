@@ -119,7 +119,7 @@ def _drive(
     progress.phase("starting Ray and the device workers")
     with ray_running(composed.config) as let_go, to_file(folder.log_file, progress.verbose):
         workers = start_workers(composed.config, objective, worker_class)
-        with gc_pause.kept():
+        with gc_pause.paused():
             from sweeps.driver.tune_run import TuneRun  # imports Ray Tune, which takes seconds: while the workers start
 
         facts = facts_of(workers, str(folder.root), composed.precisions, progress.note)

@@ -41,7 +41,7 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
         print(f"{minutes}:{seconds:02}  {text}", flush=True)
 
     say("loading model and data")
-    with gc_pause.kept():
+    with gc_pause.paused():
         import_libraries()
         import torch
 

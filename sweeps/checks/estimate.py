@@ -108,7 +108,7 @@ def drawn(composed: Composed, n: int) -> list[TrialConfig]:
 def estimated(composed: Composed, dataset: Dataset, check: Check) -> None:
     """Probe the machine and fill in lengths, precisions and the estimate. Raises LorasweepError."""
     began = time.monotonic()
-    with gc_pause.kept():
+    with gc_pause.paused():
         import_libraries()
         import torch
 

@@ -439,7 +439,7 @@ class DeviceWorker:
 @cache
 def _import_torch() -> None:
     """Once, and not when an engine that broke is made anew: its remains must not be kept."""
-    with gc_pause.kept():
+    with gc_pause.paused():
         import_libraries()
         import trainer.device_cache
         import trainer.engines.make
