@@ -21,7 +21,7 @@ from sweeps.config import SweepConfig
 from sweeps.driver.device_worker import DeviceWorker, WorkerFacts
 from sweeps.driver.worker_errors import LOST
 from sweeps.process.installation import package_root
-from sweeps.process.threads import counts, waiting
+from sweeps.process.threads import thread_counts, wait_policy
 
 NAMESPACE = "lorasweep"
 _PROXY_CPUS = 0.5  # of a node; a proxy claims a thousandth
@@ -172,7 +172,9 @@ def start_workers(config: SweepConfig, objective: Objective, kind: type[DeviceWo
             max_restarts=-1,
             max_concurrency=64,
             scheduling_strategy=NodeAffinitySchedulingStrategy(seat.node_id, soft=False),
-            runtime_env={"env_vars": {**_worker_environment(), **_ALLOCATOR, **waiting(), **counts(seat.threads)}},
+            runtime_env={
+                "env_vars": {**_worker_environment(), **_ALLOCATOR, **wait_policy(), **thread_counts(seat.threads)}
+            },
             name=f"device-{uuid.uuid4().hex[:8]}",
         )
         slots = config.resources.slots if isinstance(config.resources.slots, int) else None
