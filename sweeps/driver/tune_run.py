@@ -34,7 +34,7 @@ from sweeps.search.warm_start import carried_over, to_carry
 from sweeps.space.dimensions import DefineByRun
 from sweeps.store.control import ENQUEUE, Heartbeat, done, requests
 from sweeps.store.leaderboard_writer import LeaderboardWriter
-from sweeps.store.reconcile import settle_told, settle_untold
+from sweeps.store.reconcile import update_files, update_study
 from sweeps.store.recorder import Recorder, write_config
 from sweeps.tracking.wandb_tables import charts
 from sweeps.tracking.wandb_tracker import WandbTracker
@@ -112,9 +112,9 @@ class TuneRun:
         if records:
             lineage.reconcile(folder, records)
             self.search.replay(records)
-            settle_told(folder, records)
+            update_files(folder, records)
             replay_scheduler(self.scheduler, records)
-            settle_untold(folder, self.search, self.scheduler, objective.score)
+            update_study(folder, self.search, self.scheduler, objective.score)
         if self.scheduler.populate(composed.space, self._exchange) and concurrent < config.search.trials:
             progress.note(
                 f"A population is what trains side by side: {concurrent} at a time here, and search.trials is"
