@@ -78,7 +78,7 @@ def load_dataset(config: DataConfig, report: Report = lambda message: None) -> D
     if config.source == "newsgroups":
         tables = load_newsgroups(config, report)
         for table in tables:
-            how.wanted.check(table.path, list(table.columns))
+            how.selection.check(table.path, list(table.columns))
         splits = {n: rows_of(t, n, how, errors)[0] for n, t in zip(("train", "validation"), tables, strict=True)}
     elif makes_splits(config):
         table = _read(config, "train", how, errors, report)
@@ -243,9 +243,9 @@ def _given(config: DataConfig, split: str) -> str:
 def _read(config: DataConfig, split: str, how: Reading, errors: RowErrors, report: Report) -> Table:
     key, given = f"data.{split}", _given(config, split)
     if config.source == "hub":
-        return hub_table(config, key, given, how.wanted)
+        return hub_table(config, key, given, how.selection)
     source, file = _place(config, given, report)
-    return read_table(source, key, file, how.wanted, errors)
+    return read_table(source, key, file, how.selection, errors)
 
 
 def _place(config: DataConfig, given: str, report: Report) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from urllib.request import getproxies
 
 from analysis.errors import DataError, did_you_mean
 from trainer.config import DataConfig
-from trainer.data.tables import Table, Wanted
+from trainer.data.tables import ColumnSelection, Table
 
 _TIMEOUT = 3.0  # seconds: `datasets` itself tries for half a minute
 
@@ -30,22 +30,22 @@ def hub_columns(config: DataConfig, key: str, split: str) -> tuple[str, list[str
     return _name(config, split), list(loaded.column_names)
 
 
-def hub_table(config: DataConfig, key: str, split: str, wanted: Wanted) -> Table:
+def hub_table(config: DataConfig, key: str, split: str, selection: ColumnSelection) -> Table:
     """Some columns of a split; a column of class numbers comes as the classes' names.
 
     Args:
         config: name (or folder), subset and revision.
         key: config path of the split, for messages (``data.train``).
         split: its name.
-        wanted: which columns.
+        selection: which columns.
 
     Raises:
         DataError: as ``hub_columns``, and for a column that is not there.
     """
     loaded, name = _load(config, key, split), _name(config, split)
-    wanted.check(name, loaded.column_names)
+    selection.check(name, loaded.column_names)
     columns = {}
-    for column in wanted.columns(loaded.column_names):
+    for column in selection.columns(loaded.column_names):
         values, feature = loaded[column][:], loaded.features[column]
         if hasattr(feature, "int2str"):  # a class; unlabelled rows of hub data sets have None or -1
             values = [feature.int2str(v) if v is not None and v >= 0 else "" for v in values]

@@ -15,7 +15,7 @@ from analysis.errors import DataError, did_you_mean
 
 @dataclass(frozen=True)
 class Table:
-    """The wanted columns of a file.
+    """The selected columns of a file.
 
     Attributes:
         path: where they come from.
@@ -60,7 +60,7 @@ class RowErrors:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ColumnSelection:
     """Columns to read.
 
     Attributes:
