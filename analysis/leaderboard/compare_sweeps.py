@@ -58,7 +58,7 @@ def _names(folders: Sequence[SweepFolder]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Together:
+class JointRanking:
     """One ranking of the trials of several sweeps.
 
     Attributes:
@@ -79,7 +79,7 @@ def manifest(folder: SweepFolder) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def rank_together(folders: Sequence[SweepFolder], by: Sequence[str] = ()) -> Together:
+def rank_together(folders: Sequence[SweepFolder], by: Sequence[str] = ()) -> JointRanking:
     """Rank the trials of several sweeps as one list, by the objective of the first, or by metrics.
 
     Raises:
@@ -115,7 +115,7 @@ def rank_together(folders: Sequence[SweepFolder], by: Sequence[str] = ()) -> Tog
         notes.append(f"Ranked by the objective of {first}; {', '.join(others)} had another one.")
     ranking = Ranking(rescored(rows, objective, names), objective, left_out, tuple(names), notes=tuple(notes))
     labels = list(dict.fromkeys(str(x) for m in manifests.values() for x in at(m, "data", "labels") or []))
-    return Together(together, judged(together, ranking, labels))
+    return JointRanking(together, judged(together, ranking, labels))
 
 
 def _objective(folder: SweepFolder) -> Any:
