@@ -32,7 +32,7 @@ from sweeps.search.scheduler import build_sampler, build_scheduler, replay_sched
 from sweeps.search.searcher import GuardedOptunaSearch
 from sweeps.search.warm_start import carried_over, to_carry
 from sweeps.space.dimensions import DefineByRun
-from sweeps.store.control import ENQUEUE, Heartbeat, done, requests
+from sweeps.store.control import ENQUEUE, Heartbeat, remove_request, requests
 from sweeps.store.leaderboard_writer import LeaderboardWriter
 from sweeps.store.reconcile import update_files, update_study
 from sweeps.store.recorder import Recorder, write_config
@@ -287,11 +287,11 @@ class TuneRun:
         for request in requests(self.folder):
             if request.kind == ENQUEUE:
                 if request.name in self.search.enqueued:
-                    done(self.folder, request)
+                    remove_request(self.folder, request)
                 else:
                     self.search.enqueue(request.name, request.point or {})
                 continue
-            done(self.folder, request)
+            remove_request(self.folder, request)
             if request.trial_id:
                 self.interrupt.stop_trial(request.trial_id)
                 self.progress.note(f"{request.trial_id} is to stop at its next rung.")

@@ -78,7 +78,7 @@ def requests(folder: SweepFolder) -> list[Request]:
     return found
 
 
-def done(folder: SweepFolder, request: Request) -> None:
+def remove_request(folder: SweepFolder, request: Request) -> None:
     (folder.control_dir / f"{request.name}.json").unlink(missing_ok=True)
 
 
@@ -109,7 +109,7 @@ class Heartbeat(Spent):
         self._beat_at = self._last
         for request in requests(folder):
             if request.kind == STOP:  # meant for an earlier driver
-                done(folder, request)
+                remove_request(folder, request)
         self._write()
 
     def beat(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from analysis.folder import SweepFolder
 from sweeps.store import control
-from sweeps.store.control import Heartbeat, ask_to_stop, ask_to_try, done, driver, requests, spent
+from sweeps.store.control import Heartbeat, ask_to_stop, ask_to_try, driver, remove_request, requests, spent
 
 
 def test_requests_of_many_terminals_all_arrive_whole_and_once(tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_requests_of_many_terminals_all_arrive_whole_and_once(tmp_path: Path) ->
         for request in requests(folder):
             assert request.point
             seen.append(request.point["lora.rank"])
-            done(folder, request)
+            remove_request(folder, request)
     assert sorted(seen) == [100 * k + n for k in range(4) for n in range(25)]
     for k in range(4):
         assert [n for n in seen if n // 100 == k] == [100 * k + n for n in range(25)], "each terminal's in its order"
