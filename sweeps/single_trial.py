@@ -63,9 +63,9 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     objective = Objective.from_config(composed.resolved()["objective"])
     values = dict(composed.start[0]) if composed.start else {}
     trial = composed.trial("t0000", values)
-    materials = DeviceCache(device)
-    engine = make_engine(composed.config.engine, materials, objective.score, 1)
-    absent = absent_metrics(trial, materials.validation(trial))
+    device_cache = DeviceCache(device)
+    engine = make_engine(composed.config.engine, device_cache, objective.score, 1)
+    absent = absent_metrics(trial, device_cache.validation(trial))
     check_available(composed.resolved()["objective"], absent)
     for why in dict.fromkeys(absent.values()):
         say(f"not measured: {why}")
@@ -74,7 +74,7 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
         say(note)
     admission = engine.admit(trial, files, None)
     assert not isinstance(admission, Refused)  # the only slot is free, and what cannot run has raised
-    data = materials.facts(trial)
+    data = device_cache.facts(trial)
     if data["skipped"]:
         say(skipped_note(data["skipped"]))
     manifest = make_manifest(composed, data, [{"device": str(device), "precisions": faults}])
@@ -85,10 +85,10 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     status = _train(engine, trial.trial_id, files, say)
     if trial.eval.generate and status.state == "completed":
         say("writing answers")
-        generate_answers(materials, trial, files)
+        generate_answers(device_cache, trial, files)
     for baseline in planned(composed, trial.precision):
         say(f"scoring {baseline.name}")
-        score_baseline(materials, baseline, folder.baseline(baseline.name))
+        score_baseline(device_cache, baseline, folder.baseline(baseline.name))
     leaderboard_rows = leaderboard.build(folder)
     leaderboard.write(folder, leaderboard_rows)
     show_leaderboard(folder, leaderboard_rows)

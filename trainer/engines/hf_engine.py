@@ -33,13 +33,13 @@ class HfEngine:
     """One slot.
 
     Args:
-        materials: base models and data of this device.
+        device_cache: base models and data of this device.
         score: the sweep's objective, higher is better; picks each trial's best rung.
         activation_checkpointing: recompute activations in the backward pass.
     """
 
-    def __init__(self, materials: DeviceCache, score: Score, activation_checkpointing: bool = False):
-        self.materials = materials
+    def __init__(self, device_cache: DeviceCache, score: Score, activation_checkpointing: bool = False):
+        self.device_cache = device_cache
         self.score = score
         self.activation_checkpointing = activation_checkpointing
         self.run: _Run | None = None
@@ -49,7 +49,7 @@ class HfEngine:
         if self.run is not None:
             return Full()
         check_trial(trial)
-        self.run = _Run(trial, folder, self.materials, self.score, checkpoint, self.activation_checkpointing)
+        self.run = _Run(trial, folder, self.device_cache, self.score, checkpoint, self.activation_checkpointing)
         return Admitted(self.run.start_step)
 
     def capacity(self, trial: TrialConfig) -> int:
@@ -92,15 +92,15 @@ class _Run:
         self,
         trial: TrialConfig,
         folder: TrialFolder,
-        materials: DeviceCache,
+        device_cache: DeviceCache,
         score: Score,
         checkpoint: Path | None,
         activation_checkpointing: bool,
     ):
         self.trial = trial
-        self.base = materials.base(trial)
-        self.encoded = materials.training(trial)
-        self.validation = materials.validation(trial)
+        self.base = device_cache.base(trial)
+        self.encoded = device_cache.training(trial)
+        self.validation = device_cache.validation(trial)
         self.record = TrialRecord(trial, folder, self.validation, score)
         self.resting = False
         keys = DropoutKeys()

@@ -23,14 +23,14 @@ class PackedEngine:
     """Packs keyed by base model (model, revision, precision, task head), trained in turns.
 
     Args:
-        materials: base models and data of this device.
+        device_cache: base models and data of this device.
         score: the sweep's objective, higher is better; picks each trial's best rung.
         settings: how packs are trained.
         slots: most trials at a time over all packs; None: as many as memory holds and packing pays for.
     """
 
-    def __init__(self, materials: DeviceCache, score: Score, settings: EngineConfig, slots: int | None = None):
-        self.materials, self.score, self.settings, self.slots = materials, score, settings, slots
+    def __init__(self, device_cache: DeviceCache, score: Score, settings: EngineConfig, slots: int | None = None):
+        self.device_cache, self.score, self.settings, self.slots = device_cache, score, settings, slots
         self.patience = 0.0
         self._room: int | None = None  # slots at a time; known once memory has run out
         self._packs: list[Pack] = []
@@ -142,7 +142,7 @@ class PackedEngine:
         return sum(len(pack.slots) for pack in self._packs)
 
     def _pack(self, trial: TrialConfig) -> Pack:
-        base = self.materials.base(trial)
+        base = self.device_cache.base(trial)
         for pack in self._packs:
             if pack.base is base:
                 return pack
@@ -152,11 +152,11 @@ class PackedEngine:
         return pack
 
     def _slot(self, trial: TrialConfig, folder: TrialFolder, pack: Pack, checkpoint: Path | None) -> Slot:
-        encoded, validation = self.materials.training(trial), self.materials.validation(trial)
+        encoded, validation = self.device_cache.training(trial), self.device_cache.validation(trial)
         return Slot(trial, folder, pack.base, encoded, validation, self.score, checkpoint)
 
     def _budget(self, pack: Pack, trial: TrialConfig) -> SlotBudget:
-        key = self.materials.base_key(trial)
+        key = self.device_cache.base_key(trial)
         if key not in self._budgets:
             slot = self._slot(trial, TrialFolder(Path("probe")), pack, None)
             self._budgets[key] = measure(pack, slot)
