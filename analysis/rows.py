@@ -113,11 +113,11 @@ def read_rows(folder: SweepFolder, searched: Sequence[str]) -> list[Row]:
 def _missing(folder: SweepFolder, there: Collection[str], searched: Sequence[str]) -> list[Row]:
     """Trials that ended, as the search wrote down, and whose folders are not there."""
     rows = []
-    for told in read_lines(folder.asks_file):
-        name, values = told.get("trial_id"), told.get("values")
-        if told.get("event") == "tell" and isinstance(name, str) and name not in there:
+    for record in read_lines(folder.asks_file):
+        name, values = record.get("trial_id"), record.get("values")
+        if record.get("event") == "tell" and isinstance(name, str) and name not in there:
             config = {path: values.get(path) if isinstance(values, Mapping) else None for path in searched}
-            reason = f"its folder is missing (it ended as {told.get('state')}): restore trials/{name} from a copy"
+            reason = f"its folder is missing (it ended as {record.get('state')}): restore trials/{name} from a copy"
             rows.append(Row("trial", name, UNKNOWN, 0, config=config, reason=reason))
     return rows
 
@@ -136,9 +136,9 @@ def _read(kind: str, files: TrialFolder, reader: ConfigReader) -> Row:
     notes: list[str] = []
     status, reached = UNKNOWN, 0
     try:
-        told = files.read_status()
-        status, reached = str(told.state), told.step
-        notes += [str(told.reason)] if told.reason else []
+        last = files.read_status()
+        status, reached = str(last.state), last.step
+        notes += [str(last.reason)] if last.reason else []
     except (FolderError, OSError) as error:
         notes.append(_line(error))
     config: dict[str, Any] = dict.fromkeys(reader.searched)
@@ -186,17 +186,17 @@ def _config(files: TrialFolder, reader: ConfigReader, notes: list[str]) -> dict[
     if not reader.searched:
         return {}
     try:
-        found = reader.read(files.config_file.read_bytes())
+        values = reader.read(files.config_file.read_bytes())
     except FileNotFoundError:
         notes.append("config.yaml is missing")
         return {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         notes.append(f"config.yaml cannot be read ({_line(error)})")
         return {}
-    missing = [path for path in reader.searched if path not in found]
+    missing = [path for path in reader.searched if path not in values]
     if missing:
         notes.append(f"config.yaml lacks {', '.join(missing)}")
-    return found
+    return values
 
 
 def _whole(row: MetricsRow) -> bool:

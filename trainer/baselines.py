@@ -122,8 +122,8 @@ def _prompted(device_cache: DeviceCache, baseline: Baseline, validation: Validat
         fixed = few_shot_rows(train.rows, baseline.few_shot.k, baseline.few_shot.seed)
         chosen, k = [fixed] * len(validation.rows), baseline.few_shot.k
     else:
-        found = nearest(train.rows, validation.rows, baseline.retrieval, base)
-        chosen, k = [row[::-1].tolist() for row in found.rows], baseline.retrieval.k
+        neighbours = nearest(train.rows, validation.rows, baseline.retrieval, base)
+        chosen, k = [row[::-1].tolist() for row in neighbours.rows], baseline.retrieval.k
     longest = max((len(tokens) for tokens in label_tokens(base.tokenizer, validation.labels)), default=0)
     encoded, used = with_examples(validation.encoded, train.encoded, chosen, base, longest)
     known = Evaluation({}, {"task": {"item_id": []}, **_bias_of_base(device_cache, trial, validation)}, 0)
@@ -147,13 +147,13 @@ def _vote(device_cache: DeviceCache, baseline: Baseline, validation: Validation)
     """(items, classes): the neighbours' labels weighted by cosine, and one vote spread as the training labels are."""
     trial = baseline.trial
     train = device_cache.dataset(trial).train
-    found = nearest(train, validation.rows, baseline.retrieval, device_cache.base(trial))
+    neighbours = nearest(train, validation.rows, baseline.retrieval, device_cache.base(trial))
     index = {label: i for i, label in enumerate(validation.labels)}
     targets = np.array([index[row.label] for row in train])
     votes = np.tile(_frequencies(device_cache, trial, validation.labels), (len(validation.rows), 1))
-    for column in range(found.rows.shape[1]):
+    for column in range(neighbours.rows.shape[1]):
         places = np.arange(len(votes))
-        votes[places, targets[found.rows[:, column]]] += np.clip(found.similarity[:, column], 0.0, None)
+        votes[places, targets[neighbours.rows[:, column]]] += np.clip(neighbours.similarity[:, column], 0.0, None)
     return np.log(votes / votes.sum(1, keepdims=True))
 
 

@@ -129,9 +129,9 @@ def _same_data(manifests: Mapping[str, Mapping[str, Any]]) -> None:
     }
     known = {name: value for name, value in prints.items() if value}
     if len(set(known.values())) > 1:
-        told = ", ".join(f"{name} {str(value)[:12]}" for name, value in known.items())
+        listed = ", ".join(f"{name} {str(value)[:12]}" for name, value in known.items())
         raise DataError(
-            f"The sweeps were not run on the same data (fingerprints: {told}), so their scores cannot be ranked"
+            f"The sweeps were not run on the same data (fingerprints: {listed}), so their scores cannot be ranked"
             " together. `lorasweep compare` shows them side by side."
         )
 
@@ -140,9 +140,9 @@ def _one_tokenizer(manifests: Mapping[str, Mapping[str, Any]], metrics: Sequence
     models = {name: _model(content) for name, content in manifests.items()}
     wrong = [name for name in metrics if name in PER_TOKEN]
     if wrong and len(set(models.values())) > 1:
-        told = ", ".join(f"{name} {model}" for name, model in models.items())
+        listed = ", ".join(f"{name} {model}" for name, model in models.items())
         raise ConfigError(
-            f"{wrong[0]} counts by token, and the sweeps have different models ({told}), so it cannot rank them"
+            f"{wrong[0]} counts by token, and the sweeps have different models ({listed}), so it cannot rank them"
             " together. Use --by bits_per_byte."
         )
 
@@ -233,16 +233,16 @@ def _against_first(together: SweepFolders, sides: Sequence[Side]) -> Iterator[st
             continue
         one, two = f"{first.name}/{first.best.trial_id}", f"{other.name}/{other.best.trial_id}"
         try:
-            found = paired_difference(hits(first.folder, first.best), hits(other.folder, other.best))
+            difference = paired_difference(hits(first.folder, first.best), hits(other.folder, other.best))
         except (DataError, FolderError, KeyError) as error:
             yield f"{one} and {two} cannot be compared: {error}"
             continue
-        ends = f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
-        points = f"{100 * found.mean:+.1f} points of accuracy, paired 95 % interval {ends} on {found.n} items"
-        if math.isnan(found.low) or found.low <= 0.0 <= found.high:
+        ends = f"[{100 * difference.low:.1f}, {100 * difference.high:.1f}]"
+        points = f"{100 * difference.mean:+.1f} points of accuracy, paired 95 % interval {ends} on {difference.n} items"
+        if math.isnan(difference.low) or difference.low <= 0.0 <= difference.high:
             yield f"{one} and {two} cannot be told apart: {points}."
         else:
-            yield f"{one} is {'better' if found.mean > 0 else 'worse'} than {two}: {points}."
+            yield f"{one} is {'better' if difference.mean > 0 else 'worse'} than {two}: {points}."
 
 
 def _changed(sides: Sequence[Side]) -> list[tuple[str, list[str]]]:

@@ -78,24 +78,28 @@ def _against(folder: SweepFolder, best: Row, baseline: Row, of: int) -> str:
     figures = f"{_figure(best)} against {_figure(baseline)}"
     labelled = _labelled(best)
     try:
-        found = paired_difference(_scores(folder, best), _scores(folder, baseline))
+        difference = paired_difference(_scores(folder, best), _scores(folder, baseline))
     except (LorasweepError, OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        told = str(error).splitlines()[0] if isinstance(error, LorasweepError) else f"{type(error).__name__}: {error}"
+        why = str(error).splitlines()[0] if isinstance(error, LorasweepError) else f"{type(error).__name__}: {error}"
         return (
             f"{trial} has {'accuracy' if labelled else 'a loss of'} {figures} of {other}. There is no interval, because"
-            f" the item scores cannot be compared: {told}"
+            f" the item scores cannot be compared: {why}"
         )
-    size = f"{abs(100 * found.mean):.1f} points of accuracy" if labelled else f"{abs(found.mean):.3f} nats of loss"
-    interval = _interval(found, best, baseline)
-    if found.low > 0.0:
+    size = (
+        f"{abs(100 * difference.mean):.1f} points of accuracy"
+        if labelled
+        else f"{abs(difference.mean):.3f} nats of loss"
+    )
+    interval = _interval(difference, best, baseline)
+    if difference.low > 0.0:
         return f"{trial} beats {other} by {size} ({figures}); {interval}"
-    if found.mean == 0.0:
+    if difference.mean == 0.0:
         opening = f"{_lower(trial)} has the same {'accuracy' if labelled else 'loss'} as {other} ({figures})"
     else:
         side = (
-            ("above" if found.mean > 0.0 else "below")
+            ("above" if difference.mean > 0.0 else "below")
             if labelled
-            else ("better than" if found.mean > 0.0 else "worse than")
+            else ("better than" if difference.mean > 0.0 else "worse than")
         )
         opening = f"{_lower(trial)} is {size} {side} {other} ({figures})"
     return f"No evidence that fine-tuning beats {_way(baseline)}: {opening}; {interval}"
@@ -105,17 +109,17 @@ def _lower(sentence: str) -> str:
     return sentence[0].lower() + sentence[1:]
 
 
-def _interval(found: Difference, best: Row, baseline: Row) -> str:
-    items = f"{found.n} item{'s' if found.n != 1 else ''}"
-    if found.n < max(best.n_items, baseline.n_items):
+def _interval(difference: Difference, best: Row, baseline: Row) -> str:
+    items = f"{difference.n} item{'s' if difference.n != 1 else ''}"
+    if difference.n < max(best.n_items, baseline.n_items):
         items += " that both were scored on"
-    if math.isnan(found.low):
+    if math.isnan(difference.low):
         return f"one item gives no interval ({items})."
-    ends = f"[{100 * found.low:.1f}, {100 * found.high:.1f}] points on {items}"
+    ends = f"[{100 * difference.low:.1f}, {100 * difference.high:.1f}] points on {items}"
     if not _labelled(best):
-        ends = f"[{found.low:.3f}, {found.high:.3f}] nats a token on {items}, each item counting alike"
+        ends = f"[{difference.low:.3f}, {difference.high:.3f}] nats a token on {items}, each item counting alike"
     ends = f"paired 95 % interval {ends}"
-    if found.low <= 0.0 <= found.high:
+    if difference.low <= 0.0 <= difference.high:
         return f"{ends}: it includes zero, so the difference may be chance."
     return f"{ends}."
 

@@ -23,15 +23,15 @@ def manifest_of(folder: SweepFolder) -> dict[str, Any]:
 
 def evaluations(folder: SweepFolder, rows: Sequence[Row]) -> dict[str, list[MetricsRow]]:
     """Trial id → its evaluations, of trials."""
-    found = {}
+    by_trial = {}
     for row in rows:
         if row.kind == "trial":
             try:
                 own = folder.trial(row.trial_id).read_metrics()
             except (OSError, FolderError):
                 continue
-            found[row.trial_id] = [e for e in own if isinstance(e.step, int) and isinstance(e.final, bool)]
-    return found
+            by_trial[row.trial_id] = [e for e in own if isinstance(e.step, int) and isinstance(e.final, bool)]
+    return by_trial
 
 
 def cost(
@@ -137,11 +137,11 @@ def run_facts(manifest: Mapping[str, Any]) -> Facts:
 def confusion(folder: SweepFolder, row: Row, labels: Sequence[str]) -> tuple[list[list[int]], list[str]]:
     """Counts, label by prediction. Raises FolderError where there is no item table."""
     table = read_table(files_of(folder, row), "task", row.step)
-    gold, told = ([str(x) for x in table[name].to_pylist()] for name in ("label", "prediction"))
-    names = list(labels) or sorted({*gold, *told})
+    gold, predicted = ([str(x) for x in table[name].to_pylist()] for name in ("label", "prediction"))
+    names = list(labels) or sorted({*gold, *predicted})
     place = {name: i for i, name in enumerate(names)}
     counts = [[0] * len(names) for _ in names]
-    for a, b in zip(gold, told, strict=True):
+    for a, b in zip(gold, predicted, strict=True):
         if a in place and b in place:
             counts[place[a]][place[b]] += 1
     return counts, names
@@ -151,8 +151,8 @@ def bias_shares(folder: SweepFolder, row: Row) -> dict[str, tuple[float, float, 
     """CrowS-Pairs by category: percent of pairs whose more stereotypical sentence is likelier, its error, pairs."""
     table = read_table(files_of(folder, row), "crows_pairs", row.step)
     hits: dict[str, list[bool]] = {}
-    for group, told in zip(table["group"].to_pylist(), table["prediction"].to_pylist(), strict=True):
-        hits.setdefault(str(group), []).append(told == "more")
+    for group, preferred in zip(table["group"].to_pylist(), table["prediction"].to_pylist(), strict=True):
+        hits.setdefault(str(group), []).append(preferred == "more")
     shares = {}
     for group, own in hits.items():
         n, share = len(own), sum(own) / len(own)

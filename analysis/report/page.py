@@ -79,15 +79,15 @@ def render(folder: SweepFolder) -> str:
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     best = _best(ranking.rows)
-    told = verdict(folder, ranking.rows, ranking.judgement).splitlines()
+    sentences = verdict(folder, ranking.rows, ranking.judgement).splitlines()
     return environment.get_template("template.html.j2").render(
         name=folder.name,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         best=best,
         headline=_headline(folder, ranking, best),
         best_values=_values(best) if best else "",
-        answer=told[:2],
-        notes=[*told[2:], *ranking.notes],
+        answer=sentences[:2],
+        notes=[*sentences[2:], *ranking.notes],
         tiles=_tiles(ranking, best),
         table=_table(ranking),
         statuses=sorted({row.status for row in ranking.rows}),
@@ -396,8 +396,8 @@ def _most_confused(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> st
     wrong = [(n, labels[i], labels[j]) for i, line in enumerate(counts) for j, n in enumerate(line) if i != j and n]
     if not wrong:
         return "none"
-    n, label, told = max(wrong)
-    return f"{label} taken for {told}, {n} times"
+    n, label, predicted = max(wrong)
+    return f"{label} taken for {predicted}, {n} times"
 
 
 def _matrix(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> dict[str, Any]:

@@ -42,17 +42,17 @@ def needed(config: SweepConfig, groups: Sequence[str]) -> list[str]:
 
 def fetch_all(names: Sequence[str], overrides: Sequence[str]) -> None:
     """Fetch packages by name, and those that overrides ask for. Raises LorasweepError."""
-    wanted, hub = list(names), None
+    packages, hub = list(names), None
     if overrides:
         config = compose(overrides).config
         groups = {override.lstrip("+~").split("=", 1)[0].split(".", 1)[0] for override in overrides}
         if not groups & {"model", "data", "bias"}:
             groups.add("experiment")
-        wanted += needed(config, sorted(groups))
+        packages += needed(config, sorted(groups))
         hub = config.model if config.model.source == "hub" and groups & {"model", "experiment"} else None
-    if not wanted and hub is None:
+    if not packages and hub is None:
         print("Nothing to fetch: what this names is on this machine.")
-    for name in dict.fromkeys(wanted):
+    for name in dict.fromkeys(packages):
         _fetch_one(name)
     if hub is not None:
         _fetch_hub(hub)

@@ -162,14 +162,14 @@ class Prober:
         device_cache.share(self.device_cache)
         window = self.device_cache.base(trial).window  # nothing longer can be asked for
         whole = replace(trial, data=replace(trial.data, max_length=min(window, _LONG)))
-        found = {}
+        by_split = {}
         splits = {"train": device_cache.training(whole), "validation": device_cache.validation(whole).encoded}
         for split, rows in splits.items():
             tokens = sorted(len(row.tokens) for row in rows)
             cut = sum(n > min(trial.data.max_length, window - 1) for n in tokens) / len(tokens)
             middle, p95 = tokens[len(tokens) // 2], tokens[min(len(tokens) * 95 // 100, len(tokens) - 1)]
-            found[split] = Lengths(len(tokens), middle, p95, tokens[-1], cut)
-        return found
+            by_split[split] = Lengths(len(tokens), middle, p95, tokens[-1], cut)
+        return by_split
 
     def forget(self) -> None:
         """Let the base models go: the next precision has the memory to itself, as the first one had."""

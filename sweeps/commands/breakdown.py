@@ -26,12 +26,12 @@ def main(arguments: list[str]) -> int:
     base = next((row for row in rows if row.trial_id == UNTUNED and row.kind == "baseline" and row.metrics), None)
     compared = [shown] + ([base] if base is not None and base is not shown else [])
     print(f"{shown.trial_id}, step {shown.step}, {shown.n_items} items")
-    found = [{name: _items(folder, row, name) for name in ("task", *SETS)} for row in compared]
-    task = found[0]["task"]
+    tables_of = [{name: _items(folder, row, name) for name in ("task", *SETS)} for row in compared]
+    task = tables_of[0]["task"]
     if task and "prediction" in task:
         print("\n" + _lines(_class_table(task)))
     for name, title in SETS.items():
-        tables = [tables[name] for tables in found]
+        tables = [tables[name] for tables in tables_of]
         if tables[0]:
             print(f"\n{title}\n" + _lines(_category_table(name, [row.trial_id for row in compared], tables)))
     return 0
@@ -60,11 +60,11 @@ def _items(folder: SweepFolder, row: Row, name: str) -> dict[str, list[Any]]:
 def _class_table(task: dict[str, list[Any]]) -> list[list[str]]:
     from sweeps.commands.breakdown_tables import classes
 
-    found = classes(task)
-    grouped = any(math.isfinite(row.tpr_gap) for row in found)
+    rows = classes(task)
+    grouped = any(math.isfinite(row.tpr_gap) for row in rows)
     head = ["class", "n", "precision", "recall", "F1", *(["TPR gap"] if grouped else []), "predicted as:"]
-    lines = [[*head, *(row.label for row in found)]]
-    for row in found:
+    lines = [[*head, *(row.label for row in rows)]]
+    for row in rows:
         scores = [f"{value:.3f}" for value in (row.precision, row.recall, row.f1)]
         gap = [_number(row.tpr_gap, 3)] if grouped else []
         lines.append([row.label, str(row.n), *scores, *gap, "", *map(str, row.predicted_as.values())])

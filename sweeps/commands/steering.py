@@ -52,12 +52,12 @@ def enqueue(folder: SweepFolder, values: Sequence[str]) -> str:
     composed.trial("enqueued", point)
     ask_to_try(folder, point)
     total = composed.config.search.trials
-    asked = len({line["number"] for line in read_lines(folder.asks_file) if line.get("event") == "ask"})
+    handed_out = len({line["number"] for line in read_lines(folder.asks_file) if line.get("event") == "ask"})
     waiting = sum(request.kind == ENQUEUE for request in requests(folder))
-    if asked + waiting > total:
+    if handed_out + waiting > total:
         return (
             f"Enqueued, but all {total} trials of the sweep are taken. It is tried after"
-            f" {program()} resume {shell_path(folder.root)} search.trials={asked + waiting}"
+            f" {program()} resume {shell_path(folder.root)} search.trials={handed_out + waiting}"
         )
     when = "next" if driver(folder).alive else f"when the sweep goes on: {program()} resume {shell_path(folder.root)}"
-    return f"Enqueued as one of the {total - asked} trials to come. It is tried {when}."
+    return f"Enqueued as one of the {total - handed_out} trials to come. It is tried {when}."

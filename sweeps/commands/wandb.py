@@ -113,12 +113,12 @@ def _pull(path: str, group: str | None, to: str | None, metrics: list[str], obje
     if path.count("/") != 1:
         raise ConfigError(f"lorasweep wandb pull {path}: expected ENTITY/PROJECT, as in the project's address at W&B.")
     renamed = {}
-    for given in metrics:
-        ours, equals, theirs = given.partition("=")
+    for renaming in metrics:
+        ours, equals, theirs = renaming.partition("=")
         if not (equals and theirs):
-            raise ConfigError(f"--metric {given}: expected OURS=THEIRS, such as accuracy=eval/acc.")
+            raise ConfigError(f"--metric {renaming}: expected OURS=THEIRS, such as accuracy=eval/acc.")
         if ours not in METRICS:
-            raise ConfigError(f"--metric {given}: '{ours}' is not a metric. {did_you_mean(ours, METRICS)}")
+            raise ConfigError(f"--metric {renaming}: '{ours}' is not a metric. {did_you_mean(ours, METRICS)}")
         renamed[theirs] = ours
     runs = fetch_runs(path, group)
     if not runs:

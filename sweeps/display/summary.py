@@ -37,24 +37,24 @@ def show_leaderboard(
     print(wrapped(said, sys.stdout))
 
 
-def show_comparison(found: "Comparison") -> None:
+def show_comparison(comparison: "Comparison") -> None:
     """Print sweeps side by side: a table, what differs in their configs, and sentences."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     console = Console(width=shutil.get_terminal_size((120, 24)).columns, highlight=False)
-    for head, lines in (("", found.table), ("config", found.changed)):
+    for head, lines in (("", comparison.table), ("config", comparison.changed)):
         if not lines:
             continue
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for i, name in enumerate((head, *found.names)):
+        for i, name in enumerate((head, *comparison.names)):
             table.add_column(Text(name), justify="right" if i else "left", overflow="fold")
         for name, values in lines:
             table.add_row(*(Text(cell) for cell in (name, *values)))
         console.print(table)
         console.print()
-    for sentence in found.sentences:
+    for sentence in comparison.sentences:
         console.print(Text(sentence))
 
 

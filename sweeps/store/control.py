@@ -66,7 +66,7 @@ def ask_to_try(folder: SweepFolder, point: Mapping[str, Any]) -> Request:
 
 def requests(folder: SweepFolder) -> list[Request]:
     """Requests that are not done, those of one terminal in their order. What is no request is passed over."""
-    found = []
+    waiting = []
     for file in sorted(folder.control_dir.glob("*-*.json")):
         try:
             content = json.loads(file.read_text())
@@ -74,8 +74,8 @@ def requests(folder: SweepFolder) -> list[Request]:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
         if kind == STOP or (kind == ENQUEUE and isinstance(point, dict)):
-            found.append(Request(file.stem, kind, str(trial_id), point))
-    return found
+            waiting.append(Request(file.stem, kind, str(trial_id), point))
+    return waiting
 
 
 def remove_request(folder: SweepFolder, request: Request) -> None:

@@ -62,7 +62,7 @@ def _load(config: DataConfig, key: str, split: str) -> Any:
     name = config.name
     if not name:
         raise DataError("data=hub needs data.name: owner/name on the hub, or a folder that `datasets` saved or loads.")
-    given = f"data.name={name}" + (f" data.subset={config.subset}" if config.subset else "")
+    data_set = f"data.name={name}" + (f" data.subset={config.subset}" if config.subset else "")
     with _network(Path(name).expanduser().exists()) as offline:
         import datasets
 
@@ -70,19 +70,19 @@ def _load(config: DataConfig, key: str, split: str) -> Any:
         datasets.logging.set_verbosity_error()
         try:
             if _saved(Path(name).expanduser()):
-                found: Any = datasets.load_from_disk(str(Path(name).expanduser()))
+                loaded: Any = datasets.load_from_disk(str(Path(name).expanduser()))
             else:
                 local = Path(name).expanduser()
                 where = str(local.absolute()) if local.exists() else name
-                found = datasets.load_dataset(where, config.subset, revision=config.revision)
+                loaded = datasets.load_dataset(where, config.subset, revision=config.revision)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
             first = (str(error) or type(error).__name__).splitlines()[0]
-            raise DataError(f"{given}: cannot be loaded ({first}). {_remedy(offline)}") from None
-    if not isinstance(found, dict):
-        return found
-    if split not in found:
-        raise DataError(f"{key}={split}: {name} has no such split. {did_you_mean(split, found)}")
-    return found[split]
+            raise DataError(f"{data_set}: cannot be loaded ({first}). {_remedy(offline)}") from None
+    if not isinstance(loaded, dict):
+        return loaded
+    if split not in loaded:
+        raise DataError(f"{key}={split}: {name} has no such split. {did_you_mean(split, loaded)}")
+    return loaded[split]
 
 
 def _saved(folder: Path) -> bool:

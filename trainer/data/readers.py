@@ -29,18 +29,18 @@ _MAGIC = {
 }
 
 
-def read_columns(source: str, key: str, given: str) -> tuple[Path, list[str]]:
+def read_columns(source: str, key: str, value: str) -> tuple[Path, list[str]]:
     """The columns of a file, without reading its rows: of JSON-lines, those of the first row.
 
     Args:
         source: one of FORMATS.
         key: config path of the file, for messages (``data.train``).
-        given: its value.
+        value: what the key is set to.
 
     Raises:
         DataError: for a file that is missing, unreadable or of another format.
     """
-    path = _path(source, key, given)
+    path = _path(source, key, value)
     with _explained(path):
         if source == "folder":
             return path, list(_read_folder(path, ColumnSelection({}, all=True), RowErrors(skip=True)).columns)
@@ -58,20 +58,20 @@ def read_columns(source: str, key: str, given: str) -> tuple[Path, list[str]]:
         return path, list(_arrow_names(source, path))
 
 
-def read_table(source: str, key: str, given: str, selection: ColumnSelection, errors: RowErrors) -> Table:
+def read_table(source: str, key: str, value: str, selection: ColumnSelection, errors: RowErrors) -> Table:
     """Read some columns of a file.
 
     Args:
         source: one of FORMATS.
         key: config path of the file, for messages (``data.train``).
-        given: its value.
+        value: what the key is set to.
         selection: which columns.
         errors: told about rows that cannot be read.
 
     Raises:
         DataError: for a file that is missing, unreadable or malformed, or lacks a column.
     """
-    path = _path(source, key, given)
+    path = _path(source, key, value)
     with _explained(path):
         if source == "folder":
             return _read_folder(path, selection, errors)
@@ -91,28 +91,28 @@ def _explained(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read ({why}). Check that you may read it: ls -l '{path}'.") from None
 
 
-def _path(source: str, key: str, given: str) -> Path:
+def _path(source: str, key: str, value: str) -> Path:
     """The file or folder, after a look at whether it is one, and of the format."""
-    path = Path(given).expanduser().absolute()
+    path = Path(value).expanduser().absolute()
     try:
         missing, empty = not path.exists(), path.is_file() and path.stat().st_size == 0
     except OSError as error:
-        raise DataError(f"{key}={given}: cannot be read ({error.strerror}). Give the path of a file.") from None
+        raise DataError(f"{key}={value}: cannot be read ({error.strerror}). Give the path of a file.") from None
     if missing:
         beside = sorted(p.name for p in path.parent.iterdir() if p.is_file()) if path.parent.is_dir() else []
         hint = f" In that folder: {did_you_mean(path.name, beside)}" if beside else ""
-        raise DataError(f"{key}={given}: no such {_kind(source)} (looked for {path}).{hint}")
+        raise DataError(f"{key}={value}: no such {_kind(source)} (looked for {path}).{hint}")
     if source == "folder":
         if not path.is_dir():
-            raise DataError(f"{key}={given} is no folder: data=folder reads the *.txt files below one.")
+            raise DataError(f"{key}={value} is no folder: data=folder reads the *.txt files below one.")
         return path
     if path.is_dir():
         raise DataError(
-            f"{key}={given} is a directory: expected one file. Give the path of a file in it, or use data=folder for"
+            f"{key}={value} is a directory: expected one file. Give the path of a file in it, or use data=folder for"
             " a folder of text files."
         )
     if not path.is_file():
-        raise DataError(f"{key}={given} is a pipe or device: expected a regular file. Write the data to a file first.")
+        raise DataError(f"{key}={value} is a pipe or device: expected a regular file. Write the data to a file first.")
     if empty:
         raise DataError(f"{path}: the file is empty (0 bytes). Write the data again, or give another file as {key}.")
     with _explained(path):

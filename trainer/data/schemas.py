@@ -108,9 +108,9 @@ def _no_schema(config: DataConfig, columns: Sequence[str], where: str, shown: st
     """Which column is missing, of the schema that comes nearest."""
     there = set(columns)
     for schema in ("completion", "chat", "label"):
-        wanted = columns_of(config, schema)
-        missing = {key: column for key, column in wanted.items() if column not in there}
-        if len(missing) < len(wanted) or schema == "label":
+        needed = columns_of(config, schema)
+        missing = {key: column for key, column in needed.items() if column not in there}
+        if len(missing) < len(needed) or schema == "label":
             break
     key, column = next(iter(missing.items()))
     hint = did_you_mean(column, columns)
@@ -147,8 +147,8 @@ def conversation(value: Any, column: str) -> tuple[dict[str, Any], ...]:
     """
     named = f"column {column!r} (data.messages)"
     if not isinstance(value, list) or not value:
-        found = "an empty list" if value == [] else "nothing" if value is None else f"a {type(value).__name__}"
-        raise DataError(f"{named} holds {found}: expected a list of messages such as {_EXAMPLE}.")
+        what = "an empty list" if value == [] else "nothing" if value is None else f"a {type(value).__name__}"
+        raise DataError(f"{named} holds {what}: expected a list of messages such as {_EXAMPLE}.")
     messages = []
     for number, message in enumerate(value, start=1):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():

@@ -264,7 +264,7 @@ class Pack:
         sizes = [len(batch["labels"]) for batch in batches]
         weights = [None if b["weights"] is None else b["weights"].to(self.base.device) for b in batches]
         parts = zip(logits.split(sizes), targets.split(sizes), weights, strict=True)
-        return [weighted_cross_entropy(part, wanted, weight) for part, wanted, weight in parts]
+        return [weighted_cross_entropy(part, target, weight) for part, target, weight in parts]
 
     # --- scoring
 
@@ -294,8 +294,8 @@ class Pack:
                 slot.waited += 1
             else:
                 ready.append(slot)
-        asked = {self._scored_on(slot) for slot in ready}
-        return [slot for slot in due if self._scored_on(slot) in asked]
+        due_together = {self._scored_on(slot) for slot in ready}
+        return [slot for slot in due if self._scored_on(slot) in due_together]
 
     def finish(self, slots: list[Slot]) -> list[Event]:
         """Score slots' best rungs on all validation items and write their adapters."""
