@@ -12,6 +12,7 @@ from typing import Any
 
 from analysis.errors import ConfigError, did_you_mean
 from analysis.metrics import METRICS, RANKABLE, badness
+from analysis.objective import read_mapping, read_number
 
 _KEYS = ("metric", "at_least", "at_most", "baseline", "margin", "enabled")
 
@@ -163,11 +164,7 @@ def _values(item: Constraint, metrics: Mapping[str, float], baselines: Baselines
 def _constraint(name: str, config: Any) -> Constraint | None:
     """One constraint, or None where it is not enabled."""
     where = f"objective.constraints.{name}"
-    if not isinstance(config, Mapping):
-        raise ConfigError(f"{where}={config!r}: expected a mapping with the keys {', '.join(_KEYS)}.")
-    for key in config:
-        if key not in _KEYS:
-            raise ConfigError(f"{where}: '{key}' is not a key of it. {did_you_mean(str(key), _KEYS)}")
+    config = read_mapping(where, config, _KEYS)
     if config.get("enabled", True) is False:
         return None
     metric, baseline = config.get("metric"), config.get("baseline")
@@ -194,8 +191,4 @@ def _constraint(name: str, config: Any) -> Constraint | None:
 
 
 def _number(where: str, value: Any) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{where}={value!r}: expected a finite number.")
-    return float(value)
+    return None if value is None else read_number(where, value)

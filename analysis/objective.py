@@ -91,8 +91,8 @@ class Objective:
         Raises:
             ConfigError: naming the key, what was given and what was expected.
         """
-        settings = _mapping("objective", config, _KEYS)
-        rho = _number("objective.rho", settings.get("rho", 0.0))
+        settings = read_mapping("objective", config, _KEYS)
+        rho = read_number("objective.rho", settings.get("rho", 0.0))
         if rho < 0:
             raise ConfigError(f"objective.rho={rho:g}: expected 0 or more.")
         terms = settings.get("terms") or {}
@@ -193,7 +193,7 @@ class Objective:
 
 def _term(name: str, config: Any) -> Term:
     where = f"objective.terms.{name}"
-    settings = _mapping(where, config, _TERM_KEYS)
+    settings = read_mapping(where, config, _TERM_KEYS)
     metric, direction = settings.get("metric"), settings.get("direction", "max")
     if not isinstance(metric, str) or not metric:
         raise ConfigError(f"{where}.metric={metric!r}: expected the name of a metric, such as macro_f1.")
@@ -205,16 +205,16 @@ def _term(name: str, config: Any) -> Term:
     ends = settings.get("range")
     if not isinstance(ends, list | tuple) or len(ends) != 2:
         raise ConfigError(f"{where}.range={ends!r}: expected two numbers, the lower first, such as [0, 1].")
-    low, high = (_number(f"{where}.range", end) for end in ends)
+    low, high = (read_number(f"{where}.range", end) for end in ends)
     if not low < high:
         raise ConfigError(
             f"{where}.range=[{low:g}, {high:g}]: expected the lower end first."
             " Which end is better is said by 'direction'."
         )
-    weight = _number(f"{where}.weight", settings.get("weight", 1.0))
+    weight = read_number(f"{where}.weight", settings.get("weight", 1.0))
     if weight <= 0:
         raise ConfigError(f"{where}.weight={weight:g}: expected more than 0. To leave the term out, remove it.")
-    tolerance = _number(f"{where}.tolerance", settings.get("tolerance", 0.0))
+    tolerance = read_number(f"{where}.tolerance", settings.get("tolerance", 0.0))
     if not 0 <= tolerance <= high - low:
         raise ConfigError(f"{where}.tolerance={tolerance:g}: expected 0 or more, and no more than the range is wide.")
     target = _target(where, direction, settings.get("target"), low, high)
@@ -230,13 +230,23 @@ def _target(where: str, direction: str, value: Any, low: float, high: float) -> 
         return None
     if value is None:
         raise ConfigError(f"{where}: direction=target needs {where}.target, a value in the metric's unit.")
-    target = _number(f"{where}.target", value)
+    target = read_number(f"{where}.target", value)
     if not low <= target <= high:
         raise ConfigError(f"{where}.target={target:g} is outside {where}.range=[{low:g}, {high:g}]: widen the range.")
     return target
 
 
-def _mapping(where: str, value: Any, keys: Collection[str]) -> Mapping[str, Any]:
+def read_mapping(where: str, value: Any, keys: Collection[str]) -> Mapping[str, Any]:
+    """A config value that must be a mapping with some of these keys and no others.
+
+    Args:
+        where: its config path, for messages.
+        value: as in the config.
+        keys: those that it may have.
+
+    Raises:
+        ConfigError: for another type, or a key that is not among them.
+    """
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where}={value!r}: expected a mapping with the keys {', '.join(keys)}.")
     for name in value:
@@ -245,7 +255,8 @@ def _mapping(where: str, value: Any, keys: Collection[str]) -> Mapping[str, Any]
     return value
 
 
-def _number(where: str, value: Any) -> float:
+def read_number(where: str, value: Any) -> float:
+    """A config value that must be a finite number. Raises ConfigError, with the path ``where``, for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConfigError(f"{where}={value!r}: expected a finite number.")
     return float(value)

@@ -6,7 +6,7 @@ sentence in that row's ``reason``, and never an error that hides the other rows.
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +66,21 @@ class Row:
     p: float = math.nan
 
 
+def row_files(folder: SweepFolder, row: Row) -> TrialFolder:
+    """The files that a row was read from."""
+    return folder.trial(row.trial_id) if row.kind == "trial" else folder.baseline(row.trial_id)
+
+
+def first_completed(rows: Iterable[Row], kind: str = "trial") -> Row | None:
+    """The first row of a kind that completed and was scored on all validation items: of ranked rows, the best.
+
+    Args:
+        rows: ranked.
+        kind: ``trial`` or ``baseline``.
+    """
+    return next((row for row in rows if row.kind == kind and row.status == State.COMPLETED and row.final), None)
+
+
 @dataclass(frozen=True)
 class Sweep:
     """What ranking needs of ``sweep.yaml``: the objective's config, the paths that are searched, the task's labels.
@@ -77,6 +92,15 @@ class Sweep:
     searched: tuple[str, ...]
     labels: tuple[str, ...] = ()
     note: str = ""
+
+
+def sweep_yaml(folder: SweepFolder) -> dict[str, Any]:
+    """The content of ``sweep.yaml``; empty where it is no mapping. Raises FolderError where it cannot be read."""
+    try:
+        content = fast_yaml.load(folder.sweep_file.read_bytes())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise FolderError(f"{folder.sweep_file}: cannot be read ({_line(error)}).") from None
+    return content if isinstance(content, dict) else {}
 
 
 def read_sweep(folder: SweepFolder) -> Sweep:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from analysis.constraints import Constraints
-from analysis.errors import ConfigError, did_you_mean
+from analysis.errors import ConfigError, did_you_mean, nearest_names
 from analysis.metrics import METRICS
 from trainer.config import (
     PRECISIONS,
@@ -195,8 +195,7 @@ def misfits(config: Mapping[str, Any], cls: type = SweepConfig, prefix: str = ""
         inner = get_args(hint)[1] if get_origin(hint) is dict else None
         if hint is None:
             beside = [f"{prefix}{known}" for known in hints]
-            near = did_you_mean(path, beside)
-            near = near if near.startswith("Did") else did_you_mean(path, [*schema(), *beside])
+            near = nearest_names(path, beside) or did_you_mean(path, [*schema(), *beside])
             problems.append((path, f"'{path}' is not a config key. {near}"))
         elif not (is_dataclass(hint) or inner):
             continue

@@ -9,14 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
-
-from analysis import fast_yaml
 from analysis.errors import ConfigError, DataError, FolderError
 from analysis.folder import State, SweepFolder, TrialFolder
 from analysis.leaderboard.ranking import Ranking, checked, judged, objective_of, ordered, ranked, rescored
 from analysis.metrics import METRICS, as_shown
-from analysis.rows import Row
+from analysis.rows import Row, first_completed, sweep_yaml
 from analysis.searched_values import at
 
 PER_TOKEN = ("perplexity", "completion_perplexity")
@@ -70,15 +67,6 @@ class JointRanking:
     ranking: Ranking
 
 
-def manifest(folder: SweepFolder) -> dict[str, Any]:
-    """``sweep.yaml``. Raises FolderError where it cannot be read."""
-    try:
-        content = fast_yaml.load(folder.sweep_file.read_bytes())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise FolderError(f"{folder.sweep_file}: cannot be read ({' '.join(str(error).split())}).") from None
-    return content if isinstance(content, dict) else {}
-
-
 def rank_together(folders: Sequence[SweepFolder], by: Sequence[str] = ()) -> JointRanking:
     """Rank the trials of several sweeps as one list, by the objective of the first, or by metrics.
 
@@ -94,7 +82,7 @@ def rank_together(folders: Sequence[SweepFolder], by: Sequence[str] = ()) -> Joi
     for name, folder in list(together.by_name.items()):
         try:
             own = ordered(folder)
-            manifests[name] = manifest(folder)
+            manifests[name] = sweep_yaml(folder)
         except (FolderError, ConfigError) as error:
             notes.append(f"{name} is left out: {error}")
             del together.by_name[name]
@@ -119,7 +107,7 @@ def rank_together(folders: Sequence[SweepFolder], by: Sequence[str] = ()) -> Joi
 
 
 def _objective(folder: SweepFolder) -> Any:
-    return at(manifest(folder), "config", "objective")
+    return at(sweep_yaml(folder), "config", "objective")
 
 
 def _same_data(manifests: Mapping[str, Mapping[str, Any]]) -> None:
@@ -187,8 +175,7 @@ def compare(folders: Sequence[SweepFolder]) -> Comparison:
     sides = []
     for name, folder in together.by_name.items():
         ranking = ranked(folder)
-        best = next((r for r in ranking.rows if r.kind == "trial" and r.status == State.COMPLETED and r.final), None)
-        sides.append(Side(name, folder, ranking, manifest(folder), best))
+        sides.append(Side(name, folder, ranking, sweep_yaml(folder), first_completed(ranking.rows)))
     table = [
         ("model", [_model(s.content) or "?" for s in sides]),
         ("data", [str(at(s.content, "data", "fingerprint") or "?")[:12] for s in sides]),

@@ -9,7 +9,7 @@ from analysis.errors import LorasweepError
 from analysis.folder import State, SweepFolder
 from analysis.leaderboard.claims import claims
 from analysis.leaderboard.ranking import objective_of
-from analysis.rows import Row
+from analysis.rows import Row, first_completed, row_files
 from analysis.statistics.paired import Difference, item_scores, paired_difference
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | No
         rows: ranked; the first completed trial is the best.
         judgement: how sure that is.
     """
-    best = _first(rows, "trial")
+    best = first_completed(rows)
     baselines = _baselines(rows)
     baseline = max(baselines, key=_quality, default=None)  # of equals, the better ranked
     if best is None:
@@ -54,7 +54,7 @@ def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | No
 
 def pays(folder: SweepFolder, rows: Sequence[Row]) -> bool | None:
     """Whether the best trial is shown to beat the best baseline; None where the two cannot be compared."""
-    best, baseline = _first(rows, "trial"), max(_baselines(rows), key=_quality, default=None)
+    best, baseline = first_completed(rows), max(_baselines(rows), key=_quality, default=None)
     if best is None or baseline is None:
         return None
     try:
@@ -65,11 +65,6 @@ def pays(folder: SweepFolder, rows: Sequence[Row]) -> bool | None:
 
 def _baselines(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.kind == "baseline" and row.status == State.COMPLETED and row.final]
-
-
-def _first(rows: Sequence[Row], kind: str) -> Row | None:
-    """The best of a kind that was scored on all validation items."""
-    return next((row for row in rows if row.kind == kind and row.status == State.COMPLETED and row.final), None)
 
 
 def _against(folder: SweepFolder, best: Row, baseline: Row, of: int) -> str:
@@ -168,8 +163,7 @@ def _crows(row: Row) -> str | None:
 
 def _scores(folder: SweepFolder, row: Row) -> dict[str, float]:
     """Item id → 1 where the prediction is the label, else 0; without labels minus the loss, in nats a token."""
-    files = folder.trial(row.trial_id) if row.kind == "trial" else folder.baseline(row.trial_id)
-    return item_scores(files.read_items("task", "validation", row.step))
+    return item_scores(row_files(folder, row).read_items("task", "validation", row.step))
 
 
 def _labelled(row: Row) -> bool:

@@ -48,10 +48,11 @@ def _figure(height: int = 420) -> "go.Figure":
 
 def _hover_text(row: Row) -> str:
     values = "".join(f"<br>{axis_name(path)} {shown(value)}" for path, value in row.config.items() if value is not None)
-    return f"{row.trial_id} · {row.status.replace('_', ' ')}<br>score {_number(row.objective)}{values}"
+    return f"{row.trial_id} · {row.status.replace('_', ' ')}<br>score {score_text(row.objective)}{values}"
 
 
-def _number(value: float) -> str:
+def score_text(value: float) -> str:
+    """A score with three decimals; a dash where it is not known."""
     return f"{value:.3f}" if math.isfinite(value) else "–"
 
 
@@ -243,12 +244,17 @@ def parallel(study: "optuna.Study") -> "go.Figure":
     return figure
 
 
+def with_rank_and_rate(rows: Sequence[Row]) -> list[Row]:
+    """The rows whose rank and learning rate were both searched."""
+    return [row for row in rows if row.config.get("lora.rank") is not None and row.config.get("optim.lr") is not None]
+
+
 def rank_by_rate(rows: Sequence[Row], values: Mapping[str, float]) -> "go.Figure":
     """Rank against learning rate, coloured by score; trials that have none are crosses."""
     import plotly.graph_objects as go
 
     figure = _figure()
-    known = [row for row in rows if row.config.get("lora.rank") is not None and row.config.get("optim.lr") is not None]
+    known = with_rank_and_rate(rows)
     ranks = sorted({row.config["lora.rank"] for row in known})
     scored = [row for row in known if math.isfinite(values.get(row.trial_id, math.nan))]
     if scored:
@@ -258,7 +264,7 @@ def rank_by_rate(rows: Sequence[Row], values: Mapping[str, float]) -> "go.Figure
                 y=[str(row.config["lora.rank"]) for row in scored],
                 mode="markers",
                 name="scored",
-                text=[f"{_hover_text(row)}<br>compared by {_number(values[row.trial_id])}" for row in scored],
+                text=[f"{_hover_text(row)}<br>compared by {score_text(values[row.trial_id])}" for row in scored],
                 hovertemplate="%{text}<extra></extra>",
                 marker={
                     "color": [values[row.trial_id] for row in scored],

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import psutil
 
-from analysis.errors import LorasweepError
+from analysis.errors import LorasweepError, first_line
 
 _NET_SECONDS = 3.0
 _LITTLE_DISK = 5e9  # bytes: a model and its checkpoints
@@ -66,8 +66,8 @@ def examine(folder: Path) -> Iterator[Finding]:
         try:
             yield from look()
         except Exception as error:  # a broken installation raises anything
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            yield Finding(name, "missing", f"{type(error).__name__}: {first}", "Install again: make install")
+            fault = f"{type(error).__name__}: {first_line(error)}"
+            yield Finding(name, "missing", fault, "Install again: make install")
 
 
 def _python() -> Iterator[Finding]:

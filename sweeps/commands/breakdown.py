@@ -7,8 +7,9 @@ from typing import Any
 from analysis.errors import FolderError
 from analysis.folder import SweepFolder
 from analysis.leaderboard import leaderboard
-from analysis.leaderboard.leaderboard import Row
+from analysis.leaderboard.table import decimals
 from analysis.leaderboard.verdict import UNTUNED
+from analysis.rows import Row, row_files
 from sweeps.commands.parser import Parser
 
 SETS = {"crows_pairs": "CrowS-Pairs", "pairs": "own pairs", "stereoset": "StereoSet", "bbq": "BBQ"}
@@ -50,9 +51,8 @@ def _chosen(rows: Sequence[Row], name: str | None, folder: SweepFolder) -> Row:
 
 
 def _items(folder: SweepFolder, row: Row, name: str) -> dict[str, list[Any]]:
-    files = folder.trial(row.trial_id) if row.kind == "trial" else folder.baseline(row.trial_id)
     try:
-        return files.read_items(name, "validation", row.step)
+        return row_files(folder, row).read_items(name, "validation", row.step)
     except FolderError:
         return {}  # not scored on that set
 
@@ -66,7 +66,7 @@ def _class_table(task: dict[str, list[Any]]) -> list[list[str]]:
     lines = [[*head, *(row.label for row in rows)]]
     for row in rows:
         scores = [f"{value:.3f}" for value in (row.precision, row.recall, row.f1)]
-        gap = [_number(row.tpr_gap, 3)] if grouped else []
+        gap = [decimals(row.tpr_gap, 3)] if grouped else []
         lines.append([row.label, str(row.n), *scores, *gap, "", *map(str, row.predicted_as.values())])
     return lines
 
@@ -83,13 +83,9 @@ def _category_table(name: str, who: list[str], tables: list[dict[str, list[Any]]
         for part in parts:
             for figure in figures:
                 value, error = part[category][1][figure] if category in part else (math.nan, math.nan)
-                cells.append(f"{_number(value, digits)} ± {_number(error, digits)}")
+                cells.append(f"{decimals(value, digits)} ± {decimals(error, digits)}")
         lines.append([category, str(n), *cells])
     return lines
-
-
-def _number(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
 
 
 def _lines(table: list[list[str]]) -> str:

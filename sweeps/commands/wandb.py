@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.errors import ConfigError, FetchError, did_you_mean
+from analysis.errors import ConfigError, FetchError, did_you_mean, first_line
 from sweeps.commands.parser import Parser
 
 if TYPE_CHECKING:
@@ -55,10 +55,9 @@ def _report(run: str, entity: str | None, only_print: bool) -> int:
     try:
         addresses = save(folder, workspace(shown), report(shown))
     except Exception as error:  # requests', W&B's and pydantic's alike
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise FetchError(
-            f"W&B: the report could not be saved ({line}). Log in (`wandb login`); `wandb sync` first what was logged"
-            " offline. --print shows what would be saved."
+            f"W&B: the report could not be saved ({first_line(error)[:200]}). Log in (`wandb login`); `wandb sync`"
+            " first what was logged offline. --print shows what would be saved."
         ) from None
     print(*addresses, sep="\n")
     return 0
@@ -95,9 +94,8 @@ def _default_entity() -> str:
     try:
         entity = wandb.Api().default_entity
     except Exception as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise FetchError(
-            f"W&B: not logged in ({line}). Run `wandb login`, or see what would be saved: --print"
+            f"W&B: not logged in ({first_line(error)[:200]}). Run `wandb login`, or see what would be saved: --print"
         ) from None
     if not entity:
         raise ConfigError("W&B: the account has no default entity. Give one: --entity USER_OR_TEAM")

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from analysis.errors import DataError, did_you_mean
+from analysis.errors import DataError, did_you_mean, first_line
 from trainer.config import DataConfig
 from trainer.data.tables import ColumnSelection, Table
 
@@ -76,8 +76,7 @@ def _load(config: DataConfig, key: str, split: str) -> Any:
                 where = str(local.absolute()) if local.exists() else name
                 loaded = datasets.load_dataset(where, config.subset, revision=config.revision)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
-            first = (str(error) or type(error).__name__).splitlines()[0]
-            raise DataError(f"{data_set}: cannot be loaded ({first}). {_remedy(offline)}") from None
+            raise DataError(f"{data_set}: cannot be loaded ({first_line(error)}). {_remedy(offline)}") from None
     if not isinstance(loaded, dict):
         return loaded
     if split not in loaded:

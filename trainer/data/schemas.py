@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from analysis.errors import DataError, did_you_mean
+from analysis.errors import DataError, did_you_mean, nearest_names
 from trainer.config import DataConfig
+from trainer.data.tables import quoted
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 LABELLED = "label"
@@ -92,7 +93,7 @@ def infer_schema(config: DataConfig, columns: Sequence[str], where: str) -> tupl
             fitting = ["text"]
     elif not fitting and config.text in there and len(there - {config.group, config.split.group, *beside}) == 1:
         fitting = ["text"]
-    shown = ", ".join(map(repr, columns[:20])) + (", …" if len(columns) > 20 else "")
+    shown = quoted(columns)
     if len(fitting) == 1:
         because = ", ".join(columns_of(config, fitting[0]).values()) or "data.template"
         return fitting[0], because
@@ -113,8 +114,8 @@ def _no_schema(config: DataConfig, columns: Sequence[str], where: str, shown: st
         if len(missing) < len(needed) or schema == "label":
             break
     key, column = next(iter(missing.items()))
-    hint = did_you_mean(column, columns)
-    nearest = f" {hint}" if hint.startswith("Did") else ""
+    hint = nearest_names(column, columns)
+    nearest = f" {hint}" if hint else ""
     plain = " Or data.schema=text, to train on the text alone." if config.text in there else ""
     others = (
         ""
