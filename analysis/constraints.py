@@ -12,6 +12,7 @@ from typing import Any
 
 from analysis.errors import ConfigError, did_you_mean
 from analysis.metrics import METRICS, RANKABLE, badness
+from analysis.objective import read_mapping, read_number
 
 _KEYS = ("metric", "at_least", "at_most", "baseline", "margin", "enabled")
 
@@ -89,13 +90,13 @@ class Constraints:
         Raises:
             ConfigError: naming the key, what was given and what was expected.
         """
-        given = objective.get("constraints") or {}
-        if not isinstance(given, Mapping):
+        constraints = objective.get("constraints") or {}
+        if not isinstance(constraints, Mapping):
             raise ConfigError(
-                f"objective.constraints={given!r}: expected a mapping from names to constraints, such as"
+                f"objective.constraints={constraints!r}: expected a mapping from names to constraints, such as"
                 " {capability: {metric: bits_per_byte, baseline: zero_shot, margin: 0.2}}."
             )
-        read = [_constraint(str(name), item) for name, item in given.items()]
+        read = [_constraint(str(name), item) for name, item in constraints.items()]
         return cls(tuple(item for item in read if item is not None))
 
     @property
@@ -163,11 +164,7 @@ def _values(item: Constraint, metrics: Mapping[str, float], baselines: Baselines
 def _constraint(name: str, config: Any) -> Constraint | None:
     """One constraint, or None where it is not enabled."""
     where = f"objective.constraints.{name}"
-    if not isinstance(config, Mapping):
-        raise ConfigError(f"{where}={config!r}: expected a mapping with the keys {', '.join(_KEYS)}.")
-    for given in config:
-        if given not in _KEYS:
-            raise ConfigError(f"{where}: '{given}' is not a key of it. {did_you_mean(str(given), _KEYS)}")
+    config = read_mapping(where, config, _KEYS)
     if config.get("enabled", True) is False:
         return None
     metric, baseline = config.get("metric"), config.get("baseline")
@@ -193,9 +190,5 @@ def _constraint(name: str, config: Any) -> Constraint | None:
     return Constraint(name, metric, low, high, None if baseline is None else str(baseline), margin)
 
 
-def _number(where: str, given: Any) -> float | None:
-    if given is None:
-        return None
-    if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
-        raise ConfigError(f"{where}={given!r}: expected a finite number.")
-    return float(given)
+def _number(where: str, value: Any) -> float | None:
+    return None if value is None else read_number(where, value)

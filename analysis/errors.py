@@ -60,10 +60,25 @@ class HardwareError(LorasweepError):
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """A sentence with the known names nearest to ``given``, or all of them where none is near.
+    """A sentence with the known names nearest to a name that is not known, or all of them where none is near.
 
-    Names are compared whole and, for dotted paths, by their last part too (``lora.ranks`` → ``lora.rank``).
+    Args:
+        given: what the user wrote.
+        known: what would have been right. Names are compared whole and, for dotted paths, by their last part too
+            (``lora.ranks`` → ``lora.rank``).
     """
+    names = sorted(set(known))
+    suggestion = nearest_names(given, names)
+    if suggestion:
+        return suggestion
+    if not names:
+        return "There are none."
+    shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+    return f"There are: {shown}."
+
+
+def nearest_names(given: str, known: Iterable[str]) -> str:
+    """``did_you_mean`` without the list: "Did you mean …?", or nothing where no known name is near."""
     names = sorted(set(known))
     near = get_close_matches(given, names, n=3, cutoff=0.6)
     if not near:
@@ -71,12 +86,12 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
         leaves = {name: name.rsplit(".", 1)[-1] for name in names}
         close = set(get_close_matches(leaf, leaves.values(), n=3, cutoff=0.6))
         near = [name for name in names if leaves[name] in close][:3]
-    if near:
-        return "Did you mean " + " or ".join(f"'{name}'" for name in near) + "?"
-    if not names:
-        return "There are none."
-    shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
-    return f"There are: {shown}."
+    return "Did you mean " + " or ".join(f"'{name}'" for name in near) + "?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its class where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def last_line(error: BaseException) -> str:

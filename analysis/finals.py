@@ -57,8 +57,8 @@ class Finalist:
 
     def values(self, metric: str, split: str = "test") -> list[float]:
         """A metric of each seed that has it."""
-        found = (getattr(run, split).get(metric, math.nan) for run in self.runs)
-        return [value for value in found if math.isfinite(value)]
+        values = (getattr(run, split).get(metric, math.nan) for run in self.runs)
+        return [value for value in values if math.isfinite(value)]
 
     def mean(self, metric: str, split: str = "test") -> float:
         values = self.values(metric, split)
@@ -116,7 +116,7 @@ def read_finals(folder: SweepFolder) -> Finals:
             runs.setdefault(trial_id, []).append(_final(files))
         else:
             baselines.append(_final(files))
-    finalists = [Finalist(trial_id, _selected(folder, trial_id), tuple(found)) for trial_id, found in runs.items()]
+    finalists = [Finalist(trial_id, _selected(folder, trial_id), tuple(finals)) for trial_id, finals in runs.items()]
     measure = _measure(finalists)
     sign = -1.0 if METRICS[measure].better == "high" else 1.0
 
@@ -134,8 +134,8 @@ def read_looks(folder: SweepFolder) -> tuple[Look, ...]:
         try:
             number, event = int(record["look"]), record["event"]
             if event == "began":
-                told = (str(record["time"]), str(record["user"]), str(record["command"]))
-                looks[number] = Look(number, *told, tuple(map(str, record["finalists"])), False)
+                who = (str(record["time"]), str(record["user"]), str(record["command"]))
+                looks[number] = Look(number, *who, tuple(map(str, record["finalists"])), False)
             elif event == "finished" and number in looks:
                 before = looks[number]
                 looks[number] = Look(number, before.time, before.user, before.command, before.finalists, True)
@@ -146,8 +146,8 @@ def read_looks(folder: SweepFolder) -> tuple[Look, ...]:
 
 def _final(files: TrialFolder) -> Final:
     try:
-        told = files.read_status()
-        status, reason = str(told.state), told.reason
+        last = files.read_status()
+        status, reason = str(last.state), last.reason
     except LorasweepError as error:
         status, reason = "unknown", str(error)
     rows = [row for row in files.read_metrics() if row.final]
@@ -211,24 +211,24 @@ def report(finals: Finals) -> str:
 def _sentences(finals: Finals) -> list[str]:
     best, *others = finals.finalists
     n = max((run.n_items for run in best.runs), default=0)
-    found = [f"Mean ± standard deviation over seeds; {n} test items. No figure here was used to choose anything."]
+    sentences = [f"Mean ± standard deviation over seeds; {n} test items. No figure here was used to choose anything."]
     if len(best.values("accuracy")) and "accuracy" in best.selected:
         fall = 100 * (best.selected["accuracy"] - best.mean("accuracy"))
-        found.append(
+        sentences.append(
             f"{best.trial_id} had {100 * best.selected['accuracy']:.1f} % accuracy in the sweep that chose it, and has"
             f" {100 * best.mean('accuracy'):.1f} % on the test split: {abs(fall):.1f} points"
             f" {'less' if fall >= 0 else 'more'}."
         )
     for baseline in finals.baselines:
-        found += _compared(best, baseline.name, baseline.hits, "baseline ")
+        sentences += _compared(best, baseline.name, baseline.hits, "baseline ")
     for other in others:
-        found += _compared(best, other.trial_id, other.hits(), "")
+        sentences += _compared(best, other.trial_id, other.hits(), "")
     for finalist in finals.finalists:
         for run in finalist.runs:
             if run.status != State.COMPLETED or not run.test:
                 why = f": {run.reason}" if run.reason else ""
-                found.append(f"{run.name} is not in these figures: {run.status.replace('_', ' ')}{why}.")
-    return found + looks_sentences(finals.looks)
+                sentences.append(f"{run.name} is not in these figures: {run.status.replace('_', ' ')}{why}.")
+    return sentences + looks_sentences(finals.looks)
 
 
 def _compared(best: Finalist, name: str, hits: Mapping[str, float], kind: str) -> list[str]:
@@ -236,21 +236,23 @@ def _compared(best: Finalist, name: str, hits: Mapping[str, float], kind: str) -
     if not mine or not hits:
         return []
     try:
-        found: Difference = paired_difference(mine, hits)
+        difference: Difference = paired_difference(mine, hits)
     except LorasweepError as error:
         return [f"{best.trial_id} and {kind}{name} cannot be compared: {error}"]
     labelled = bool(best.values("accuracy"))
     side = (
-        ("above" if found.mean >= 0 else "below") if labelled else ("better than" if found.mean >= 0 else "worse than")
+        ("above" if difference.mean >= 0 else "below")
+        if labelled
+        else ("better than" if difference.mean >= 0 else "worse than")
     )
     scale, unit, size = (100, "points", "points of accuracy") if labelled else (1, "nats a token", "nats of loss")
-    sure = "" if found.low > 0 or found.high < 0 else " It includes zero: the difference may be chance."
+    sure = "" if difference.low > 0 or difference.high < 0 else " It includes zero: the difference may be chance."
     low, high, mean = (
-        f"{scale * value:.{1 if labelled else 3}f}" for value in (found.low, found.high, abs(found.mean))
+        f"{scale * value:.{1 if labelled else 3}f}" for value in (difference.low, difference.high, abs(difference.mean))
     )
     return [
         f"On the test split {best.trial_id} is {mean} {size} {side} {kind}{name};"
-        f" paired 95 % interval [{low}, {high}] {unit} on {found.n} items.{sure}"
+        f" paired 95 % interval [{low}, {high}] {unit} on {difference.n} items.{sure}"
     ]
 
 
@@ -258,9 +260,9 @@ def looks_sentences(looks: Sequence[Look]) -> list[str]:
     """Who looked before, where it was not once."""
     if len(looks) < 2:
         return [f"Test split looked at once, {looks[0].time} by {looks[0].user}." for looks in [looks] if looks]
-    told = "; ".join(f"{look.number}: {look.time} by {look.user} ({', '.join(look.finalists)})" for look in looks)
+    listed = "; ".join(f"{look.number}: {look.time} by {look.user} ({', '.join(look.finalists)})" for look in looks)
     return [
-        f"The test split was looked at {len(looks)} times ({told}). Each look after the first makes its figures"
+        f"The test split was looked at {len(looks)} times ({listed}). Each look after the first makes its figures"
         " less of a test: what was chosen after one is chosen with it."
     ]
 

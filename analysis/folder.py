@@ -106,8 +106,8 @@ def disk_fault(error: BaseException) -> bool:
     """Whether an error says that a disk is full, read-only or broken, rather than that the work went wrong."""
     if isinstance(error, OSError):
         return error.errno in _DISK_FAULTS
-    told = re.search(r"\(os error (\d+)\)", str(error))  # as safetensors says it
-    return told is not None and int(told[1]) in _DISK_FAULTS
+    os_error = re.search(r"\(os error (\d+)\)", str(error))  # as safetensors says it
+    return os_error is not None and int(os_error[1]) in _DISK_FAULTS
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:

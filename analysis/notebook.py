@@ -46,12 +46,12 @@ class Run:
 
         records = []
         for row in self.ranking.rows:
-            given = asdict(row)
-            config, metrics = given.pop("config"), given.pop("metrics")
-            given["broken"] = "; ".join(given["broken"])
-            rank, reason = given.pop("rank"), given.pop("reason")
+            fields = asdict(row)
+            config, metrics = fields.pop("config"), fields.pop("metrics")
+            fields["broken"] = "; ".join(fields["broken"])
+            rank, reason = fields.pop("rank"), fields.pop("reason")
             first = {"sweep": self.folder.name, "rank": rank}
-            records.append(first | given | config | metrics | {"reason": reason})
+            records.append(first | fields | config | metrics | {"reason": reason})
         frame = pd.DataFrame(records)
         for path in {path for row in self.ranking.rows for path in row.config}:
             values = {type(row.config.get(path)) for row in self.ranking.rows}
@@ -68,8 +68,8 @@ class Run:
             ("trial", f) for f in self.folder.trials()
         ]:
             for row in files.read_metrics():
-                given = asdict(row)
-                records.append({"kind": kind} | {k: v for k, v in given.items() if k != "metrics"} | given["metrics"])
+                fields = asdict(row)
+                records.append({"kind": kind} | {k: v for k, v in fields.items() if k != "metrics"} | fields["metrics"])
         return pd.DataFrame(records)
 
     def items(self, trial: str, dataset: str = "task", step: int | None = None) -> "pd.DataFrame":

@@ -91,27 +91,27 @@ class Objective:
         Raises:
             ConfigError: naming the key, what was given and what was expected.
         """
-        given = _mapping("objective", config, _KEYS)
-        rho = _number("objective.rho", given.get("rho", 0.0))
+        settings = read_mapping("objective", config, _KEYS)
+        rho = read_number("objective.rho", settings.get("rho", 0.0))
         if rho < 0:
             raise ConfigError(f"objective.rho={rho:g}: expected 0 or more.")
-        terms = given.get("terms") or {}
+        terms = settings.get("terms") or {}
         if not isinstance(terms, Mapping) or not terms:
             raise ConfigError(
                 "objective.terms is empty: expected at least one term, such as"
                 " terms: {quality: {metric: macro_f1, direction: max, range: [0, 1], weight: 1}}."
             )
         read = tuple(_term(str(name), term) for name, term in terms.items())
-        method = given.get("method", "chebyshev")
+        method = settings.get("method", "chebyshev")
         if method not in METHODS:
             raise ConfigError(
                 f"objective.method={method!r}: expected one of {', '.join(METHODS)}."
                 f" {did_you_mean(str(method), METHODS)}"
             )
-        ties = given.get("ties", "cost")
+        ties = settings.get("ties", "cost")
         if ties not in TIES:
             raise ConfigError(f"objective.ties={ties!r}: expected one of {', '.join(TIES)}.")
-        return cls(str(given.get("name", "")), rho, read, method, ties)
+        return cls(str(settings.get("name", "")), rho, read, method, ties)
 
     def restricted(self, available: Collection[str], known: Collection[str]) -> "tuple[Objective, list[str]]":
         """The objective without the terms that cannot be measured here, and the metrics of those.
@@ -131,9 +131,9 @@ class Objective:
                 )
         kept = tuple(term for term in self.terms if term.metric in available)
         if not kept:
-            wanted = ", ".join(term.metric for term in self.terms)
+            named = ", ".join(term.metric for term in self.terms)
             raise ConfigError(
-                f"objective.terms: none of its metrics ({wanted}) is measured here."
+                f"objective.terms: none of its metrics ({named}) is measured here."
                 f" Measured are: {', '.join(sorted(available)) or 'none'}. Choose one of those."
             )
         return replace(self, terms=kept), [term.metric for term in self.terms if term not in kept]
@@ -193,8 +193,8 @@ class Objective:
 
 def _term(name: str, config: Any) -> Term:
     where = f"objective.terms.{name}"
-    given = _mapping(where, config, _TERM_KEYS)
-    metric, direction = given.get("metric"), given.get("direction", "max")
+    settings = read_mapping(where, config, _TERM_KEYS)
+    metric, direction = settings.get("metric"), settings.get("direction", "max")
     if not isinstance(metric, str) or not metric:
         raise ConfigError(f"{where}.metric={metric!r}: expected the name of a metric, such as macro_f1.")
     if direction not in DIRECTIONS:
@@ -202,50 +202,61 @@ def _term(name: str, config: Any) -> Term:
             f"{where}.direction={direction!r}: expected one of {', '.join(DIRECTIONS)}."
             f" {did_you_mean(str(direction), DIRECTIONS)}"
         )
-    ends = given.get("range")
+    ends = settings.get("range")
     if not isinstance(ends, list | tuple) or len(ends) != 2:
         raise ConfigError(f"{where}.range={ends!r}: expected two numbers, the lower first, such as [0, 1].")
-    low, high = (_number(f"{where}.range", end) for end in ends)
+    low, high = (read_number(f"{where}.range", end) for end in ends)
     if not low < high:
         raise ConfigError(
             f"{where}.range=[{low:g}, {high:g}]: expected the lower end first."
             " Which end is better is said by 'direction'."
         )
-    weight = _number(f"{where}.weight", given.get("weight", 1.0))
+    weight = read_number(f"{where}.weight", settings.get("weight", 1.0))
     if weight <= 0:
         raise ConfigError(f"{where}.weight={weight:g}: expected more than 0. To leave the term out, remove it.")
-    tolerance = _number(f"{where}.tolerance", given.get("tolerance", 0.0))
+    tolerance = read_number(f"{where}.tolerance", settings.get("tolerance", 0.0))
     if not 0 <= tolerance <= high - low:
         raise ConfigError(f"{where}.tolerance={tolerance:g}: expected 0 or more, and no more than the range is wide.")
-    target = _target(where, direction, given.get("target"), low, high)
+    target = _target(where, direction, settings.get("target"), low, high)
     return Term(name, metric, direction, target, low, high, weight, tolerance)
 
 
-def _target(where: str, direction: str, given: Any, low: float, high: float) -> float | None:
+def _target(where: str, direction: str, value: Any, low: float, high: float) -> float | None:
     if direction != "target":
-        if given is not None:
+        if value is not None:
             raise ConfigError(
-                f"{where}.target={given!r} with direction={direction}: set direction=target, or remove it."
+                f"{where}.target={value!r} with direction={direction}: set direction=target, or remove it."
             )
         return None
-    if given is None:
+    if value is None:
         raise ConfigError(f"{where}: direction=target needs {where}.target, a value in the metric's unit.")
-    target = _number(f"{where}.target", given)
+    target = read_number(f"{where}.target", value)
     if not low <= target <= high:
         raise ConfigError(f"{where}.target={target:g} is outside {where}.range=[{low:g}, {high:g}]: widen the range.")
     return target
 
 
-def _mapping(where: str, given: Any, keys: Collection[str]) -> Mapping[str, Any]:
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"{where}={given!r}: expected a mapping with the keys {', '.join(keys)}.")
-    for name in given:
+def read_mapping(where: str, value: Any, keys: Collection[str]) -> Mapping[str, Any]:
+    """A config value that must be a mapping with some of these keys and no others.
+
+    Args:
+        where: its config path, for messages.
+        value: as in the config.
+        keys: those that it may have.
+
+    Raises:
+        ConfigError: for another type, or a key that is not among them.
+    """
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}={value!r}: expected a mapping with the keys {', '.join(keys)}.")
+    for name in value:
         if name not in keys:
             raise ConfigError(f"{where}: '{name}' is not a key of it. {did_you_mean(str(name), keys)}")
-    return given
+    return value
 
 
-def _number(where: str, given: Any) -> float:
-    if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
-        raise ConfigError(f"{where}={given!r}: expected a finite number.")
-    return float(given)
+def read_number(where: str, value: Any) -> float:
+    """A config value that must be a finite number. Raises ConfigError, with the path ``where``, for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"{where}={value!r}: expected a finite number.")
+    return float(value)

@@ -6,7 +6,7 @@ sentence in that row's ``reason``, and never an error that hides the other rows.
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +66,21 @@ class Row:
     p: float = math.nan
 
 
+def row_files(folder: SweepFolder, row: Row) -> TrialFolder:
+    """The files that a row was read from."""
+    return folder.trial(row.trial_id) if row.kind == "trial" else folder.baseline(row.trial_id)
+
+
+def first_completed(rows: Iterable[Row], kind: str = "trial") -> Row | None:
+    """The first row of a kind that completed and was scored on all validation items: of ranked rows, the best.
+
+    Args:
+        rows: ranked.
+        kind: ``trial`` or ``baseline``.
+    """
+    return next((row for row in rows if row.kind == kind and row.status == State.COMPLETED and row.final), None)
+
+
 @dataclass(frozen=True)
 class Sweep:
     """What ranking needs of ``sweep.yaml``: the objective's config, the paths that are searched, the task's labels.
@@ -77,6 +92,15 @@ class Sweep:
     searched: tuple[str, ...]
     labels: tuple[str, ...] = ()
     note: str = ""
+
+
+def sweep_yaml(folder: SweepFolder) -> dict[str, Any]:
+    """The content of ``sweep.yaml``; empty where it is no mapping. Raises FolderError where it cannot be read."""
+    try:
+        content = fast_yaml.load(folder.sweep_file.read_bytes())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise FolderError(f"{folder.sweep_file}: cannot be read ({_line(error)}).") from None
+    return content if isinstance(content, dict) else {}
 
 
 def read_sweep(folder: SweepFolder) -> Sweep:
@@ -113,11 +137,11 @@ def read_rows(folder: SweepFolder, searched: Sequence[str]) -> list[Row]:
 def _missing(folder: SweepFolder, there: Collection[str], searched: Sequence[str]) -> list[Row]:
     """Trials that ended, as the search wrote down, and whose folders are not there."""
     rows = []
-    for told in read_lines(folder.asks_file):
-        name, values = told.get("trial_id"), told.get("values")
-        if told.get("event") == "tell" and isinstance(name, str) and name not in there:
+    for record in read_lines(folder.asks_file):
+        name, values = record.get("trial_id"), record.get("values")
+        if record.get("event") == "tell" and isinstance(name, str) and name not in there:
             config = {path: values.get(path) if isinstance(values, Mapping) else None for path in searched}
-            reason = f"its folder is missing (it ended as {told.get('state')}): restore trials/{name} from a copy"
+            reason = f"its folder is missing (it ended as {record.get('state')}): restore trials/{name} from a copy"
             rows.append(Row("trial", name, UNKNOWN, 0, config=config, reason=reason))
     return rows
 
@@ -136,9 +160,9 @@ def _read(kind: str, files: TrialFolder, reader: ConfigReader) -> Row:
     notes: list[str] = []
     status, reached = UNKNOWN, 0
     try:
-        told = files.read_status()
-        status, reached = str(told.state), told.step
-        notes += [str(told.reason)] if told.reason else []
+        last = files.read_status()
+        status, reached = str(last.state), last.step
+        notes += [str(last.reason)] if last.reason else []
     except (FolderError, OSError) as error:
         notes.append(_line(error))
     config: dict[str, Any] = dict.fromkeys(reader.searched)
@@ -186,17 +210,17 @@ def _config(files: TrialFolder, reader: ConfigReader, notes: list[str]) -> dict[
     if not reader.searched:
         return {}
     try:
-        found = reader.read(files.config_file.read_bytes())
+        values = reader.read(files.config_file.read_bytes())
     except FileNotFoundError:
         notes.append("config.yaml is missing")
         return {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         notes.append(f"config.yaml cannot be read ({_line(error)})")
         return {}
-    missing = [path for path in reader.searched if path not in found]
+    missing = [path for path in reader.searched if path not in values]
     if missing:
         notes.append(f"config.yaml lacks {', '.join(missing)}")
-    return found
+    return values
 
 
 def _whole(row: MetricsRow) -> bool:

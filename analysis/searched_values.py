@@ -55,15 +55,15 @@ class ConfigReader:
     def _whole(self, content: bytes, lines: list[bytes]) -> dict[str, Any]:
         root = yaml.compose(content, Loader=fast_yaml.LOADER)
         parsed = fast_yaml.load(content)
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for path in self.searched:
             at: Any = parsed
             for part in path.split("."):
                 at = at.get(part, _ABSENT) if isinstance(at, Mapping) else _ABSENT
             if at is not _ABSENT:
-                found[path] = at
-        self._lines, self._found, self._paths = lines, found, dict(_plain_lines(root, ""))
-        return found
+                values[path] = at
+        self._lines, self._found, self._paths = lines, values, dict(_plain_lines(root, ""))
+        return values
 
 
 _ABSENT = object()

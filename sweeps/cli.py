@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from analysis import errors
 from analysis.errors import INTERRUPTED, ConfigError, FolderError, LorasweepError, did_you_mean
 from sweeps.process.terminal import wrapped
-from sweeps.process.threads import waiting
+from sweeps.process.threads import wait_policy
 
 # Command → how it is called, and what it does. Each is a module of its name in sweeps/commands/.
 COMMANDS = {
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, a LorasweepError's own, 130 after Ctrl-C, 1 for a defect of ours."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    os.environ.update(waiting())
+    os.environ.update(wait_policy())
     given = [argument for argument in given if argument != "--debug"]
     try:
         return _dispatch(given)

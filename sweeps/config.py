@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from analysis.constraints import Constraints
-from analysis.errors import ConfigError, did_you_mean
+from analysis.errors import ConfigError, did_you_mean, nearest_names
 from analysis.metrics import METRICS
 from trainer.config import (
     PRECISIONS,
@@ -189,35 +189,34 @@ def misfits(config: Mapping[str, Any], cls: type = SweepConfig, prefix: str = ""
 
     Finds keys that the class does not have, and single values where keys are expected.
     """
-    hints, found = get_type_hints(cls), []
+    hints, problems = get_type_hints(cls), []
     for name, value in config.items():
         path, hint = f"{prefix}{name}", hints.get(str(name))
         inner = get_args(hint)[1] if get_origin(hint) is dict else None
         if hint is None:
             beside = [f"{prefix}{known}" for known in hints]
-            near = did_you_mean(path, beside)
-            near = near if near.startswith("Did") else did_you_mean(path, [*schema(), *beside])
-            found.append((path, f"'{path}' is not a config key. {near}"))
+            near = nearest_names(path, beside) or did_you_mean(path, [*schema(), *beside])
+            problems.append((path, f"'{path}' is not a config key. {near}"))
         elif not (is_dataclass(hint) or inner):
             continue
         elif not isinstance(value, Mapping):
-            found.append((path, f"{path}={value!r}: expected keys below it."))
+            problems.append((path, f"{path}={value!r}: expected keys below it."))
         elif isinstance(hint, type) and is_dataclass(hint):
-            found += misfits(value, hint, f"{path}.")
+            problems += misfits(value, hint, f"{path}.")
         elif inner is str:
             for entry, below in value.items():
                 if isinstance(below, Mapping):
                     example = f"'{path}={{{entry}.{next(iter(below), '…')}: …}}'"
-                    found.append(
+                    problems.append(
                         (f"{path}.{entry}", f"{path}.{entry}: expected text. For names with dots write {example}.")
                     )
         elif isinstance(inner, type) and is_dataclass(inner):
             for entry, below in value.items():
                 if isinstance(below, Mapping):
-                    found += misfits(below, inner, f"{path}.{entry}.")
+                    problems += misfits(below, inner, f"{path}.{entry}.")
                 else:
-                    found.append((f"{path}.{entry}", f"{path}.{entry}={below!r}: expected keys below it."))
-    return found
+                    problems.append((f"{path}.{entry}", f"{path}.{entry}={below!r}: expected keys below it."))
+    return problems
 
 
 def ranged(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
@@ -383,7 +382,7 @@ def milestones(rungs: Sequence[int], grace: Any, factor: Any) -> list[int]:
             f"scheduler: grace_period={grace!r} and reduction_factor={factor!r}: expected numbers of at least 1, and"
             " above 1."
         )
-    found, step = [], float(grace)
+    decisive, step = [], float(grace)
     while step < rungs[-1] - 1e-6:
         near = [rung for rung in rungs if math.isclose(rung, step, rel_tol=1e-9)]
         if not near:
@@ -392,9 +391,9 @@ def milestones(rungs: Sequence[int], grace: Any, factor: Any) -> list[int]:
                 f" reduction_factor={factor:g}), and no trial is evaluated at {step:g}. Let the rungs grow by one"
                 " factor, such as [12, 24, 48] or [8, 32], or use scheduler=fifo."
             )
-        found += near
+        decisive += near
         step *= factor
-    return found
+    return decisive
 
 
 def trial_part(config: SweepConfig, trial_id: str) -> TrialConfig:

@@ -31,7 +31,7 @@ from sweeps.config import SweepConfig
 from sweeps.driver.baseline_runner import main_figures, planned
 from sweeps.driver.device_client import GONE, LOST, DeviceClient, TrialPlacement
 from sweeps.driver.ray_cluster import ray_running, start_workers, with_facts
-from sweeps.process.installation import program, typed
+from sweeps.process.installation import program, shell_path
 from sweeps.run import locked
 from sweeps.store.manifest import read_manifest
 from trainer.config import Baseline, TrialConfig, check_trial
@@ -115,7 +115,7 @@ def finalize(run_dir: str, top: int, seeds: int, overrides: Sequence[str], quiet
         append_line(folder.looks_file, {"look": look, "event": "finished", "time": _now()})
     finals = read_finals(folder)
     print(report(finals))
-    print(f"\nFinal scores: {typed(folder.finals_dir)}/")
+    print(f"\nFinal scores: {shell_path(folder.finals_dir)}/")
     return 0 if all(run.on_test for run in runs) else 1
 
 
@@ -134,7 +134,7 @@ def _test_rows(folder: SweepFolder, composed: Composed) -> dict[str, Any]:
         if data.test or data.test_rows:
             raise
         given = "data.test_rows=40" if data.source == "newsgroups" else "data.test=FILE"
-        again = f"{program()} finalize {typed(folder.root)} {given}"
+        again = f"{program()} finalize {shell_path(folder.root)} {given}"
         raise DataError(
             f"The finalists need a test split that the sweep has not seen. {error} Such as: {again}"
         ) from None

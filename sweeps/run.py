@@ -27,7 +27,7 @@ from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.ray_cluster import max_concurrent, ray_running, start_workers, with_facts
 from sweeps.driver.resume import nothing_left, same_sweep
 from sweeps.process import gc_pause
-from sweeps.process.installation import program, typed
+from sweeps.process.installation import program, shell_path
 from sweeps.process.logs import to_file
 from sweeps.search.warm_start import carried_over
 from sweeps.store.control import driver
@@ -94,7 +94,7 @@ def new_folder(composed: Composed) -> SweepFolder:
     folder = SweepFolder(Path(settings.dir) / str(settings.name))
     if folder.sweep_file.exists():
         raise FolderError(
-            f"{folder.root} already holds a sweep. Go on with it: {program()} resume {typed(folder.root)}"
+            f"{folder.root} already holds a sweep. Go on with it: {program()} resume {shell_path(folder.root)}"
             f" — or give this one another name: sweep.name={settings.name}-2"
         )
     if folder.root.is_file() or (folder.root.is_dir() and any(not _left_behind(p) for p in folder.root.iterdir())):
@@ -118,7 +118,7 @@ def _drive(
     progress.phase("starting Ray and the device workers")
     with ray_running(composed.config) as let_go, to_file(folder.log_file, progress.verbose):
         devices = start_workers(composed.config, composed.objective, worker_class)
-        with gc_pause.kept():
+        with gc_pause.paused():
             from sweeps.driver.tune_run import TuneRun  # imports Ray Tune, which takes seconds: while the workers start
 
         devices, facts = with_facts(devices, str(folder.root), composed.precisions, progress.note)

@@ -40,12 +40,12 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
         print(f"{minutes}:{seconds:02}  {text}", flush=True)
 
     say("loading model and data")
-    with gc_pause.kept():
+    with gc_pause.paused():
         import_libraries()
         import torch
 
         from trainer.baselines import score_baseline
-        from trainer.device_cache import Materials
+        from trainer.device_cache import DeviceCache
         from trainer.engines.make import make_engine
         from trainer.evaluation.evaluate import absent_metrics
         from trainer.final_scoring import generate_answers
@@ -61,9 +61,9 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     )
     values = dict(composed.start[0]) if composed.start else {}
     trial = composed.trial("t0000", values)
-    materials = Materials(device)
-    engine = make_engine(composed.config.engine, materials, composed.objective.score, 1)
-    absent = absent_metrics(trial, materials.validation(trial))
+    device_cache = DeviceCache(device)
+    engine = make_engine(composed.config.engine, device_cache, composed.objective.score, 1)
+    absent = absent_metrics(trial, device_cache.validation(trial))
     check_available(composed.resolved()["objective"], absent)
     for why in dict.fromkeys(absent.values()):
         say(f"not measured: {why}")
@@ -72,7 +72,7 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
         say(note)
     admission = engine.admit(trial, files, None)
     assert not isinstance(admission, Refused)  # the only slot is free, and what cannot run has raised
-    data = materials.facts(trial)
+    data = device_cache.facts(trial)
     if data["skipped"]:
         say(skipped_note(data["skipped"]))
     manifest = make_manifest(composed, data, [{"device": str(device), "precisions": faults}])
@@ -83,10 +83,10 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     status = _train(engine, trial.trial_id, files, say)
     if trial.eval.generate and status.state == "completed":
         say("writing answers")
-        generate_answers(materials, trial, files)
+        generate_answers(device_cache, trial, files)
     for baseline in planned(composed.template, [trial.precision]):
         say(f"scoring {baseline.name}")
-        score_baseline(materials, baseline, folder.baseline(baseline.name))
+        score_baseline(device_cache, baseline, folder.baseline(baseline.name))
     leaderboard_rows = leaderboard.build(folder)
     leaderboard.write(folder, leaderboard_rows)
     show_leaderboard(folder, leaderboard_rows)

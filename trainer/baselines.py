@@ -20,7 +20,7 @@ from analysis import fast_yaml
 from analysis.folder import MetricsRow, State, Status, TrialFolder, atomic_write
 from trainer.config import Baseline, TrialConfig
 from trainer.data.encode import Encoded, label_tokens
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.evaluation.bias.items import SWAP
 from trainer.evaluation.bias.score import score_bias
 from trainer.evaluation.evaluate import Evaluation, Validation, evaluate, metrics_of, restricted
@@ -30,21 +30,21 @@ from trainer.models.lora import add_adapter, remove_adapter
 
 
 def score_baseline(
-    materials: Materials, baseline: Baseline, folder: TrialFolder, validation: Validation | None = None
+    device_cache: DeviceCache, baseline: Baseline, folder: TrialFolder, validation: Validation | None = None
 ) -> MetricsRow:
     """Score a baseline on all validation items and the bias sets; write config, row, items and, last, the status.
 
     Args:
-        materials: base models and data of this device.
+        device_cache: base models and data of this device.
         baseline: which.
         folder: emptied first: what a worker that died left is done again.
         validation: other rows to score, such as the test split.
     """
     started = time.monotonic()
     shutil.rmtree(folder.root, ignore_errors=True)
-    rows = validation or materials.validation(baseline.trial)
+    rows = validation or device_cache.validation(baseline.trial)
     split = rows.split
-    evaluation, note = _evaluated(materials, baseline, rows)
+    evaluation, note = _evaluated(device_cache, baseline, rows)
     settings = asdict(baseline.trial) | {"baseline": baseline.kind}
     if baseline.kind in ("few_shot", "retrieval"):
         settings[baseline.kind] = asdict(getattr(baseline, baseline.kind))
@@ -61,27 +61,27 @@ def score_baseline(
     return row
 
 
-def _evaluated(materials: Materials, baseline: Baseline, validation: Validation) -> tuple[Evaluation, str]:
+def _evaluated(device_cache: DeviceCache, baseline: Baseline, validation: Validation) -> tuple[Evaluation, str]:
     """The evaluation, and what the reader of the leaderboard must know about it."""
     trial = baseline.trial
     if baseline.kind == "majority":
-        return _fixed(_majority(materials, trial, validation), validation), ""
+        return _fixed(_majority(device_cache, trial, validation), validation), ""
     if baseline.kind == "zero_shot":
-        evaluation = _untuned(materials, trial, validation)
+        evaluation = _untuned(device_cache, trial, validation)
         if trial.task.name == "completion":
             sets = {name: it for name, it in evaluation.tables.items() if name not in ("task", SWAP, TABLE)}
-            materials.bias_of_base[(*materials.base_key(trial), repr(trial.bias))] = sets
+            device_cache.bias_of_base[(*device_cache.base_key(trial), repr(trial.bias))] = sets
         return evaluation, ""
     if trial.task.name == "classification":
-        return _fixed(_vote(materials, baseline, validation), validation), ""
-    return _prompted(materials, baseline, validation)
+        return _fixed(_vote(device_cache, baseline, validation), validation), ""
+    return _prompted(device_cache, baseline, validation)
 
 
 def _untuned(
-    materials: Materials, trial: TrialConfig, validation: Validation, known: Evaluation | None = None
+    device_cache: DeviceCache, trial: TrialConfig, validation: Validation, known: Evaluation | None = None
 ) -> Evaluation:
     """The base model on all rows and the bias sets; what it writes too, where ``eval.generate`` asks for it."""
-    base = materials.base(trial)
+    base = device_cache.base(trial)
     everything = list(range(len(validation.rows)))
     if trial.task.name == "completion":
         evaluation = evaluate(base, base.model, trial, validation, everything, known)
@@ -93,11 +93,13 @@ def _untuned(
         remove_adapter(model)
 
 
-def _bias_of_base(materials: Materials, trial: TrialConfig, validation: Validation) -> dict[str, dict[str, list[Any]]]:
+def _bias_of_base(
+    device_cache: DeviceCache, trial: TrialConfig, validation: Validation
+) -> dict[str, dict[str, list[Any]]]:
     """Item tables of the bias sets that have no prompt, of the base model: scored once, whatever the examples."""
-    key = (*materials.base_key(trial), repr(trial.bias))
-    if key not in materials.bias_of_base:
-        base, sets = materials.base(trial), replace(validation.bias, swaps=[])
+    key = (*device_cache.base_key(trial), repr(trial.bias))
+    if key not in device_cache.bias_of_base:
+        base, sets = device_cache.base(trial), replace(validation.bias, swaps=[])
         labels = validation.labels
 
         def no_rows(encoded: list[Encoded]) -> np.ndarray:
@@ -105,27 +107,27 @@ def _bias_of_base(materials: Materials, trial: TrialConfig, validation: Validati
 
         base.model.eval()
         tables = score_bias(base, base.model, sets, labels, no_rows, trial.eval.batch_size)
-        materials.bias_of_base[key] = tables
-    return materials.bias_of_base[key]
+        device_cache.bias_of_base[key] = tables
+    return device_cache.bias_of_base[key]
 
 
-def _prompted(materials: Materials, baseline: Baseline, validation: Validation) -> tuple[Evaluation, str]:
+def _prompted(device_cache: DeviceCache, baseline: Baseline, validation: Validation) -> tuple[Evaluation, str]:
     """The untuned model with examples before each item.
 
     Swapped rows (``bias.swap``) are not measured: they would have to be asked with examples of their own.
     """
     trial = baseline.trial
-    base, train = materials.base(trial), materials.tokens(trial, "train")
+    base, train = device_cache.base(trial), device_cache.tokens(trial, "train")
     if baseline.kind == "few_shot":
         fixed = few_shot_rows(train.rows, baseline.few_shot.k, baseline.few_shot.seed)
         chosen, k = [fixed] * len(validation.rows), baseline.few_shot.k
     else:
-        found = nearest(train.rows, validation.rows, baseline.retrieval, base)
-        chosen, k = [row[::-1].tolist() for row in found.rows], baseline.retrieval.k
+        neighbours = nearest(train.rows, validation.rows, baseline.retrieval, base)
+        chosen, k = [row[::-1].tolist() for row in neighbours.rows], baseline.retrieval.k
     longest = max((len(tokens) for tokens in label_tokens(base.tokenizer, validation.labels)), default=0)
     encoded, used = with_examples(validation.encoded, train.encoded, chosen, base, longest)
-    known = Evaluation({}, {"task": {"item_id": []}, **_bias_of_base(materials, trial, validation)}, 0)
-    evaluation = _untuned(materials, trial, replace(validation, encoded=encoded), known)
+    known = Evaluation({}, {"task": {"item_id": []}, **_bias_of_base(device_cache, trial, validation)}, 0)
+    evaluation = _untuned(device_cache, trial, replace(validation, encoded=encoded), known)
     evaluation.tables["task"]["examples"] = [
         [train.rows[i].item_id for i in rows[len(rows) - n :]] for rows, n in zip(chosen, used, strict=True)
     ]
@@ -136,27 +138,27 @@ def _prompted(materials: Materials, baseline: Baseline, validation: Validation) 
     return evaluation, note
 
 
-def _majority(materials: Materials, trial: TrialConfig, validation: Validation) -> np.ndarray:
-    frequencies = _frequencies(materials, trial, validation.labels)
+def _majority(device_cache: DeviceCache, trial: TrialConfig, validation: Validation) -> np.ndarray:
+    frequencies = _frequencies(device_cache, trial, validation.labels)
     return np.tile(np.log(frequencies), (len(validation.rows), 1))
 
 
-def _vote(materials: Materials, baseline: Baseline, validation: Validation) -> np.ndarray:
+def _vote(device_cache: DeviceCache, baseline: Baseline, validation: Validation) -> np.ndarray:
     """(items, classes): the neighbours' labels weighted by cosine, and one vote spread as the training labels are."""
     trial = baseline.trial
-    train = materials.dataset(trial).train
-    found = nearest(train, validation.rows, baseline.retrieval, materials.base(trial))
+    train = device_cache.dataset(trial).train
+    neighbours = nearest(train, validation.rows, baseline.retrieval, device_cache.base(trial))
     index = {label: i for i, label in enumerate(validation.labels)}
     targets = np.array([index[row.label] for row in train])
-    votes = np.tile(_frequencies(materials, trial, validation.labels), (len(validation.rows), 1))
-    for column in range(found.rows.shape[1]):
+    votes = np.tile(_frequencies(device_cache, trial, validation.labels), (len(validation.rows), 1))
+    for column in range(neighbours.rows.shape[1]):
         places = np.arange(len(votes))
-        votes[places, targets[found.rows[:, column]]] += np.clip(found.similarity[:, column], 0.0, None)
+        votes[places, targets[neighbours.rows[:, column]]] += np.clip(neighbours.similarity[:, column], 0.0, None)
     return np.log(votes / votes.sum(1, keepdims=True))
 
 
-def _frequencies(materials: Materials, trial: TrialConfig, labels: tuple[str, ...]) -> np.ndarray:
-    counts = Counter(row.label for row in materials.dataset(trial).train)
+def _frequencies(device_cache: DeviceCache, trial: TrialConfig, labels: tuple[str, ...]) -> np.ndarray:
+    counts = Counter(row.label for row in device_cache.dataset(trial).train)
     total = sum(counts.values())
     return np.array([counts[label] / total for label in labels])
 

@@ -19,7 +19,7 @@ from trainer.models.base_model import BaseModel, load_base
 _BASES = 4  # one model at every precision
 
 
-class Materials:
+class DeviceCache:
     """Loads what a trial needs once and hands out the same object afterwards.
 
     Args:
@@ -63,26 +63,26 @@ class Materials:
             ConfigError: where prompt and label do not fit.
             DataError: where there is nothing to augment, or rows have no weights of their own.
         """
-        tokens, wanted = self.tokens(trial, "train"), trial.mitigation
-        if not wanted.augment and not wanted.reweight:
+        tokens, mitigation = self.tokens(trial, "train"), trial.mitigation
+        if not mitigation.augment and not mitigation.reweight:
             return tokens.encoded
-        name = ("mitigated", repr(wanted), repr(trial.data), repr(trial.model), repr(trial.task))
+        name = ("mitigated", repr(mitigation), repr(trial.data), repr(trial.model), repr(trial.task))
         mitigated: list[Encoded] = self._once(name, lambda: self._mitigated(trial, tokens))
         return mitigated
 
     def _mitigated(self, trial: TrialConfig, tokens: Tokens) -> list[Encoded]:
-        dataset, wanted = self.dataset(trial), trial.mitigation
-        copies = counterfactual_copies(dataset.train, wanted.augment)
+        dataset, mitigation = self.dataset(trial), trial.mitigation
+        copies = counterfactual_copies(dataset.train, mitigation.augment)
         more = self._tokenised(trial, copies, training=True) if copies else Tokens([], [], 0)
         encoded = [*tokens.encoded, *more.encoded]
-        if not wanted.reweight:
+        if not mitigation.reweight:
             return encoded
         if dataset.schema == "text":
             raise DataError(
-                f"mitigation.reweight={wanted.reweight:g} with data.schema=text: texts are trained on one after the"
+                f"mitigation.reweight={mitigation.reweight:g} with data.schema=text: texts are trained on one after the"
                 " other in windows, so that a row has no weight of its own. Leave it at 0."
             )
-        weights = row_weights([*tokens.rows, *more.rows], wanted.reweight)
+        weights = row_weights([*tokens.rows, *more.rows], mitigation.reweight)
         return [replace(row, weight=weight) for row, weight in zip(encoded, weights, strict=True)]
 
     def validation(self, trial: TrialConfig) -> Validation:

@@ -56,16 +56,16 @@ def nearest(train: Sequence[Row], items: Sequence[Row], settings: RetrievalConfi
     Raises:
         FetchError: for ``neighbours=minilm`` where the package cannot be downloaded.
     """
-    texts, wanted = [row.text for row in train], [row.text for row in items]
+    train_texts, item_texts = [row.text for row in train], [row.text for row in items]
     if settings.neighbours == "tfidf":
-        known, asked = _tfidf(texts, wanted)
+        train_vectors, item_vectors = _tfidf(train_texts, item_texts)
     else:
         embedder = _minilm(base.device) if settings.neighbours == "minilm" else base
-        known, asked = embed(embedder, texts), embed(embedder, wanted)
-    k = min(settings.k, len(texts))
+        train_vectors, item_vectors = embed(embedder, train_texts), embed(embedder, item_texts)
+    k = min(settings.k, len(train_texts))
     rows, similarity = [], []
-    for at in range(0, len(wanted), _CHUNK):
-        part = asked[at : at + _CHUNK] @ known.T
+    for at in range(0, len(item_texts), _CHUNK):
+        part = item_vectors[at : at + _CHUNK] @ train_vectors.T
         cosine = np.asarray(part.toarray() if hasattr(part, "toarray") else part, dtype=np.float64)
         order = np.argsort(-cosine, axis=1, kind="stable")[:, :k]  # of equals, the first in the file
         rows.append(order)

@@ -11,18 +11,18 @@ from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 
 from analysis.folder import MetricsRow, TrialFolder
 from trainer.config import TrialConfig
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.generate import TABLE, answers, with_answers
 from trainer.models.base_model import BaseModel
 from trainer.models.lora import add_adapter, remove_adapter
 
 
-def score_on_test(materials: Materials, trial: TrialConfig, folder: TrialFolder) -> MetricsRow:
+def score_on_test(device_cache: DeviceCache, trial: TrialConfig, folder: TrialFolder) -> MetricsRow:
     """Score the adapter in a trial's folder on the test rows and the bias sets; write items, then the row.
 
     Args:
-        materials: base models and data of this device; no adapter is on the base model.
+        device_cache: base models and data of this device; no adapter is on the base model.
         trial: how the adapter was trained, and what it is scored on.
         folder: of the trial; it has completed.
 
@@ -30,7 +30,7 @@ def score_on_test(materials: Materials, trial: TrialConfig, folder: TrialFolder)
         DataError: where there are no test rows.
     """
     started = time.monotonic()
-    base, test = materials.base(trial), materials.test(trial)
+    base, test = device_cache.base(trial), device_cache.test(trial)
     with saved_adapter(base, trial, folder.adapter_dir) as model:
         evaluation = evaluate(base, model, trial, test, list(range(len(test.rows))))
         if trial.eval.generate:
@@ -52,9 +52,9 @@ def score_on_test(materials: Materials, trial: TrialConfig, folder: TrialFolder)
     return row
 
 
-def generate_answers(materials: Materials, trial: TrialConfig, folder: TrialFolder) -> None:
+def generate_answers(device_cache: DeviceCache, trial: TrialConfig, folder: TrialFolder) -> None:
     """Let a completed trial's adapter write answers to the validation rows; its final row gets their metrics too."""
-    base, validation = materials.base(trial), materials.validation(trial)
+    base, validation = device_cache.base(trial), device_cache.validation(trial)
     with saved_adapter(base, trial, folder.adapter_dir) as model:
         metrics, table = answers(base, model, trial, validation)
     final = [row for row in folder.read_metrics() if row.final][-1]

@@ -2,7 +2,7 @@
 
 import torch
 
-from analysis.errors import LorasweepError
+from analysis.errors import LorasweepError, first_line
 from analysis.folder import State, disk_fault
 from trainer.engine import Ended
 
@@ -25,7 +25,7 @@ def ended_by(error: BaseException, trial_id: str, step: int) -> Ended:
     """
     if disk_fault(error):
         raise error
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
+    first = first_line(error)[:500]
     if isinstance(error, Diverged):
         return Ended(trial_id, State.DIVERGED, str(error), step)
     if isinstance(error, (MemoryError, RuntimeError)) and out_of_memory(error):

@@ -46,9 +46,9 @@ def _standing(rows: Sequence[Row], judgement: "Judgement") -> str:
         return f"{best} has no rival to be compared with."
     if not tied:
         worst = max(at.p for at in rivals.values())
-        told = f"p {worst:.2g}" if len(rivals) == 1 else f"largest p {worst:.2g}"
+        p_value = f"p {worst:.2g}" if len(rivals) == 1 else f"largest p {worst:.2g}"
         others = "the other completed trial" if len(rivals) == 1 else f"each of {len(rivals)} other completed trials"
-        return f"{best} is better than {others} on {n} items ({judgement.test}, {told})."
+        return f"{best} is better than {others} on {n} items ({judgement.test}, {p_value})."
     order = [row.trial_id for row in rows if row.trial_id in tied]
     return (
         f"No winner: {best} has the best {'score' if judgement.what == 'objective' else judgement.what}, but cannot be"

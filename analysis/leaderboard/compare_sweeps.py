@@ -9,14 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
-
-from analysis import fast_yaml
 from analysis.errors import ConfigError, DataError, FolderError
 from analysis.folder import State, SweepFolder, TrialFolder
 from analysis.leaderboard.ranking import Ranking, checked, judged, objective_of, ordered, ranked, rescored
 from analysis.metrics import METRICS, as_shown
-from analysis.rows import Row
+from analysis.rows import Row, first_completed, sweep_yaml
 from analysis.searched_values import at
 
 PER_TOKEN = ("perplexity", "completion_perplexity")
@@ -58,7 +55,7 @@ def _names(folders: Sequence[SweepFolder]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Together:
+class JointRanking:
     """One ranking of the trials of several sweeps.
 
     Attributes:
@@ -70,16 +67,7 @@ class Together:
     ranking: Ranking
 
 
-def manifest(folder: SweepFolder) -> dict[str, Any]:
-    """``sweep.yaml``. Raises FolderError where it cannot be read."""
-    try:
-        content = fast_yaml.load(folder.sweep_file.read_bytes())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise FolderError(f"{folder.sweep_file}: cannot be read ({' '.join(str(error).split())}).") from None
-    return content if isinstance(content, dict) else {}
-
-
-def rank_together(folders: Sequence[SweepFolder], by: Sequence[str] = ()) -> Together:
+def rank_together(folders: Sequence[SweepFolder], by: Sequence[str] = ()) -> JointRanking:
     """Rank the trials of several sweeps as one list, by the objective of the first, or by metrics.
 
     Raises:
@@ -94,7 +82,7 @@ def rank_together(folders: Sequence[SweepFolder], by: Sequence[str] = ()) -> Tog
     for name, folder in list(together.by_name.items()):
         try:
             own = ordered(folder)
-            manifests[name] = manifest(folder)
+            manifests[name] = sweep_yaml(folder)
         except (FolderError, ConfigError) as error:
             notes.append(f"{name} is left out: {error}")
             del together.by_name[name]
@@ -115,11 +103,11 @@ def rank_together(folders: Sequence[SweepFolder], by: Sequence[str] = ()) -> Tog
         notes.append(f"Ranked by the objective of {first}; {', '.join(others)} had another one.")
     ranking = Ranking(rescored(rows, objective, names), objective, left_out, tuple(names), notes=tuple(notes))
     labels = list(dict.fromkeys(str(x) for m in manifests.values() for x in at(m, "data", "labels") or []))
-    return Together(together, judged(together, ranking, labels))
+    return JointRanking(together, judged(together, ranking, labels))
 
 
 def _objective(folder: SweepFolder) -> Any:
-    return at(manifest(folder), "config", "objective")
+    return at(sweep_yaml(folder), "config", "objective")
 
 
 def _same_data(manifests: Mapping[str, Mapping[str, Any]]) -> None:
@@ -129,9 +117,9 @@ def _same_data(manifests: Mapping[str, Mapping[str, Any]]) -> None:
     }
     known = {name: value for name, value in prints.items() if value}
     if len(set(known.values())) > 1:
-        told = ", ".join(f"{name} {str(value)[:12]}" for name, value in known.items())
+        listed = ", ".join(f"{name} {str(value)[:12]}" for name, value in known.items())
         raise DataError(
-            f"The sweeps were not run on the same data (fingerprints: {told}), so their scores cannot be ranked"
+            f"The sweeps were not run on the same data (fingerprints: {listed}), so their scores cannot be ranked"
             " together. `lorasweep compare` shows them side by side."
         )
 
@@ -140,9 +128,9 @@ def _one_tokenizer(manifests: Mapping[str, Mapping[str, Any]], metrics: Sequence
     models = {name: _model(content) for name, content in manifests.items()}
     wrong = [name for name in metrics if name in PER_TOKEN]
     if wrong and len(set(models.values())) > 1:
-        told = ", ".join(f"{name} {model}" for name, model in models.items())
+        listed = ", ".join(f"{name} {model}" for name, model in models.items())
         raise ConfigError(
-            f"{wrong[0]} counts by token, and the sweeps have different models ({told}), so it cannot rank them"
+            f"{wrong[0]} counts by token, and the sweeps have different models ({listed}), so it cannot rank them"
             " together. Use --by bits_per_byte."
         )
 
@@ -187,8 +175,7 @@ def compare(folders: Sequence[SweepFolder]) -> Comparison:
     sides = []
     for name, folder in together.by_name.items():
         ranking = ranked(folder)
-        best = next((r for r in ranking.rows if r.kind == "trial" and r.status == State.COMPLETED and r.final), None)
-        sides.append(Side(name, folder, ranking, manifest(folder), best))
+        sides.append(Side(name, folder, ranking, sweep_yaml(folder), first_completed(ranking.rows)))
     table = [
         ("model", [_model(s.content) or "?" for s in sides]),
         ("data", [str(at(s.content, "data", "fingerprint") or "?")[:12] for s in sides]),
@@ -233,16 +220,16 @@ def _against_first(together: SweepFolders, sides: Sequence[Side]) -> Iterator[st
             continue
         one, two = f"{first.name}/{first.best.trial_id}", f"{other.name}/{other.best.trial_id}"
         try:
-            found = paired_difference(hits(first.folder, first.best), hits(other.folder, other.best))
+            difference = paired_difference(hits(first.folder, first.best), hits(other.folder, other.best))
         except (DataError, FolderError, KeyError) as error:
             yield f"{one} and {two} cannot be compared: {error}"
             continue
-        ends = f"[{100 * found.low:.1f}, {100 * found.high:.1f}]"
-        points = f"{100 * found.mean:+.1f} points of accuracy, paired 95 % interval {ends} on {found.n} items"
-        if math.isnan(found.low) or found.low <= 0.0 <= found.high:
+        ends = f"[{100 * difference.low:.1f}, {100 * difference.high:.1f}]"
+        points = f"{100 * difference.mean:+.1f} points of accuracy, paired 95 % interval {ends} on {difference.n} items"
+        if math.isnan(difference.low) or difference.low <= 0.0 <= difference.high:
             yield f"{one} and {two} cannot be told apart: {points}."
         else:
-            yield f"{one} is {'better' if found.mean > 0 else 'worse'} than {two}: {points}."
+            yield f"{one} is {'better' if difference.mean > 0 else 'worse'} than {two}: {points}."
 
 
 def _changed(sides: Sequence[Side]) -> list[tuple[str, list[str]]]:

@@ -159,8 +159,8 @@ def _on_fronts(rows: list[Row], objective: Objective) -> list[Row]:
         return rows
     from analysis.statistics.pareto import fronts
 
-    found = fronts([objective.losses(rows[i].metrics) for i in places])
-    front = dict(zip(places, found, strict=True))
+    numbers = fronts([objective.losses(rows[i].metrics) for i in places])
+    front = dict(zip(places, numbers, strict=True))
     return [replace(row, front=front.get(i, 0)) for i, row in enumerate(rows)]
 
 
@@ -231,13 +231,13 @@ def constrained(rows: Sequence[Row], constraints: Constraints, folder: SweepFold
 
 def baselines_metrics(folder: SweepFolder, names: Iterable[str], final: bool) -> dict[str, Mapping[str, float]]:
     """Baseline → its metrics on all validation items, or on the rung subset (on all where only those are there)."""
-    found: dict[str, Mapping[str, float]] = {}
+    metrics: dict[str, Mapping[str, float]] = {}
     for name in names:
         scored = folder.baseline(name).read_metrics()
         fitting = [row for row in scored if row.final == final] or scored
         if fitting:
-            found[name] = fitting[-1].metrics
-    return found
+            metrics[name] = fitting[-1].metrics
+    return metrics
 
 
 def checked(by: Sequence[str], there: set[str]) -> list[str]:

@@ -30,21 +30,21 @@ def configurations(rows: Sequence[Row]) -> list[Configuration]:
     for row in rows:
         if row.kind == "trial" and row.status == "completed" and math.isfinite(row.objective):
             seeds.setdefault(row.trial_id.split(".")[0], []).append(row)
-    found = []
+    several = []
     for name, group in seeds.items():
         if len(group) > 1:
             scores = [row.objective for row in group]
             group.sort(key=lambda row: row.trial_id)
-            found.append(Configuration(name, tuple(group), statistics.fmean(scores), statistics.stdev(scores)))
-    return sorted(found, key=lambda it: -it.mean)
+            several.append(Configuration(name, tuple(group), statistics.fmean(scores), statistics.stdev(scores)))
+    return sorted(several, key=lambda it: -it.mean)
 
 
 def sentence(rows: Sequence[Row]) -> str:
     """What the seeds say about the ranking; empty where there are none."""
-    found = configurations(rows)
-    if not found:
+    several = configurations(rows)
+    if not several:
         return ""
-    shown = ", ".join(f"{it.trial_id} {it.mean:.3f} ± {it.deviation:.3f} ({len(it.rows)} seeds)" for it in found[:5])
+    shown = ", ".join(f"{it.trial_id} {it.mean:.3f} ± {it.deviation:.3f} ({len(it.rows)} seeds)" for it in several[:5])
     return (
         f"Over its seeds (mean ± standard deviation of the objective): {shown}."
         " A row above is one seed: choose by the mean."

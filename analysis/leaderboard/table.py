@@ -14,7 +14,7 @@ from rich.text import Text
 
 from analysis.folder import State
 from analysis.metrics import METRICS
-from analysis.rows import Row
+from analysis.rows import Row, first_completed
 
 _HEADS = {"precision": "prec"}  # of config keys whose name is much wider than their values
 _ALWAYS, _WANTED, _CONFIG, _MORE = range(4)  # the higher, the sooner a column is dropped
@@ -56,7 +56,7 @@ def render(rows: Sequence[Row], width: int, by: Sequence[str] = ()) -> Renderabl
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0))
     for column in columns:
         table.add_column("\n".join(column.head), justify="left" if column.left else "right", no_wrap=True)
-    best = next((row for row in rows if row.kind == "trial" and row.status == State.COMPLETED and row.final), None)
+    best = first_completed(rows)
     for i, row in enumerate(rows):
         style = "cyan" if row.kind == "baseline" else "yellow" if row.broken else _STYLES.get(row.status, "")
         style = "bold green" if row is best and not row.broken else style
@@ -81,7 +81,7 @@ def _columns(rows: Sequence[Row], by: Sequence[str]) -> list[_Column]:
         _Column(("#",), [f"{row.rank}=" if row.tied else str(row.rank) for row in rows], _ALWAYS),
         _Column(("trial",), [row.trial_id for row in rows], _ALWAYS, left=True),
         _Column(("status",), [_status(row) for row in rows], _ALWAYS, left=True),
-        _Column(("score",), [_decimals(row.objective, 3) for row in rows], _ALWAYS),
+        _Column(("score",), [decimals(row.objective, 3) for row in rows], _ALWAYS),
     ]
     if any(math.isfinite(row.low) for row in rows):
         cells = [f"{row.low:.2f}–{row.high:.2f}" if math.isfinite(row.low) else "-" for row in rows]
@@ -92,7 +92,7 @@ def _columns(rows: Sequence[Row], by: Sequence[str]) -> list[_Column]:
             keep = _ALWAYS if name in by else _WANTED if name in _WANTED_METRICS else _MORE
             values = [row.metrics.get(name, math.nan) for row in rows]
             digits = metric.decimals
-            cells = [_significant(v) if digits is None else _decimals(v, digits) for v in values]
+            cells = [_significant(v) if digits is None else decimals(v, digits) for v in values]
             columns.append(_Column((metric.head,), cells, keep))
     paths = list(dict.fromkeys(path for row in rows for path in row.config))
     for path in paths:
@@ -151,7 +151,8 @@ def _pad(text: str, column: _Column) -> str:
     return text + space if column.left else space + text
 
 
-def _decimals(value: float, digits: int) -> str:
+def decimals(value: float, digits: int) -> str:
+    """A figure with so many decimals; a dash where it is not known."""
     return f"{value:.{digits}f}" if math.isfinite(value) else "-"
 
 

@@ -9,7 +9,7 @@ from analysis.errors import LorasweepError
 from analysis.folder import State, SweepFolder
 from analysis.leaderboard.claims import claims
 from analysis.leaderboard.ranking import objective_of
-from analysis.rows import Row
+from analysis.rows import Row, first_completed, row_files
 from analysis.statistics.paired import Difference, item_scores, paired_difference
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | No
         rows: ranked; the first completed trial is the best.
         judgement: how sure that is.
     """
-    best = _first(rows, "trial")
+    best = first_completed(rows)
     baselines = _baselines(rows)
     baseline = max(baselines, key=_quality, default=None)  # of equals, the better ranked
     if best is None:
@@ -54,7 +54,7 @@ def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | No
 
 def pays(folder: SweepFolder, rows: Sequence[Row]) -> bool | None:
     """Whether the best trial is shown to beat the best baseline; None where the two cannot be compared."""
-    best, baseline = _first(rows, "trial"), max(_baselines(rows), key=_quality, default=None)
+    best, baseline = first_completed(rows), max(_baselines(rows), key=_quality, default=None)
     if best is None or baseline is None:
         return None
     try:
@@ -67,35 +67,34 @@ def _baselines(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.kind == "baseline" and row.status == State.COMPLETED and row.final]
 
 
-def _first(rows: Sequence[Row], kind: str) -> Row | None:
-    """The best of a kind that was scored on all validation items."""
-    return next((row for row in rows if row.kind == kind and row.status == State.COMPLETED and row.final), None)
-
-
 def _against(folder: SweepFolder, best: Row, baseline: Row, of: int) -> str:
     trial, other = f"The best trial, {best.trial_id},", _name(baseline)
     other = f"the best of {of} baselines, {other}," if of > 1 else other
     figures = f"{_figure(best)} against {_figure(baseline)}"
     labelled = _labelled(best)
     try:
-        found = paired_difference(_scores(folder, best), _scores(folder, baseline))
+        difference = paired_difference(_scores(folder, best), _scores(folder, baseline))
     except (LorasweepError, OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        told = str(error).splitlines()[0] if isinstance(error, LorasweepError) else f"{type(error).__name__}: {error}"
+        why = str(error).splitlines()[0] if isinstance(error, LorasweepError) else f"{type(error).__name__}: {error}"
         return (
             f"{trial} has {'accuracy' if labelled else 'a loss of'} {figures} of {other}. There is no interval, because"
-            f" the item scores cannot be compared: {told}"
+            f" the item scores cannot be compared: {why}"
         )
-    size = f"{abs(100 * found.mean):.1f} points of accuracy" if labelled else f"{abs(found.mean):.3f} nats of loss"
-    interval = _interval(found, best, baseline)
-    if found.low > 0.0:
+    size = (
+        f"{abs(100 * difference.mean):.1f} points of accuracy"
+        if labelled
+        else f"{abs(difference.mean):.3f} nats of loss"
+    )
+    interval = _interval(difference, best, baseline)
+    if difference.low > 0.0:
         return f"{trial} beats {other} by {size} ({figures}); {interval}"
-    if found.mean == 0.0:
+    if difference.mean == 0.0:
         opening = f"{_lower(trial)} has the same {'accuracy' if labelled else 'loss'} as {other} ({figures})"
     else:
         side = (
-            ("above" if found.mean > 0.0 else "below")
+            ("above" if difference.mean > 0.0 else "below")
             if labelled
-            else ("better than" if found.mean > 0.0 else "worse than")
+            else ("better than" if difference.mean > 0.0 else "worse than")
         )
         opening = f"{_lower(trial)} is {size} {side} {other} ({figures})"
     return f"No evidence that fine-tuning beats {_way(baseline)}: {opening}; {interval}"
@@ -105,17 +104,17 @@ def _lower(sentence: str) -> str:
     return sentence[0].lower() + sentence[1:]
 
 
-def _interval(found: Difference, best: Row, baseline: Row) -> str:
-    items = f"{found.n} item{'s' if found.n != 1 else ''}"
-    if found.n < max(best.n_items, baseline.n_items):
+def _interval(difference: Difference, best: Row, baseline: Row) -> str:
+    items = f"{difference.n} item{'s' if difference.n != 1 else ''}"
+    if difference.n < max(best.n_items, baseline.n_items):
         items += " that both were scored on"
-    if math.isnan(found.low):
+    if math.isnan(difference.low):
         return f"one item gives no interval ({items})."
-    ends = f"[{100 * found.low:.1f}, {100 * found.high:.1f}] points on {items}"
+    ends = f"[{100 * difference.low:.1f}, {100 * difference.high:.1f}] points on {items}"
     if not _labelled(best):
-        ends = f"[{found.low:.3f}, {found.high:.3f}] nats a token on {items}, each item counting alike"
+        ends = f"[{difference.low:.3f}, {difference.high:.3f}] nats a token on {items}, each item counting alike"
     ends = f"paired 95 % interval {ends}"
-    if found.low <= 0.0 <= found.high:
+    if difference.low <= 0.0 <= difference.high:
         return f"{ends}: it includes zero, so the difference may be chance."
     return f"{ends}."
 
@@ -164,8 +163,7 @@ def _crows(row: Row) -> str | None:
 
 def _scores(folder: SweepFolder, row: Row) -> dict[str, float]:
     """Item id → 1 where the prediction is the label, else 0; without labels minus the loss, in nats a token."""
-    files = folder.trial(row.trial_id) if row.kind == "trial" else folder.baseline(row.trial_id)
-    return item_scores(files.read_items("task", "validation", row.step))
+    return item_scores(row_files(folder, row).read_items("task", "validation", row.step))
 
 
 def _labelled(row: Row) -> bool:

@@ -46,12 +46,13 @@ def _figure(height: int = 420) -> "go.Figure":
     return figure
 
 
-def _told(row: Row) -> str:
+def _hover_text(row: Row) -> str:
     values = "".join(f"<br>{axis_name(path)} {shown(value)}" for path, value in row.config.items() if value is not None)
-    return f"{row.trial_id} · {row.status.replace('_', ' ')}<br>score {_number(row.objective)}{values}"
+    return f"{row.trial_id} · {row.status.replace('_', ' ')}<br>score {score_text(row.objective)}{values}"
 
 
-def _number(value: float) -> str:
+def score_text(value: float) -> str:
+    """A score with three decimals; a dash where it is not known."""
     return f"{value:.3f}" if math.isfinite(value) else "–"
 
 
@@ -76,7 +77,7 @@ def pareto(rows: Sequence[Row], first: Term, second: Term) -> "go.Figure":
                     y=[row.metrics[second.metric] for row in own],
                     mode="markers",
                     name=name,
-                    text=[_told(row) for row in own],
+                    text=[_hover_text(row) for row in own],
                     hovertemplate="%{text}<extra></extra>",
                     marker={"color": colour, "symbol": symbol, "size": 10, "line": {"width": 1.5, "color": colour}},
                 )
@@ -124,7 +125,7 @@ def quality_cost(rows: Sequence[Row], term: Term) -> "go.Figure":
                     y=[row.metrics[term.metric] for row in own],
                     mode="markers",
                     name=name,
-                    text=[_told(row) for row in own],
+                    text=[_hover_text(row) for row in own],
                     hovertemplate="%{text}<extra></extra>",
                     marker={
                         "color": COLOURS[state],
@@ -158,10 +159,10 @@ def curves(rows: Sequence[Row], evaluations: Mapping[str, Sequence[MetricsRow]],
         x, y, text = lines.setdefault(name, ([], [], []))
         x += [*(step for step, _ in points), None]
         y += [*(value for _, value in points), None]
-        text += [*(_told(row) for _ in points), ""]
+        text += [*(_hover_text(row) for _ in points), ""]
         if points and row.status not in (State.COMPLETED, State.RUNNING):
             at = ends.setdefault(row.status, ([], [], []))
-            for column, value in zip(at, (*points[-1], _told(row)), strict=True):
+            for column, value in zip(at, (*points[-1], _hover_text(row)), strict=True):
                 column.append(value)
     for name in sorted(lines, key=lambda name: name == "best"):
         x, y, text = lines[name]
@@ -198,18 +199,18 @@ def curves(rows: Sequence[Row], evaluations: Mapping[str, Sequence[MetricsRow]],
     return figure
 
 
-def importance(found: Importance) -> "go.Figure":
+def importance(importances: Importance) -> "go.Figure":
     import plotly.graph_objects as go
 
-    names = list(found.shares)[::-1]
+    names = list(importances.shares)[::-1]
     figure = _figure(height=90 + 44 * max(len(names), 1))
     figure.add_trace(
         go.Bar(
-            x=[found.shares[name] for name in names],
+            x=[importances.shares[name] for name in names],
             y=[axis_name(name) for name in names],
             orientation="h",
             marker={"color": BLUE},
-            text=[f"{100 * found.shares[name]:.0f} %" for name in names],
+            text=[f"{100 * importances.shares[name]:.0f} %" for name in names],
             textposition="auto",
             hovertemplate="%{y}: %{x:.1%}<extra></extra>",
         )
@@ -243,12 +244,17 @@ def parallel(study: "optuna.Study") -> "go.Figure":
     return figure
 
 
+def with_rank_and_rate(rows: Sequence[Row]) -> list[Row]:
+    """The rows whose rank and learning rate were both searched."""
+    return [row for row in rows if row.config.get("lora.rank") is not None and row.config.get("optim.lr") is not None]
+
+
 def rank_by_rate(rows: Sequence[Row], values: Mapping[str, float]) -> "go.Figure":
     """Rank against learning rate, coloured by score; trials that have none are crosses."""
     import plotly.graph_objects as go
 
     figure = _figure()
-    known = [row for row in rows if row.config.get("lora.rank") is not None and row.config.get("optim.lr") is not None]
+    known = with_rank_and_rate(rows)
     ranks = sorted({row.config["lora.rank"] for row in known})
     scored = [row for row in known if math.isfinite(values.get(row.trial_id, math.nan))]
     if scored:
@@ -258,7 +264,7 @@ def rank_by_rate(rows: Sequence[Row], values: Mapping[str, float]) -> "go.Figure
                 y=[str(row.config["lora.rank"]) for row in scored],
                 mode="markers",
                 name="scored",
-                text=[f"{_told(row)}<br>compared by {_number(values[row.trial_id])}" for row in scored],
+                text=[f"{_hover_text(row)}<br>compared by {score_text(values[row.trial_id])}" for row in scored],
                 hovertemplate="%{text}<extra></extra>",
                 marker={
                     "color": [values[row.trial_id] for row in scored],
@@ -277,7 +283,7 @@ def rank_by_rate(rows: Sequence[Row], values: Mapping[str, float]) -> "go.Figure
                 y=[str(row.config["lora.rank"]) for row in lost],
                 mode="markers",
                 name="diverged, out of memory or failed",
-                text=[_told(row) for row in lost],
+                text=[_hover_text(row) for row in lost],
                 hovertemplate="%{text}<extra></extra>",
                 marker={"symbol": "x", "size": 12, "color": RED},
             )
@@ -304,7 +310,7 @@ def by_level(rows: Sequence[Row], path: str, values: Mapping[str, float]) -> "go
                 boxpoints="all",
                 jitter=0.4,
                 pointpos=0,
-                text=[_told(row) for row in own],
+                text=[_hover_text(row) for row in own],
                 hovertemplate="%{text}<extra></extra>",
                 marker={"color": BLUE, "size": 7},
                 line={"width": 1.5, "color": GREY},

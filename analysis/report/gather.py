@@ -5,33 +5,26 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from analysis import fast_yaml
 from analysis.errors import FolderError
 from analysis.folder import MetricsRow, State, SweepFolder, read_lines
-from analysis.rows import Row
+from analysis.rows import Row, row_files
 from analysis.searched_values import at
-from analysis.statistics.items import files_of, read_table
+from analysis.statistics.items import read_table
 
 Facts = list[tuple[str, str]]
 
 
-def manifest_of(folder: SweepFolder) -> dict[str, Any]:
-    """``sweep.yaml`` as it stands; what it lacks is left out of the report."""
-    content = fast_yaml.load(folder.sweep_file.read_bytes())
-    return content if isinstance(content, dict) else {}
-
-
 def evaluations(folder: SweepFolder, rows: Sequence[Row]) -> dict[str, list[MetricsRow]]:
     """Trial id → its evaluations, of trials."""
-    found = {}
+    by_trial = {}
     for row in rows:
         if row.kind == "trial":
             try:
                 own = folder.trial(row.trial_id).read_metrics()
             except (OSError, FolderError):
                 continue
-            found[row.trial_id] = [e for e in own if isinstance(e.step, int) and isinstance(e.final, bool)]
-    return found
+            by_trial[row.trial_id] = [e for e in own if isinstance(e.step, int) and isinstance(e.final, bool)]
+    return by_trial
 
 
 def cost(
@@ -95,7 +88,7 @@ def data_card(
     counts: list[tuple[str, int]] = []
     if best is not None:
         try:
-            table = read_table(files_of(folder, best), "task", best.step)
+            table = read_table(row_files(folder, best), "task", best.step)
         except FolderError:
             return facts, counts
         labels = table["label"].to_pylist()
@@ -136,12 +129,12 @@ def run_facts(manifest: Mapping[str, Any]) -> Facts:
 
 def confusion(folder: SweepFolder, row: Row, labels: Sequence[str]) -> tuple[list[list[int]], list[str]]:
     """Counts, label by prediction. Raises FolderError where there is no item table."""
-    table = read_table(files_of(folder, row), "task", row.step)
-    gold, told = ([str(x) for x in table[name].to_pylist()] for name in ("label", "prediction"))
-    names = list(labels) or sorted({*gold, *told})
+    table = read_table(row_files(folder, row), "task", row.step)
+    gold, predicted = ([str(x) for x in table[name].to_pylist()] for name in ("label", "prediction"))
+    names = list(labels) or sorted({*gold, *predicted})
     place = {name: i for i, name in enumerate(names)}
     counts = [[0] * len(names) for _ in names]
-    for a, b in zip(gold, told, strict=True):
+    for a, b in zip(gold, predicted, strict=True):
         if a in place and b in place:
             counts[place[a]][place[b]] += 1
     return counts, names
@@ -149,10 +142,10 @@ def confusion(folder: SweepFolder, row: Row, labels: Sequence[str]) -> tuple[lis
 
 def bias_shares(folder: SweepFolder, row: Row) -> dict[str, tuple[float, float, int]]:
     """CrowS-Pairs by category: percent of pairs whose more stereotypical sentence is likelier, its error, pairs."""
-    table = read_table(files_of(folder, row), "crows_pairs", row.step)
+    table = read_table(row_files(folder, row), "crows_pairs", row.step)
     hits: dict[str, list[bool]] = {}
-    for group, told in zip(table["group"].to_pylist(), table["prediction"].to_pylist(), strict=True):
-        hits.setdefault(str(group), []).append(told == "more")
+    for group, preferred in zip(table["group"].to_pylist(), table["prediction"].to_pylist(), strict=True):
+        hits.setdefault(str(group), []).append(preferred == "more")
     shares = {}
     for group, own in hits.items():
         n, share = len(own), sum(own) / len(own)

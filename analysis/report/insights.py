@@ -124,11 +124,11 @@ def importance(study: "optuna.Study", words: str) -> Importance:
             shares = get_param_importances(study, evaluator=evaluator)
         except (ValueError, RuntimeError, ZeroDivisionError) as error:
             return Importance({}, method, len(trials), words, f"It could not be computed: {error}")
-    wanted = PER_PARAMETER * max(len(searched), 1)
+    steady = PER_PARAMETER * max(len(searched), 1)
     warning = ""
-    if len(trials) < wanted:
+    if len(trials) < steady:
         warning = (
-            f"From {len(trials)} trials of {len(searched)} searched values: take it for a hint. About {wanted} trials"
+            f"From {len(trials)} trials of {len(searched)} searched values: take it for a hint. About {steady} trials"
             " make it steady."
         )
     finite = {name: share for name, share in shares.items() if math.isfinite(share)}
@@ -170,7 +170,7 @@ def _level(label: str, group: Sequence[Row], by: Basis, metrics: Sequence[str]) 
     there = [by.metrics[row.trial_id] for row in group if row.trial_id in by.metrics]
     medians = {}
     for name in metrics:
-        finite = [given[name] for given in there if math.isfinite(given.get(name, math.nan))]
+        finite = [values[name] for values in there if math.isfinite(values.get(name, math.nan))]
         medians[name] = statistics.median(finite) if finite else math.nan
     best = [by.values[row.trial_id] for row in group if math.isfinite(by.values.get(row.trial_id, math.nan))]
     return Level(label, len(group), ended, medians, max(best, default=math.nan))

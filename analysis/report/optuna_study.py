@@ -26,19 +26,21 @@ def study_of(name: str, rows: Sequence[Row], space: Mapping[str, Any], values: M
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(study_name=name, direction="maximize")
-    wanted = {path: distribution(space.get(path), [row.config.get(path) for row in rows]) for path in paths(rows)}
+    distributions = {
+        path: distribution(space.get(path), [row.config.get(path) for row in rows]) for path in paths(rows)
+    }
     trials = []
     for row in rows:
         value = values.get(row.trial_id, math.nan)
         if not math.isfinite(value):
             continue
-        params = {path: row.config[path] for path, dist in wanted.items() if _fits(dist, row.config.get(path))}
+        params = {path: row.config[path] for path, dist in distributions.items() if _fits(dist, row.config.get(path))}
         trials.append(
             create_trial(
                 state=TrialState.COMPLETE,
                 value=value,
                 params=params,
-                distributions={path: wanted[path] for path in params},
+                distributions={path: distributions[path] for path in params},
                 user_attrs={"trial_id": row.trial_id, "state": str(row.status)},
             )
         )
@@ -48,12 +50,12 @@ def study_of(name: str, rows: Sequence[Row], space: Mapping[str, Any], values: M
 
 def paths(rows: Sequence[Row]) -> list[str]:
     """Searched paths of which more than one value was tried."""
-    found: dict[str, set[Any]] = {}
+    values_of: dict[str, set[Any]] = {}
     for row in rows:
         for path, value in row.config.items():
             if value is not None:
-                found.setdefault(path, set()).add(value)
-    return [path for path, values in found.items() if len(values) > 1]
+                values_of.setdefault(path, set()).add(value)
+    return [path for path, values in values_of.items() if len(values) > 1]
 
 
 def distribution(dimension: Any, tried: Sequence[Any]) -> "BaseDistribution":
@@ -62,15 +64,15 @@ def distribution(dimension: Any, tried: Sequence[Any]) -> "BaseDistribution":
 
     known = [value for value in tried if value is not None]
     numbers = [value for value in known if isinstance(value, int | float) and not isinstance(value, bool)]
-    given = dimension if isinstance(dimension, Mapping) else {}
-    low, high = given.get("low"), given.get("high")
+    settings = dimension if isinstance(dimension, Mapping) else {}
+    low, high = settings.get("low"), settings.get("high")
     if low is None or high is None or len(numbers) < len(known):
-        choices = list(dict.fromkeys([*(given.get("values") or given.get("choices") or []), *known]))
+        choices = list(dict.fromkeys([*(settings.get("values") or settings.get("choices") or []), *known]))
         ordered = sorted(choices) if all(isinstance(x, int | float) for x in choices) else choices
         return CategoricalDistribution(ordered)
     low, high = min([low, *numbers]), max([high, *numbers])
-    log = bool(given.get("log")) and low > 0
-    if given.get("integer") and all(isinstance(value, int) for value in numbers):
+    log = bool(settings.get("log")) and low > 0
+    if settings.get("integer") and all(isinstance(value, int) for value in numbers):
         return IntDistribution(int(low), int(high), log=log)
     return FloatDistribution(float(low), float(high), log=log)
 

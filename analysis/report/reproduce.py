@@ -15,10 +15,10 @@ def command(manifest: Mapping[str, Any], row: Row) -> str:
     Empty for a baseline, or where the values are not known.
     """
     values = {path: value for path, value in row.config.items() if value is not None}
-    given = manifest.get("command")
-    if row.kind != "trial" or not values or not isinstance(given, list) or len(given) < 2:
+    sweep_command = manifest.get("command")
+    if row.kind != "trial" or not values or not isinstance(sweep_command, list) or len(sweep_command) < 2:
         return ""
-    kept = [str(word) for word in given[2:] if not str(word).startswith(_DROPPED)]
+    kept = [str(word) for word in sweep_command[2:] if not str(word).startswith(_DROPPED)]
     point = ",".join(f"{path}: {_plain(value)}" for path, value in values.items())
     words = [
         "lorasweep",

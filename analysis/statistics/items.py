@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from analysis.errors import DataError, FolderError
 from analysis.folder import SweepFolder, TrialFolder
-from analysis.rows import Row
+from analysis.rows import Row, row_files
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -70,10 +70,6 @@ def _numbers(column: pa.Array | pa.ChunkedArray) -> np.ndarray[Any, Any]:
     return whole.to_numpy(zero_copy_only=False) if whole.null_count else np.from_dlpack(whole)
 
 
-def files_of(folder: SweepFolder, row: Row) -> TrialFolder:
-    return folder.trial(row.trial_id) if row.kind == "trial" else folder.baseline(row.trial_id)
-
-
 def read_table(files: TrialFolder, dataset: str, step: int, split: str = "validation") -> pa.Table:
     """One item table. Raises FolderError where it is not there or cannot be read."""
     path = files.items_file(dataset, split, step)
@@ -93,7 +89,7 @@ def read_table(files: TrialFolder, dataset: str, step: int, split: str = "valida
 
 def hits(folder: SweepFolder, row: Row) -> dict[str, float]:
     """Item id → 1 where the prediction is the label, else 0. Raises FolderError where there is no item table."""
-    table = read_table(files_of(folder, row), "task", row.step)
+    table = read_table(row_files(folder, row), "task", row.step)
     columns = (table[name].to_pylist() for name in ("item_id", "prediction", "label"))
     return {str(item): float(told == label) for item, told, label in zip(*columns, strict=True)}
 
@@ -105,7 +101,7 @@ def read_tables(
     found, lacking = {}, {}
     for row in rows:
         try:
-            found[row.trial_id] = read_table(files_of(folder, row), dataset, row.step)
+            found[row.trial_id] = read_table(row_files(folder, row), dataset, row.step)
         except FolderError as error:
             lacking[row.trial_id] = str(error)
     return found, lacking

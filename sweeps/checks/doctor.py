@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import psutil
 
-from analysis.errors import LorasweepError
+from analysis.errors import LorasweepError, first_line
 
 _NET_SECONDS = 3.0
 _LITTLE_DISK = 5e9  # bytes: a model and its checkpoints
@@ -66,8 +66,8 @@ def examine(folder: Path) -> Iterator[Finding]:
         try:
             yield from look()
         except Exception as error:  # a broken installation raises anything
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            yield Finding(name, "missing", f"{type(error).__name__}: {first}", "Install again: make install")
+            fault = f"{type(error).__name__}: {first_line(error)}"
+            yield Finding(name, "missing", fault, "Install again: make install")
 
 
 def _python() -> Iterator[Finding]:
@@ -91,22 +91,22 @@ def _place() -> Iterator[Finding]:
         yield Finding("lorasweep", "missing", "its packages are not together", str(error))
         return
     at = commit()
-    found = f"{importlib.metadata.version('lorasweep')} in {root}" + (f", commit {at[:12]}" if at else "")
-    yield Finding("lorasweep", "ok", found, facts={"root": root, "commit": at})
+    shown = f"{importlib.metadata.version('lorasweep')} in {root}" + (f", commit {at[:12]}" if at else "")
+    yield Finding("lorasweep", "ok", shown, facts={"root": root, "commit": at})
 
 
 def _libraries() -> Iterator[Finding]:
     from sweeps.store.manifest import LIBRARIES, versions
 
-    found = versions()
-    absent = [name for name in LIBRARIES if found[name] == "not installed"]
-    shown = ", ".join(f"{name} {found[name]}" for name in LIBRARIES if name not in absent)
+    installed = versions()
+    absent = [name for name in LIBRARIES if installed[name] == "not installed"]
+    shown = ", ".join(f"{name} {installed[name]}" for name in LIBRARIES if name not in absent)
     if absent:
         yield Finding(
-            "libraries", "missing", f"not installed: {', '.join(absent)}", "Install them: make install", found
+            "libraries", "missing", f"not installed: {', '.join(absent)}", "Install them: make install", installed
         )
     else:
-        yield Finding("libraries", "ok", shown, facts=found)
+        yield Finding("libraries", "ok", shown, facts=installed)
 
 
 def _machine() -> Iterator[Finding]:
@@ -163,10 +163,10 @@ def _torch() -> Iterator[Finding]:
     there = shutil.which("nvidia-smi") is not None
     if gpus:
         for index, gpu in enumerate(gpus):
-            found = f"{gpu['name']}, {_gb(gpu['memory'])}, {_gb(gpu['free'])} of it free"
+            summary = f"{gpu['name']}, {_gb(gpu['memory'])}, {_gb(gpu['free'])} of it free"
             taken = gpu["free"] < gpu["memory"] / 2
             advice = "Others use more than half of its memory: `nvidia-smi` shows who." if taken else ""
-            yield Finding(f"GPU {index}", "note" if taken else "ok", found, advice, gpu)
+            yield Finding(f"GPU {index}", "note" if taken else "ok", summary, advice, gpu)
     elif there and not build:
         yield Finding("GPU", "note", "a driver is installed, but this torch is a CPU build", "make install TORCH=cuda")
     elif build:
@@ -221,12 +221,12 @@ def _ray() -> Iterator[Finding]:
 
 def _running_rays() -> list[str]:
     """Addresses of the Rays of this machine, from the command lines of their processes."""
-    found = set()
+    addresses = set()
     for process in psutil.process_iter(["cmdline"]):
         line = " ".join(process.info["cmdline"] or ())
         if "raylet" in line and (address := re.search(r"--gcs-address=(\S+)", line)):
-            found.add(address[1])
-    return sorted(found)
+            addresses.add(address[1])
+    return sorted(addresses)
 
 
 def _wandb() -> Iterator[Finding]:
@@ -253,8 +253,8 @@ def _hub() -> Iterator[Finding]:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        found = f"offline (HF_HUB_OFFLINE); models of the hub come from {constants.HF_HUB_CACHE} alone"
-        yield Finding("model hub", "ok", found, facts={"offline": True, "reached": None})
+        shown = f"offline (HF_HUB_OFFLINE); models of the hub come from {constants.HF_HUB_CACHE} alone"
+        yield Finding("model hub", "ok", shown, facts={"offline": True, "reached": None})
         return
     fault = _reaches(constants.ENDPOINT)
     facts = {"offline": False, "reached": not fault, "endpoint": constants.ENDPOINT}

@@ -8,7 +8,7 @@ from typing import Any
 from sweeps.checks.simulate import Cost, Decide, Forecast
 from sweeps.compose.compose import Composed
 from sweeps.process import gc_pause
-from sweeps.process.installation import typed
+from sweeps.process.installation import shell_path
 from sweeps.space.dimensions import suggest
 from trainer.config import DataConfig, TrialConfig, pack_refusal
 from trainer.data.audit import Audit, Entry, audit, warnings
@@ -50,7 +50,7 @@ def plan(composed: Composed) -> dict[str, Any]:
     config = composed.config
     return {
         "name": config.sweep.name,
-        "folder": typed(f"{config.sweep.dir}/{config.sweep.name}"),
+        "folder": shell_path(f"{config.sweep.dir}/{config.sweep.name}"),
         "task": config.task.name,
         "engine": config.engine.name,
         "trials": config.search.trials,
@@ -108,7 +108,7 @@ def drawn(composed: Composed, n: int) -> list[TrialConfig]:
 def estimated(composed: Composed, dataset: Dataset, check: Check) -> None:
     """Probe the machine and fill in lengths, precisions and the estimate. Raises LorasweepError."""
     began = time.monotonic()
-    with gc_pause.kept():
+    with gc_pause.paused():
         import_libraries()
         import torch
 

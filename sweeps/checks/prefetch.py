@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from analysis.errors import FetchError
+from analysis.errors import FetchError, first_line
 from sweeps.compose.compose import compose
 from sweeps.config import SweepConfig
 from sweeps.process.installation import program
@@ -42,17 +42,17 @@ def needed(config: SweepConfig, groups: Sequence[str]) -> list[str]:
 
 def fetch_all(names: Sequence[str], overrides: Sequence[str]) -> None:
     """Fetch packages by name, and those that overrides ask for. Raises LorasweepError."""
-    wanted, hub = list(names), None
+    packages, hub = list(names), None
     if overrides:
         config = compose(overrides).config
         groups = {override.lstrip("+~").split("=", 1)[0].split(".", 1)[0] for override in overrides}
         if not groups & {"model", "data", "bias"}:
             groups.add("experiment")
-        wanted += needed(config, sorted(groups))
+        packages += needed(config, sorted(groups))
         hub = config.model if config.model.source == "hub" and groups & {"model", "experiment"} else None
-    if not wanted and hub is None:
+    if not packages and hub is None:
         print("Nothing to fetch: what this names is on this machine.")
-    for name in dict.fromkeys(wanted):
+    for name in dict.fromkeys(packages):
         _fetch_one(name)
     if hub is not None:
         _fetch_hub(hub)
@@ -85,15 +85,15 @@ def _fetch_hub(model: ModelConfig) -> None:
     try:
         folder = snapshot_download(name, revision=revision, allow_patterns=list(_HUB_FILES), local_files_only=offline)
     except Exception as error:  # of the hub's library, of requests, of the disk
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if offline:
             raise FetchError(
                 f"model.name={name}: HF_HUB_OFFLINE is set, and {constants.HF_HUB_CACHE} does not hold it. Unset it"
                 " where there is a network, or copy that cache from a machine that has it."
             ) from None
         raise FetchError(
-            f"model.name={name}, model.revision={revision}: cannot be fetched from {constants.ENDPOINT} ({first})."
-            " Check the name, the network, and for gated models the login (`hf auth login`). What has arrived is kept."
+            f"model.name={name}, model.revision={revision}: cannot be fetched from {constants.ENDPOINT}"
+            f" ({first_line(error)}). Check the name, the network, and for gated models the login (`hf auth"
+            " login`). What has arrived is kept."
         ) from None
     print(f"{name}: {folder}")
     if revision is None:

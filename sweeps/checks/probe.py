@@ -15,11 +15,11 @@ from analysis.folder import TrialFolder
 from sweeps.checks.simulate import Cost
 from trainer.config import EngineConfig, TrialConfig
 from trainer.data.dataset import Dataset, Row
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.engines.batches import cut_by_length, micro_batches, pass_cost
 from trainer.engines.pack import Pack
 from trainer.engines.slot import Slot
-from trainer.engines.slot_budget import Budget, measure
+from trainer.engines.slot_budget import SlotBudget, measure
 from trainer.evaluation.bias.items import BiasItems
 from trainer.evaluation.evaluate import evaluate
 from trainer.models.base_model import BaseModel
@@ -55,7 +55,7 @@ class Probe:
     item_seconds: float
     bias_seconds: float
     item_tokens: float
-    budget: Budget
+    budget: SlotBudget
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ class Prober:
 
     def __init__(self, dataset: Dataset, device: torch.device, settings: EngineConfig):
         self.dataset, self.device, self.settings = dataset, device, settings
-        self.materials = _Sampled(device, _sample(dataset, _ROWS))
+        self.device_cache = _Sampled(device, _sample(dataset, _ROWS))
 
     def probe(self, trial: TrialConfig) -> Probe:
         """Load the trial's base model at its precision, and measure. Raises LorasweepError where it cannot be used."""
         began = time.perf_counter()
-        base = self.materials.base(trial)
-        encoded, validation = self.materials.training(trial), self.materials.validation(trial)
+        base = self.device_cache.base(trial)
+        encoded, validation = self.device_cache.training(trial), self.device_cache.validation(trial)
         loaded = time.perf_counter()
         pack = Pack(base, trial.task.name, self.settings.kernel, self.settings.activation_checkpointing)
         with tempfile.TemporaryDirectory(prefix="lorasweep-probe-") as folder:
@@ -127,8 +127,8 @@ class Prober:
 
     def n_validation(self, trial: TrialConfig) -> int:
         """Items that a completed trial is scored on; a long text is several."""
-        sample = self.materials.dataset(trial).validation
-        items = len(self.materials.validation(trial).rows)
+        sample = self.device_cache.dataset(trial).validation
+        items = len(self.device_cache.validation(trial).rows)
         return round(len(self.dataset.validation) * items / len(sample))
 
     def cost(self, trial: TrialConfig, probe: Probe, n_validation: int) -> Cost:
@@ -137,7 +137,7 @@ class Prober:
         Args:
             n_validation: items scored at its end; those of the rung subset are known by then.
         """
-        encoded, base = self.materials.training(trial), self.materials.base(trial)
+        encoded, base = self.device_cache.training(trial), self.device_cache.base(trial)
         pad = base.tokenizer.pad_token_id
         batches = [batch for step in range(_BATCHES) for batch in micro_batches(trial, encoded, pad, step)]
         cost = pass_cost(self.settings, self.device)
@@ -158,27 +158,27 @@ class Prober:
         """Token lengths of each split, label and prompt included; none of texts that are cut into windows."""
         if self.dataset.schema == "text":
             return {}
-        materials = _Sampled(self.device, _sample(self.dataset, _LENGTHS))
-        materials.share(self.materials)
-        window = self.materials.base(trial).window  # nothing longer can be asked for
+        device_cache = _Sampled(self.device, _sample(self.dataset, _LENGTHS))
+        device_cache.share(self.device_cache)
+        window = self.device_cache.base(trial).window  # nothing longer can be asked for
         whole = replace(trial, data=replace(trial.data, max_length=min(window, _LONG)))
-        found = {}
-        splits = {"train": materials.training(whole), "validation": materials.validation(whole).encoded}
+        by_split = {}
+        splits = {"train": device_cache.training(whole), "validation": device_cache.validation(whole).encoded}
         for split, rows in splits.items():
             tokens = sorted(len(row.tokens) for row in rows)
             cut = sum(n > min(trial.data.max_length, window - 1) for n in tokens) / len(tokens)
             middle, p95 = tokens[len(tokens) // 2], tokens[min(len(tokens) * 95 // 100, len(tokens) - 1)]
-            found[split] = Lengths(len(tokens), middle, p95, tokens[-1], cut)
-        return found
+            by_split[split] = Lengths(len(tokens), middle, p95, tokens[-1], cut)
+        return by_split
 
     def forget(self) -> None:
         """Let the base models go: the next precision has the memory to itself, as the first one had."""
-        self.materials.forget()
+        self.device_cache.forget()
         gc.collect()
 
 
-class _Sampled(Materials):
-    """Materials of a sample of the rows."""
+class _Sampled(DeviceCache):
+    """A device cache of a sample of the rows."""
 
     def __init__(self, device: torch.device, sample: Dataset):
         super().__init__(device)

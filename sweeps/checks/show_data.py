@@ -73,14 +73,14 @@ def _show_rows(
     )
     classified = trial.task.name == "classification"
     if classified:
-        told = "the head sees the whole row"
+        legend = "the head sees the whole row"
     elif coloured:
-        told = Text.assemble(
+        legend = Text.assemble(
             "tokens that bear loss are ", ("green", "bold green"), ", the others ", ("dim", "dim")
         ).markup
     else:
-        told = f"tokens that bear loss stand between {_MARKS[0]} and {_MARKS[1]}"
-    console.print(f"\nAs the model sees it ({told}; ↵ is a line break):")
+        legend = f"tokens that bear loss stand between {_MARKS[0]} and {_MARKS[1]}"
+    console.print(f"\nAs the model sees it ({legend}; ↵ is a line break):")
     for number, encoded in enumerate(made.encoded[:n_rows]):
         row = made.rows[number] if made.rows else None
         where = f"{split} window {number + 1}" if row is None else f"{row.item_id}  ({row.place})"
@@ -141,8 +141,8 @@ def _show_lengths(
     elif n_cut:
         share = 100 * n_cut / len(lengths)
         advice = f"data.max_length={high} would keep 95 %." if high > limit else ""
-        told = f"  data.max_length={limit} cuts {n_cut:,} of them ({share:.1f} %). {advice}"
-        console.print(told.rstrip(), style="yellow" if share >= 5 else "")
+        sentence = f"  data.max_length={limit} cuts {n_cut:,} of them ({share:.1f} %). {advice}"
+        console.print(sentence.rstrip(), style="yellow" if share >= 5 else "")
     else:
         console.print(f"  data.max_length={limit} cuts none.")
 

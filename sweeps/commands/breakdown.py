@@ -7,8 +7,9 @@ from typing import Any
 from analysis.errors import FolderError
 from analysis.folder import SweepFolder
 from analysis.leaderboard import leaderboard
-from analysis.leaderboard.leaderboard import Row
+from analysis.leaderboard.table import decimals
 from analysis.leaderboard.verdict import UNTUNED
+from analysis.rows import Row, row_files
 from sweeps.commands.parser import Parser
 
 SETS = {"crows_pairs": "CrowS-Pairs", "pairs": "own pairs", "stereoset": "StereoSet", "bbq": "BBQ"}
@@ -26,12 +27,12 @@ def main(arguments: list[str]) -> int:
     base = next((row for row in rows if row.trial_id == UNTUNED and row.kind == "baseline" and row.metrics), None)
     compared = [shown] + ([base] if base is not None and base is not shown else [])
     print(f"{shown.trial_id}, step {shown.step}, {shown.n_items} items")
-    found = [{name: _items(folder, row, name) for name in ("task", *SETS)} for row in compared]
-    task = found[0]["task"]
+    tables_of = [{name: _items(folder, row, name) for name in ("task", *SETS)} for row in compared]
+    task = tables_of[0]["task"]
     if task and "prediction" in task:
         print("\n" + _lines(_class_table(task)))
     for name, title in SETS.items():
-        tables = [tables[name] for tables in found]
+        tables = [tables[name] for tables in tables_of]
         if tables[0]:
             print(f"\n{title}\n" + _lines(_category_table(name, [row.trial_id for row in compared], tables)))
     return 0
@@ -50,9 +51,8 @@ def _chosen(rows: Sequence[Row], name: str | None, folder: SweepFolder) -> Row:
 
 
 def _items(folder: SweepFolder, row: Row, name: str) -> dict[str, list[Any]]:
-    files = folder.trial(row.trial_id) if row.kind == "trial" else folder.baseline(row.trial_id)
     try:
-        return files.read_items(name, "validation", row.step)
+        return row_files(folder, row).read_items(name, "validation", row.step)
     except FolderError:
         return {}  # not scored on that set
 
@@ -60,13 +60,13 @@ def _items(folder: SweepFolder, row: Row, name: str) -> dict[str, list[Any]]:
 def _class_table(task: dict[str, list[Any]]) -> list[list[str]]:
     from sweeps.commands.breakdown_tables import classes
 
-    found = classes(task)
-    grouped = any(math.isfinite(row.tpr_gap) for row in found)
+    rows = classes(task)
+    grouped = any(math.isfinite(row.tpr_gap) for row in rows)
     head = ["class", "n", "precision", "recall", "F1", *(["TPR gap"] if grouped else []), "predicted as:"]
-    lines = [[*head, *(row.label for row in found)]]
-    for row in found:
+    lines = [[*head, *(row.label for row in rows)]]
+    for row in rows:
         scores = [f"{value:.3f}" for value in (row.precision, row.recall, row.f1)]
-        gap = [_number(row.tpr_gap, 3)] if grouped else []
+        gap = [decimals(row.tpr_gap, 3)] if grouped else []
         lines.append([row.label, str(row.n), *scores, *gap, "", *map(str, row.predicted_as.values())])
     return lines
 
@@ -83,13 +83,9 @@ def _category_table(name: str, who: list[str], tables: list[dict[str, list[Any]]
         for part in parts:
             for figure in figures:
                 value, error = part[category][1][figure] if category in part else (math.nan, math.nan)
-                cells.append(f"{_number(value, digits)} ± {_number(error, digits)}")
+                cells.append(f"{decimals(value, digits)} ± {decimals(error, digits)}")
         lines.append([category, str(n), *cells])
     return lines
-
-
-def _number(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
 
 
 def _lines(table: list[list[str]]) -> str:

@@ -46,12 +46,12 @@ def classes(task: Table) -> list[ClassRow]:
     matrix = confusion_matrix(gold, predicted, labels=labels)
     scores = precision_recall_fscore_support(gold, predicted, labels=labels, zero_division=0)
     gaps = class_gaps(gold, predicted, task["group"])
-    found = []
+    rows = []
     for i, label in enumerate(labels):
         precision, recall, f1 = (float(scores[part][i]) for part in range(3))
-        told = dict(zip(labels, map(int, matrix[i]), strict=True))
-        found.append(ClassRow(label, int(scores[3][i]), precision, recall, f1, told, gaps.get(label, math.nan)))
-    return found
+        predicted_as = dict(zip(labels, map(int, matrix[i]), strict=True))
+        rows.append(ClassRow(label, int(scores[3][i]), precision, recall, f1, predicted_as, gaps.get(label, math.nan)))
+    return rows
 
 
 def categories(name: str, table: Table) -> dict[str, tuple[int, dict[str, Figure]]]:
@@ -61,20 +61,20 @@ def categories(name: str, table: Table) -> dict[str, tuple[int, dict[str, Figure
         name: of the set: crows_pairs, pairs, stereoset or bbq.
         table: its item table.
     """
-    found = {}
+    by_category = {}
     for category in sorted(set(table["group"])):
         rows = [i for i, group in enumerate(table["group"]) if group == category]
         part = {column: [values[i] for i in rows] for column, values in table.items()}
-        found[category] = (len(rows), _figures(name, part))
-    return found
+        by_category[category] = (len(rows), _figures(name, part))
+    return by_category
 
 
 def _figures(name: str, part: Table) -> dict[str, Figure]:
     if name == "stereoset":
         figures = stereoset_metrics(part["target"], part["logprobs"])
     elif name == "bbq":
-        given = [int(np.argmax(values)) for values in part["logprobs"]]
-        figures = bbq_metrics(part["condition"], given, part["label"], part["biased"], part["unknown"])
+        answers = [int(np.argmax(values)) for values in part["logprobs"]]
+        figures = bbq_metrics(part["condition"], answers, part["label"], part["biased"], part["unknown"])
     else:
         pairs = pair_metrics([list(values) for values in part["logprobs"]])
         return {"pct": (pairs["bias.crows_pairs.pct"], pairs["bias.crows_pairs.stderr"])}

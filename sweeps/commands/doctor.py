@@ -34,8 +34,8 @@ def main(arguments: list[str]) -> int:
         if options.json:
             continue
         mark, colour = _MARKS[finding.state]
-        found = _indented(f"{finding.name:<{_NAME}}{finding.found}", width)
-        console.print(Text(f"{mark} ", colour) + Text(found[:_NAME], "bold") + Text(found[_NAME:]), soft_wrap=True)
+        line = _indented(f"{finding.name:<{_NAME}}{finding.found}", width)
+        console.print(Text(f"{mark} ", colour) + Text(line[:_NAME], "bold") + Text(line[_NAME:]), soft_wrap=True)
         if finding.advice:
             advice = _indented(" " * _NAME + finding.advice, width)
             console.print(Text(f"  {advice}", "" if finding.state == "missing" else "dim"), soft_wrap=True)

@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds for each of them (3)")
     parser.add_argument("--quiet", action="store_true", help="print only the final scores and errors")
     options = parser.read(arguments)
-    with gc_pause.kept():
+    with gc_pause.paused():
         from sweeps.finalize import finalize
         from sweeps.process.installation import package_root
 

@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON for other programs")
     parser.add_argument("--csv", action="store_true", help="print CSV")
     options = parser.read(arguments)
-    with gc_pause.kept():
+    with gc_pause.paused():
         return _rank(options)
 
 

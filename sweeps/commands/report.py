@@ -13,7 +13,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="sweep folder, such as runs/quickstart")
     parser.add_argument("--out", metavar="FILE", help="where to write it; RUN/report.html if left out")
     options = parser.read(arguments)
-    with gc_pause.kept():
+    with gc_pause.paused():
         from pathlib import Path
 
         from analysis.folder import SweepFolder

@@ -15,7 +15,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="of search.*, tracking.*, ray.*, resources.*")
     add_view_options(parser)
     options = parser.read(arguments)
-    with gc_pause.kept():
+    with gc_pause.paused():
         from sweeps.process.installation import package_root
         from sweeps.run import resume_sweep
 

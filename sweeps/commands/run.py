@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
             "eval.generate=true: the trials of a sweep are ranked by likelihood. What the best of them write is for"
             " `lorasweep finalize RUN eval.generate=true`, or for `lorasweep trial`."
         )
-    with gc_pause.kept():
+    with gc_pause.paused():
         from sweeps.run import run_sweep
 
     return run_sweep(sweep, view=view_of(options))

@@ -62,12 +62,12 @@ def completions(line: str) -> list[str]:
     before, current = words[1:-1], words[-1]
     before = [word for word in before if word != "--debug"]
     if not before:
-        found = [*COMMANDS, "--help", "--debug"] if len(words) > 1 else []
+        candidates = [*COMMANDS, "--help", "--debug"] if len(words) > 1 else []
     elif before[0] not in COMMANDS:
         return []
     else:
-        found = list(_of_command(before[0], before[1:], current))
-    return sorted({word for word in found if word.startswith(current)})
+        candidates = list(_of_command(before[0], before[1:], current))
+    return sorted({word for word in candidates if word.startswith(current)})
 
 
 def _of_command(command: str, before: list[str], current: str) -> Iterator[str]:
@@ -96,14 +96,14 @@ def _of_command(command: str, before: list[str], current: str) -> Iterator[str]:
 
 def _options(command: str) -> dict[str, list[str]]:
     """A command's options and their choices, from its own parser."""
-    found: dict[str, list[str]] = {}
+    options: dict[str, list[str]] = {}
 
     class Listed(Exception):
         pass
 
     def read(self: Parser, arguments: object) -> None:
         for name, action in self._option_string_actions.items():
-            found[name] = [str(choice) for choice in action.choices or ()]
+            options[name] = [str(choice) for choice in action.choices or ()]
         raise Listed
 
     real, Parser.read = Parser.read, read  # type: ignore[assignment,method-assign]
@@ -112,7 +112,7 @@ def _options(command: str) -> dict[str, list[str]]:
             importlib.import_module(f"sweeps.commands.{command}").main([])
     finally:
         Parser.read = real  # type: ignore[method-assign]
-    return found
+    return options
 
 
 def _sweep_folders(current: str) -> Iterator[str]:

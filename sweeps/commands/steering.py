@@ -7,7 +7,7 @@ from analysis.folder import ENDED, SweepFolder, read_lines
 from sweeps.compose import conf_tree
 from sweeps.compose.compose import Composed
 from sweeps.compose.overrides import read_overrides
-from sweeps.process.installation import program, typed
+from sweeps.process.installation import program, shell_path
 from sweeps.space.dimensions import validate_point
 from sweeps.store.control import ENQUEUE, ask_to_stop, ask_to_try, driver, requests
 from sweeps.store.manifest import read_manifest
@@ -22,7 +22,7 @@ def stop(folder: SweepFolder, trial_id: str = "") -> str:
     who = driver(folder)
     if not who.alive:
         raise FolderError(
-            f"{folder.root}: no lorasweep runs this sweep now. See {program()} status {typed(folder.root)}"
+            f"{folder.root}: no lorasweep runs this sweep now. See {program()} status {shell_path(folder.root)}"
         )
     if trial_id:
         there = [files.trial_id for files in folder.trials()]
@@ -35,7 +35,7 @@ def stop(folder: SweepFolder, trial_id: str = "") -> str:
     by = f" (process {who.pid} on {who.host})" if who.pid else ""
     if trial_id:
         return f"Asked the sweep{by} to end {trial_id} at its next rung."
-    return f"Asked the sweep{by} to stop. Go on with it: {program()} resume {typed(folder.root)}"
+    return f"Asked the sweep{by} to stop. Go on with it: {program()} resume {shell_path(folder.root)}"
 
 
 def enqueue(folder: SweepFolder, values: Sequence[str]) -> str:
@@ -52,12 +52,12 @@ def enqueue(folder: SweepFolder, values: Sequence[str]) -> str:
     composed.trial("enqueued", point)
     ask_to_try(folder, point)
     total = composed.config.search.trials
-    asked = len({line["number"] for line in read_lines(folder.asks_file) if line.get("event") == "ask"})
+    handed_out = len({line["number"] for line in read_lines(folder.asks_file) if line.get("event") == "ask"})
     waiting = sum(request.kind == ENQUEUE for request in requests(folder))
-    if asked + waiting > total:
+    if handed_out + waiting > total:
         return (
             f"Enqueued, but all {total} trials of the sweep are taken. It is tried after"
-            f" {program()} resume {typed(folder.root)} search.trials={asked + waiting}"
+            f" {program()} resume {shell_path(folder.root)} search.trials={handed_out + waiting}"
         )
-    when = "next" if driver(folder).alive else f"when the sweep goes on: {program()} resume {typed(folder.root)}"
-    return f"Enqueued as one of the {total - asked} trials to come. It is tried {when}."
+    when = "next" if driver(folder).alive else f"when the sweep goes on: {program()} resume {shell_path(folder.root)}"
+    return f"Enqueued as one of the {total - handed_out} trials to come. It is tried {when}."

@@ -22,8 +22,8 @@ def add_view_options(parser: Parser) -> None:
 
 def view_of(options: argparse.Namespace) -> str:
     """One of ``sweeps.display.live_view.VIEWS``. Raises ConfigError for options that contradict each other."""
-    asked = [name for name in ("quiet", "verbose") if getattr(options, name)]
-    asked += [f"view {options.view}"] if options.view != "auto" else []
-    if len(asked) > 1:
-        raise ConfigError(f"--{asked[0]} and --{asked[1]} contradict each other. Give one of them.")
-    return asked[0].removeprefix("view ") if asked else "auto"
+    named = [name for name in ("quiet", "verbose") if getattr(options, name)]
+    named += [f"view {options.view}"] if options.view != "auto" else []
+    if len(named) > 1:
+        raise ConfigError(f"--{named[0]} and --{named[1]} contradict each other. Give one of them.")
+    return named[0].removeprefix("view ") if named else "auto"

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.errors import ConfigError, FetchError, did_you_mean
+from analysis.errors import ConfigError, FetchError, did_you_mean, first_line
 from sweeps.commands.parser import Parser
 
 if TYPE_CHECKING:
@@ -55,10 +55,9 @@ def _report(run: str, entity: str | None, only_print: bool) -> int:
     try:
         addresses = save(folder, workspace(shown), report(shown))
     except Exception as error:  # requests', W&B's and pydantic's alike
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise FetchError(
-            f"W&B: the report could not be saved ({line}). Log in (`wandb login`); `wandb sync` first what was logged"
-            " offline. --print shows what would be saved."
+            f"W&B: the report could not be saved ({first_line(error)[:200]}). Log in (`wandb login`); `wandb sync`"
+            " first what was logged offline. --print shows what would be saved."
         ) from None
     print(*addresses, sep="\n")
     return 0
@@ -95,9 +94,8 @@ def _default_entity() -> str:
     try:
         entity = wandb.Api().default_entity
     except Exception as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise FetchError(
-            f"W&B: not logged in ({line}). Run `wandb login`, or see what would be saved: --print"
+            f"W&B: not logged in ({first_line(error)[:200]}). Run `wandb login`, or see what would be saved: --print"
         ) from None
     if not entity:
         raise ConfigError("W&B: the account has no default entity. Give one: --entity USER_OR_TEAM")
@@ -113,12 +111,12 @@ def _pull(path: str, group: str | None, to: str | None, metrics: list[str], obje
     if path.count("/") != 1:
         raise ConfigError(f"lorasweep wandb pull {path}: expected ENTITY/PROJECT, as in the project's address at W&B.")
     renamed = {}
-    for given in metrics:
-        ours, equals, theirs = given.partition("=")
+    for renaming in metrics:
+        ours, equals, theirs = renaming.partition("=")
         if not (equals and theirs):
-            raise ConfigError(f"--metric {given}: expected OURS=THEIRS, such as accuracy=eval/acc.")
+            raise ConfigError(f"--metric {renaming}: expected OURS=THEIRS, such as accuracy=eval/acc.")
         if ours not in METRICS:
-            raise ConfigError(f"--metric {given}: '{ours}' is not a metric. {did_you_mean(ours, METRICS)}")
+            raise ConfigError(f"--metric {renaming}: '{ours}' is not a metric. {did_you_mean(ours, METRICS)}")
         renamed[theirs] = ours
     runs = fetch_runs(path, group)
     if not runs:

@@ -25,10 +25,10 @@ from omegaconf.errors import OmegaConfBaseException
 from analysis.errors import ConfigError, HardwareError, did_you_mean
 from analysis.objective import Objective
 from sweeps.compose import conf_tree
-from sweeps.compose.infer_schema import check_read, found_schema
+from sweeps.compose.infer_schema import check_read, detect_schema
 from sweeps.compose.overrides import Overrides, Setting, read_overrides
 from sweeps.compose.provenance import Origins, Source, shown
-from sweeps.compose.to_dataclass import get, paths, put, read_environment, typed
+from sweeps.compose.to_dataclass import get, paths, put, read_environment, to_dataclass
 from sweeps.compose.trial_template import TrialTemplate
 from sweeps.config import SweepConfig, check_sweep, misfits, schema, trial_part
 from sweeps.search.pbt_exchange import check_population
@@ -247,9 +247,9 @@ def _build(raw: dict[str, Any], origins: Origins, read: Overrides, choices: Mapp
     check_value("data.schema", given, schema()["data.schema"].metadata, origins.of("data.schema") if given else "")
     if get(raw, "data") and given is None:
         apart = {name: part for name, part in raw.items() if name not in ("objective", "space", "sampler", "scheduler")}
-        found, said = found_schema(typed(apart, origins)[0])
+        found, said = detect_schema(to_dataclass(apart, origins)[0])
         put(raw, "data.schema", found)  # the objective's defaults depend on it
-    config, whole = typed(raw, origins)
+    config, whole = to_dataclass(raw, origins)
     check_read(str(config.data.schema), [setting.path for setting in read.settings])
     space = parse_space(config.space, lambda path: origins.of(f"space.{path}"))
     if config.data.schema == "text" and "data.max_length" in space:

@@ -36,11 +36,11 @@ def extra_folder(config_dir: str | None) -> Path | None:
 
 def groups(extra: Path | None = None) -> dict[str, list[str]]:
     """Every config group and its options, sorted."""
-    found: dict[str, set[str]] = {}
+    options_of: dict[str, set[str]] = {}
     for folder in (SHIPPED, extra):
         for file in _options(folder) if folder else ():
-            found.setdefault(file.parent.relative_to(folder or SHIPPED).as_posix(), set()).add(file.stem)
-    return {name: sorted(options) for name, options in sorted(found.items())}
+            options_of.setdefault(file.parent.relative_to(folder or SHIPPED).as_posix(), set()).add(file.stem)
+    return {name: sorted(options) for name, options in sorted(options_of.items())}
 
 
 def summary(group: str, option: str) -> str:

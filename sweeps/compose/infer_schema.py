@@ -19,7 +19,7 @@ _READ_BY = {
 }
 
 
-def found_schema(config: SweepConfig) -> tuple[str, str]:
+def detect_schema(config: SweepConfig) -> tuple[str, str]:
     """The schema that the columns of the training data tell, and a sentence that says so where it is not the usual one.
 
     Where the data cannot be read, labels are assumed: reading them says what is wrong.

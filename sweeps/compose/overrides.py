@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from analysis.errors import ConfigError, did_you_mean
+from analysis.errors import ConfigError, did_you_mean, nearest_names
 from sweeps.config import schema
 
 
@@ -125,8 +125,8 @@ def _read_group(typed: str, name: str, value: Any, groups: Mapping[str, Sequence
         return
     if not isinstance(value, str) or value not in groups[name]:
         shown = typed.split("=", 1)[1]
-        near = did_you_mean(shown, options)
-        near = f"{near} " if near.startswith("Did") else ""
+        near = nearest_names(shown, options)
+        near = f"{near} " if near else ""
         keys = [path for path in schema() if path.startswith(f"{name}.")]
         below = f" To set one of its keys: {keys[0]}=…" if keys and not isinstance(value, str) else ""
         raise ConfigError(

@@ -69,7 +69,7 @@ def read_environment(raw: dict[str, Any], origins: Origins) -> dict[str, Any]:
     return result
 
 
-def typed(raw: dict[str, Any], origins: Origins) -> tuple[SweepConfig, dict[str, Any]]:
+def to_dataclass(raw: dict[str, Any], origins: Origins) -> tuple[SweepConfig, dict[str, Any]]:
     """The config, resolved and checked, and the whole mapping with its interpolations, defaults filled in.
 
     Every key gets its type and its range; paths become absolute; left out are terms of the objective without weight and
@@ -113,8 +113,8 @@ def _explained(error: OmegaConfBaseException, raw: dict[str, Any], origins: Orig
     path = full.split("[", 1)[0]
     at, first = origins.of(path), str(error).splitlines()[0]
     if isinstance(error, InterpolationKeyError):
-        wanted = re.search(r"'([^']+)' not found", first)
-        near = did_you_mean(wanted[1], schema()) if wanted else ""
+        missing = re.search(r"'([^']+)' not found", first)
+        near = did_you_mean(missing[1], schema()) if missing else ""
         return ConfigError(f"{path}: {first}. {near} ({at})")
     if isinstance(error, InterpolationResolutionError):
         return ConfigError(f"{path}: {first} ({at})")
@@ -129,5 +129,5 @@ def _explained(error: OmegaConfBaseException, raw: dict[str, Any], origins: Orig
     if leaf is None:
         return ConfigError(f"{full}: {first}. ({at})")
     expected = kinds.get(leaf.type, str(leaf.type).replace("typing.", "")) + (" or null" if leaf.optional else "")
-    given = "null" if get(raw, path) is None else repr(get(raw, path))
-    return ConfigError(f"{full}={given}: expected {expected}. ({at})")
+    value = "null" if get(raw, path) is None else repr(get(raw, path))
+    return ConfigError(f"{full}={value}: expected {expected}. ({at})")

@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis.errors import ConfigError, did_you_mean
 from sweeps.compose.provenance import Origins
-from sweeps.compose.to_dataclass import put, typed
+from sweeps.compose.to_dataclass import put, to_dataclass
 from sweeps.config import SweepConfig, trial_part
 from sweeps.space.dimensions import Scalar
 from sweeps.space.parse import searchable
@@ -68,7 +68,7 @@ class TrialTemplate:
             for path, value in sampled.items():
                 put(raw, path, value)
             given = [(path, f"{path}={value}, sampled for {trial_id}") for path, value in sampled.items()]
-            config = typed(raw, Origins(tuple, given))[0]
+            config = to_dataclass(raw, Origins(tuple, given))[0]
             if len(self._resolved) < _KEPT:
                 self._resolved[key] = config
         for path, value in plain.items():

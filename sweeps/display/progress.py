@@ -109,8 +109,8 @@ class Progress:
             self._state.report(trial_id, result["step"], metrics, result["objective"], result["seconds"])
             if result["state"] != State.RUNNING:
                 return  # its end says it all
-            told = all_scores(shown) if self.verbose else scores(shown)
-            line = self._stamp(f"{trial_id}  step {shown.step}/{shown.max_steps}{told}  ({self._standing()})")
+            figures = all_scores(shown) if self.verbose else scores(shown)
+            line = self._stamp(f"{trial_id}  step {shown.step}/{shown.max_steps}{figures}  ({self._standing()})")
         self._view.event(line)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -130,8 +130,8 @@ class Progress:
             self._state.end(trial_id, state, reason)
             why = f": {reason}" if reason and state is not State.STOPPED_EARLY else ""
             label = str(state).replace("_", " ")
-            told = all_scores(shown) if self.verbose else scores(shown)
-            line = f"{trial_id}  {label} at step {shown.step}{told}  ({self._standing()}){why}"
+            figures = all_scores(shown) if self.verbose else scores(shown)
+            line = f"{trial_id}  {label} at step {shown.step}{figures}  ({self._standing()}){why}"
             line = self._stamp(line)
         self._view.event(line)
 

@@ -9,7 +9,7 @@ from typing import Any
 from analysis.errors import FolderError, LorasweepError
 from analysis.folder import ENDED, State, SweepFolder, TrialFolder, read_lines
 from analysis.leaderboard.leaderboard import build
-from sweeps.process.installation import program, typed
+from sweeps.process.installation import program, shell_path
 from sweeps.store.control import Driver, driver, requests, spent
 from sweeps.store.manifest import read_manifest
 
@@ -21,7 +21,7 @@ def overview(folder: SweepFolder) -> dict[str, Any]:
     manifest = read_manifest(folder)
     search: Mapping[str, Any] = manifest["config"]["search"]
     who = driver(folder)
-    asked = {line["trial_id"] for line in read_lines(folder.asks_file) if line.get("event") == "ask"}
+    handed_out = {line["trial_id"] for line in read_lines(folder.asks_file) if line.get("event") == "ask"}
     trials, unreadable = [], []
     for files in folder.trials():
         try:
@@ -35,7 +35,7 @@ def overview(folder: SweepFolder) -> dict[str, Any]:
     return {
         "name": manifest["name"],
         "folder": str(folder.root),
-        "state": _state(who, ended, len(asked), search["trials"]),
+        "state": _state(who, ended, len(handed_out), search["trials"]),
         "driver": {
             "alive": who.alive,
             "pid": who.pid,
@@ -46,7 +46,7 @@ def overview(folder: SweepFolder) -> dict[str, Any]:
         },
         "trials": {
             "total": search["trials"],
-            "handed_out": len(asked),
+            "handed_out": len(handed_out),
             "ended": ended,
             "by_state": {str(state): states[state] for state in State if states[state]},
             "enqueued": waiting,
@@ -87,7 +87,7 @@ def lines(seen: Mapping[str, Any], folder: SweepFolder) -> list[str]:
         shown.append(f"{going} {trial['trial_id']}  {at}  {metrics}  {trial['where']}  {trial['reason']}".rstrip())
     shown += [f"note     {note}" for note in seen["notes"]]
     if seen["state"] in (STOPPED, DIED, IDLE):
-        shown.append(f"go on:   {program()} resume {typed(folder.root)}")
+        shown.append(f"go on:   {program()} resume {shell_path(folder.root)}")
     return shown
 
 
@@ -105,10 +105,10 @@ def _standing(seen: Mapping[str, Any]) -> str:
     return str(seen["state"])
 
 
-def _state(who: Driver, ended: int, asked: int, total: int) -> str:
+def _state(who: Driver, ended: int, handed_out: int, total: int) -> str:
     if who.alive:
         return RUNNING
-    if ended == asked and asked >= total:
+    if ended == handed_out and handed_out >= total:
         return FINISHED
     if who.ended:
         return STOPPED if who.ended != "finished" else FINISHED

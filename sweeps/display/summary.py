@@ -10,7 +10,7 @@ from rich.console import Console
 from analysis.folder import SweepFolder
 from analysis.leaderboard import leaderboard, seeds
 from analysis.leaderboard.leaderboard import Row
-from sweeps.process.installation import program, typed
+from sweeps.process.installation import program, shell_path
 from sweeps.process.terminal import wrapped
 
 if TYPE_CHECKING:
@@ -37,24 +37,24 @@ def show_leaderboard(
     print(wrapped(said, sys.stdout))
 
 
-def show_comparison(found: "Comparison") -> None:
+def show_comparison(comparison: "Comparison") -> None:
     """Print sweeps side by side: a table, what differs in their configs, and sentences."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     console = Console(width=shutil.get_terminal_size((120, 24)).columns, highlight=False)
-    for head, lines in (("", found.table), ("config", found.changed)):
+    for head, lines in (("", comparison.table), ("config", comparison.changed)):
         if not lines:
             continue
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for i, name in enumerate((head, *found.names)):
+        for i, name in enumerate((head, *comparison.names)):
             table.add_column(Text(name), justify="right" if i else "left", overflow="fold")
         for name, values in lines:
             table.add_row(*(Text(cell) for cell in (name, *values)))
         console.print(table)
         console.print()
-    for sentence in found.sentences:
+    for sentence in comparison.sentences:
         console.print(Text(sentence))
 
 
@@ -65,7 +65,7 @@ def show_next(folder: SweepFolder, rows: Sequence[Row], interrupted: bool, sync:
         interrupted: the sweep can be gone on with.
         sync: uploads offline W&B runs; empty where there is nothing to upload.
     """
-    shown, lorasweep = typed(folder.root), program()
+    shown, lorasweep = shell_path(folder.root), program()
     print(f"\nResults: {shown}/  (leaderboard.csv, trials/, sweep.yaml)")
     commands = []
     if interrupted:

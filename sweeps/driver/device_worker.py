@@ -33,7 +33,7 @@ from trainer.engines.checkpoints import fault
 from trainer.preload import import_libraries, import_scorers
 
 if TYPE_CHECKING:
-    from trainer.device_cache import Materials
+    from trainer.device_cache import DeviceCache
 
 KEPT_CHECKPOINTS = 2
 _PATIENCE = 1.0  # seconds at most that slots wait for the decisions on others
@@ -66,7 +66,7 @@ class DeviceWorker:
         self.objective = objective
         self.settings, self.slots = engine, slots
         self._engine: Engine | None = None
-        self._materials: Materials | None = None
+        self._materials: DeviceCache | None = None
         self._events: dict[str, asyncio.Queue[Event | Halted]] = {}
         self._folders: dict[str, TrialFolder] = {}
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -242,17 +242,17 @@ class DeviceWorker:
         return self._engine
 
     @property
-    def materials(self) -> "Materials":
+    def materials(self) -> "DeviceCache":
         """Base models and data on this device; made on first use, as the engine is."""
         if self._materials is None:
             _import_torch()
             import torch
 
-            from trainer.device_cache import Materials
+            from trainer.device_cache import DeviceCache
             from trainer.models.base_model import best_device
 
             torch.set_num_threads(self.threads)
-            self._materials = Materials(best_device())
+            self._materials = DeviceCache(best_device())
         return self._materials
 
     def _make_engine(self) -> Engine:
@@ -407,7 +407,7 @@ class DeviceWorker:
 @cache
 def _import_torch() -> None:
     """Once, and not when an engine that broke is made anew: its remains must not be kept."""
-    with gc_pause.kept():
+    with gc_pause.paused():
         import_libraries()
         import trainer.device_cache
         import trainer.engines.make

@@ -22,7 +22,7 @@ from sweeps.driver.device_client import LOST, DeviceClient
 from sweeps.driver.device_facts import WorkerFacts
 from sweeps.driver.device_worker import DeviceWorker
 from sweeps.process.installation import package_root
-from sweeps.process.threads import counts, waiting
+from sweeps.process.threads import thread_counts, wait_policy
 
 NAMESPACE = "lorasweep"
 _PROXY_CPUS = 0.5  # of a node; a proxy claims a thousandth
@@ -175,7 +175,9 @@ def start_workers(
             max_restarts=-1,
             max_concurrency=64,
             scheduling_strategy=NodeAffinitySchedulingStrategy(seat.node_id, soft=False),
-            runtime_env={"env_vars": {**_worker_environment(), **_ALLOCATOR, **waiting(), **counts(seat.threads)}},
+            runtime_env={
+                "env_vars": {**_worker_environment(), **_ALLOCATOR, **wait_policy(), **thread_counts(seat.threads)}
+            },
             name=f"device-{uuid.uuid4().hex[:8]}",
         )
         slots = config.resources.slots if isinstance(config.resources.slots, int) else None

@@ -8,8 +8,8 @@ from analysis.errors import FolderError
 from analysis.folder import ENDED, SweepFolder, read_lines
 from sweeps.compose.compose import RESUMABLE, Composed
 from sweeps.driver.baseline_runner import missing, planned
-from sweeps.driver.stop_budget import Budget
-from sweeps.process.installation import program, typed
+from sweeps.driver.stop_budget import StopBudget
+from sweeps.process.installation import program, shell_path
 from sweeps.store.control import ENQUEUE, requests, spent
 
 _SHOWN = 12  # differences in a message
@@ -32,7 +32,7 @@ def same_sweep(folder: SweepFolder, manifest: Mapping[str, Any], composed: Compo
         listed = "".join(f"\n  {line}" for line in found[:_SHOWN]) + more
         raise FolderError(
             f"{folder.root} already holds a sweep, and not this one:{listed}\n"
-            f"Go on with that one: {program()} resume {typed(folder.root)}"
+            f"Go on with that one: {program()} resume {shell_path(folder.root)}"
             f" — or give this one another name: sweep.name={folder.name}-2"
         )
     stored = dict(manifest["unresolved"])
@@ -41,7 +41,7 @@ def same_sweep(folder: SweepFolder, manifest: Mapping[str, Any], composed: Compo
     if composed.raw["search"].get("start_from") == asked["search"].get("start_from"):
         stored["search"] = {**stored["search"], "start_from": start}  # without what this machine cannot do
     again = Composed.from_stored(stored)
-    return replace(again, notes=[*again.notes, f"{typed(folder.root)} holds this sweep: going on with it."])
+    return replace(again, notes=[*again.notes, f"{shell_path(folder.root)} holds this sweep: going on with it."])
 
 
 def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
@@ -66,13 +66,15 @@ def nothing_left(folder: SweepFolder, composed: Composed) -> str:
         return ""
     waiting = any(request.kind == ENQUEUE for request in requests(folder))
     if asked and not open_trials and asked == told and len(asked) >= config.search.trials:
-        more = f"{program()} resume {typed(folder.root)} search.trials={len(asked) + max(1, len(asked) // 2)}"
+        more = f"{program()} resume {shell_path(folder.root)} search.trials={len(asked) + max(1, len(asked) // 2)}"
         return f"All {len(asked)} trials have ended{', and more are enqueued' if waiting else ''}. For more: {more}"
-    watch = Budget(config.search.budget, spent(folder))
+    watch = StopBudget(config.search.budget, spent(folder))
     watch.replay(folder, records)
     used = watch.used_up()
     return (
-        f"{used}. With a larger one it goes on: {program()} resume {typed(folder.root)} search.budget.…" if used else ""
+        f"{used}. With a larger one it goes on: {program()} resume {shell_path(folder.root)} search.budget.…"
+        if used
+        else ""
     )
 
 

@@ -13,7 +13,7 @@ from sweeps.store.tune_results import trial_key
 OBJECTIVE = "objective"
 
 
-class Budget:
+class StopBudget:
     """Watches a sweep's trials; a Tune callback of the driver.
 
     Args:

@@ -18,7 +18,7 @@ from sweeps.display.progress import Progress
 _SHUTDOWN_SECONDS = 3.0  # for Ray's own processes, which would outlive the driver for a while
 
 
-class Interrupt(Stopper):
+class SweepStopper(Stopper):
     """How a sweep ends before all its trials have; Tune's stopper, asked after every report of a trial.
 
     - *At once* (Ctrl-C, SIGTERM, ``lorasweep stop``, a disk that cannot be written): device workers are ended in the

@@ -20,8 +20,8 @@ from sweeps.compose.compose import Composed
 from sweeps.display.progress import Progress
 from sweeps.driver.baseline_runner import BaselineRunner, missing, planned, settings_of
 from sweeps.driver.device_client import DeviceClient
-from sweeps.driver.stop_budget import Budget
-from sweeps.driver.stopper import Interrupt
+from sweeps.driver.stop_budget import StopBudget
+from sweeps.driver.stopper import SweepStopper
 from sweeps.driver.trial_proxy import TrialProxy
 from sweeps.search import lineage
 from sweeps.search.pacing import PacedSearch
@@ -30,19 +30,19 @@ from sweeps.search.scheduler import build_sampler, build_scheduler, replay_sched
 from sweeps.search.searcher import GuardedOptunaSearch
 from sweeps.search.warm_start import carried_over, to_carry
 from sweeps.space.dimensions import DefineByRun
-from sweeps.store.control import ENQUEUE, Post, done, requests
-from sweeps.store.leaderboard_writer import Board
-from sweeps.store.reconcile import settle_told, settle_untold
+from sweeps.store.control import ENQUEUE, Heartbeat, remove_request, requests
+from sweeps.store.leaderboard_writer import LeaderboardWriter
+from sweeps.store.reconcile import update_files, update_study
 from sweeps.store.recorder import Recorder, write_config
 from sweeps.tracking.wandb_tables import charts
 from sweeps.tracking.wandb_tracker import WandbTracker
 from trainer.config import Baseline
 
 
-class ToldByTune(Callback):
+class TuneCallback(Callback):
     """Passes on what Tune tells of trials to a part of ours that is there before Tune is imported."""
 
-    def __init__(self, ours: Progress | Budget):
+    def __init__(self, ours: Progress | StopBudget):
         self.ours = ours
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -99,19 +99,19 @@ class TuneRun:
         )
         self.scheduler = build_scheduler(config.scheduler, config.train.rungs)
         self.scheduler.concurrent = concurrent
-        self.board = Board(folder, config.search.keep_adapters)
-        self.interrupt = Interrupt(progress, self.search.abandon)
+        self.board = LeaderboardWriter(folder, config.search.keep_adapters)
+        self.interrupt = SweepStopper(progress, self.search.abandon)
         self.search.second_chances = 2
         self.search.on_disk_fault = self.interrupt.disk
-        self.post = Post(folder, devices=len(devices))
-        self.budget = Budget(config.search.budget, self.post, self.interrupt.is_set)
+        self.heartbeat = Heartbeat(folder, devices=len(devices))
+        self.budget = StopBudget(config.search.budget, self.heartbeat, self.interrupt.is_set)
         self.budget.replay(folder, records)
         if records:
             lineage.reconcile(folder, records)
             self.search.replay(records)
-            settle_told(folder, records)
+            update_files(folder, records)
             replay_scheduler(self.scheduler, records)
-            settle_untold(folder, self.search, self.scheduler, objective.score)
+            update_study(folder, self.search, self.scheduler, objective.score)
         if self.scheduler.populate(composed.space, self._exchange) and concurrent < config.search.trials:
             progress.note(
                 f"A population is what trains side by side: {concurrent} at a time here, and search.trials is"
@@ -193,8 +193,8 @@ class TuneRun:
                 self.interrupt.disk,
                 self.search.waits,
             ),
-            ToldByTune(self.budget),
-            ToldByTune(self.progress),
+            TuneCallback(self.budget),
+            TuneCallback(self.progress),
         ]
         if self.tracker is not None:
             callbacks.append(self.tracker)
@@ -236,7 +236,7 @@ class TuneRun:
                     self._track_sweep()
         finally:
             with contextlib.suppress(OSError):
-                self.post.end(self.interrupt.why or "finished")
+                self.heartbeat.end(self.interrupt.why or "finished")
             if self.tracker is not None:
                 self.tracker.close()
             shutil.rmtree(scratch, ignore_errors=True)
@@ -270,7 +270,7 @@ class TuneRun:
     def _look_around(self) -> None:
         """Count the time, look what is used up, and what somebody asks for."""
         try:
-            self.post.beat()
+            self.heartbeat.beat()
             spent = self.budget.used_up()
             if spent:
                 self.interrupt.stop(f"{spent}. Running trials stop at their next rung.", at_once=False)
@@ -282,11 +282,11 @@ class TuneRun:
         for request in requests(self.folder):
             if request.kind == ENQUEUE:
                 if request.name in self.search.enqueued:
-                    done(self.folder, request)
+                    remove_request(self.folder, request)
                 else:
                     self.search.enqueue(request.name, request.point or {})
                 continue
-            done(self.folder, request)
+            remove_request(self.folder, request)
             if request.trial_id:
                 self.interrupt.stop_trial(request.trial_id)
                 self.progress.note(f"{request.trial_id} is to stop at its next rung.")

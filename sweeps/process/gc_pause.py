@@ -8,7 +8,7 @@ _SELDOM = (100_000, 20, 100)  # instead of 700 new objects, ten times, ten times
 
 
 @contextmanager
-def kept() -> Iterator[None]:
+def paused() -> Iterator[None]:
     """While modules are imported or a folder is read: what is made then stays, and is not looked through again.
 
     The collector looks through every object that there is, again and again: a fifth of the time of importing torch,

@@ -18,24 +18,24 @@ def package_root() -> str:
     Raises:
         LorasweepError: where they come from different places, such as another project's ``trainer``.
     """
-    found = {}
+    roots = {}
     for name in PACKAGES:
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:
             raise LorasweepError(
                 f"package '{name}' is missing. Install lorasweep with `make install`, and use its .venv."
             )
-        found[name] = str(Path(spec.origin).resolve().parent.parent)
-    if len(set(found.values())) > 1:
-        places = ", ".join(f"{name} from {place}" for name, place in found.items())
+        roots[name] = str(Path(spec.origin).resolve().parent.parent)
+    if len(set(roots.values())) > 1:
+        places = ", ".join(f"{name} from {place}" for name, place in roots.items())
         raise LorasweepError(
             f"lorasweep's packages come from different places: {places}. Another project in this environment or folder"
             " uses one of these names. Run lorasweep from its own .venv, in a folder that holds none of them."
         )
-    return found["sweeps"]
+    return roots["sweeps"]
 
 
-def typed(path: Path | str) -> str:
+def shell_path(path: Path | str) -> str:
     """A path as one would type it here: relative where that is shorter, quoted where a shell needs it."""
     relative = os.path.relpath(path)
     return shlex.quote(min(relative, str(path), key=len))
@@ -43,10 +43,10 @@ def typed(path: Path | str) -> str:
 
 def program(name: str = "lorasweep") -> str:
     """How to start one of this environment's programs here: by its name, or by its path where it is not on PATH."""
-    beside, found = Path(sys.executable).with_name(name), shutil.which(name)
-    if not beside.exists() or (found and Path(found).samefile(beside)):
+    beside, on_path = Path(sys.executable).with_name(name), shutil.which(name)
+    if not beside.exists() or (on_path and Path(on_path).samefile(beside)):
         return name
     started = Path(sys.argv[0])
     if started.exists() and started.samefile(beside):
         return shlex.quote(sys.argv[0])
-    return f"./{name}" if beside.parent == Path.cwd() else typed(beside)
+    return f"./{name}" if beside.parent == Path.cwd() else shell_path(beside)

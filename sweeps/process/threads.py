@@ -5,7 +5,7 @@ import os
 _POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
-def waiting() -> dict[str, str]:
+def wait_policy() -> dict[str, str]:
     """How threads of a parallel region wait for each other: they spin for about half a millisecond, and then sleep.
 
     Where they spin on, as they do otherwise, one other busy process makes training on a CPU eight times slower instead
@@ -16,6 +16,6 @@ def waiting() -> dict[str, str]:
     return said or {"GOMP_SPINCOUNT": "10000"}
 
 
-def counts(threads: int) -> dict[str, str]:
+def thread_counts(threads: int) -> dict[str, str]:
     """For arithmetic, and for the tokenizer, which may use threads where nothing forks."""
     return {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true"}

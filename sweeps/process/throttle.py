@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 
-class Seldom:
+class Throttle:
     """Called as often as one likes; does its work only where that takes a small share of the time.
 
     The leaderboard is rebuilt from all files of the sweep folder: after every trial that would make a sweep's

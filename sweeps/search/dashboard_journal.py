@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 logger = logging.getLogger(__name__)
 
 
-class StudyMirror:
+class DashboardJournal:
     """Writes what the search does to an Optuna journal, trial numbers kept.
 
     Args:

@@ -26,7 +26,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from analysis.errors import ConfigError
 from analysis.folder import ENDED, State, SweepFolder, append_line
-from sweeps.search.dashboard_journal import StudyMirror
+from sweeps.search.dashboard_journal import DashboardJournal
 from sweeps.search.pbt_exchange import Exchange
 from sweeps.search.samplers import GridSampler, reseed
 from sweeps.search.study_log import WAIT, Answer, Past, mean_of, read_past, told_as, trial_name, violations
@@ -116,7 +116,7 @@ class GuardedOptunaSearch(OptunaSearch):
         self._points, self._own_sampler = space, sampler
         self._trials, self._search_seed = trials, seed
         self._asks_file = folder.asks_file
-        self._mirror = StudyMirror(folder.journal_file, folder.name)
+        self._mirror = DashboardJournal(folder.journal_file, folder.name)
         self._start_points = [dict(point) for point in start_from]
         self._allowed = allowed
         self._warm = list(warm)

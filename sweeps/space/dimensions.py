@@ -76,7 +76,7 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def active(dimension: Dimension, values: Mapping[str, Scalar]) -> bool:
     """Whether the condition holds. A key that is itself not active makes what depends on it inactive."""
-    return all(path in values and values[path] in wanted for path, wanted in dimension.when.items())
+    return all(path in values and values[path] in allowed for path, allowed in dimension.when.items())
 
 
 def suggest(space: Space, trial: "BaseTrial") -> dict[str, Scalar]:
@@ -147,11 +147,13 @@ def validate_point(space: Space, point: Mapping[str, Any], where: str = "search.
             )
         read[path] = space[path].own(value)
     for path in read:
-        unmet = [other for other, wanted in space[path].when.items() if other not in read or read[other] not in wanted]
+        unmet = [
+            other for other, allowed in space[path].when.items() if other not in read or read[other] not in allowed
+        ]
         if unmet:
-            wanted = " or ".join(map(str, space[path].when[unmet[0]]))
+            allowed = " or ".join(map(str, space[path].when[unmet[0]]))
             raise ConfigError(
-                f"{where}: {path} is only searched when {unmet[0]} is {wanted}."
+                f"{where}: {path} is only searched when {unmet[0]} is {allowed}."
                 f" Add that to the point, or remove {path}."
             )
     return {path: read[path] for path in space if path in read}

@@ -80,8 +80,8 @@ class Expression:
         try:
             return _value(self.tree, values)
         except (ArithmeticError, ValueError, TypeError, LookupError) as error:
-            given = ", ".join(f"{path}={values.get(path)!r}" for path in self.paths)
-            raise ConfigError(f"'{self.text}' has no value at {given}: {type(error).__name__}: {error}") from None
+            inputs = ", ".join(f"{path}={values.get(path)!r}" for path in self.paths)
+            raise ConfigError(f"'{self.text}' has no value at {inputs}: {type(error).__name__}: {error}") from None
 
 
 def _check(node: ast.AST, text: str, where: str, paths: dict[str, None]) -> None:

@@ -28,10 +28,10 @@ def gridded(space: Space, points: int) -> Space:
         else:
             made[path] = dimension
     for path, dimension in made.items():
-        for other, wanted in dimension.when.items():
-            if not any(made[other].holds(value) for value in wanted):
+        for other, values in dimension.when.items():
+            if not any(made[other].holds(value) for value in values):
                 raise ConfigError(
-                    f"sampler=grid: {path} is searched when {other} is {' or '.join(map(str, wanted))}, which is not on"
+                    f"sampler=grid: {path} is searched when {other} is {' or '.join(map(str, values))}, which is not on"
                     f" the grid. Give {other} choices: […], or another sampler."
                 )
     return made

@@ -58,7 +58,7 @@ def fitted(rule: Mapping[str, Scalar], space: Space) -> dict[str, Scalar]:
     """The rule's values for the keys of the space, each as near as the space allows."""
     values: dict[str, Scalar] = {}
     for path, dimension in space.items():
-        met = all(path_ in values and values[path_] in wanted for path_, wanted in dimension.when.items())
+        met = all(path_ in values and values[path_] in allowed for path_, allowed in dimension.when.items())
         if path in rule and met and (value := _nearest(rule[path], dimension)) is not None:
             values[path] = value
     return values

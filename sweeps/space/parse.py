@@ -88,30 +88,30 @@ def _dimension(path: str, entry: Any, leaf: Leaf, where: Where) -> Dimension:
     for name in entry:
         if name not in ENTRY_KEYS:
             raise refuse(f"'{name}' is not a key of a space entry. {did_you_mean(str(name), ENTRY_KEYS)}")
-    given = {name: value for name, value in entry.items() if value is not None}
-    when = _condition(given.get("when", {}), refuse)
-    bounds = [name for name in ("low", "high", "log", "step") if name in given]
-    if "choices" in given:
+    settings = {name: value for name, value in entry.items() if value is not None}
+    when = _condition(settings.get("when", {}), refuse)
+    bounds = [name for name in ("low", "high", "log", "step") if name in settings]
+    if "choices" in settings:
         if bounds:
             raise refuse(
                 f"it has choices and {bounds[0]}. Give one of the two; to replace what a file holds, write the values"
                 f" on the command line as '{path}=choice(…)' or '{path}=interval(low,high)'."
             )
-        values = given["choices"]
+        values = settings["choices"]
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
             raise refuse(f"choices={values!r}: expected a list with at least one value.")
         read = tuple(_value(path, value, leaf, refuse, where) for value in values)
         if len(set(read)) < len(read):
             raise refuse(f"choices={list(values)}: a value stands twice. Optuna would try it twice as often.")
         return Choices(read, when)
-    if "low" not in given or "high" not in given:
+    if "low" not in settings or "high" not in settings:
         raise refuse("expected choices: […], or both low: and high:.")
-    return _uniform(path, given, leaf, when, refuse, where)
+    return _uniform(path, settings, leaf, when, refuse, where)
 
 
 def _uniform(
     path: str,
-    given: Mapping[str, Any],
+    settings: Mapping[str, Any],
     leaf: Leaf,
     when: dict[str, tuple[Scalar, ...]],
     refuse: Callable[[str], ConfigError],
@@ -119,10 +119,10 @@ def _uniform(
 ) -> Uniform:
     if leaf.type not in (int, float):
         raise refuse("low and high are for numbers. Give choices: […].")
-    low, high = (_value(path, given[name], leaf, refuse, where) for name in ("low", "high"))
+    low, high = (_value(path, settings[name], leaf, refuse, where) for name in ("low", "high"))
     assert isinstance(low, int | float)
     assert isinstance(high, int | float)
-    log, step, integer = given.get("log", False), given.get("step"), leaf.type is int
+    log, step, integer = settings.get("log", False), settings.get("step"), leaf.type is int
     if not isinstance(log, bool):
         raise refuse(f"log={log!r}: expected true or false.")
     if not low < high:
@@ -194,6 +194,6 @@ def to_group(space: Space) -> dict[str, Any]:
             entry |= {"log": True} if dimension.log else {}
             entry |= {"step": dimension.step} if dimension.step else {}
         if dimension.when:
-            entry["when"] = {other: list(wanted) for other, wanted in dimension.when.items()}
+            entry["when"] = {other: list(values) for other, values in dimension.when.items()}
         inner[leaf] = entry
     return group

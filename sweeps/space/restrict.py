@@ -17,11 +17,11 @@ def fix(space: Space, fixed: Mapping[str, Scalar]) -> Space:
     kept: Space = {}
     gone: set[str] = set(fixed)
     for path, dimension in space.items():  # a key comes after those its condition names
-        met = all(fixed[other] in wanted for other, wanted in dimension.when.items() if other in fixed)
+        met = all(fixed[other] in values for other, values in dimension.when.items() if other in fixed)
         if path in fixed or not met or any(other in gone - set(fixed) for other in dimension.when):
             gone.add(path)
             continue
-        when = {other: wanted for other, wanted in dimension.when.items() if other not in fixed}
+        when = {other: values for other, values in dimension.when.items() if other not in fixed}
         kept[path] = replace(dimension, when=when)
     return kept
 
@@ -56,13 +56,13 @@ def restrict_precisions(
         )
     shrunk: Space = {}
     for path, other in space.items():
-        wanted = tuple(name for name in other.when.get("precision", ()) if name in left)
+        values = tuple(name for name in other.when.get("precision", ()) if name in left)
         if path == "precision":
             shrunk[path] = replace(dimension, values=left)
         elif "precision" not in other.when and all(key in shrunk for key in other.when):
             shrunk[path] = other
-        elif wanted and all(key in shrunk for key in other.when):
-            shrunk[path] = replace(other, when={**other.when, "precision": wanted})
+        elif values and all(key in shrunk for key in other.when):
+            shrunk[path] = replace(other, when={**other.when, "precision": values})
     notes = [f"Not searched, because this machine cannot do it: precision {', '.join(missing)}."] if missing else []
     for name in wait:
         notes.append(f"Not searched: precision {name}, which {slowness(slow[name])} (precision={name} takes it).")

@@ -66,7 +66,7 @@ def ask_to_try(folder: SweepFolder, point: Mapping[str, Any]) -> Request:
 
 def requests(folder: SweepFolder) -> list[Request]:
     """Requests that are not done, those of one terminal in their order. What is no request is passed over."""
-    found = []
+    waiting = []
     for file in sorted(folder.control_dir.glob("*-*.json")):
         try:
             content = json.loads(file.read_text())
@@ -74,11 +74,11 @@ def requests(folder: SweepFolder) -> list[Request]:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
         if kind == STOP or (kind == ENQUEUE and isinstance(point, dict)):
-            found.append(Request(file.stem, kind, str(trial_id), point))
-    return found
+            waiting.append(Request(file.stem, kind, str(trial_id), point))
+    return waiting
 
 
-def done(folder: SweepFolder, request: Request) -> None:
+def remove_request(folder: SweepFolder, request: Request) -> None:
     (folder.control_dir / f"{request.name}.json").unlink(missing_ok=True)
 
 
@@ -90,7 +90,7 @@ class Spent:
     device_seconds: float = 0.0
 
 
-class Post(Spent):
+class Heartbeat(Spent):
     """The driver's side: says that it runs, what was spent, and how it ended.
 
     Args:
@@ -109,7 +109,7 @@ class Post(Spent):
         self._beat_at = self._last
         for request in requests(folder):
             if request.kind == STOP:  # meant for an earlier driver
-                done(folder, request)
+                remove_request(folder, request)
         self._write()
 
     def beat(self) -> None:

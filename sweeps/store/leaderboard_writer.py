@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from analysis.folder import ENDED, SweepFolder
 from analysis.leaderboard import leaderboard
 from analysis.leaderboard.leaderboard import Ranking, Row
-from sweeps.process.throttle import Seldom
+from sweeps.process.throttle import Throttle
 
 
-class Board:
+class LeaderboardWriter:
     """Writes ``leaderboard.csv``, and drops adapters that ``search.keep_adapters`` does not keep.
 
     Args:
@@ -22,7 +22,7 @@ class Board:
 
     def __init__(self, folder: SweepFolder, keep: int | None = None):
         self.folder, self.keep = folder, keep
-        self.trial_ended = Seldom(lambda: self._write(leaderboard.build(folder)))
+        self.trial_ended = Throttle(lambda: self._write(leaderboard.build(folder)))
 
     def close(self) -> Ranking:
         """Rank, compare and write at the end of a sweep."""

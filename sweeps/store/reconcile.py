@@ -20,7 +20,7 @@ from sweeps.store.recorder import keep_best
 from sweeps.store.tune_results import outcome_of
 
 
-def settle_told(folder: SweepFolder, records: Iterable[Mapping[str, Any]]) -> None:
+def update_files(folder: SweepFolder, records: Iterable[Mapping[str, Any]]) -> None:
     """Write the status of trials whose end the study knows, but their own files do not; remove what is of no use."""
     for record in records:
         if record["event"] != "tell":
@@ -36,7 +36,7 @@ def settle_told(folder: SweepFolder, records: Iterable[Mapping[str, Any]]) -> No
             files.remove_checkpoints()
 
 
-def settle_untold(
+def update_study(
     folder: SweepFolder,
     search: GuardedOptunaSearch,
     scheduler: GuardedScheduler,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.folder import SweepFolder
-from sweeps.process.installation import program, typed
+from sweeps.process.installation import program, shell_path
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ class WandbRuns:
 
     def sync_command(self) -> str:
         online = " --include-online" if self._unsent else ""
-        return f"{program('wandb')} sync{online} {typed(self._folder.wandb_dir / 'wandb')}"
+        return f"{program('wandb')} sync{online} {shell_path(self._folder.wandb_dir / 'wandb')}"
 
     def later(self) -> str:
         return f"Upload later with `{self.sync_command()}`."

@@ -15,7 +15,7 @@ import torch
 from analysis.folder import TrialFolder
 from sweeps.compose.compose import compose
 from trainer.config import BiasConfig, EngineConfig
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.engines.packed_engine import PackedEngine
 from trainer.evaluation.bias.items import load_bias
 from trainer.evaluation.bias.score import bias_metrics, score_bias
@@ -25,7 +25,7 @@ from trainer.evaluation.evaluate import evaluate, label_logprobs
 def main(tier: str) -> None:
     torch.set_num_threads(2)
     trial = compose(["experiment=quickstart"]).trial("t0000", {"optim.lr": 1e-3, "lora.rank": 8})
-    materials = Materials(torch.device("cpu"))
+    materials = DeviceCache(torch.device("cpu"))
     base = materials.base(trial)
     if tier == "full":
         items = load_bias(BiasConfig(crows_pairs=1508, stereoset=0, swap=0))

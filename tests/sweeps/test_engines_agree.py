@@ -12,7 +12,7 @@ from sweeps.search.scheduler import StandIn, build_scheduler
 from tests.trainer.conftest import make_trial  # noqa: F401  # fixture
 from tests.trainer.packs import drive, packed_engine, score
 from trainer.config import TrialConfig
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.engine import Ended, RungResult
 from trainer.engines.hf_engine import HfEngine
 
@@ -68,7 +68,7 @@ def test_the_same_configurations_get_the_same_scores_and_the_same_decisions(
     tmp_path: Path,
 ) -> None:
     trials = configurations(make_trial, model, 6)
-    materials = Materials(torch.device("cpu"))
+    materials = DeviceCache(torch.device("cpu"))
     found: dict[str, dict[tuple[str, int], dict[str, float]]] = {}
     finals: dict[str, list[dict[str, float]]] = {}
     for name, engine in (("packed", packed_engine(materials, slots=4)), ("hf", HfEngine(materials, score))):

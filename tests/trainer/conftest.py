@@ -61,6 +61,6 @@ def kept() -> Any:
     """Models and data that the tests of a module share."""
     import torch
 
-    from trainer.device_cache import Materials
+    from trainer.device_cache import DeviceCache
 
-    return Materials(torch.device("cpu"))
+    return DeviceCache(torch.device("cpu"))

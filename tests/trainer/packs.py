@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from analysis.folder import State, TrialFolder
 from trainer.config import EngineConfig, TrialConfig
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.engine import Admitted, Ended, Event, Requeued, RungResult
 from trainer.engines.hf_engine import HfEngine
 from trainer.engines.packed_engine import PackedEngine
@@ -30,7 +30,7 @@ def score(metrics: Any) -> float:
 
 
 def packed_engine(
-    materials: Materials,
+    materials: DeviceCache,
     kernel: str = "auto",
     slots: int | None = 16,
     checkpointing: bool = False,
@@ -90,14 +90,14 @@ def at_step(root: Path, trial: TrialConfig, step: int) -> Weights:
     return load_file(TrialFolder(root / trial.trial_id).checkpoint_dir(step) / "adapter_model.safetensors")
 
 
-def alone(materials: Materials, trials: Sequence[TrialConfig], root: Path) -> list[Weights]:
+def alone(materials: DeviceCache, trials: Sequence[TrialConfig], root: Path) -> list[Weights]:
     """Final weights of each trial, trained by the reference engine."""
     for trial in trials:
         drive(HfEngine(materials, score), [trial], root)
     return [at_step(root, trial, trial.train.max_steps) for trial in trials]
 
 
-def together(materials: Materials, trials: Sequence[TrialConfig], root: Path, kernel: str = "auto") -> list[Weights]:
+def together(materials: DeviceCache, trials: Sequence[TrialConfig], root: Path, kernel: str = "auto") -> list[Weights]:
     """Final weights of each trial, trained in one pack."""
     drive(packed_engine(materials, kernel), trials, root)
     return [at_step(root, trial, trial.train.max_steps) for trial in trials]

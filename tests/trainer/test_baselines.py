@@ -19,17 +19,17 @@ from tests.conftest import write_rows
 from trainer.baselines import score_baseline
 from trainer.config import Baseline, FewShotConfig, RetrievalConfig
 from trainer.data.encode import Encoded
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.evaluation.evaluate import evaluate
 from trainer.few_shot import embed, few_shot_rows, nearest, with_examples
 
 
 @pytest.fixture(scope="module")
-def kept() -> Materials:
-    return Materials(torch.device("cpu"))
+def kept() -> DeviceCache:
+    return DeviceCache(torch.device("cpu"))
 
 
-def scored(kept: Materials, baseline: Baseline, root: Path) -> tuple[dict[str, float], dict[str, list[Any]]]:
+def scored(kept: DeviceCache, baseline: Baseline, root: Path) -> tuple[dict[str, float], dict[str, list[Any]]]:
     files = TrialFolder(root / baseline.name)
     row = score_baseline(kept, baseline, files)
     assert files.read_status().state is State.COMPLETED
@@ -171,7 +171,7 @@ def test_bias_figures_of_a_prompted_model_are_the_models_own_and_scored_once(mak
     from trainer.evaluation.bias.crows_pairs import Pair
     from trainer.evaluation.bias.items import BiasItems
 
-    kept = Materials(torch.device("cpu"))
+    kept = DeviceCache(torch.device("cpu"))
     pairs = [Pair(f"p{i}", "the apple is a pear", "the crow is a hawk", "fruit", "stereo") for i in range(2)]
     monkeypatch.setattr("trainer.device_cache.load_bias", lambda bias: BiasItems(pairs=pairs))
     calls: list[int] = []

@@ -205,7 +205,7 @@ def _what_pip_said(output: str, returncode: int) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith("[notice]")]
     errors = [line for line in lines if line.startswith("ERROR:")] or lines
     said = errors[-1].removeprefix("ERROR:").strip() if errors else f"exit status {returncode}"
-    broken = next((found[1] for line in lines if (found := re.search(r"broken by '(.*?)': ?/", line))), "")
+    broken = next((match[1] for line in lines if (match := re.search(r"broken by '(.*?)': ?/", line))), "")
     cause = re.sub(r"<.*?>:? ?", "", broken)[:200]
     reached = f"pip could not reach the index ({cause}), and then " if cause else "pip "
     return f"{reached}said: {said.rstrip('.')}"
@@ -213,10 +213,10 @@ def _what_pip_said(output: str, returncode: int) -> str:
 
 def _checksum_fault(package: Package, wheel: Path) -> str:
     with wheel.open("rb") as file:
-        found = file_digest(file, "sha256").hexdigest()
-    if found == package.sha256:
+        checksum = file_digest(file, "sha256").hexdigest()
+    if checksum == package.sha256:
         return ""
-    return f"{package.wheel} has the SHA-256 {found}, expected {package.sha256}"
+    return f"{package.wheel} has the SHA-256 {checksum}, expected {package.sha256}"
 
 
 def _remedy(package: Package, keep: Path, fault: str) -> str:

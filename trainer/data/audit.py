@@ -121,65 +121,67 @@ def _overlap(train: Iterable[Entry], validation: Iterable[Entry]) -> Pairs:
 
 def refuse_overlap(train: Iterable[Entry], validation: Iterable[Entry]) -> None:
     """Raises DataError where validation rows stand in the training rows."""
-    found = overlap(train, validation)
-    if found.rows:
-        raise DataError(overlap_message(found))
+    repeated = overlap(train, validation)
+    if repeated.rows:
+        raise DataError(overlap_message(repeated))
 
 
-def overlap_message(found: Pairs) -> str:
-    rows = "1 validation row stands" if found.rows == 1 else f"{found.rows:,} validation rows stand"
+def overlap_message(repeated: Pairs) -> str:
+    rows = "1 validation row stands" if repeated.rows == 1 else f"{repeated.rows:,} validation rows stand"
     return (
-        f"{rows} among the training rows too, such as {found.shown()}: scores would be of rows that were trained on."
+        f"{rows} among the training rows too, such as {repeated.shown()}: scores would be of rows that were trained on."
         " Remove them from one of the two, or keep them: data.allow_overlap=true"
     )
 
 
-def warnings(found: Audit, allow_overlap: bool) -> list[tuple[str, str]]:
+def warnings(result: Audit, allow_overlap: bool) -> list[tuple[str, str]]:
     """What a user should know, each as ``(error or warning, sentence)``; errors first."""
-    told: list[tuple[str, str]] = []
-    if found.exact_across.rows:
-        told.append(("warning" if allow_overlap else "error", overlap_message(found.exact_across)))
-    if found.near_across.rows:
-        told.append(
+    sentences: list[tuple[str, str]] = []
+    if result.exact_across.rows:
+        sentences.append(("warning" if allow_overlap else "error", overlap_message(result.exact_across)))
+    if result.near_across.rows:
+        sentences.append(
             (
                 "warning",
-                f"{_rows(found.near_across.rows, 'validation row')} nearly repeated among the training rows, such as"
-                f" {found.near_across.shown()}: scores on them tell little of new text.",
+                f"{_rows(result.near_across.rows, 'validation row')} nearly repeated among the training rows, such as"
+                f" {result.near_across.shown()}: scores on them tell little of new text.",
             )
         )
-    if found.conflicts.rows:
-        told.append(
+    if result.conflicts.rows:
+        sentences.append(
             (
                 "warning",
-                f"{_rows(found.conflicts.rows, 'row')} labelled differently where the same text stands again, such as"
-                f" {found.conflicts.shown()}: no model can get all of these right.",
+                f"{_rows(result.conflicts.rows, 'row')} labelled differently where the same text stands again, such as"
+                f" {result.conflicts.shown()}: no model can get all of these right.",
             )
         )
-    for split in found.rows:
-        for kind, pairs in (("exactly", found.exact[split]), ("nearly", found.near[split])):
+    for split in result.rows:
+        for kind, pairs in (("exactly", result.exact[split]), ("nearly", result.near[split])):
             if pairs.rows:
                 example = pairs.shown()
-                told.append(("warning", f"{split}: {_rows(pairs.rows, 'row')} {kind} repeated, such as {example}."))
-        if found.empty[split]:
-            told.append(("warning", f"{split}: {_rows(found.empty[split], 'row')} without text."))
-    told += [("warning", text) for text in _imbalance(found)]
-    if found.benchmark.rows:
-        told.append(
+                sentences.append(
+                    ("warning", f"{split}: {_rows(pairs.rows, 'row')} {kind} repeated, such as {example}.")
+                )
+        if result.empty[split]:
+            sentences.append(("warning", f"{split}: {_rows(result.empty[split], 'row')} without text."))
+    sentences += [("warning", text) for text in _imbalance(result)]
+    if result.benchmark.rows:
+        sentences.append(
             (
                 "warning",
-                f"{_rows(found.benchmark.rows, 'training row')} found to hold a sentence of the bias benchmark, such as"
-                f" {found.benchmark.shown()}: its score would be of text that was trained on.",
+                f"{_rows(result.benchmark.rows, 'training row')} found to hold a sentence of the bias benchmark,"
+                f" such as {result.benchmark.shown()}: its score would be of text that was trained on.",
             )
         )
-    return sorted(told, key=lambda each: each[0] != "error")
+    return sorted(sentences, key=lambda each: each[0] != "error")
 
 
 def _rows(n: int, noun: str) -> str:
     return f"1 {noun} is" if n == 1 else f"{n:,} {noun}s are"
 
 
-def _imbalance(found: Audit) -> Iterable[str]:
-    train, validation = found.labels["train"], found.labels["validation"]
+def _imbalance(result: Audit) -> Iterable[str]:
+    train, validation = result.labels["train"], result.labels["validation"]
     if len(train) < 2:
         return
     (most, n_most), (least, n_least) = max(train.items(), key=_count), min(train.items(), key=_count)
@@ -208,9 +210,9 @@ def _spaced(rows: Iterable[Entry]) -> list[Entry]:
     return [Entry(" ".join(row.text.split()), row.label, row.place) for row in rows]
 
 
-def _pairs(found: Iterable[tuple[str, str]]) -> Pairs:
+def _pairs(pairs: Iterable[tuple[str, str]]) -> Pairs:
     rows, examples = 0, list[tuple[str, str]]()
-    for pair in found:
+    for pair in pairs:
         rows += 1
         if len(examples) < _SHOWN:
             examples.append(pair)
@@ -220,23 +222,23 @@ def _pairs(found: Iterable[tuple[str, str]]) -> Pairs:
 def _repeated(rows: Sequence[Entry]) -> Pairs:
     """Rows that say what an earlier one says, with the same label."""
     seen: dict[tuple[str, str], str] = {}
-    found = []
+    pairs = []
     for row in rows:
         first = seen.setdefault((row.text, row.label), row.place)
         if first is not row.place:
-            found.append((row.place, first))
-    return _pairs(found)
+            pairs.append((row.place, first))
+    return _pairs(pairs)
 
 
 def _conflicts(rows: Sequence[Entry]) -> Pairs:
     """Rows with the text of an earlier row and another label."""
     first: dict[str, Entry] = {}
-    found = []
+    pairs = []
     for row in rows:
         other = first.setdefault(row.text, row)
         if other.label != row.label:
-            found.append((row.place, other.place))
-    return _pairs(found)
+            pairs.append((row.place, other.place))
+    return _pairs(pairs)
 
 
 class Shingler:
@@ -246,13 +248,13 @@ class Shingler:
         self._words: dict[str, int] = {}
 
     def words(self, text: str) -> np.ndarray:
-        known, found = self._words, []
+        known, hashes = self._words, []
         for word in text.casefold().split():
             value = known.get(word)
             if value is None:
                 value = known[word] = zlib.crc32(word.encode("utf-8", "surrogatepass"))
-            found.append(value)
-        return np.array(found, dtype=np.uint64)
+            hashes.append(value)
+        return np.array(hashes, dtype=np.uint64)
 
     @staticmethod
     def runs(words: np.ndarray, n: int) -> np.ndarray:
@@ -303,7 +305,7 @@ def _near(splits: Mapping[str, Sequence[Entry]], shingler: Shingler) -> tuple[di
                     across.append((row.place, twin.place))
             if not open_:
                 break
-    return {name: _pairs(found) for name, found in within.items()}, _pairs(across)
+    return {name: _pairs(pairs) for name, pairs in within.items()}, _pairs(across)
 
 
 def _signed(texts: Sequence[str], shingler: Shingler) -> tuple[list[np.ndarray], np.ndarray]:
@@ -336,7 +338,7 @@ def _sign(texts: Sequence[str], shingler: Shingler | None = None) -> tuple[list[
 
 def _candidates(signatures: np.ndarray) -> list[tuple[int, list[int]]]:
     """Rows that share a band of their MinHash signature with earlier ones, and those, ascending."""
-    found: dict[int, set[int]] = {}
+    candidates: dict[int, set[int]] = {}
     for band in range(0, signatures.shape[1], _ROWS):
         keys = np.ascontiguousarray(signatures[:, band : band + _ROWS]).view(f"V{4 * _ROWS}").ravel()
         order = np.argsort(keys, kind="stable")  # ascending rows within a bucket
@@ -348,28 +350,28 @@ def _candidates(signatures: np.ndarray) -> list[tuple[int, list[int]]]:
                     earlier = (
                         bucket[:i] if i <= _COMPARED else bucket[: _COMPARED // 2] + bucket[i - _COMPARED // 2 : i]
                     )
-                    found.setdefault(number, set()).update(earlier)
-    return [(number, sorted(others)) for number, others in sorted(found.items())]
+                    candidates.setdefault(number, set()).update(earlier)
+    return [(number, sorted(others)) for number, others in sorted(candidates.items())]
 
 
 def _holding(rows: Sequence[Entry], sentences: Mapping[str, str], shingler: Shingler) -> Pairs:
     """Rows that hold one of the sentences, case and punctuation at its end set aside."""
-    wanted: dict[int, list[tuple[str, str]]] = {}
+    by_begin: dict[int, list[tuple[str, str]]] = {}
     for place, sentence in sentences.items():
         words = sentence.casefold().rstrip(" .!?").split()
         if len(words) > _BIAS_WORDS:  # its last word may go on in the text, such as "doctor" in "doctors"
             begin = shingler.runs(shingler.words(" ".join(words)), _BIAS_WORDS)[0]
-            wanted.setdefault(int(begin), []).append((" ".join(words), place))
-    begins = np.array(sorted(wanted), dtype=np.uint32)
+            by_begin.setdefault(int(begin), []).append((" ".join(words), place))
+    begins = np.array(sorted(by_begin), dtype=np.uint32)
 
-    def found() -> Iterable[tuple[str, str]]:
-        for row in rows if wanted else ():
+    def holders() -> Iterable[tuple[str, str]]:
+        for row in rows if by_begin else ():
             runs = shingler.runs(shingler.words(row.text), _BIAS_WORDS)
             shared = runs[begins[np.minimum(np.searchsorted(begins, runs), len(begins) - 1)] == runs]
             if len(shared):
                 text = row.text.casefold()
-                places = [place for run in shared for sentence, place in wanted[int(run)] if sentence in text]
+                places = [place for run in shared for sentence, place in by_begin[int(run)] if sentence in text]
                 if places:
                     yield row.place, places[0]
 
-    return _pairs(found())
+    return _pairs(holders())

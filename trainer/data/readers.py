@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from analysis.errors import DataError, did_you_mean
-from trainer.data.tables import RowErrors, Table, Wanted
+from trainer.data.tables import ColumnSelection, RowErrors, Table
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet", "arrow", "folder")
 _MAX_CELL = 2**31 - 1  # characters; Python's own limit of 131,072 is less than a long document
@@ -29,21 +29,21 @@ _MAGIC = {
 }
 
 
-def read_columns(source: str, key: str, given: str) -> tuple[Path, list[str]]:
+def read_columns(source: str, key: str, value: str) -> tuple[Path, list[str]]:
     """The columns of a file, without reading its rows: of JSON-lines, those of the first row.
 
     Args:
         source: one of FORMATS.
         key: config path of the file, for messages (``data.train``).
-        given: its value.
+        value: what the key is set to.
 
     Raises:
         DataError: for a file that is missing, unreadable or of another format.
     """
-    path = _path(source, key, given)
+    path = _path(source, key, value)
     with _explained(path):
         if source == "folder":
-            return path, list(_read_folder(path, Wanted({}, all=True), RowErrors(skip=True)).columns)
+            return path, list(_read_folder(path, ColumnSelection({}, all=True), RowErrors(skip=True)).columns)
         if source in _SEPARATORS:
             with path.open(encoding="utf-8-sig", errors=_ESCAPED, newline="") as file, _long_cells():
                 return path, _header(path, csv.reader(file, delimiter=_SEPARATORS[source], strict=True), source)
@@ -53,33 +53,33 @@ def read_columns(source: str, key: str, given: str) -> tuple[Path, list[str]]:
                 first = next((record for _, record in records if record is not None), None)
                 if first is not None:
                     return path, list(first)
-            _read_jsonl(path, Wanted({}), RowErrors())  # raises for the first line, where it is at fault
+            _read_jsonl(path, ColumnSelection({}), RowErrors())  # raises for the first line, where it is at fault
             raise DataError(f"{path}: no rows in it. Give a file with rows as {key}.")
         return path, list(_arrow_names(source, path))
 
 
-def read_table(source: str, key: str, given: str, wanted: Wanted, errors: RowErrors) -> Table:
+def read_table(source: str, key: str, value: str, selection: ColumnSelection, errors: RowErrors) -> Table:
     """Read some columns of a file.
 
     Args:
         source: one of FORMATS.
         key: config path of the file, for messages (``data.train``).
-        given: its value.
-        wanted: which columns.
+        value: what the key is set to.
+        selection: which columns.
         errors: told about rows that cannot be read.
 
     Raises:
         DataError: for a file that is missing, unreadable or malformed, or lacks a column.
     """
-    path = _path(source, key, given)
+    path = _path(source, key, value)
     with _explained(path):
         if source == "folder":
-            return _read_folder(path, wanted, errors)
+            return _read_folder(path, selection, errors)
         if source in _SEPARATORS:
-            return _read_csv(path, source, wanted, errors)
+            return _read_csv(path, source, selection, errors)
         if source == "jsonl":
-            return _read_jsonl(path, wanted, errors)
-        return _read_arrow(source, path, wanted)
+            return _read_jsonl(path, selection, errors)
+        return _read_arrow(source, path, selection)
 
 
 @contextmanager
@@ -91,28 +91,28 @@ def _explained(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read ({why}). Check that you may read it: ls -l '{path}'.") from None
 
 
-def _path(source: str, key: str, given: str) -> Path:
+def _path(source: str, key: str, value: str) -> Path:
     """The file or folder, after a look at whether it is one, and of the format."""
-    path = Path(given).expanduser().absolute()
+    path = Path(value).expanduser().absolute()
     try:
         missing, empty = not path.exists(), path.is_file() and path.stat().st_size == 0
     except OSError as error:
-        raise DataError(f"{key}={given}: cannot be read ({error.strerror}). Give the path of a file.") from None
+        raise DataError(f"{key}={value}: cannot be read ({error.strerror}). Give the path of a file.") from None
     if missing:
         beside = sorted(p.name for p in path.parent.iterdir() if p.is_file()) if path.parent.is_dir() else []
         hint = f" In that folder: {did_you_mean(path.name, beside)}" if beside else ""
-        raise DataError(f"{key}={given}: no such {_kind(source)} (looked for {path}).{hint}")
+        raise DataError(f"{key}={value}: no such {_kind(source)} (looked for {path}).{hint}")
     if source == "folder":
         if not path.is_dir():
-            raise DataError(f"{key}={given} is no folder: data=folder reads the *.txt files below one.")
+            raise DataError(f"{key}={value} is no folder: data=folder reads the *.txt files below one.")
         return path
     if path.is_dir():
         raise DataError(
-            f"{key}={given} is a directory: expected one file. Give the path of a file in it, or use data=folder for"
+            f"{key}={value} is a directory: expected one file. Give the path of a file in it, or use data=folder for"
             " a folder of text files."
         )
     if not path.is_file():
-        raise DataError(f"{key}={given} is a pipe or device: expected a regular file. Write the data to a file first.")
+        raise DataError(f"{key}={value} is a pipe or device: expected a regular file. Write the data to a file first.")
     if empty:
         raise DataError(f"{path}: the file is empty (0 bytes). Write the data again, or give another file as {key}.")
     with _explained(path):
@@ -153,14 +153,14 @@ def _header(path: Path, reader: Any, source: str) -> list[str]:
     raise DataError(f"{path}: no rows in it, not even a header. Write the data again.")
 
 
-def _read_csv(path: Path, source: str, wanted: Wanted, errors: RowErrors) -> Table:
+def _read_csv(path: Path, source: str, selection: ColumnSelection, errors: RowErrors) -> Table:
     lines: list[int] = []
     numbers: list[int] = []
     with path.open(encoding="utf-8-sig", errors=_ESCAPED, newline="") as file, _long_cells():
         reader = csv.reader(file, delimiter=_SEPARATORS[source], strict=True)
         header = _header(path, reader, source)
-        wanted.check(path, header)
-        columns: dict[str, list[Any]] = {column: [] for column in wanted.columns(header)}
+        selection.check(path, header)
+        columns: dict[str, list[Any]] = {column: [] for column in selection.columns(header)}
         places = [(columns[column], header.index(column)) for column in columns]
         for number, (line, cells) in enumerate(_csv_records(path, reader, errors)):
             if not cells:
@@ -240,7 +240,7 @@ def _not_utf8(path: Path, line: int, byte: int) -> DataError:
 # --- JSON-lines
 
 
-def _read_jsonl(path: Path, wanted: Wanted, errors: RowErrors) -> Table:
+def _read_jsonl(path: Path, selection: ColumnSelection, errors: RowErrors) -> Table:
     records: list[dict[str, Any]] = []
     lines: list[int] = []
     numbers: list[int] = []
@@ -250,8 +250,8 @@ def _read_jsonl(path: Path, wanted: Wanted, errors: RowErrors) -> Table:
             if record is None:
                 continue
             if not records:
-                wanted.check(path, list(record), f", line {line}", optional=False)
-            missing = [(key, column) for key, column in wanted.keys.items() if column not in record]
+                selection.check(path, list(record), f", line {line}", optional=False)
+            missing = [(key, column) for key, column in selection.keys.items() if column not in record]
             if missing:
                 key, column = missing[0]
                 errors.broken(
@@ -263,8 +263,8 @@ def _read_jsonl(path: Path, wanted: Wanted, errors: RowErrors) -> Table:
             numbers.append(number)
             records.append(record)
     if records:
-        wanted.check(path, list(there))
-    columns = {column: [record.get(column) for record in records] for column in wanted.columns(list(there))}
+        selection.check(path, list(there))
+    columns = {column: [record.get(column) for record in records] for column in selection.columns(list(there))}
     return Table(path, columns, numbers, lines)
 
 
@@ -311,13 +311,13 @@ def _arrow_names(source: str, path: Path) -> list[str]:
             return list(_ipc(memory).schema.names)
 
 
-def _read_arrow(source: str, path: Path, wanted: Wanted) -> Table:
+def _read_arrow(source: str, path: Path, selection: ColumnSelection) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     names = _arrow_names(source, path)
-    wanted.check(path, names)
-    chosen = wanted.columns(names)
+    selection.check(path, names)
+    chosen = selection.columns(names)
     with _complete(source, path):
         if source == "parquet":
             with pq.ParquetFile(path) as file:
@@ -359,7 +359,7 @@ def _complete(source: str, path: Path) -> Iterator[None]:
 # --- a folder of text files
 
 
-def _read_folder(path: Path, wanted: Wanted, errors: RowErrors) -> Table:
+def _read_folder(path: Path, selection: ColumnSelection, errors: RowErrors) -> Table:
     """Columns ``text`` and ``file``, and ``label``, the name of the subfolder, where all files are in one."""
     files = sorted(file for file in path.rglob("*.txt") if file.is_file() and not file.name.startswith("."))
     if not files:
@@ -367,7 +367,7 @@ def _read_folder(path: Path, wanted: Wanted, errors: RowErrors) -> Table:
     names = [file.relative_to(path) for file in files]
     labelled = all(len(name.parts) > 1 for name in names)
     there = ["text", "file", *(["label"] if labelled else [])]
-    wanted.check(path, there)
+    selection.check(path, there)
     read_all: dict[str, list[Any]] = {column: [] for column in there}
     numbers = []
     for number, (file, name) in enumerate(zip(files, names, strict=True)):
@@ -383,7 +383,7 @@ def _read_folder(path: Path, wanted: Wanted, errors: RowErrors) -> Table:
         read_all["file"].append(name.as_posix())
         if labelled:
             read_all["label"].append(name.parts[0])
-    columns = {column: read_all[column] for column in wanted.columns(there)}
+    columns = {column: read_all[column] for column in selection.columns(there)}
     return Table(path, columns, numbers, files=[names[number].as_posix() for number in numbers])
 
 

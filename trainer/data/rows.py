@@ -8,7 +8,7 @@ from typing import Any
 from analysis.errors import DataError
 from trainer.config import DataConfig
 from trainer.data.schemas import Row, columns_of, content_of, conversation
-from trainer.data.tables import RowErrors, Table, Wanted, as_text
+from trainer.data.tables import ColumnSelection, RowErrors, Table, as_text
 from trainer.data.templates import WHOLE, RowTemplate
 
 
@@ -29,7 +29,7 @@ class Reading:
     answer: RowTemplate | None
 
     @property
-    def wanted(self) -> Wanted:
+    def selection(self) -> ColumnSelection:
         """The columns to read from a file."""
         templates = [template for template in (self.template, self.answer) if template]
         named = {
@@ -38,7 +38,7 @@ class Reading:
             for column in template.columns
             if column != WHOLE
         }
-        return Wanted(self.keys, named, any(WHOLE in template.columns for template in templates))
+        return ColumnSelection(self.keys, named, any(WHOLE in template.columns for template in templates))
 
 
 def reading(config: DataConfig, schema: str) -> Reading:
@@ -76,7 +76,7 @@ def rows_of(table: Table, prefix: str, how: Reading, errors: RowErrors) -> tuple
     """The rows of a table, and each one's value of ``data.split.group`` ("" where none is named).
 
     Args:
-        table: with the columns that ``how.wanted`` names.
+        table: with the columns that ``how.selection`` names.
         prefix: of the item ids: the split, or ``row``.
         how: schema and columns.
         errors: told about rows that cannot be used.

@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from analysis.errors import DataError, did_you_mean
+from analysis.errors import DataError, did_you_mean, nearest_names
 from trainer.config import DataConfig
+from trainer.data.tables import quoted
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 LABELLED = "label"
@@ -92,7 +93,7 @@ def infer_schema(config: DataConfig, columns: Sequence[str], where: str) -> tupl
             fitting = ["text"]
     elif not fitting and config.text in there and len(there - {config.group, config.split.group, *beside}) == 1:
         fitting = ["text"]
-    shown = ", ".join(map(repr, columns[:20])) + (", …" if len(columns) > 20 else "")
+    shown = quoted(columns)
     if len(fitting) == 1:
         because = ", ".join(columns_of(config, fitting[0]).values()) or "data.template"
         return fitting[0], because
@@ -108,13 +109,13 @@ def _no_schema(config: DataConfig, columns: Sequence[str], where: str, shown: st
     """Which column is missing, of the schema that comes nearest."""
     there = set(columns)
     for schema in ("completion", "chat", "label"):
-        wanted = columns_of(config, schema)
-        missing = {key: column for key, column in wanted.items() if column not in there}
-        if len(missing) < len(wanted) or schema == "label":
+        needed = columns_of(config, schema)
+        missing = {key: column for key, column in needed.items() if column not in there}
+        if len(missing) < len(needed) or schema == "label":
             break
     key, column = next(iter(missing.items()))
-    hint = did_you_mean(column, columns)
-    nearest = f" {hint}" if hint.startswith("Did") else ""
+    hint = nearest_names(column, columns)
+    nearest = f" {hint}" if hint else ""
     plain = " Or data.schema=text, to train on the text alone." if config.text in there else ""
     others = (
         ""
@@ -147,8 +148,8 @@ def conversation(value: Any, column: str) -> tuple[dict[str, Any], ...]:
     """
     named = f"column {column!r} (data.messages)"
     if not isinstance(value, list) or not value:
-        found = "an empty list" if value == [] else "nothing" if value is None else f"a {type(value).__name__}"
-        raise DataError(f"{named} holds {found}: expected a list of messages such as {_EXAMPLE}.")
+        what = "an empty list" if value == [] else "nothing" if value is None else f"a {type(value).__name__}"
+        raise DataError(f"{named} holds {what}: expected a list of messages such as {_EXAMPLE}.")
     messages = []
     for number, message in enumerate(value, start=1):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():

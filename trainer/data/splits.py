@@ -37,21 +37,21 @@ def make_splits(rows: Sequence[Row], groups: Sequence[str] | None, split: SplitC
     left = list(range(len(rows)))
     chosen: dict[str, list[int]] = {}
     for name, share in (("test", split.test), ("validation", split.validation)):
-        wanted = round(share * (len(copies) if groups is None else len(rows)))
+        size = round(share * (len(copies) if groups is None else len(rows)))
         if groups is None:
             there = set(left)
             same = [alike for alike in copies.values() if alike[0] in there]
             firsts = [rows[alike[0]] for alike in same]
-            drawn = stratified([row.item_id for row in firsts], [row.label for row in firsts], wanted, split.seed)
-            taken = {i for n in drawn for i in same[n]} if wanted else set()
+            drawn = stratified([row.item_id for row in firsts], [row.label for row in firsts], size, split.seed)
+            taken = {i for n in drawn for i in same[n]} if size else set()
         else:
-            taken = _whole_groups(left, groups, wanted, split.seed)
+            taken = _whole_groups(left, groups, size, split.seed)
         chosen[name] = sorted(taken)
         left = [i for i in left if i not in taken]
         if share and not taken:
             raise DataError(
                 f"data.split.{name}={share:g} of {len(rows)} rows is none"
-                + (" (the groups are larger)." if groups is not None and wanted else ".")
+                + (" (the groups are larger)." if groups is not None and size else ".")
                 + f" Raise data.split.{name}, or add rows."
             )
     if not left:
@@ -63,14 +63,14 @@ def make_splits(rows: Sequence[Row], groups: Sequence[str] | None, split: SplitC
     return {name: [rows[i] for i in chosen[name]] for name in SPLITS}
 
 
-def _whole_groups(left: Sequence[int], groups: Sequence[str], wanted: int, seed: int) -> set[int]:
-    """Groups in an order drawn by the seed, each taken where it brings the number of rows nearer to ``wanted``."""
+def _whole_groups(left: Sequence[int], groups: Sequence[str], size: int, seed: int) -> set[int]:
+    """Groups in an order drawn by the seed, each taken where it brings the number of rows nearer to ``size``."""
     members: dict[str, list[int]] = {}
     for i in left:
         members.setdefault(groups[i] or f"\0{i}", []).append(i)
     order = sorted(members, key=lambda group: sha256(f"{seed}:{group}".encode()).digest())
     taken: set[int] = set()
     for group in order:
-        if abs(len(taken) + len(members[group]) - wanted) < abs(len(taken) - wanted):
+        if abs(len(taken) + len(members[group]) - size) < abs(len(taken) - size):
             taken.update(members[group])
     return taken

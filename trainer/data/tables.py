@@ -10,12 +10,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from analysis.errors import DataError, did_you_mean
+from analysis.errors import DataError, nearest_names
 
 
 @dataclass(frozen=True)
 class Table:
-    """The wanted columns of a file.
+    """The selected columns of a file.
 
     Attributes:
         path: where they come from.
@@ -60,7 +60,7 @@ class RowErrors:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ColumnSelection:
     """Columns to read.
 
     Attributes:
@@ -83,11 +83,10 @@ class Wanted:
         """Raises DataError for a column that is not there or stands there twice."""
         for key, column in {**self.keys, **(self.optional if optional else {})}.items():
             if column not in there:
-                names = ", ".join(map(repr, there[:20])) + (", …" if len(there) > 20 else "")
-                hint = did_you_mean(column, there)
-                nearest = f" {hint}" if hint.startswith("Did") else ""
+                hint = nearest_names(column, there)
+                nearest = f" {hint}" if hint else ""
                 raise DataError(
-                    f"{path}{where}: no column {column!r} ({key.split(' ')[0]}). Its columns: {names}.{nearest}"
+                    f"{path}{where}: no column {column!r} ({key.split(' ')[0]}). Its columns: {quoted(there)}.{nearest}"
                     f" Set {key.split(' ')[0]}."
                 )
             if list(there).count(column) > 1:
@@ -95,6 +94,11 @@ class Wanted:
                     f"{path}{where}: column {column!r} ({key.split(' ')[0]}) stands there more than once."
                     " Rename one of them."
                 )
+
+
+def quoted(columns: Sequence[str], most: int = 20) -> str:
+    """The names of columns for a message, in quotation marks; only the first ``most`` of them."""
+    return ", ".join(map(repr, columns[:most])) + (", …" if len(columns) > most else "")
 
 
 def as_text(value: Any, column: str) -> str:

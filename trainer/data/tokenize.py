@@ -199,8 +199,8 @@ def _windows(rows: list[Row], tokenizer: Any, max_length: int, stride: int) -> T
 
 def _first_token(tokenizer: Any) -> int:
     """What stands before a text's first token where the tokenizer puts nothing there, as in lm-evaluation-harness."""
-    found = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
-    return next(token for token in found if token is not None)
+    candidates = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
+    return next(token for token in candidates if token is not None)
 
 
 def _encoded(tokenizer: Any, context: Sequence[int], completion: Sequence[int]) -> Encoded:

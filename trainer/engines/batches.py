@@ -33,7 +33,7 @@ def micro_batches(trial: TrialConfig, encoded: list[Encoded], pad_token: int, st
     chosen = rows_for_step(len(encoded), train.batch_size, trial.seed, step)
     rows = [encoded[i] for i in chosen]
     completion = trial.task.name == "completion"
-    denominator = sum(row.n_bearing for row in rows) if completion else len(rows)
+    denominator = _denominator(rows, completion)
     size = train.batch_size // train.accumulation
     return [
         _micro_batch(rows[at : at + size], range(at, at + size), completion, pad_token)
@@ -45,9 +45,13 @@ def micro_batches(trial: TrialConfig, encoded: list[Encoded], pad_token: int, st
 def batch_of(trial: TrialConfig, rows: list[Encoded], pad_token: int) -> dict[str, Any]:
     """Any rows as one micro-batch of step 0, to try what such a batch costs."""
     completion = trial.task.name == "completion"
-    denominator = sum(row.n_bearing for row in rows) if completion else len(rows)
     batch = _micro_batch(rows, range(len(rows)), completion, pad_token)
-    return batch | {"step": 0, "denominator": denominator}
+    return batch | {"step": 0, "denominator": _denominator(rows, completion)}
+
+
+def _denominator(rows: Sequence[Encoded], completion: bool) -> int:
+    """What a step's summed loss is divided by: loss-bearing tokens, or in classification rows."""
+    return sum(row.n_bearing for row in rows) if completion else len(rows)
 
 
 def _micro_batch(rows: list[Encoded], samples: range, completion: bool, pad_token: int) -> dict[str, Any]:

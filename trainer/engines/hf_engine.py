@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 
 from analysis.folder import State, TrialFolder
 from trainer.config import TrialConfig, check_trial
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.engine import Admission, Admitted, Ended, Event, Full, RungResult, never
 from trainer.engines.hf_trainer import RungTrainer
 from trainer.engines.keyed_dropout import DropoutKeys, use_keyed_dropout
-from trainer.engines.trial_record import Ledger, Score
+from trainer.engines.trial_record import Score, TrialRecord
 from trainer.evaluation.evaluate import evaluate
 from trainer.models.lora import add_adapter, remove_adapter
 from trainer.outcomes import ended_by
@@ -33,13 +33,13 @@ class HfEngine:
     """One slot.
 
     Args:
-        materials: base models and data of this device.
+        device_cache: base models and data of this device.
         score: the sweep's objective, higher is better; picks each trial's best rung.
         activation_checkpointing: recompute activations in the backward pass.
     """
 
-    def __init__(self, materials: Materials, score: Score, activation_checkpointing: bool = False):
-        self.materials = materials
+    def __init__(self, device_cache: DeviceCache, score: Score, activation_checkpointing: bool = False):
+        self.device_cache = device_cache
         self.score = score
         self.activation_checkpointing = activation_checkpointing
         self.run: _Run | None = None
@@ -49,7 +49,7 @@ class HfEngine:
         if self.run is not None:
             return Full()
         check_trial(trial)
-        self.run = _Run(trial, folder, self.materials, self.score, checkpoint, self.activation_checkpointing)
+        self.run = _Run(trial, folder, self.device_cache, self.score, checkpoint, self.activation_checkpointing)
         return Admitted(self.run.start_step)
 
     def capacity(self, trial: TrialConfig) -> int:
@@ -92,16 +92,16 @@ class _Run:
         self,
         trial: TrialConfig,
         folder: TrialFolder,
-        materials: Materials,
+        device_cache: DeviceCache,
         score: Score,
         checkpoint: Path | None,
         activation_checkpointing: bool,
     ):
         self.trial = trial
-        self.base = materials.base(trial)
-        self.encoded = materials.training(trial)
-        self.validation = materials.validation(trial)
-        self.ledger = Ledger(trial, folder, self.validation, score)
+        self.base = device_cache.base(trial)
+        self.encoded = device_cache.training(trial)
+        self.validation = device_cache.validation(trial)
+        self.record = TrialRecord(trial, folder, self.validation, score)
         self.resting = False
         keys = DropoutKeys()
         self._scratch = tempfile.mkdtemp(prefix="lorasweep-")  # Trainer insists on a folder
@@ -111,7 +111,7 @@ class _Run:
         try:
             use_keyed_dropout(self.model.get_base_model(), trial.lora.dropout, keys)
             moments = self._read_checkpoint(checkpoint) if checkpoint else None
-            self.start_step, self.tokens_before = self.ledger.step, self.ledger.tokens
+            self.start_step, self.tokens_before = self.record.step, self.record.tokens
             self.trainer: RungTrainer | None = RungTrainer(
                 trial,
                 self.base,
@@ -162,7 +162,7 @@ class _Run:
         self.model.save_pretrained(str(to))
         save_file(self._training.optimizer_tensors(), to / "optimizer.safetensors")
         self._count()
-        self.ledger.save(to)
+        self.record.save(to)
 
     @property
     def _training(self) -> RungTrainer:
@@ -170,8 +170,8 @@ class _Run:
         return self.trainer
 
     def _count(self) -> None:
-        self.ledger.step = self.start_step + int(self._training.state.global_step)
-        self.ledger.tokens = self.tokens_before + self._training.tokens
+        self.record.step = self.start_step + int(self._training.state.global_step)
+        self.record.tokens = self.tokens_before + self._training.tokens
 
     # --- the trial's own thread
 
@@ -185,27 +185,27 @@ class _Run:
                 self._training.train()
             self._count()
             if self._training.stopped:
-                return Ended(self.trial.trial_id, State.STOPPED_EARLY, "", self.ledger.step)
+                return Ended(self.trial.trial_id, State.STOPPED_EARLY, "", self.record.step)
             return self._finish()
         except Exception as error:
             self._count()
             self._save_best()
-            return ended_by(error, self.trial.trial_id, self.ledger.step)
+            return ended_by(error, self.trial.trial_id, self.record.step)
 
     def _rest(self, step: int) -> bool:
         """Score the rung, hand its result out, and wait. True to go on."""
         self._count()
         evaluation = evaluate(self.base, self.model, self.trial, self.validation, self.validation.rung)
-        self._events.put(self.ledger.rung(evaluation, self._weights))
+        self._events.put(self.record.rung(evaluation, self._weights))
         return self._go.get()
 
     def _finish(self) -> Ended:
         """Score the best rung's adapter on all validation items and write it."""
-        best = self.ledger.require_best()
+        best = self.record.require_best()
         set_peft_model_state_dict(self.model, best.weights)
         everything = list(range(len(self.validation.rows)))
         evaluation = evaluate(self.base, self.model, self.trial, self.validation, everything, best.evaluation)
-        ended = self.ledger.completed(evaluation)
+        ended = self.record.completed(evaluation)
         self._save_best()
         return ended
 
@@ -215,14 +215,14 @@ class _Run:
         return {name: tensor.detach().cpu().clone() for name, tensor in get_peft_model_state_dict(self.model).items()}
 
     def _save_best(self) -> None:
-        if self.ledger.best is not None:
-            set_peft_model_state_dict(self.model, self.ledger.best.weights)
-            self.ledger.write_adapter(lambda to: self.model.save_pretrained(str(to)))
+        if self.record.best is not None:
+            set_peft_model_state_dict(self.model, self.record.best.weights)
+            self.record.write_adapter(lambda to: self.model.save_pretrained(str(to)))
 
     def _read_checkpoint(self, checkpoint: Path) -> dict[str, torch.Tensor]:
         """Put a checkpoint's weights and counters in place; returns the optimiser's moments."""
         set_peft_model_state_dict(self.model, load_peft_weights(str(checkpoint), device="cpu"))
-        self.ledger.load(checkpoint)
+        self.record.load(checkpoint)
         return load_file(checkpoint / "optimizer.safetensors")
 
     def _clean_up(self) -> None:

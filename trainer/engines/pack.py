@@ -133,7 +133,7 @@ class Pack:
                 updated.append((slot, slot.update()))
             except Exception as error:
                 slot.spoiled = True
-                events.append(ended_by(error, slot.trial.trial_id, slot.ledger.step))
+                events.append(ended_by(error, slot.trial.trial_id, slot.record.step))
                 for other in ready[i + 1 :]:  # they take this step again, with the room that this one leaves
                     other.forget_micro_steps()
                 break
@@ -143,7 +143,7 @@ class Pack:
                 try:
                     slot.count((loss, norm))
                 except Diverged as error:
-                    events.append(ended_by(error, slot.trial.trial_id, slot.ledger.step))
+                    events.append(ended_by(error, slot.trial.trial_id, slot.record.step))
         return events
 
     @property
@@ -153,7 +153,7 @@ class Pack:
 
     @staticmethod
     def trains(slot: Slot) -> bool:
-        return not slot.resting and not slot.due and slot.ledger.step < slot.trial.train.max_steps
+        return not slot.resting and not slot.due and slot.record.step < slot.trial.train.max_steps
 
     def _passes(self, slots: list[Slot]) -> Iterable[list[Slot]]:
         """Cut the slots into passes of at most ``pass_tokens``; a slot that is larger alone gets a pass of its own."""
@@ -180,7 +180,7 @@ class Pack:
             for slot in group:
                 slot.forget_micro_steps()
             if len(group) == 1:
-                return [ended_by(error, group[0].trial.trial_id, group[0].ledger.step)]
+                return [ended_by(error, group[0].trial.trial_id, group[0].record.step)]
             no_memory = out_of_memory(error)
         if no_memory:
             if self.base.device.type == "cuda":
@@ -264,7 +264,7 @@ class Pack:
         sizes = [len(batch["labels"]) for batch in batches]
         weights = [None if b["weights"] is None else b["weights"].to(self.base.device) for b in batches]
         parts = zip(logits.split(sizes), targets.split(sizes), weights, strict=True)
-        return [weighted_cross_entropy(part, wanted, weight) for part, wanted, weight in parts]
+        return [weighted_cross_entropy(part, target, weight) for part, target, weight in parts]
 
     # --- scoring
 
@@ -276,10 +276,10 @@ class Pack:
             event: Event
             try:
                 evaluation = self._evaluate(models, slot, slot.validation.rung, None)
-                event = slot.ledger.rung(evaluation, slot.weights)
+                event = slot.record.rung(evaluation, slot.weights)
                 slot.rest()
             except Exception as error:
-                event = ended_by(error, slot.trial.trial_id, slot.ledger.step)
+                event = ended_by(error, slot.trial.trial_id, slot.record.step)
             events.append(event)
         return events
 
@@ -294,8 +294,8 @@ class Pack:
                 slot.waited += 1
             else:
                 ready.append(slot)
-        asked = {self._scored_on(slot) for slot in ready}
-        return [slot for slot in due if self._scored_on(slot) in asked]
+        due_together = {self._scored_on(slot) for slot in ready}
+        return [slot for slot in due if self._scored_on(slot) in due_together]
 
     def finish(self, slots: list[Slot]) -> list[Event]:
         """Score slots' best rungs on all validation items and write their adapters."""
@@ -303,20 +303,20 @@ class Pack:
         scored = []
         for slot in slots:
             try:
-                slot.restore(slot.ledger.require_best().weights)
+                slot.restore(slot.record.require_best().weights)
                 scored.append(slot)
             except Exception as error:
-                events.append(ended_by(error, slot.trial.trial_id, slot.ledger.step))
+                events.append(ended_by(error, slot.trial.trial_id, slot.record.step))
         models = self._models(scored)
         for slot in scored:
             try:
                 everything = list(range(len(slot.validation.rows)))
-                evaluation = self._evaluate(models, slot, everything, slot.ledger.require_best().evaluation)
-                ended = slot.ledger.completed(evaluation)
+                evaluation = self._evaluate(models, slot, everything, slot.record.require_best().evaluation)
+                ended = slot.record.completed(evaluation)
                 slot.write_best()
                 events.append(ended)
             except Exception as error:
-                events.append(ended_by(error, slot.trial.trial_id, slot.ledger.step))
+                events.append(ended_by(error, slot.trial.trial_id, slot.record.step))
         return events
 
     def _models(self, slots: list[Slot]) -> dict[str, SlotModel]:

@@ -9,12 +9,12 @@ import torch
 
 from analysis.folder import State, TrialFolder
 from trainer.config import EngineConfig, TrialConfig, check_trial, pack_refusal
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.engine import Admission, Admitted, Ended, Event, Full, Refused, Requeued, never
 from trainer.engines.batches import pass_cost
 from trainer.engines.pack import Pack
 from trainer.engines.slot import Slot
-from trainer.engines.slot_budget import Budget, measure
+from trainer.engines.slot_budget import SlotBudget, measure
 from trainer.engines.trial_record import Score
 from trainer.outcomes import out_of_memory
 
@@ -23,19 +23,19 @@ class PackedEngine:
     """Packs keyed by base model (model, revision, precision, task head), trained in turns.
 
     Args:
-        materials: base models and data of this device.
+        device_cache: base models and data of this device.
         score: the sweep's objective, higher is better; picks each trial's best rung.
         settings: how packs are trained.
         slots: most trials at a time over all packs; None: as many as memory holds and packing pays for.
     """
 
-    def __init__(self, materials: Materials, score: Score, settings: EngineConfig, slots: int | None = None):
-        self.materials, self.score, self.settings, self.slots = materials, score, settings, slots
+    def __init__(self, device_cache: DeviceCache, score: Score, settings: EngineConfig, slots: int | None = None):
+        self.device_cache, self.score, self.settings, self.slots = device_cache, score, settings, slots
         self.patience = 0.0
         self._room: int | None = None  # slots at a time; known once memory has run out
         self._packs: list[Pack] = []
         self._admitted: list[Slot] = []  # of all packs, the oldest first
-        self._budgets: dict[tuple[str, ...], Budget] = {}
+        self._budgets: dict[tuple[str, ...], SlotBudget] = {}
 
     def admit(self, trial: TrialConfig, folder: TrialFolder, checkpoint: Path | None) -> Admission:
         check_trial(trial)
@@ -59,7 +59,7 @@ class PackedEngine:
                 raise
             self._collect()
             return Full()  # there is room when others have ended
-        return Admitted(slot.ledger.step)
+        return Admitted(slot.record.step)
 
     def capacity(self, trial: TrialConfig) -> int:
         """Trials like this one that this device takes side by side."""
@@ -79,7 +79,7 @@ class PackedEngine:
                 return events
 
     def _advance(self, pack: Pack) -> list[Event]:
-        done = [s for s in pack.slots if not s.resting and not s.due and s.ledger.step == s.trial.train.max_steps]
+        done = [s for s in pack.slots if not s.resting and not s.due and s.record.step == s.trial.train.max_steps]
         events = pack.finish(done)
         began = time.monotonic()
         events += pack.step()
@@ -142,7 +142,7 @@ class PackedEngine:
         return sum(len(pack.slots) for pack in self._packs)
 
     def _pack(self, trial: TrialConfig) -> Pack:
-        base = self.materials.base(trial)
+        base = self.device_cache.base(trial)
         for pack in self._packs:
             if pack.base is base:
                 return pack
@@ -152,11 +152,11 @@ class PackedEngine:
         return pack
 
     def _slot(self, trial: TrialConfig, folder: TrialFolder, pack: Pack, checkpoint: Path | None) -> Slot:
-        encoded, validation = self.materials.training(trial), self.materials.validation(trial)
+        encoded, validation = self.device_cache.training(trial), self.device_cache.validation(trial)
         return Slot(trial, folder, pack.base, encoded, validation, self.score, checkpoint)
 
-    def _budget(self, pack: Pack, trial: TrialConfig) -> Budget:
-        key = self.materials.base_key(trial)
+    def _budget(self, pack: Pack, trial: TrialConfig) -> SlotBudget:
+        key = self.device_cache.base_key(trial)
         if key not in self._budgets:
             slot = self._slot(trial, TrialFolder(Path("probe")), pack, None)
             self._budgets[key] = measure(pack, slot)

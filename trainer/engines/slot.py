@@ -19,7 +19,7 @@ from trainer.config import TrialConfig
 from trainer.data.encode import Encoded
 from trainer.engines.batches import micro_batches
 from trainer.engines.pack_layers import PackedHead, SlotModule
-from trainer.engines.trial_record import Ledger, Score, Weights
+from trainer.engines.trial_record import Score, TrialRecord, Weights
 from trainer.evaluation.evaluate import Validation
 from trainer.models.base_model import BaseModel
 from trainer.models.lora import (
@@ -72,7 +72,7 @@ class Slot:
         checkpoint: Path | None,
     ):
         self.trial, self.base, self.encoded, self.validation = trial, base, encoded, validation
-        self.ledger = Ledger(trial, folder, validation, score)
+        self.record = TrialRecord(trial, folder, validation, score)
         self.config: LoraConfig = peft_config(base.model, trial.lora, trial.task.name, base.heads)
         self.modules: dict[str, SlotModule] = {}
         self.heads: dict[str, nn.Module] = {}
@@ -84,10 +84,10 @@ class Slot:
         self._losses: list[torch.Tensor] = []
         if checkpoint is not None:
             self.restore(load_file(checkpoint / "adapter_model.safetensors"))
-            self.ledger.load(checkpoint)
+            self.record.load(checkpoint)
         self.waited = 0
         self.spoiled = False
-        self._scored_step = self.ledger.step
+        self._scored_step = self.record.step
         self.optimizer = self._make_optimizer(checkpoint)
         self.scheduler = self._make_scheduler()
 
@@ -96,23 +96,23 @@ class Slot:
     @property
     def due(self) -> bool:
         """Whether it is at a rung and not yet scored."""
-        return self._scored_step < self.ledger.step in self.trial.train.rungs
+        return self._scored_step < self.record.step in self.trial.train.rungs
 
     @property
     def to_rung(self) -> int:
         """Optimiser steps to the next rung."""
-        return min(rung for rung in self.trial.train.rungs if rung > self.ledger.step) - self.ledger.step
+        return min(rung for rung in self.trial.train.rungs if rung > self.record.step) - self.record.step
 
     def rest(self) -> None:
         """It has been scored: wait to be told to go on."""
-        self.resting, self.waited, self._scored_step = True, 0, self.ledger.step
+        self.resting, self.waited, self._scored_step = True, 0, self.record.step
 
     # --- training
 
     def next_batch(self) -> dict[str, Any]:
         """The micro-batch that comes next (see ``micro_batches``)."""
         if not self._batches:
-            self._batches = micro_batches(self.trial, self.encoded, self.base.tokenizer.pad_token_id, self.ledger.step)
+            self._batches = micro_batches(self.trial, self.encoded, self.base.tokenizer.pad_token_id, self.record.step)
         return self._batches[self.micro]
 
     def note(self, loss: torch.Tensor) -> None:
@@ -146,9 +146,9 @@ class Slot:
         """Count an optimiser step, once what ``update`` returned is here. Raises Diverged."""
         for what, value in zip(("loss", "gradient norm"), checked, strict=True):
             if not math.isfinite(value):
-                raise Diverged(f"the {what} was {value} in step {self.ledger.step + 1}")
-        self.ledger.tokens += sum(sum(batch["lengths"]) for batch in self._batches)
-        self.ledger.step += 1
+                raise Diverged(f"the {what} was {value} in step {self.record.step + 1}")
+        self.record.tokens += sum(sum(batch["lengths"]) for batch in self._batches)
+        self.record.step += 1
         self._batches = []
 
     # --- tensors
@@ -177,13 +177,13 @@ class Slot:
             for m in _MOMENTS
         }
         save_file(moments, to / "optimizer.safetensors")
-        self.ledger.save(to)
+        self.record.save(to)
 
     def write_best(self) -> None:
         """The best rung's adapter into the trial's folder; nothing where there was no rung."""
-        best = self.ledger.best
+        best = self.record.best
         if best is not None:
-            self.ledger.write_adapter(lambda to: self._write(best.weights, to))
+            self.record.write_adapter(lambda to: self._write(best.weights, to))
 
     def _write(self, weights: Weights, to: Path) -> None:
         to.mkdir(parents=True)
@@ -268,6 +268,6 @@ class Slot:
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the optimiser's steps were made before the checkpoint
-            for _ in range(self.ledger.step):
+            for _ in range(self.record.step):
                 scheduler.step()
         return scheduler

@@ -33,7 +33,7 @@ _MOST = {"cpu": 8, "cuda": 32}  # a trial has a process of its own in Ray Tune, 
 
 
 @dataclass(frozen=True)
-class Budget:
+class SlotBudget:
     """What a pass costs on this device.
 
     Attributes:
@@ -116,7 +116,7 @@ class Budget:
         return self.pack_bytes(trials) <= self.bytes_free
 
 
-def measure(pack: Pack, slot: Slot) -> Budget:
+def measure(pack: Pack, slot: Slot) -> SlotBudget:
     """Probe a device with a trial's own rows; slots that are in the pack are not touched.
 
     Args:
@@ -143,7 +143,7 @@ def measure(pack: Pack, slot: Slot) -> Budget:
     modules = dict(pack.base.model.named_modules())
     names = linear_modules(pack.base.model, pack.base.heads)
     heads = [p for name in pack.base.heads for p in modules[name].parameters()]
-    return Budget(
+    return SlotBudget(
         fixed=max(seconds[0] - per_token * once.numel(), 0.0),
         per_token=per_token,
         bytes_per_token=max(_slope(kept, counted), 1.0),

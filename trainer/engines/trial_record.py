@@ -45,7 +45,7 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
 
 
-class Ledger:
+class TrialRecord:
     """Keeps a trial's best rung and writes what its rungs yield.
 
     Args:

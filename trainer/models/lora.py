@@ -59,13 +59,13 @@ def resolve_targets(targets: str, modules: list[str]) -> list[str]:
         return sorted({suffix(m) for m in modules})
     leaves = sorted({m.rsplit(".", 1)[-1] for m in modules})
     if targets == "attention":
-        found = {suffix(m) for m in modules if re.search(r"(^|[._])(attn|attention|self_attn)[._]", m)}
-        if not found:
+        suffixes = {suffix(m) for m in modules if re.search(r"(^|[._])(attn|attention|self_attn)[._]", m)}
+        if not suffixes:
             raise ModelError(
                 f"lora.targets=attention: no attention layer is named so in this model. It has: {', '.join(leaves)}."
             )
-        return sorted(found)
-    found = set()
+        return sorted(suffixes)
+    suffixes = set()
     for target in targets.split("+"):
         matched = {suffix(m) for m in modules if m == target or m.endswith(f".{target}")}
         if not matched:
@@ -73,8 +73,8 @@ def resolve_targets(targets: str, modules: list[str]) -> list[str]:
                 f"lora.targets={targets}: the model has no linear module '{target}'. {did_you_mean(target, leaves)}"
                 f" It has: {', '.join(leaves)}; or use attention or all_linear."
             )
-        found |= matched
-    return sorted(found)
+        suffixes |= matched
+    return sorted(suffixes)
 
 
 def scaling(settings: LoraSettings) -> tuple[float, bool]:
@@ -169,11 +169,11 @@ def add_adapter(
     """
     names = {name for name, _ in model.named_modules()}
     leaves = {name.rsplit(".", 1)[-1] for name in names}
-    for wanted in settings.modules_to_save:
-        if wanted not in leaves:
+    for saved in settings.modules_to_save:
+        if saved not in leaves:
             raise ModelError(
-                f"lora.modules_to_save={settings.modules_to_save}: the model has no module '{wanted}'."
-                f" {did_you_mean(wanted, sorted(leaves))}"
+                f"lora.modules_to_save={settings.modules_to_save}: the model has no module '{saved}'."
+                f" {did_you_mean(saved, sorted(leaves))}"
             )
     std = head_std(model)
     peft_model = get_peft_model(model, peft_config(model, settings, task, heads))

@@ -95,12 +95,12 @@ def guess_linear_modules(folder: Path) -> list[str]:
 
     Empty for GGUF, whose names are others. Weights named as embeddings or norms are left out.
     """
-    found = set()
+    names = set()
     for file in folder.glob("*.safetensors"):
         for name, shape in tensors(file).items():
             if len(shape) == 2 and name.endswith(".weight") and re.search(r"\.\d+\.", name) and "embed" not in name:
-                found.add(name.removesuffix(".weight"))
-    return sorted(found)
+                names.add(name.removesuffix(".weight"))
+    return sorted(names)
 
 
 def _listing(folder: Path) -> str:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from analysis.errors import ModelError
+from analysis.errors import ModelError, first_line
 from trainer.config import ModelConfig
 from trainer.models.model_files import check_folder, gguf_file
 
@@ -67,5 +67,4 @@ def load_tokenizer(config: ModelConfig) -> Any:
     try:
         return open_tokenizer(where, loading_arguments(config, where))
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{where}: its tokenizer cannot be loaded: {first}") from error
+        raise ModelError(f"{where}: its tokenizer cannot be loaded: {first_line(error)}") from error

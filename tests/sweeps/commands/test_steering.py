@@ -20,7 +20,7 @@ from sweeps.cli import main
 from sweeps.compose.compose import compose
 from sweeps.driver.resume import differences, nothing_left, same_sweep
 from sweeps.process.installation import package_root
-from sweeps.store.control import Post, requests
+from sweeps.store.control import Heartbeat, requests
 from sweeps.store.manifest import make_manifest, read_manifest, write_manifest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "simulated.py"
@@ -51,10 +51,10 @@ def folder(tmp_path: Path) -> SweepFolder:
 
 
 @contextmanager
-def driven(folder: SweepFolder) -> Iterator[Post]:
+def driven(folder: SweepFolder) -> Iterator[Heartbeat]:
     with (folder.root / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield Post(folder, 1)
+        yield Heartbeat(folder, 1)
 
 
 def status(folder: SweepFolder, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
@@ -67,7 +67,7 @@ def status(folder: SweepFolder, capsys: pytest.CaptureFixture[str]) -> tuple[dic
 def test_status_of_a_sweep_that_runs_was_killed_was_stopped(
     folder: SweepFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with driven(folder) as post:
+    with driven(folder) as heartbeat:
         seen, shown = status(folder, capsys)
         assert (seen["state"], seen["driver"]["pid"]) == ("running", os.getpid())
         assert f"running (process {os.getpid()} on " in shown
@@ -75,7 +75,7 @@ def test_status_of_a_sweep_that_runs_was_killed_was_stopped(
     assert seen["state"] == "died"
     assert "died" in shown
     assert "resume" in shown
-    post.end("Stopping. Everything is kept.")
+    heartbeat.end("Stopping. Everything is kept.")
     seen, shown = status(folder, capsys)
     assert seen["state"] == "stopped"
     assert "Everything is kept" in shown

@@ -14,7 +14,7 @@ from analysis.folder import State
 from sweeps.display.live_view import duration, one_line, short_values, table, time_left
 from sweeps.display.progress import Progress
 from sweeps.display.sweep_state import SweepState
-from sweeps.driver.tune_run import ToldByTune
+from sweeps.driver.tune_run import TuneCallback
 from sweeps.store.tune_results import outcome_of, rung_rows
 
 VALUES = {"lora.rank": 8, "optim.lr": 3e-4, "precision": "nf4"}
@@ -346,7 +346,7 @@ def test_the_live_view_ends_with_the_experiment(state: SweepState, monkeypatch: 
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
     with Progress(state, stream) as progress:
-        ToldByTune(progress).on_experiment_end(trials=[])
+        TuneCallback(progress).on_experiment_end(trials=[])
         assert stream.getvalue().rfind("\x1b[?25h") > stream.getvalue().rfind("\x1b[?25l")
 
 
@@ -376,7 +376,7 @@ def test_several_threads_can_speak_while_the_live_view_draws(
 
 
 def test_tune_can_pickle_it(state: SweepState) -> None:
-    assert pickle.dumps(ToldByTune(Progress(state, io.StringIO())))
+    assert pickle.dumps(TuneCallback(Progress(state, io.StringIO())))
 
 
 def drawn(state: SweepState, width: int, view: Any = table) -> str:

@@ -9,16 +9,16 @@ import pytest
 from analysis.errors import ConfigError
 from analysis.folder import MetricsRow, SweepFolder, append_line
 from sweeps.config import BudgetConfig, SearchConfig, SweepConfig, _check_budget
-from sweeps.driver.stop_budget import Budget
+from sweeps.driver.stop_budget import StopBudget
 from sweeps.store.control import Spent
 
 
-def budget(spent: Spent | None = None, **limits: Any) -> Budget:
-    return Budget(BudgetConfig(**limits), spent or Spent())
+def budget(spent: Spent | None = None, **limits: Any) -> StopBudget:
+    return StopBudget(BudgetConfig(**limits), spent or Spent())
 
 
 def report(
-    watch: Budget, trial_id: str, state: str, objective: float = 0.5, tokens: int = 100, **metrics: float
+    watch: StopBudget, trial_id: str, state: str, objective: float = 0.5, tokens: int = 100, **metrics: float
 ) -> None:
     trial: Any = SimpleNamespace(config={"trial_id": trial_id, "values": {}})
     result = {"state": state, "objective": objective, "tokens": tokens, "metrics": metrics}
@@ -68,7 +68,7 @@ def test_patience_counts_trials_that_ended_in_a_row_without_a_better_objective()
 
 
 def test_trials_that_are_only_paused_do_not_try_the_patience() -> None:
-    watch = Budget(BudgetConfig(patience=1), Spent(), interrupted=lambda: True)
+    watch = StopBudget(BudgetConfig(patience=1), Spent(), interrupted=lambda: True)
     watch.on_trial_complete(0, [], SimpleNamespace(config={"trial_id": "t0000", "values": {}}))
     assert watch.used_up() == ""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.process.installation import program, typed
+from sweeps.process.installation import program, shell_path
 
 
 @pytest.fixture
@@ -65,6 +65,6 @@ def test_a_program_that_is_not_in_this_environment_is_called_by_its_name(environ
 
 def test_paths_are_relative_where_that_is_shorter_and_quoted_where_needed(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert typed(tmp_path / "runs" / "quick") == "runs/quick"
-    assert shlex.split(typed(tmp_path / "my runs" / "it's")) == ["my runs/it's"]
-    assert typed("/etc") == "/etc"
+    assert shell_path(tmp_path / "runs" / "quick") == "runs/quick"
+    assert shlex.split(shell_path(tmp_path / "my runs" / "it's")) == ["my runs/it's"]
+    assert shell_path("/etc") == "/etc"

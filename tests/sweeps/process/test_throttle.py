@@ -13,7 +13,7 @@ def test_work_takes_its_share_of_the_time_and_no_more(monkeypatch: pytest.Monkey
         now[0] += 1.0
 
     monkeypatch.setattr(throttle.time, "monotonic", lambda: now[0])
-    asked = throttle.Seldom(work, share=0.1)
+    asked = throttle.Throttle(work, share=0.1)
     while now[0] < 100:
         asked()
         now[0] += 0.5
@@ -23,7 +23,7 @@ def test_work_takes_its_share_of_the_time_and_no_more(monkeypatch: pytest.Monkey
 
 def test_work_that_costs_nothing_is_always_done() -> None:
     done: list[int] = []
-    asked = throttle.Seldom(lambda: done.append(1), share=1e9)
+    asked = throttle.Throttle(lambda: done.append(1), share=1e9)
     for _ in range(5):
         asked()
     assert len(done) == 5

@@ -10,7 +10,7 @@ import pytest
 
 from analysis.folder import SweepFolder
 from sweeps.store import control
-from sweeps.store.control import Post, ask_to_stop, ask_to_try, done, driver, requests, spent
+from sweeps.store.control import Heartbeat, ask_to_stop, ask_to_try, driver, remove_request, requests, spent
 
 
 def test_requests_of_many_terminals_all_arrive_whole_and_once(tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_requests_of_many_terminals_all_arrive_whole_and_once(tmp_path: Path) ->
         for request in requests(folder):
             assert request.point
             seen.append(request.point["lora.rank"])
-            done(folder, request)
+            remove_request(folder, request)
     assert sorted(seen) == [100 * k + n for k in range(4) for n in range(25)]
     for k in range(4):
         assert [n for n in seen if n // 100 == k] == [100 * k + n for n in range(25)], "each terminal's in its order"
@@ -48,7 +48,7 @@ def test_a_request_to_stop_is_for_the_driver_that_ran_then_but_a_point_is_kept(t
     folder = SweepFolder(tmp_path)
     ask_to_stop(folder)
     ask_to_try(folder, {"lora.rank": 4})
-    Post(folder, 1)
+    Heartbeat(folder, 1)
     assert [request.kind for request in requests(folder)] == ["enqueue"]
 
 
@@ -59,16 +59,16 @@ def test_what_was_spent_survives_a_kill_and_a_clock_that_goes_back_takes_nothing
     monkeypatch.setattr(control.time, "monotonic", lambda: now[0])
     wall = [1e9]
     monkeypatch.setattr(control.time, "time", lambda: wall[0])
-    first = Post(folder, devices=2)
+    first = Heartbeat(folder, devices=2)
     for _ in range(100):
         now[0] += 1.0
         wall[0] -= 3600.0
         first.beat()
     assert (first.seconds, first.device_seconds) == (100.0, 200.0)
     killed = spent(folder)  # nobody called end
-    assert 100 - Post.BEAT <= killed.seconds <= 100
+    assert 100 - Heartbeat.BEAT <= killed.seconds <= 100
     now[0] = 7.0  # another process, another clock
-    second = Post(folder, devices=1)
+    second = Heartbeat(folder, devices=1)
     now[0] += 10
     second.end("finished")
     assert spent(folder).seconds == pytest.approx(killed.seconds + 10)
@@ -81,12 +81,12 @@ def test_who_drives_a_sweep_is_told_by_its_lock(tmp_path: Path) -> None:
     with (tmp_path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert (driver(folder).alive, driver(folder).pid) == (True, 0), "it has not said yet who it is"
-        post = Post(folder, 1)
+        heartbeat = Heartbeat(folder, 1)
         who = driver(folder)
         assert (who.alive, who.pid > 0, who.ended) == (True, True, "")
         assert abs(who.seen - time.time()) < 30
     assert (driver(folder).alive, driver(folder).ended) == (False, ""), "killed: it has not said how it ended"
-    post.end("finished")
+    heartbeat.end("finished")
     assert (driver(folder).alive, driver(folder).ended) == (False, "finished")
     (folder.control_dir / "driver.json").write_text("{")
     assert driver(folder).pid == 0

@@ -7,7 +7,7 @@ import pytest
 from analysis.folder import SweepFolder
 from analysis.leaderboard import leaderboard
 from analysis.leaderboard.leaderboard import Row
-from sweeps.store.leaderboard_writer import Board
+from sweeps.store.leaderboard_writer import LeaderboardWriter
 
 
 def test_only_the_adapters_of_the_best_trials_stay_and_those_of_running_ones(
@@ -25,9 +25,9 @@ def test_only_the_adapters_of_the_best_trials_stay_and_those_of_running_ones(
     def left() -> list[str]:
         return [row.trial_id for row in rows[1:] if folder.trial(row.trial_id).adapter_dir.exists()]
 
-    Board(folder).trial_ended()
+    LeaderboardWriter(folder).trial_ended()
     assert left() == ["t0000", "t0001", "t0002", "t0003", "t0004"]
-    Board(folder, keep=3).trial_ended()
+    LeaderboardWriter(folder, keep=3).trial_ended()
     assert left() == ["t0000", "t0001", "t0002"]
-    Board(folder, keep=1).trial_ended()
+    LeaderboardWriter(folder, keep=1).trial_ended()
     assert left() == ["t0000", "t0001"], "a running trial's adapter is not ours to drop, nor the best one's"

@@ -30,7 +30,7 @@ from sweeps.driver.trial_proxy import TrialProxy
 from sweeps.search.scheduler import build_sampler, build_scheduler, replay_scheduler
 from sweeps.search.searcher import GuardedOptunaSearch
 from sweeps.space.dimensions import DefineByRun
-from sweeps.store.reconcile import settle_told, settle_untold
+from sweeps.store.reconcile import update_files, update_study
 from sweeps.store.recorder import Recorder, keep_best
 from trainer.engine import RungResult
 
@@ -97,9 +97,9 @@ class Sweep:
         records = list(read_lines(self.folder.asks_file))
         if records:
             self.search.replay(records)
-            settle_told(self.folder, records)
+            update_files(self.folder, records)
             replay_scheduler(self.scheduler, records)
-            settle_untold(self.folder, self.search, self.scheduler, self.objective.score)
+            update_study(self.folder, self.search, self.scheduler, self.objective.score)
         number = 0
         while (config := self.search.suggest(f"tune{number}")) != Searcher.FINISHED:
             self._trial(SimpleNamespace(trial_id=f"tune{number}", config=config, status="RUNNING"))
@@ -253,7 +253,7 @@ def test_a_status_that_the_study_is_ahead_of_is_written_from_it(tmp_path: Path) 
     append_line(
         folder.asks_file, {"event": "tell", "trial_id": "t0000", "state": "stopped_early", "step": 4, "reason": ""}
     )
-    settle_told(folder, read_lines(folder.asks_file))
+    update_files(folder, read_lines(folder.asks_file))
     expected = Status(State.STOPPED_EARLY, "scheduler: not among the best at step 4", 4, "here: CPU")
     assert files.read_status() == expected
     assert (files.adapter_dir / "adapter_model.safetensors").read_text() == "best.safetensors"

@@ -21,7 +21,7 @@ from wandb.util import get_core_path
 from analysis.folder import SweepFolder
 from sweeps.display.progress import Progress
 from sweeps.display.sweep_state import SweepState
-from sweeps.driver.tune_run import ToldByTune
+from sweeps.driver.tune_run import TuneCallback
 from sweeps.process import installation
 from sweeps.tracking import wandb_runs
 from sweeps.tracking.wandb_tracker import WandbTracker
@@ -298,7 +298,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from analysis.folder import SweepFolder
 from sweeps.tracking.wandb_tracker import WandbTracker
-from sweeps.driver.tune_run import ToldByTune
+from sweeps.driver.tune_run import TuneCallback
 tracker = WandbTracker(SweepFolder({str(folder.root)!r}), "ab12cd34", "p", None, [], "offline", lambda i, v: v, print)
 one = SimpleNamespace(config={{"trial_id": "t0000", "values": {{}}}})
 row = {report(12, 0.5)!r}
@@ -541,7 +541,7 @@ def test_a_real_tune_run_is_tracked_and_shown(
                 tune_config=tune.TuneConfig(max_concurrent_trials=2, reuse_actors=True),
                 run_config=tune.RunConfig(
                     storage_path=str(tmp_path / "scratch"),
-                    callbacks=[mine, ToldByTune(progress)],
+                    callbacks=[mine, TuneCallback(progress)],
                     stop=StopLater(),
                     verbose=0,
                 ),

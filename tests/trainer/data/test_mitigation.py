@@ -17,7 +17,7 @@ from trainer.config import TrialConfig
 from trainer.data.counterfactual_text import swap_terms
 from trainer.data.dataset import Row
 from trainer.data.mitigation import counterfactual_copies, row_weights
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.engines.batches import micro_batches
 from trainer.models.lora import add_adapter, remove_adapter
 
@@ -69,8 +69,8 @@ def grouped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def materials() -> Materials:
-    return Materials(torch.device("cpu"))
+def materials() -> DeviceCache:
+    return DeviceCache(torch.device("cpu"))
 
 
 @pytest.fixture

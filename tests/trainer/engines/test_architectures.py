@@ -26,7 +26,7 @@ import conf
 from analysis.folder import TrialFolder
 from tests.trainer.packs import at_step, drive, packed_engine
 from trainer.config import ModelConfig, TrialConfig
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.engine import Ended
 from trainer.models.base_model import compute_dtype, precision_fault
 from trainer.models.lora import linear_modules, resolve_targets
@@ -100,7 +100,7 @@ def test_lora_heads_and_a_step_in_a_pack(
 ) -> None:
     made = make_trial("bert" if task == "classification" else "llama", max_steps=1, rungs=[1], rung_items=3, warmup=0.0)
     trial = replace(made, model=ModelConfig(source="local", path=str(folders(name))))
-    materials = Materials(torch.device("cpu"))
+    materials = DeviceCache(torch.device("cpu"))
     base = materials.base(trial)
     assert base.heads == (HEADS.get(name, {"score"}) if task == "classification" else set())
     modules = linear_modules(base.model, base.heads)

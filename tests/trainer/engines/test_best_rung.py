@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from analysis.folder import TrialFolder
 from trainer.config import EngineConfig, TrialConfig
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.engine import Admitted, Ended, RungResult
 from trainer.engines.hf_engine import HfEngine
 from trainer.engines.packed_engine import PackedEngine
@@ -21,7 +21,7 @@ from trainer.models.base_model import BaseModel
 @pytest.mark.parametrize("engine", ["hf", "packed"])
 @pytest.mark.parametrize("model", ["llama", "bert"])
 def test_the_saved_adapter_in_plain_peft_gives_the_reported_numbers_of_the_best_rung(
-    engine: str, model: str, make_trial: Callable[..., TrialConfig], kept: Materials, tmp_path: Path
+    engine: str, model: str, make_trial: Callable[..., TrialConfig], kept: DeviceCache, tmp_path: Path
 ) -> None:
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("more,less\n" + "".join(f"the {a} is a bird,the {b} is a fruit\n" for a, b in PAIRS))
@@ -59,7 +59,7 @@ def test_the_saved_adapter_in_plain_peft_gives_the_reported_numbers_of_the_best_
 PAIRS = [("wren", "pear"), ("owl", "plum"), ("hawk", "iron"), ("crow", "zinc")]
 
 
-def plain_peft(trial: TrialConfig, kept: Materials, files: TrialFolder) -> BaseModel:
+def plain_peft(trial: TrialConfig, kept: DeviceCache, files: TrialFolder) -> BaseModel:
     """The adapter loaded as anybody would, over a base model that lorasweep never touched."""
     path = str(trial.model.path)
     if trial.task.name == "classification":

@@ -17,7 +17,7 @@ from analysis.errors import ModelError
 from analysis.folder import State, TrialFolder
 from trainer.baselines import score_baseline
 from trainer.config import Baseline, TrialConfig
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.engine import Admitted, Ended, Event, Full, RungResult
 from trainer.engines.batches import micro_batches
 from trainer.engines.hf_engine import HfEngine
@@ -27,8 +27,8 @@ from trainer.models.lora import add_adapter, remove_adapter
 
 
 @pytest.fixture(scope="module")
-def materials() -> Materials:
-    return Materials(torch.device("cpu"))
+def materials() -> DeviceCache:
+    return DeviceCache(torch.device("cpu"))
 
 
 def accuracy(metrics: Any) -> float:
@@ -54,7 +54,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("model", ["llama", "gpt2", "bert"])
 def test_a_trial_learns_and_its_adapter_gives_the_recorded_predictions_in_plain_peft(
-    model: str, make_trial: Callable[..., TrialConfig], materials: Materials, tmp_path: Path
+    model: str, make_trial: Callable[..., TrialConfig], materials: DeviceCache, tmp_path: Path
 ) -> None:
     trial = make_trial(model, max_steps=40, rungs=[10, 40], batch_size=12, lr=2e-2)
     untuned = score_baseline(materials, Baseline("zero_shot", trial), TrialFolder(tmp_path / "zero_shot"))
@@ -95,7 +95,7 @@ def test_a_trial_learns_and_its_adapter_gives_the_recorded_predictions_in_plain_
     "changes", [{}, {"dropout": 0.3, "weight_decay": 0.1, "schedule": "cosine", "accumulation": 2}]
 )
 def test_a_trial_equals_a_plain_peft_training_loop(
-    model: str, changes: dict[str, Any], make_trial: Callable[..., TrialConfig], materials: Materials, tmp_path: Path
+    model: str, changes: dict[str, Any], make_trial: Callable[..., TrialConfig], materials: DeviceCache, tmp_path: Path
 ) -> None:
     trial = make_trial(model, **changes)
     run(HfEngine(materials, lambda metrics: 0.0), trial, tmp_path)  # every rung ties: the last is kept
@@ -134,7 +134,7 @@ def test_a_trial_equals_a_plain_peft_training_loop(
 
 
 def test_a_trial_does_not_depend_on_what_ran_before(
-    make_trial: Callable[..., TrialConfig], materials: Materials, tmp_path: Path
+    make_trial: Callable[..., TrialConfig], materials: DeviceCache, tmp_path: Path
 ) -> None:
     engine, trial = HfEngine(materials, accuracy), make_trial("llama", dropout=0.1)
     first = run(engine, trial, tmp_path / "a")
@@ -147,7 +147,7 @@ def test_a_trial_does_not_depend_on_what_ran_before(
 
 
 def test_the_base_model_is_left_as_it_was(make_trial: Callable[..., TrialConfig], tmp_path: Path) -> None:
-    materials, trial = Materials(torch.device("cpu")), make_trial("llama")
+    materials, trial = DeviceCache(torch.device("cpu")), make_trial("llama")
     ids = torch.arange(4, 20)[None]
     before = materials.base(trial).model(ids).logits
     run(HfEngine(materials, accuracy), trial, tmp_path)
@@ -158,7 +158,7 @@ def test_the_base_model_is_left_as_it_was(make_trial: Callable[..., TrialConfig]
 
 @pytest.mark.parametrize("model", ["llama", "bert"])
 def test_a_trial_that_goes_on_from_its_checkpoint_equals_an_uninterrupted_one(
-    model: str, make_trial: Callable[..., TrialConfig], materials: Materials, tmp_path: Path
+    model: str, make_trial: Callable[..., TrialConfig], materials: DeviceCache, tmp_path: Path
 ) -> None:
     trial = make_trial(model, dropout=0.2, weight_decay=0.1)
     whole = run(HfEngine(materials, accuracy), trial, tmp_path / "whole")
@@ -174,7 +174,7 @@ def test_a_trial_that_goes_on_from_its_checkpoint_equals_an_uninterrupted_one(
 
 
 def test_accumulation_changes_memory_not_the_result(
-    make_trial: Callable[..., TrialConfig], materials: Materials, tmp_path: Path
+    make_trial: Callable[..., TrialConfig], materials: DeviceCache, tmp_path: Path
 ) -> None:
     for accumulation in (1, 4):
         trial = make_trial("llama", accumulation=accumulation, dropout=0.2)
@@ -185,7 +185,7 @@ def test_accumulation_changes_memory_not_the_result(
 
 
 def test_the_best_rung_is_what_is_saved_and_reported(
-    make_trial: Callable[..., TrialConfig], materials: Materials, tmp_path: Path
+    make_trial: Callable[..., TrialConfig], materials: DeviceCache, tmp_path: Path
 ) -> None:
     scores = iter([0.5, 0.9, 0.1])
     trial, files = make_trial("llama", lr=2e-2), TrialFolder(tmp_path)
@@ -203,7 +203,7 @@ def test_the_best_rung_is_what_is_saved_and_reported(
 
 
 def test_a_loss_that_is_not_finite_is_a_result_and_frees_the_slot(
-    make_trial: Callable[..., TrialConfig], materials: Materials, tmp_path: Path
+    make_trial: Callable[..., TrialConfig], materials: DeviceCache, tmp_path: Path
 ) -> None:
     engine = HfEngine(materials, accuracy)
     engine.admit(make_trial("llama"), TrialFolder(tmp_path), None)
@@ -219,7 +219,7 @@ def test_a_loss_that_is_not_finite_is_a_result_and_frees_the_slot(
 
 
 def test_an_infinite_gradient_norm_is_a_result_and_not_a_trial_that_never_steps(
-    make_trial: Callable[..., TrialConfig], materials: Materials, tmp_path: Path
+    make_trial: Callable[..., TrialConfig], materials: DeviceCache, tmp_path: Path
 ) -> None:
     trial = make_trial("llama", alpha_rule="fixed", alpha_value=1e38)
     (ended,) = run(HfEngine(materials, accuracy), trial, tmp_path)
@@ -227,7 +227,7 @@ def test_an_infinite_gradient_norm_is_a_result_and_not_a_trial_that_never_steps(
     assert (ended.state, ended.reason) == (State.DIVERGED, "the gradient norm was inf in step 1")
 
 
-def test_an_encoder_is_no_model_for_completion(make_trial: Callable[..., TrialConfig], materials: Materials) -> None:
+def test_an_encoder_is_no_model_for_completion(make_trial: Callable[..., TrialConfig], materials: DeviceCache) -> None:
     trial = make_trial("bert")
     trial = replace(trial, task=replace(trial.task, name="completion"))
     with pytest.raises(ModelError, match="no language-model head"):
@@ -235,7 +235,7 @@ def test_an_encoder_is_no_model_for_completion(make_trial: Callable[..., TrialCo
 
 
 def test_a_metric_that_is_not_finite_is_a_result(
-    make_trial: Callable[..., TrialConfig], materials: Materials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_trial: Callable[..., TrialConfig], materials: DeviceCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = Evaluation({"accuracy": 0.5, "perplexity": math.nan}, {}, 12)
     monkeypatch.setattr("trainer.engines.hf_engine.evaluate", lambda *args: broken)
@@ -260,7 +260,7 @@ def test_an_error_in_a_trial_ends_the_trial_with_its_reason_and_frees_the_slot(
     error: Exception,
     state: State,
     make_trial: Callable[..., TrialConfig],
-    materials: Materials,
+    materials: DeviceCache,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -278,7 +278,7 @@ def test_an_error_in_a_trial_ends_the_trial_with_its_reason_and_frees_the_slot(
 
 
 def test_one_slot_and_a_trial_stopped_at_a_rung_leaves_its_best_adapter(
-    make_trial: Callable[..., TrialConfig], materials: Materials, tmp_path: Path
+    make_trial: Callable[..., TrialConfig], materials: DeviceCache, tmp_path: Path
 ) -> None:
     engine, files = HfEngine(materials, accuracy), TrialFolder(tmp_path)
     engine.admit(make_trial("llama"), files, None)
@@ -300,7 +300,7 @@ def test_four_bit_on_a_cpu_trains_and_saves_the_same_before_and_after_evaluation
 
     Train, evaluate, train, save, evaluate: gradients, losses and the reloaded model must not notice the evaluations.
     """
-    materials, trial = Materials(torch.device("cpu")), make_trial("llama", precision="nf4")
+    materials, trial = DeviceCache(torch.device("cpu")), make_trial("llama", precision="nf4")
     base = materials.base(trial)
     validation = materials.validation(trial)
     everything = list(range(len(validation.rows)))
@@ -325,14 +325,14 @@ def test_four_bit_on_a_cpu_trains_and_saves_the_same_before_and_after_evaluation
     peft_model.save_pretrained(str(tmp_path))
     assert evaluate(base, peft_model, trial, validation, everything).metrics == pytest.approx(scored, rel=1e-6)
     assert gradient() == pytest.approx(before, rel=1e-6)
-    fresh = PeftModel.from_pretrained(Materials(torch.device("cpu")).base(trial).model, str(tmp_path)).eval()
+    fresh = PeftModel.from_pretrained(DeviceCache(torch.device("cpu")).base(trial).model, str(tmp_path)).eval()
     peft_model.eval()
     assert torch.equal(fresh(batch["input_ids"]).logits, peft_model(batch["input_ids"]).logits)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8", "nf4"])
 def test_every_precision_trains_and_reloads(
-    precision: str, make_trial: Callable[..., TrialConfig], materials: Materials, tmp_path: Path
+    precision: str, make_trial: Callable[..., TrialConfig], materials: DeviceCache, tmp_path: Path
 ) -> None:
     trial = make_trial("llama", precision=precision, max_steps=30, rungs=[30], batch_size=12, lr=2e-2)
     ended = run(HfEngine(materials, accuracy), trial, tmp_path)[-1]

@@ -124,7 +124,7 @@ def test_a_resting_slot_waits_for_its_decision(trials, materials, tmp_path, monk
         return distance(before, waiting.weights())
 
     assert weights_after_the_neighbour_went_on(tmp_path / "a") == 0
-    monkeypatch.setattr(pack.Pack, "trains", staticmethod(lambda s: s.ledger.step < s.trial.train.max_steps))
+    monkeypatch.setattr(pack.Pack, "trains", staticmethod(lambda s: s.record.step < s.trial.train.max_steps))
     assert weights_after_the_neighbour_went_on(tmp_path / "b") > 0, "idle slots stepping must be seen"
 
 
@@ -166,7 +166,7 @@ def test_only_the_slot_whose_fault_it_is_ends(error, state, trials, materials, t
     run_pass = pack.Pack.run_pass
 
     def faulty(self: pack.Pack, slots: list[Any], batches: list[Any]) -> None:
-        if any(s.trial.trial_id == "t0001" and s.ledger.step == 2 for s in slots):
+        if any(s.trial.trial_id == "t0001" and s.record.step == 2 for s in slots):
             raise error
         run_pass(self, slots, batches)
 

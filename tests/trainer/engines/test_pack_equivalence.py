@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import WORDS
 from tests.trainer.packs import DEVICE, EXACT, alone, distance, furthest, together
 from trainer.config import TrialConfig
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 
 STEPS = 30
 MIXED = [  # four slots that differ in everything a slot may differ in
@@ -31,8 +31,8 @@ MIXED = [  # four slots that differ in everything a slot may differ in
 
 
 @pytest.fixture(scope="module")
-def materials() -> Materials:
-    return Materials(DEVICE)
+def materials() -> DeviceCache:
+    return DeviceCache(DEVICE)
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +73,7 @@ def test_on_the_loop_path_with_equal_lengths_a_slot_is_exactly_the_trial_alone(
     dropout: float,
     four: Callable[..., list[TrialConfig]],
     equal_lengths: Path,
-    materials: Materials,
+    materials: DeviceCache,
     tmp_path: Path,
 ) -> None:
     trials = [replace(t, data=replace(t.data, train=str(equal_lengths))) for t in four(model, dropout)]
@@ -87,7 +87,7 @@ def test_over_a_quantised_base_too(
     precision: str,
     four: Callable[..., list[TrialConfig]],
     equal_lengths: Path,
-    materials: Materials,
+    materials: DeviceCache,
     tmp_path: Path,
 ) -> None:
     trials = four("llama", 0.3, precision=precision)

@@ -20,7 +20,7 @@ def too_little_room(monkeypatch: pytest.MonkeyPatch, where: str, most: int, sinc
     """Memory runs out where more than ``most`` slots have done ``since`` steps, however small the passes are."""
 
     def crowded(slots: list[slot.Slot]) -> bool:
-        return sum(s.ledger.step >= since for s in slots) > most
+        return sum(s.record.step >= since for s in slots) > most
 
     if where == "pass":
         run_pass = pack.Pack.run_pass
@@ -49,7 +49,7 @@ def too_little_room(monkeypatch: pytest.MonkeyPatch, where: str, most: int, sinc
             restack(self)
 
         def tight_update(self: slot.Slot) -> torch.Tensor:
-            if crowded(present) and self.ledger.step == 0:
+            if crowded(present) and self.record.step == 0:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return update(self)
 
@@ -132,7 +132,7 @@ def test_a_slot_that_broke_off_half_way_through_a_step_starts_from_its_checkpoin
     update, broke = slot.Slot.update, []
 
     def half_way(self: slot.Slot) -> torch.Tensor:
-        if self.trial.trial_id == "t0000" and self.ledger.step == 5 and not broke:
+        if self.trial.trial_id == "t0000" and self.record.step == 5 and not broke:
             broke.append(self)
             self.optimizer.step()
             raise torch.OutOfMemoryError("CUDA out of memory")

@@ -16,7 +16,7 @@ from analysis.folder import TrialFolder
 from tests.trainer.packs import at_step, distance, drive, packed_engine
 from trainer.baselines import score_baseline
 from trainer.config import Baseline, DataConfig, ModelConfig, TrialConfig, check_trial
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.engine import Ended
 from trainer.engines.hf_engine import HfEngine
 from trainer.evaluation.evaluate import evaluate
@@ -44,8 +44,8 @@ def rows(schema: str, n: int, shift: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def materials() -> Materials:
-    return Materials(torch.device("cpu"))
+def materials() -> DeviceCache:
+    return DeviceCache(torch.device("cpu"))
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def least(metrics: Any) -> float:
 
 @pytest.mark.parametrize("schema", ["completion", "chat", "text"])
 def test_both_engines_train_and_score_rows_without_labels_alike(
-    schema: str, schema_trial: Callable[..., TrialConfig], materials: Materials, tmp_path: Path
+    schema: str, schema_trial: Callable[..., TrialConfig], materials: DeviceCache, tmp_path: Path
 ) -> None:
     trial = schema_trial(schema)
     other = replace(trial, trial_id="t0001", seed=8, lora=replace(trial.lora, rank=8))
@@ -104,7 +104,7 @@ def test_both_engines_train_and_score_rows_without_labels_alike(
 
 @pytest.mark.parametrize("schema", ["completion", "chat", "text"])
 def test_metrics_are_those_of_the_loss_that_transformers_gives(
-    schema: str, schema_trial: Callable[..., TrialConfig], materials: Materials, tmp_path: Path
+    schema: str, schema_trial: Callable[..., TrialConfig], materials: DeviceCache, tmp_path: Path
 ) -> None:
     trial = schema_trial(schema)
     metrics = score_baseline(materials, Baseline("zero_shot", trial), TrialFolder(tmp_path / "zero_shot")).metrics
@@ -133,7 +133,7 @@ def test_metrics_are_those_of_the_loss_that_transformers_gives(
 
 
 def test_plain_texts_fill_windows_in_training_and_are_scored_whole(
-    schema_trial: Callable[..., TrialConfig], materials: Materials
+    schema_trial: Callable[..., TrialConfig], materials: DeviceCache
 ) -> None:
     trial = schema_trial("text")
     dataset, base = materials.dataset(trial), materials.base(trial)
@@ -154,7 +154,7 @@ def test_plain_texts_fill_windows_in_training_and_are_scored_whole(
 
 @pytest.mark.parametrize("stride", [1, 4, 15])
 def test_a_stride_gives_every_scored_token_its_context_and_counts_it_once(
-    stride: int, schema_trial: Callable[..., TrialConfig], materials: Materials
+    stride: int, schema_trial: Callable[..., TrialConfig], materials: DeviceCache
 ) -> None:
     trial = schema_trial("text")
     trial = replace(trial, eval=replace(trial.eval, stride=stride))
@@ -182,7 +182,7 @@ def test_a_stride_gives_every_scored_token_its_context_and_counts_it_once(
 
 @pytest.mark.parametrize("max_length", [8, 9, 10])
 def test_long_prompts_lose_their_beginning_and_completions_their_end(
-    max_length: int, schema_trial: Callable[..., TrialConfig], materials: Materials
+    max_length: int, schema_trial: Callable[..., TrialConfig], materials: DeviceCache
 ) -> None:
     trial = schema_trial("completion")
     short = replace(trial, data=replace(trial.data, max_length=max_length))

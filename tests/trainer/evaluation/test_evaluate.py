@@ -12,7 +12,7 @@ from analysis.folder import TrialFolder
 from trainer.baselines import score_baseline
 from trainer.config import Baseline, TrialConfig
 from trainer.data.encode import encode_rows, label_tokens
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.evaluation.bias.crows_pairs import Pair, pair_metrics
 from trainer.evaluation.bias.score import score_pairs
 from trainer.evaluation.evaluate import evaluate
@@ -21,8 +21,8 @@ from trainer.evaluation.quality_metrics import calibration_error, class_metrics,
 
 
 @pytest.fixture(scope="module")
-def kept() -> Materials:
-    return Materials(torch.device("cpu"))
+def kept() -> DeviceCache:
+    return DeviceCache(torch.device("cpu"))
 
 
 def test_accuracy_macro_f1_and_log_loss() -> None:
@@ -65,7 +65,7 @@ def test_crows_pairs_arithmetic() -> None:
 
 
 def test_a_sentence_is_scored_whole_after_the_begin_of_text(
-    make_trial: Callable[..., TrialConfig], kept: Materials
+    make_trial: Callable[..., TrialConfig], kept: DeviceCache
 ) -> None:
     base = kept.base(make_trial("llama"))
     pairs = [Pair("p0", "the apple is a pear", "the crow is a hawk", "fruit", "stereo")]
@@ -79,7 +79,7 @@ def test_a_sentence_is_scored_whole_after_the_begin_of_text(
 
 @pytest.mark.parametrize("model", ["llama", "bert"])
 def test_an_evaluation_yields_the_promised_metrics_and_items_in_the_asked_order(
-    model: str, make_trial: Callable[..., TrialConfig], kept: Materials
+    model: str, make_trial: Callable[..., TrialConfig], kept: DeviceCache
 ) -> None:
     trial = make_trial(model)
     base, validation = kept.base(trial), kept.validation(trial)
@@ -145,7 +145,7 @@ def test_a_length_without_room_for_the_text_is_refused() -> None:
 
 
 def test_the_untuned_model_has_a_row_on_the_rungs_items_too_without_scoring_them_twice(
-    make_trial: Callable[..., TrialConfig], kept: Materials, tmp_path: Path
+    make_trial: Callable[..., TrialConfig], kept: DeviceCache, tmp_path: Path
 ) -> None:
     trial = make_trial("llama")
     base, validation = kept.base(trial), kept.validation(trial)
@@ -184,7 +184,7 @@ def test_the_calibration_error_is_the_weighted_gap_of_bins() -> None:
 
 @pytest.mark.parametrize("normalization", ["sum", "token"])
 def test_labels_of_several_tokens_and_labels_that_begin_another_are_scored_whole(
-    normalization: str, make_trial: Callable[..., TrialConfig], kept: Materials, tmp_path: Path
+    normalization: str, make_trial: Callable[..., TrialConfig], kept: DeviceCache, tmp_path: Path
 ) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("text,label\n" + "a wren,bird\nthe tin,metal\nan owl,bird hawk\na crow,bird hawk\n" * 4)
@@ -206,7 +206,7 @@ def test_labels_of_several_tokens_and_labels_that_begin_another_are_scored_whole
 
 
 def test_logits_that_are_not_a_number_make_every_figure_nan_and_no_error(
-    make_trial: Callable[..., TrialConfig], kept: Materials, tmp_path: Path
+    make_trial: Callable[..., TrialConfig], kept: DeviceCache, tmp_path: Path
 ) -> None:
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("more,less\nthe apple,the pear\n")
@@ -226,7 +226,7 @@ def test_logits_that_are_not_a_number_make_every_figure_nan_and_no_error(
 
 
 def test_rows_longer_than_the_models_window_are_refused(
-    make_trial: Callable[..., TrialConfig], kept: Materials
+    make_trial: Callable[..., TrialConfig], kept: DeviceCache
 ) -> None:
     from analysis.errors import ConfigError
 

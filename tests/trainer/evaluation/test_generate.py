@@ -7,14 +7,14 @@ import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
 
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.generate import answers, as_label, continuations, exact_match, greedy, rouge_l
 
 
 @pytest.fixture(scope="module")
-def kept() -> Materials:
-    return Materials(torch.device("cpu"))
+def kept() -> DeviceCache:
+    return DeviceCache(torch.device("cpu"))
 
 
 def one_at_a_time(model, context, most, end, allowed=None) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trainer.config import ModelConfig, TrialConfig
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.evaluation.bias.crows_pairs import Pair, load_pairs, pair_metrics
 from trainer.evaluation.bias.score import empty_context, score_pairs, sentence_scores
 from trainer.likelihood.log_likelihood import Request, log_likelihoods
@@ -95,7 +95,7 @@ def sentences(n: int) -> list[str]:
 
 @pytest.mark.parametrize("model", ["llama", "gpt2"])
 def test_sentences_and_crows_pairs_agree_with_the_harness(
-    model: str, make_trial: Callable[..., TrialConfig], kept: Materials, tmp_path: Path
+    model: str, make_trial: Callable[..., TrialConfig], kept: DeviceCache, tmp_path: Path
 ) -> None:
     base = kept.base(make_trial(model))
     texts = sentences(48)
@@ -104,7 +104,7 @@ def test_sentences_and_crows_pairs_agree_with_the_harness(
     assert 0.0 < metrics["bias.crows_pairs.pct"] < 100.0
 
 
-def test_continuations_agree_with_the_harness(make_trial: Callable[..., TrialConfig], kept: Materials) -> None:
+def test_continuations_agree_with_the_harness(make_trial: Callable[..., TrialConfig], kept: DeviceCache) -> None:
     base = kept.base(make_trial("llama"))
     chooser = random.Random(1)
     ids = [tuple(chooser.randrange(4, 29) for _ in range(chooser.randint(3, 60))) for _ in range(40)]
@@ -116,7 +116,7 @@ def test_continuations_agree_with_the_harness(make_trial: Callable[..., TrialCon
 
 
 def test_rolling_log_likelihoods_of_texts_within_the_window_agree_with_the_harness(
-    make_trial: Callable[..., TrialConfig], kept: Materials
+    make_trial: Callable[..., TrialConfig], kept: DeviceCache
 ) -> None:
     from lm_eval.api.instance import Instance
 

@@ -17,7 +17,7 @@ from analysis.folder import State, TrialFolder
 from tests.trainer.engines.test_pack_equivalence import materials  # noqa: F401  # fixture
 from tests.trainer.packs import at_step, drive, packed_engine
 from trainer.config import TrialConfig
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.engine import Admitted, RungResult
 from trainer.engines import pack
 from trainer.engines.packed_engine import PackedEngine
@@ -45,11 +45,11 @@ def three(make_trial: Callable[..., TrialConfig]) -> Callable[..., list[TrialCon
     ]
 
 
-def with_pairs(materials: Materials, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def with_pairs(materials: DeviceCache, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Bias pairs of our own: the real ones are fetched."""
-    validation = Materials.validation
+    validation = DeviceCache.validation
     monkeypatch.setattr(
-        Materials,
+        DeviceCache,
         "validation",
         lambda self, trial: replace(
             validation(self, trial), bias=BiasItems(PAIRS if trial.task.name == "completion" else [])
@@ -85,7 +85,7 @@ def test_a_rung_of_three_slots_is_one_pass_and_equals_each_alone_and_peft(
     model: str,
     kernel: str,
     three: Callable[..., list[TrialConfig]],
-    materials: Materials,  # noqa: F811
+    materials: DeviceCache,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -155,7 +155,7 @@ def test_a_slot_does_not_wait_for_one_that_is_far_behind(three, materials, tmp_p
 
 def test_a_slot_whose_weights_are_not_finite_leaves_the_scores_of_the_others(three, materials, tmp_path) -> None:  # noqa: F811
     good = trained(packed_engine(materials), three("llama"), tmp_path / "good")
-    expected = [slot.ledger.best.evaluation for slot in good.slots]
+    expected = [slot.record.best.evaluation for slot in good.slots]
     engine = packed_engine(materials)
     for trial in three("llama"):
         assert isinstance(engine.admit(trial, TrialFolder(tmp_path / "bad" / trial.trial_id), None), Admitted)
@@ -167,7 +167,7 @@ def test_a_slot_whose_weights_are_not_finite_leaves_the_scores_of_the_others(thr
     events = engine.advance()
     assert [getattr(event, "state", None) for event in events] == [None, State.DIVERGED, None]
     for k, slot in ((0, packed.slots[0]), (2, packed.slots[-1])):
-        same(expected[k], slot.ledger.best.evaluation)
+        same(expected[k], slot.record.best.evaluation)
 
 
 def test_what_is_too_much_for_all_slots_is_scored_for_each_alone(three, materials, tmp_path, monkeypatch) -> None:  # noqa: F811
@@ -198,7 +198,7 @@ def test_what_is_too_much_for_all_slots_is_scored_for_each_alone(three, material
 @pytest.mark.parametrize("mistake", ["the first slot's scores for all", "the first slot's adapter for all"])
 def test_a_known_mistake_is_seen(mistake, three, materials, tmp_path, monkeypatch) -> None:  # noqa: F811
     right = trained(packed_engine(materials), three("llama"), tmp_path / "right")
-    expected = [slot.ledger.best.evaluation for slot in right.slots]
+    expected = [slot.record.best.evaluation for slot in right.slots]
     if "scores" in mistake:
         ask = Together.ask
         monkeypatch.setattr(Together, "ask", lambda self, place, *args: ask(self, self.places[0], *args))
@@ -206,10 +206,10 @@ def test_a_known_mistake_is_seen(mistake, three, materials, tmp_path, monkeypatc
         route = pack.Pack._route
         monkeypatch.setattr(pack.Pack, "_route", lambda self, places, rows: route(self, [0] * len(places), rows))
     wrong = trained(packed_engine(materials), three("llama"), tmp_path / "wrong")
-    same(expected[0], wrong.slots[0].ledger.best.evaluation)
+    same(expected[0], wrong.slots[0].record.best.evaluation)
     for place in (1, 2):
         with pytest.raises(AssertionError):
-            same(expected[place], wrong.slots[place].ledger.best.evaluation)
+            same(expected[place], wrong.slots[place].record.best.evaluation)
 
 
 def test_a_batch_that_is_too_large_is_halved_until_it_fits() -> None:

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from trainer.config import TrialConfig
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.likelihood.log_likelihood import Request, _share_rows, log_likelihoods
 from trainer.models.base_model import BaseModel
 
 
 @pytest.fixture(scope="module")
-def kept() -> Materials:
-    return Materials(torch.device("cpu"))
+def kept() -> DeviceCache:
+    return DeviceCache(torch.device("cpu"))
 
 
 def naive(base: BaseModel, request: Request) -> list[float]:
@@ -25,7 +25,7 @@ def naive(base: BaseModel, request: Request) -> list[float]:
 @pytest.mark.parametrize("model", ["llama", "gpt2"])
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_scores_equal_one_sentence_at_a_time(
-    model: str, batch_size: int, make_trial: Callable[..., TrialConfig], kept: Materials
+    model: str, batch_size: int, make_trial: Callable[..., TrialConfig], kept: DeviceCache
 ) -> None:
     base = kept.base(make_trial(model))
     draw = torch.Generator().manual_seed(0)
@@ -47,7 +47,7 @@ def test_requests_whose_input_begins_another_share_its_row() -> None:
 
 @pytest.mark.parametrize("start", [0, 3])
 def test_a_request_without_context_or_without_tokens_is_refused(
-    start: int, make_trial: Callable[..., TrialConfig], kept: Materials
+    start: int, make_trial: Callable[..., TrialConfig], kept: DeviceCache
 ) -> None:
     base = kept.base(make_trial("llama"))
     with pytest.raises(ValueError, match="context"):

@@ -8,7 +8,7 @@ import torch
 
 from tests.trainer.packs import distance, together
 from trainer.config import TrialConfig
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.models.base_model import BaseModel, load_base
 
 
@@ -63,7 +63,7 @@ def test_short_rows_are_attended_in_float32_where_there_are_gradients(
 
 def test_a_slot_in_bf16_is_the_trial_alone(make_trial: Callable[..., TrialConfig], tmp_path: Any) -> None:
     """Within the rounding of bf16: its neighbour changes the size of products, and so their last bit."""
-    materials = Materials(torch.device("cpu"))
+    materials = DeviceCache(torch.device("cpu"))
     one, two = (make_trial("llama", precision="bf16", trial_id=f"t{i:04}", seed=i, rank=4 + i) for i in range(2))
     [lone] = together(materials, [one], tmp_path / "alone")
     packed, _ = together(materials, [one, two], tmp_path / "pack")

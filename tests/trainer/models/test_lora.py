@@ -9,13 +9,13 @@ from peft.tuners.lora import LoraLayer
 
 from analysis.errors import ModelError
 from trainer.config import LoraSettings, TrialConfig
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.models.lora import add_adapter, linear_modules, remove_adapter, resolve_targets, scaling
 
 
 @pytest.fixture(scope="module")
-def kept() -> Materials:
-    return Materials(torch.device("cpu"))
+def kept() -> DeviceCache:
+    return DeviceCache(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -34,20 +34,22 @@ def kept() -> Materials:
     ],
 )
 def test_targets_name_modules_inside_a_block(
-    model: str, targets: str, expected: set[str], make_trial: Callable[..., TrialConfig], kept: Materials
+    model: str, targets: str, expected: set[str], make_trial: Callable[..., TrialConfig], kept: DeviceCache
 ) -> None:
     base = kept.base(make_trial(model))
     assert set(resolve_targets(targets, linear_modules(base.model, base.heads))) == expected
 
 
-def test_the_output_layer_and_the_head_are_no_targets(make_trial: Callable[..., TrialConfig], kept: Materials) -> None:
+def test_the_output_layer_and_the_head_are_no_targets(
+    make_trial: Callable[..., TrialConfig], kept: DeviceCache
+) -> None:
     for model in ("llama", "gpt2", "bert"):
         base = kept.base(make_trial(model))
         assert not {"lm_head", "classifier"} & {name.split(".")[0] for name in linear_modules(base.model, base.heads)}
 
 
 def test_a_target_the_model_lacks_is_refused_with_those_it_has(
-    make_trial: Callable[..., TrialConfig], kept: Materials
+    make_trial: Callable[..., TrialConfig], kept: DeviceCache
 ) -> None:
     base = kept.base(make_trial("gpt2"))
     with pytest.raises(ModelError, match=r"no linear module 'q_proj'.*c_attn, c_fc, c_proj"):
@@ -58,7 +60,7 @@ def test_a_target_the_model_lacks_is_refused_with_those_it_has(
     ("rule", "value", "factor"), [("fixed", 16.0, 16 / 8), ("ratio", 2.0, 2.0), ("sqrt", 4.0, 4 / math.sqrt(8))]
 )
 def test_the_alpha_rule_is_the_factor_in_the_model(
-    rule: str, value: float, factor: float, make_trial: Callable[..., TrialConfig], kept: Materials
+    rule: str, value: float, factor: float, make_trial: Callable[..., TrialConfig], kept: DeviceCache
 ) -> None:
     base = kept.base(make_trial("llama"))
     settings = LoraSettings(rank=8, alpha_rule=rule, alpha_value=value)
@@ -70,7 +72,7 @@ def test_the_alpha_rule_is_the_factor_in_the_model(
 
 
 def test_initial_values_depend_on_the_seed_alone_and_are_distributed_as_pefts(
-    make_trial: Callable[..., TrialConfig], kept: Materials
+    make_trial: Callable[..., TrialConfig], kept: DeviceCache
 ) -> None:
     base = kept.base(make_trial("llama"))
 

@@ -13,7 +13,7 @@ import torch
 from analysis.errors import ConfigError, DataError
 from trainer.config import TrialConfig
 from trainer.data.encode import Encoded
-from trainer.device_cache import Materials
+from trainer.device_cache import DeviceCache
 from trainer.evaluation.bias.bbq import bbq_metrics, load_questions
 from trainer.evaluation.bias.counterfactual import Swap, swap_metrics
 from trainer.evaluation.bias.crows_pairs import read_pairs
@@ -75,7 +75,9 @@ def test_stereosets_development_set_is_as_published() -> None:
     assert {c.bias_type for c in some} == {"race", "profession", "gender", "religion"}
 
 
-def test_a_cluster_is_scored_by_the_mean_of_its_tokens(make_trial: Callable[..., TrialConfig], kept: Materials) -> None:
+def test_a_cluster_is_scored_by_the_mean_of_its_tokens(
+    make_trial: Callable[..., TrialConfig], kept: DeviceCache
+) -> None:
     base = kept.base(make_trial("llama"))
     cluster = Cluster("c", "apple", "fruit", ("the apple is a pear", "the apple is a crow and a hawk", "the"))
     [scores] = score_clusters(base, base.model, [cluster], 8)["logprobs"]
@@ -216,7 +218,7 @@ def owl_or_hawk(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("owl_or_hawk")
 @pytest.mark.parametrize("model", ["llama", "bert"])
 def test_a_trial_is_scored_on_its_rows_with_names_swapped_and_between_its_groups(
-    model: str, make_trial: Callable[..., TrialConfig], tmp_path: Path, kept: Materials
+    model: str, make_trial: Callable[..., TrialConfig], tmp_path: Path, kept: DeviceCache
 ) -> None:
     lines = ["text,label,who"] + [
         f"{('owl', 'hawk', 'the crow')[i % 3]} is a {word},{label},{'xy'[i // 2 % 2]}"
@@ -243,7 +245,7 @@ def test_a_trial_is_scored_on_its_rows_with_names_swapped_and_between_its_groups
 
 
 def test_rows_without_anything_to_swap_give_no_figure_rather_than_a_wrong_one(
-    make_trial: Callable[..., TrialConfig], kept: Materials
+    make_trial: Callable[..., TrialConfig], kept: DeviceCache
 ) -> None:
     trial = make_trial("llama", swap=10)
     validation = kept.validation(trial)
@@ -254,7 +256,7 @@ def test_rows_without_anything_to_swap_give_no_figure_rather_than_a_wrong_one(
 
 @pytest.mark.usefixtures("owl_or_hawk")
 def test_what_is_swapped_beyond_the_end_of_a_cut_text_does_not_count(
-    make_trial: Callable[..., TrialConfig], tmp_path: Path, kept: Materials
+    make_trial: Callable[..., TrialConfig], tmp_path: Path, kept: DeviceCache
 ) -> None:
     long = "the apple and " * 20
     path = tmp_path / "rows.csv"
@@ -269,7 +271,7 @@ def test_what_is_swapped_beyond_the_end_of_a_cut_text_does_not_count(
 
 
 def test_pairs_of_ones_own_are_read_and_scored(
-    make_trial: Callable[..., TrialConfig], tmp_path: Path, kept: Materials
+    make_trial: Callable[..., TrialConfig], tmp_path: Path, kept: DeviceCache
 ) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text("id,more,less,category\na,the apple is a pear,the crow is a pear,fruit\nb,a zinc,a tin,\n")
@@ -321,7 +323,7 @@ def test_sliding_windows_score_every_token_once_with_as_much_before_it_as_fits(n
 
 
 def test_a_sentence_longer_than_the_window_is_scored_whole(
-    make_trial: Callable[..., TrialConfig], kept: Materials
+    make_trial: Callable[..., TrialConfig], kept: DeviceCache
 ) -> None:
     base = kept.base(make_trial("llama"))
     assert base.window == 128
