@@ -28,6 +28,7 @@ from sweeps.compose import conf_tree
 from sweeps.compose.infer_schema import check_read, detect_schema
 from sweeps.compose.overrides import Overrides, Setting, read_overrides
 from sweeps.compose.provenance import Origins, Source, shown
+from sweeps.compose.stored import normalised
 from sweeps.compose.to_dataclass import get, paths, put, read_environment, to_dataclass
 from sweeps.compose.trial_template import TrialTemplate
 from sweeps.config import SweepConfig, check_sweep, misfits, schema, trial_part
@@ -237,7 +238,7 @@ def _build(raw: dict[str, Any], origins: Origins, read: Overrides, choices: Mapp
         }:
             problem = f"A file of group {path} changes other groups' keys: begin it with '# @package _global_'."
         raise ConfigError(f"{problem} ({origins.of(path)})")
-    raw = read_environment(raw, origins)
+    raw = normalised(read_environment(raw, origins))
     for name in ("start_from", "warm_start"):  # one name needs no brackets
         if isinstance(get(raw, f"search.{name}"), str):
             put(raw, f"search.{name}", [get(raw, f"search.{name}")])

@@ -27,7 +27,7 @@ from sweeps.search import lineage
 from sweeps.search.pacing import PacedSearch
 from sweeps.search.pbt_exchange import Exchange
 from sweeps.search.scheduler import build_sampler, build_scheduler, replay_scheduler
-from sweeps.search.searcher import GuardedOptunaSearch
+from sweeps.search.searcher import GuardedOptunaSearch, SearchPlan
 from sweeps.search.warm_start import carried_over, to_carry
 from sweeps.space.dimensions import DefineByRun
 from sweeps.store.control import ENQUEUE, Heartbeat, remove_request, requests
@@ -84,25 +84,24 @@ class TuneRun:
         warm, notes = carried_over(to_carry(records, config), composed.space, composed.resolved(), objective)
         for note in notes:
             progress.note(note)
-        self.search = GuardedOptunaSearch(
-            DefineByRun(composed.space),
-            build_sampler(config.sampler, config.sweep.seed),
-            seed=config.sweep.seed,
-            trials=config.search.trials,
-            folder=folder,
-            start_from=composed.start,
-            allowed=composed.constraints().allows,
-            warm=warm,
+        self.interrupt = SweepStopper(progress, lambda: self.search.abandon())
+        plan = SearchPlan(
+            config.search.trials,
+            config.sweep.seed,
+            composed.start,
+            warm,
             seeds=[config.seed + k for k in range(config.search.repeats)],
             objectives=len(objective.terms) if objective.method == "pareto" else 1,
+            second_chances=2,
+            allowed=composed.constraints().allows,
             violated=self._violated,
+            disk_fault=self.interrupt.disk,
         )
+        sampler = build_sampler(config.sampler, config.sweep.seed)
+        self.search = GuardedOptunaSearch(DefineByRun(composed.space), sampler, folder, plan)
         self.scheduler = build_scheduler(config.scheduler, config.train.rungs)
         self.scheduler.concurrent = concurrent
         self.board = LeaderboardWriter(folder, config.search.keep_adapters)
-        self.interrupt = SweepStopper(progress, self.search.abandon)
-        self.search.second_chances = 2
-        self.search.on_disk_fault = self.interrupt.disk
         self.heartbeat = Heartbeat(folder, devices=len(devices))
         self.budget = StopBudget(config.search.budget, self.heartbeat, self.interrupt.is_set)
         self.budget.replay(folder, records)

@@ -67,70 +67,73 @@ class _Group:
     size: int
 
 
+@dataclass(frozen=True)
+class SearchPlan:
+    """What a search is to suggest, and what it is told in return.
+
+    Attributes:
+        trials: how many points to ask for in total, those of earlier runs and of ``start_from`` included.
+        seed: with the trial number, decides the sampler's random numbers.
+        start_from: points to try first, already validated against the space. Keys that a point leaves out are sampled.
+        warm: trials of earlier sweeps that the sampler knows from the start; those already written down are left out.
+        seeds: trial seeds of every configuration, that of the config first; with more than one, the sampler is told
+            the mean. A configuration whose first seed does not complete is not trained with the others.
+        objectives: terms of the objective that the study has as its own, lower is better; 1: the objective itself.
+        second_chances: times that a trial whose process was lost is handed out again.
+        allowed: whether the space's constraints allow a point. One that they forbid is told to the sampler as such, and
+            never becomes a trial.
+        violated: (metrics of a trial) → constraint → how far it is violated.
+        disk_fault: called where ``asks.jsonl`` cannot be written, before the error goes on.
+    """
+
+    trials: int
+    seed: int = 0
+    start_from: Sequence[Mapping[str, Any]] = ()
+    warm: Sequence[Earlier] = ()
+    seeds: Sequence[int] = (0,)
+    objectives: int = 1
+    second_chances: int = 0
+    allowed: Callable[[Mapping[str, Any]], bool] = lambda values: True
+    violated: Callable[[Mapping[str, float]], dict[str, float]] = lambda metrics: {}
+    disk_fault: Callable[[str], None] = lambda fault: None
+
+
 class GuardedOptunaSearch(OptunaSearch):
     """Suggests ``{"trial_id": "t0003", "values": {dotted path: value}}`` and survives whatever trials answer.
 
     Args:
         space: called with an Optuna trial, returns dotted path → value; Optuna's names are the paths.
         sampler: reseeded before every ask.
-        seed: with the trial number, decides the sampler's random numbers.
-        trials: how many points to ask for in total, those of earlier runs and of ``start_from`` included.
         folder: of the sweep.
-        start_from: points to try first, already validated against the space. Keys that a point leaves out are sampled.
-        allowed: whether the space's constraints allow a point. One that they forbid is told to the sampler as such, and
-            never becomes a trial.
-        warm: trials of earlier sweeps that the sampler knows from the start; those already written down are left out.
-        seeds: trial seeds of every configuration, that of the config first; with more than one, the sampler is told
-            the mean. A configuration whose first seed does not complete is not trained with the others.
-        objectives: terms of the objective that the study has as its own, lower is better; 1: the objective itself.
-        violated: (metrics of a trial) → constraint → how far it is violated.
+        plan: what to suggest.
     """
 
-    def __init__(
-        self,
-        space: DefineByRun,
-        sampler: BaseSampler,
-        *,
-        seed: int,
-        trials: int,
-        folder: SweepFolder,
-        start_from: Sequence[Mapping[str, Any]] = (),
-        allowed: Callable[[Mapping[str, Any]], bool] = lambda values: True,
-        warm: Sequence[Earlier] = (),
-        seeds: Sequence[int] = (0,),
-        objectives: int = 1,
-        violated: Callable[[Mapping[str, float]], dict[str, float]] = lambda metrics: {},
-    ):
+    def __init__(self, space: DefineByRun, sampler: BaseSampler, folder: SweepFolder, plan: SearchPlan):
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # else a line on stderr for every trial
-        self._several = objectives > 1
-        goal: Any = (
-            ([f"loss{k}" for k in range(objectives)], ["min"] * objectives) if self._several else (METRIC, "max")
-        )
+        self._plan = plan
+        self._several = plan.objectives > 1
+        losses = [f"loss{k}" for k in range(plan.objectives)]
+        goal: Any = (losses, ["min"] * len(losses)) if self._several else (METRIC, "max")
         super().__init__(space, metric=goal[0], mode=goal[1], sampler=sampler, study_name=folder.name)
-        self._seeds, self._violated = tuple(seeds), violated
         self._groups: dict[int, _Group] = {}
         self._due: list[_Handed] = []  # further seeds that wait for a place
         study: Any = self._ot_study  # annotated None by Ray
         self._study: optuna.Study = study
         study.stop = self._use_up  # a grid that is used up calls it, and it raises outside Study.optimize
         self._points, self._own_sampler = space, sampler
-        self._trials, self._search_seed = trials, seed
         self._asks_file = folder.asks_file
         self._mirror = DashboardJournal(folder.journal_file, folder.name)
-        self._start_points = [dict(point) for point in start_from]
-        self._allowed = allowed
-        self._warm = list(warm)
+        self._start_points = [dict(point) for point in plan.start_from]  # not handed out yet
+        self._warm = list(plan.warm)  # not in the study yet
         self._resumed: dict[int, Past] = {}  # unfinished trials
         self._seen: set[tuple[tuple[str, Any], ...]] = set()  # points handed out, of a grid
-        self._live: dict[str, _Handed] = {}  # by Tune's trial id
-        self._wanted: dict[str, dict[str, Any]] = {}  # request → its point, to be tried next
+        self._live: dict[str, _Handed] = {}  # Tune's trial id → trial that runs
+        self._enqueued_points: dict[str, dict[str, Any]] = {}  # request → its point, to be tried next
         self._requests: dict[int, str] = {}  # trial number → request that it came from
         self.enqueued: set[str] = set()  # requests whose point was handed out, which asks.jsonl says
         self._taken_up: list[str] = []  # keys in _live of trials that wait for Tune to ask for one
-        self.on_disk_fault: Callable[[str], None] = lambda fault: None  # called where asks.jsonl cannot be written
-        self.second_chances = 0  # times that a trial whose process was lost is handed out again
-        self._chances: Counter[str] = Counter()  # our trial id → times that it was
-        self._asked = 0
+        self._retries: Counter[str] = Counter()  # trial id (ours) → times handed out again after its process was lost
+        self._asked = 0  # trial numbers given out
         self._ready = self._closed = self._abandoned = self._used_up = False
 
     def replay(self, records: Iterable[Mapping[str, Any]]) -> None:
@@ -199,7 +202,7 @@ class GuardedOptunaSearch(OptunaSearch):
             point: already validated against the space. Keys that it leaves out are sampled.
         """
         if name not in self.enqueued and name not in self._requests.values():
-            self._wanted[name] = dict(point)
+            self._enqueued_points[name] = dict(point)
 
     def suggest(self, trial_id: str) -> Any:
         """The next point; FINISHED where all were handed out.
@@ -220,9 +223,9 @@ class GuardedOptunaSearch(OptunaSearch):
         if handed := self._next_repeat():
             self._live[trial_id] = handed
             return {"trial_id": handed.trial_id, "values": dict(handed.values), "repeat": handed.repeat}
-        if not self._resumed and (self._used_up or self._asked >= self._trials):
+        if not self._resumed and (self._used_up or self._asked >= self._plan.trials):
             # A configuration that completes may still be trained with its other seeds
-            waits = len(self._seeds) > 1 and any(not it.repeat for it in self._live.values())
+            waits = len(self._plan.seeds) > 1 and any(not it.repeat for it in self._live.values())
             return None if waits else Searcher.FINISHED
         again = bool(self._resumed)
         number = min(self._resumed, default=self._asked)
@@ -256,8 +259,8 @@ class GuardedOptunaSearch(OptunaSearch):
 
     def _group(self, handed: _Handed, answer: Answer) -> _Group:
         """Have a configuration trained with its other seeds."""
-        group = self._groups[handed.number] = _Group(handed, [answer], len(self._seeds))
-        for repeat, seed in enumerate(self._seeds[1:], start=1):
+        group = self._groups[handed.number] = _Group(handed, [answer], len(self._plan.seeds))
+        for repeat, seed in enumerate(self._plan.seeds[1:], start=1):
             self._due.append(_Handed(handed.number, handed.trial, {**handed.values, "seed": seed}, {}, repeat=repeat))
         return group
 
@@ -286,10 +289,10 @@ class GuardedOptunaSearch(OptunaSearch):
 
     def _next_point(self, number: int) -> dict[str, Any] | None:
         """A point that somebody asked for, or one of ``start_from``; None leaves it to the sampler."""
-        if self._wanted:
-            name = next(iter(self._wanted))
+        if self._enqueued_points:
+            name = next(iter(self._enqueued_points))
             self._requests[number] = name
-            return self._wanted.pop(name)
+            return self._enqueued_points.pop(name)
         return self._start_points.pop(0) if self._start_points else None
 
     def _ask(self, number: int, point: dict[str, Any] | None, again: bool) -> _Handed | None:
@@ -310,7 +313,7 @@ class GuardedOptunaSearch(OptunaSearch):
         for attempt in itertools.count():
             if attempt == _MOST_REJECTED and not isinstance(self._own_sampler, GridSampler):
                 start = self._draw_allowed(start or {})
-            reseed(self._own_sampler, self._search_seed, len(self._study.get_trials(deepcopy=False)))
+            reseed(self._own_sampler, self._plan.seed, len(self._study.get_trials(deepcopy=False)))
             if start is not None:
                 self._study.enqueue_trial(start)
             before = dict(self._study_attrs())
@@ -322,7 +325,7 @@ class GuardedOptunaSearch(OptunaSearch):
                 handed = _Handed(number, trial, dict(past.current), dict(past.rungs), past.perturbed)
             study = {name: it for name, it in self._study_attrs().items() if before.get(name) != it}
             known = isinstance(self._own_sampler, GridSampler) and _key(values) in self._seen
-            if again or (self._allowed(values) and not known):
+            if again or (self._plan.allowed(values) and not known):
                 trial.set_user_attr("trial_id", trial_name(number))
                 self._log_ask("ask", handed, study, point, again)
                 return handed
@@ -339,12 +342,12 @@ class GuardedOptunaSearch(OptunaSearch):
         Raises:
             ConfigError: where none of many is.
         """
-        seed = np.random.SeedSequence([self._search_seed, len(self._study.get_trials(deepcopy=False))])
+        seed = np.random.SeedSequence([self._plan.seed, len(self._study.get_trials(deepcopy=False))])
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(int(seed.generate_state(1)[0])))
         for _ in range(_MOST_DRAWN):
             study.enqueue_trial(dict(fixed))
             values = self._points(study.ask())
-            if self._allowed(values):
+            if self._plan.allowed(values):
                 return values
         raise ConfigError(
             f"space_constraints: of {_MOST_DRAWN} points drawn from the space none is allowed. Loosen a constraint, or"
@@ -377,10 +380,10 @@ class GuardedOptunaSearch(OptunaSearch):
         if handed is None:
             logger.debug("ignored: another answer for Tune's trial %s", trial_id)
             return
-        if error and not self._closed and self._chances[handed.trial_id] < self.second_chances:
+        if error and not self._closed and self._retries[handed.trial_id] < self._plan.second_chances:
             # Tune gives a trial up whose proxy dies before it has started, such as while it is taken over from another.
-            self._chances[handed.trial_id] += 1
-            name = f"again {handed.trial_id} {self._chances[handed.trial_id]}"
+            self._retries[handed.trial_id] += 1
+            name = f"again {handed.trial_id} {self._retries[handed.trial_id]}"
             self._live[name] = handed
             self._taken_up.append(name)
             return
@@ -396,7 +399,7 @@ class GuardedOptunaSearch(OptunaSearch):
             self._tell_group(group)
             return
         told = told_as(answer, handed.rungs, handed.perturbed, self._several)
-        if told is TrialState.COMPLETE and len(self._seeds) > 1:
+        if told is TrialState.COMPLETE and len(self._plan.seeds) > 1:
             self._log_answer("tell", handed, answer, WAIT)
             self._group(handed, answer)
             return
@@ -408,7 +411,7 @@ class GuardedOptunaSearch(OptunaSearch):
         losses = [_finite(loss) for loss in last.get("losses", ())]
         kept = tuple(loss for loss in losses if loss is not None)
         judged = state in (State.COMPLETED, State.STOPPED_EARLY)
-        violated = self._violated(last.get("metrics") or {}) if judged else {}
+        violated = self._plan.violated(last.get("metrics") or {}) if judged else {}
         return Answer(
             state,
             objective,
@@ -503,7 +506,7 @@ class GuardedOptunaSearch(OptunaSearch):
         try:
             append_line(self._asks_file, {**named, **scored, **more})
         except OSError as error:
-            self.on_disk_fault(str(error))
+            self._plan.disk_fault(str(error))
             raise
 
     def _frozen(self, index: int) -> FrozenTrial:

@@ -17,6 +17,7 @@ from analysis import fast_yaml
 from analysis.errors import FolderError
 from analysis.folder import FORMAT_VERSION, SweepFolder, atomic_write
 from sweeps.compose.compose import Composed
+from sweeps.compose.stored import normalised
 from sweeps.process.installation import package_root
 from sweeps.space.dimensions import Choices, Space
 
@@ -108,6 +109,9 @@ def read_manifest(folder: SweepFolder) -> dict[str, Any]:
     missing = [name for name in NEEDED if name not in manifest]
     if missing:
         raise FolderError(f"{folder.sweep_file}: lacks {', '.join(missing)}. Restore it from a copy.")
+    for name in ("config", "unresolved", "asked"):
+        if name in manifest:
+            manifest[name] = normalised(manifest[name])
     result: dict[str, Any] = manifest
     return result
 

@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 
 from analysis.folder import SweepFolder, read_lines
 from sweeps.search.scheduler import build_sampler, build_scheduler, replay_scheduler
-from sweeps.search.searcher import GuardedOptunaSearch
+from sweeps.search.searcher import GuardedOptunaSearch, SearchPlan
 from sweeps.space.dimensions import DefineByRun, Space
 
 # (values, step) → objective, or a state in which the trial ends there
@@ -54,7 +54,7 @@ class Loop:
         rungs: optimiser steps, ascending.
         sampler, scheduler: as in their config groups.
         trials, concurrent: in all, and at a time.
-        search: further arguments of the search.
+        search_options: further fields of the search's plan.
         pace: seconds a step of a trial takes, by its values.
     """
 
@@ -77,10 +77,8 @@ class Loop:
         self.search = GuardedOptunaSearch(
             DefineByRun(self.space),
             build_sampler(self.sampler, self.seed),
-            seed=self.seed,
-            trials=self.trials,
-            folder=folder,
-            **self.search_options,
+            folder,
+            SearchPlan(self.trials, self.seed, **self.search_options),
         )
         self.decide = build_scheduler(self.scheduler, self.rungs)
         self._records = list(read_lines(folder.asks_file))

@@ -12,6 +12,7 @@ import yaml
 import conf
 from analysis.errors import ConfigError, HardwareError
 from sweeps.compose.compose import Composed, compose
+from sweeps.compose.trial_template import TrialTemplate
 from sweeps.config import SweepConfig, schema
 from sweeps.space.dimensions import Choices, suggest
 from sweeps.space.parse import searchable
@@ -286,8 +287,8 @@ def test_a_trials_config_is_the_same_the_short_way_and_the_long_way(space, monke
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     sampled = [suggest(composed.space, study.ask()) for _ in range(8)]
     short = [composed.trial("t0000", values) for values in sampled]
-    assert len(composed._resolved) < len(sampled)
-    monkeypatch.setattr(Composed, "_followed", frozenset(searchable()))
+    assert len(composed.template._resolved) < len(sampled)
+    monkeypatch.setattr(TrialTemplate, "_followed", frozenset(searchable()))
     assert [replace(composed).trial("t0000", values) for values in sampled] == short
 
 

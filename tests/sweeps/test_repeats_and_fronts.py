@@ -11,7 +11,7 @@ from analysis.errors import ConfigError
 from analysis.folder import SweepFolder, read_lines
 from sweeps.compose.compose import compose
 from sweeps.search.scheduler import build_sampler
-from sweeps.search.searcher import GuardedOptunaSearch
+from sweeps.search.searcher import GuardedOptunaSearch, SearchPlan
 from sweeps.space.dimensions import Choices, DefineByRun, Space, Uniform
 from sweeps.store.manifest import make_manifest
 from tests.sweeps.loop import Loop
@@ -115,7 +115,7 @@ def test_seeds_cannot_be_repeated_and_searched_at_once_nor_in_a_population() -> 
 
 def search(root: Path, sampler: dict[str, Any], seed: int = 0, **more: Any) -> Any:
     made = GuardedOptunaSearch(
-        DefineByRun(SPACE), build_sampler(sampler, seed), seed=seed, trials=40, folder=SweepFolder(root), **more
+        DefineByRun(SPACE), build_sampler(sampler, seed), SweepFolder(root), SearchPlan(40, seed, **more)
     )
     if records := list(read_lines(SweepFolder(root).asks_file)):
         made.replay(records)
@@ -187,21 +187,23 @@ def test_a_constraint_whose_figure_is_not_known_counts_as_violated_and_a_failure
     assert [trial.constraints for trial in made._study.trials] == [{"bias": 1.0}, {}]
 
 
-def test_the_trial_reports_its_losses_at_its_best_rung() -> None:
-    from analysis.folder import MetricsRow, State
+def test_the_trial_reports_its_losses_at_its_best_rung(tmp_path: Path) -> None:
+    from analysis.folder import MetricsRow, State, TrialFolder
     from analysis.objective import Objective
+    from sweeps.driver.device_client import TrialPlacement
     from sweeps.driver.trial_proxy import TrialProxy
     from trainer.engine import Ended
 
     proxy: Any = TrialProxy.__new__(TrialProxy)
     proxy.objective = Objective.from_config(compose(["objective=pareto", "bias=none"]).resolved()["objective"])
-    proxy.best_score, proxy.best_losses, proxy.where, proxy.notes = math.nan, [math.nan], "", []
+    proxy.best_score, proxy.best_losses, proxy.asked_last = math.nan, [math.nan], None
     proxy.trial = compose([]).trial("t0000", {})
+    proxy.placement = TrialPlacement([], proxy.trial, TrialFolder(tmp_path))
     rows = [
         MetricsRow("t0000", step, 0, 0.0, False, 9, {"macro_f1": f1, "log_loss": 1.0})
         for step, f1 in ((4, 0.5), (8, 0.8), (16, 0.7))
     ]
     for row in rows:
         proxy._note_score(row)
-    report = proxy._report(Ended("t0000", State.COMPLETED, "", 16, rows[1]), last_rung=rows[2])
+    report = proxy._end_report(Ended("t0000", State.COMPLETED, "", 16, rows[1]), rows[2])
     assert report["losses"] == pytest.approx([0.2, 0.2])

@@ -56,7 +56,7 @@ def test_after_the_first_trials_the_next_one_waits_for_an_actor() -> None:
 WAVES = """
 import sys
 from pathlib import Path
-from sweeps import pacing
+from sweeps.search import pacing
 from sweeps.compose.compose import compose
 from sweeps.run import run_sweep
 from tests.benchmarks.simulated import SimulatedEngine, SimulatedWorker, overrides

@@ -18,7 +18,7 @@ from sweeps.process.installation import package_root
 from sweeps.search.lineage import reconcile, record, take_over
 from sweeps.search.pbt_exchange import Exchange
 from sweeps.search.scheduler import build_sampler, build_scheduler, replay_scheduler
-from sweeps.search.searcher import GuardedOptunaSearch
+from sweeps.search.searcher import GuardedOptunaSearch, SearchPlan
 from sweeps.space.dimensions import Choices, DefineByRun, Space, Uniform
 from trainer.config import EngineConfig
 from trainer.engine import Admitted, Ended, RungResult
@@ -155,9 +155,11 @@ def test_a_space_whose_trials_could_not_share_weights_is_refused(overrides: list
 
 def search(root: Path) -> Any:
     made = GuardedOptunaSearch(
-        DefineByRun(SPACE), build_sampler({"_target_": "optuna.samplers.RandomSampler"}, 0), seed=0, trials=2,
-        folder=SweepFolder(root),
-    )  # fmt: skip
+        DefineByRun(SPACE),
+        build_sampler({"_target_": "optuna.samplers.RandomSampler"}, 0),
+        SweepFolder(root),
+        SearchPlan(trials=2),
+    )
     made.replay(read_lines(SweepFolder(root).asks_file))
     return made
 
@@ -287,7 +289,8 @@ def test_what_the_driver_did_not_live_to_write_down_is_undone(tmp_path: Path) ->
 def test_the_driver_writes_an_exchange_down_once_a_device_has_made_it(tmp_path, monkeypatch) -> None:
     import yaml
 
-    from sweeps.driver import tune_run
+    from sweeps.driver import device_client, tune_run
+    from sweeps.driver.device_client import DeviceClient
 
     asked: list[Any] = []
     said: list[str] = []
@@ -299,9 +302,9 @@ def test_the_driver_writes_an_exchange_down_once_a_device_has_made_it(tmp_path, 
             asked.append((name, trial.trial_id, trial.optim.lr, Path(donor).name, step))
             return answers[name]
 
-        return SimpleNamespace(take_over=SimpleNamespace(remote=take_over)), name
+        return DeviceClient(SimpleNamespace(take_over=SimpleNamespace(remote=take_over)), name)
 
-    monkeypatch.setattr(tune_run, "answer", lambda reference: reference)
+    monkeypatch.setattr(device_client.ray, "get", lambda reference, timeout=None: reference)
     sweep: Any = tune_run.TuneRun.__new__(tune_run.TuneRun)
     sweep.folder, sweep.composed = SweepFolder(tmp_path), compose(["space=optimizer", "scheduler=pbt"])
     sweep.progress = SimpleNamespace(note=said.append)
@@ -311,11 +314,11 @@ def test_the_driver_writes_an_exchange_down_once_a_device_has_made_it(tmp_path, 
         sweep.search.suggest(name)
     new = {"optim.lr": 2e-3, "optim.weight_decay": 0.1}
     decided = Exchange("t0000", "t0001", 4, {"optim.lr": 1e-3, "optim.weight_decay": 0.0}, new)
-    sweep.workers = [device("elsewhere"), device("gone")]
+    sweep.devices = [device("elsewhere"), device("gone")]
     assert not sweep._exchange(decided)
     assert "keeps its weights at step 4" in said[-1]
     assert not sweep.folder.trial("t0000").lineage_file.exists()
-    sweep.workers = [device("elsewhere"), device("here")]
+    sweep.devices = [device("elsewhere"), device("here")]
     assert sweep._exchange(decided)
     assert asked[-1] == ("here", "t0000", 2e-3, "t0001", 4)
     files = sweep.folder.trial("t0000")

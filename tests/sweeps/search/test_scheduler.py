@@ -3,7 +3,6 @@
 import math
 import random
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,7 +68,7 @@ def test_schedulers_get_the_sweeps_own_settings() -> None:
 def test_shipped_files_can_be_built(name: str) -> None:
     resolvers.register()
     group = name.split("/")[0]
-    shipped = OmegaConf.load(Path(resolvers.__file__).parent.parent / "conf" / f"{name}.yaml")
+    shipped = OmegaConf.load(conf_tree.SHIPPED / f"{name}.yaml")
     around = {"sweep": {"seed": 3}, "train": {"rungs": [8, 24], "max_steps": 24}, "search": {"trials": 20}, "space": {}}
     config: Any = OmegaConf.to_container(OmegaConf.merge(around, {group: shipped}), resolve=True)
     if group == "sampler":

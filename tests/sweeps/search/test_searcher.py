@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 from analysis.errors import FolderError
 from analysis.folder import SweepFolder, append_line, read_lines
 from sweeps.search.scheduler import build_sampler, build_scheduler
-from sweeps.search.searcher import GuardedOptunaSearch
+from sweeps.search.searcher import GuardedOptunaSearch, SearchPlan
 from sweeps.space.dimensions import Choices, DefineByRun, Uniform
 
 TPE = {"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 4, "multivariate": True, "group": True}
@@ -35,7 +35,7 @@ SPACE = DefineByRun(
 
 def make(root: Path, sampler: dict[str, Any] = RANDOM, space: Any = SPACE, seed: int = 7, **given: Any) -> Any:
     return GuardedOptunaSearch(
-        space, build_sampler(sampler, seed), seed=seed, folder=SweepFolder(root), **{"trials": 100, **given}
+        space, build_sampler(sampler, seed), SweepFolder(root), SearchPlan(**{"trials": 100, "seed": seed, **given})
     )
 
 
@@ -496,8 +496,7 @@ def test_a_tune_run_tells_the_study_how_each_trial_ended_and_can_be_extended(tmp
 
 
 def test_a_trial_whose_process_was_lost_is_handed_out_again_but_not_for_ever(tmp_path: Path) -> None:
-    search = make(tmp_path, trials=2)
-    search.second_chances = 2
+    search = make(tmp_path, trials=2, second_chances=2)
     first = search.suggest("a")
     search.on_trial_result("a", rung(8, 0.3))
     for name, again in (("a", "b"), ("b", "c")):

@@ -11,7 +11,7 @@ from analysis.folder import MetricsRow, State, Status, SweepFolder, read_lines
 from analysis.objective import Objective
 from sweeps.compose.compose import compose
 from sweeps.search.scheduler import build_sampler
-from sweeps.search.searcher import GuardedOptunaSearch
+from sweeps.search.searcher import GuardedOptunaSearch, SearchPlan
 from sweeps.search.warm_start import carried_over, to_carry
 from sweeps.space.dimensions import Choices, DefineByRun, Space, Uniform
 from sweeps.space.known_points import RULES, expand
@@ -115,9 +115,11 @@ def test_a_sweep_of_which_nothing_fits_is_refused(tmp_path: Path) -> None:
 
 def search(root: Path, warm: Any) -> Any:
     made = GuardedOptunaSearch(
-        DefineByRun(SPACE), build_sampler({"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 3}, 0), seed=0,
-        trials=20, folder=SweepFolder(root), warm=warm,
-    )  # fmt: skip
+        DefineByRun(SPACE),
+        build_sampler({"_target_": "optuna.samplers.TPESampler", "n_startup_trials": 3}, 0),
+        SweepFolder(root),
+        SearchPlan(trials=20, warm=warm),
+    )
     records = list(read_lines(SweepFolder(root).asks_file))
     if records:
         made.replay(records)

@@ -28,7 +28,7 @@ from sweeps.driver.device_client import DeviceClient
 from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.trial_proxy import TrialProxy
 from sweeps.search.scheduler import build_sampler, build_scheduler, replay_scheduler
-from sweeps.search.searcher import GuardedOptunaSearch
+from sweeps.search.searcher import GuardedOptunaSearch, SearchPlan
 from sweeps.space.dimensions import DefineByRun
 from sweeps.store.reconcile import update_files, update_study
 from sweeps.store.recorder import Recorder, keep_best
@@ -86,9 +86,8 @@ class Sweep:
         self.folder, self.composed = folder, composed
         self.objective = Objective.from_config(composed.resolved()["objective"])
         self.search = GuardedOptunaSearch(
-            DefineByRun(composed.space), build_sampler(config.sampler, 0), seed=0, trials=config.search.trials,
-            folder=folder,
-        )  # fmt: skip
+            DefineByRun(composed.space), build_sampler(config.sampler, 0), folder, SearchPlan(config.search.trials)
+        )
         self.scheduler = build_scheduler(config.scheduler, config.train.rungs)
         self.recorder = Recorder(folder, lambda *_: {}, lambda: False, lambda: None)
         self.started: list[str] = []

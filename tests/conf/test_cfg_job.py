@@ -1,0 +1,44 @@
+"""What ``--cfg job`` prints is what version 0.1.0 printed: every key, with the same value, and no other key.
+
+``before_rooms/`` holds what that version printed for every experiment and for some other choices of groups, with the
+command in the first line. A change of a default, or a new key, is named here.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sweeps import cli
+from sweeps.compose import conf_tree
+from sweeps.compose.stored import current_target
+
+STORED = sorted((Path(__file__).parent / "before_rooms").glob("*.yaml"))
+NEW: set[str] = set()  # keys that 0.1.0 did not have
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", current_target(value) if name == "_target_" else value
+
+
+def test_every_experiment_is_compared() -> None:
+    assert {path.stem for path in STORED} >= set(conf_tree.groups()["experiment"])
+
+
+@pytest.mark.parametrize("stored", STORED, ids=lambda path: path.stem)
+def test_the_same_is_composed(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command, _, text = stored.read_text().partition("\n")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert cli.main(command.removeprefix("# lorasweep ").split()) == 0
+    now = dict(flat(yaml.safe_load(printed.getvalue())))
+    before = dict(flat(yaml.safe_load(text.replace("HERE", str(tmp_path)))))
+    assert {key: value for key, value in now.items() if key not in NEW} == before
