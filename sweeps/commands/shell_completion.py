@@ -1,4 +1,4 @@
-"""What can stand at the cursor of a ``lorasweep`` command line. Imports nothing heavy: it runs at every Tab."""
+"""Completes a ``lorasweep`` command line at the cursor. Imports nothing heavy: it runs at every press of Tab."""
 
 import contextlib
 import importlib
@@ -48,7 +48,7 @@ compdef _lorasweep lorasweep
 
 
 def completions(line: str) -> list[str]:
-    """What the last word of a command line could become; with nothing to say, the shell completes files.
+    """What the last word of a command line could become; where there is nothing, the shell completes file names.
 
     Args:
         line: up to the cursor, the program's name first.

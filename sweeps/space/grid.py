@@ -12,14 +12,18 @@ from analysis.errors import ConfigError
 from sweeps.space.dimensions import Choices, Scalar, Space, Uniform, active
 
 GRID = "sweeps.search.samplers.GridSampler"
-_COUNTED = 10_000  # combinations
+_COUNTED = 10_000  # combinations at most; of more than that the exact number is not told
 
 
 def gridded(space: Space, points: int) -> Space:
-    """The space with some values in place of every range that has no ``step``.
+    """The space with evenly spaced values in place of every range that has no ``step``.
+
+    Args:
+        space: of the sweep.
+        points: values of each such range, at least 2.
 
     Raises:
-        ConfigError: where a range's condition asks a value of another range that is not on the grid.
+        ConfigError: where a condition asks for a value of a range that is not on the grid.
     """
     made: Space = {}
     for path, dimension in space.items():
@@ -75,7 +79,12 @@ def _every(dimension: Choices | Uniform) -> tuple[Scalar, ...]:
 
 
 def on_grid(space: Space, sampler: Mapping[str, Any]) -> Space:
-    """The space as the sampler needs it: finite for a grid."""
+    """The space as the sampler needs it: finite for a grid, else unchanged.
+
+    Args:
+        space: of the sweep.
+        sampler: its config, ``_target_`` and arguments.
+    """
     if sampler.get("_target_") != GRID:
         return space
     points = sampler.get("points", 4)
@@ -85,7 +94,14 @@ def on_grid(space: Space, sampler: Mapping[str, Any]) -> Space:
 def grid_size(
     space: Space, sampler: Mapping[str, Any], allowed: Callable[[Mapping[str, Any]], bool], trials: int
 ) -> str:
-    """A sentence on how many of a grid's combinations are tried; empty where all are, or for other samplers."""
+    """A sentence on how many of a grid's combinations are tried; empty where all are, or for other samplers.
+
+    Args:
+        space: finite.
+        sampler: its config.
+        allowed: whether a point keeps the space's constraints.
+        trials: configurations that the sweep tries.
+    """
     if sampler.get("_target_") != GRID:
         return ""
     n = sum(map(allowed, itertools.islice(combinations(space), _COUNTED)))
