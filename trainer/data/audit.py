@@ -1,4 +1,4 @@
-"""What is wrong with data that can be read: repeated rows, rows of one split in another, labels that contradict.
+"""Finds faults in readable data: repeated rows, rows of one split in the other, labels that contradict.
 
 Near duplicates share at least four fifths of their word 5-grams (Jaccard), found by MinHash and locality-sensitive
 hashing (Broder 1997; Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, chapter 3) and then compared exactly.
@@ -20,13 +20,13 @@ from analysis.errors import DataError
 NEAR = 0.8  # Jaccard similarity
 _WORDS = 5  # of a shingle; a shorter text is one shingle
 _BANDS, _ROWS = 20, 5  # of the MinHash signature: a pair at 0.8 is missed once in 2,700 times
-_MANY = 20_000  # rows from which on starting a process a core pays
+_MANY = 20_000  # rows; with more, one process per core is faster than one for all
 _COMPARED = 50  # candidates a row is compared with exactly
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, as in Fibonacci hashing
 _SHOWN = 3  # examples of each kind
 _IMBALANCE = 10.0  # rows of the largest class for one of the smallest
 _FEW = 5  # validation rows of a class, below which its F1 says little
-_BIAS_WORDS = 4  # of a benchmark's sentence at least, to be looked for
+_BIAS_WORDS = 4  # a benchmark's sentence must be longer to be searched for
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Audit:
-    """Everything found.
+    """The faults of a data set.
 
     Attributes:
         rows, empty: split → rows, and those without text.
@@ -86,9 +86,11 @@ class Audit:
 
 
 def audit(train: Sequence[Entry], validation: Sequence[Entry], sentences: Mapping[str, str] | None = None) -> Audit:
-    """Look at all rows of both splits.
+    """Check all rows of both splits.
 
     Args:
+        train: training rows.
+        validation: validation rows.
         sentences: of bias benchmarks: where each stands → the sentence.
     """
     splits = {"train": _spaced(train), "validation": _spaced(validation)}
@@ -108,7 +110,7 @@ def audit(train: Sequence[Entry], validation: Sequence[Entry], sentences: Mappin
 
 
 def overlap(train: Iterable[Entry], validation: Iterable[Entry]) -> Pairs:
-    """Validation rows whose text is that of a training row, but for white space."""
+    """Validation rows whose text is that of a training row, whatever the white space."""
     return _overlap(_spaced(train), _spaced(validation))
 
 
@@ -127,6 +129,7 @@ def refuse_overlap(train: Iterable[Entry], validation: Iterable[Entry]) -> None:
 
 
 def overlap_message(repeated: Pairs) -> str:
+    """A sentence on validation rows that stand among the training rows, and what to do."""
     rows = "1 validation row stands" if repeated.rows == 1 else f"{repeated.rows:,} validation rows stand"
     return (
         f"{rows} among the training rows too, such as {repeated.shown()}: scores would be of rows that were trained on."
@@ -135,7 +138,12 @@ def overlap_message(repeated: Pairs) -> str:
 
 
 def warnings(result: Audit, allow_overlap: bool) -> list[tuple[str, str]]:
-    """What a user should know, each as ``(error or warning, sentence)``; errors first."""
+    """What a user should know, each as ``(error or warning, sentence)``; errors first.
+
+    Args:
+        result: of ``audit``.
+        allow_overlap: ``data.allow_overlap``: repeated rows are a warning, not an error.
+    """
     sentences: list[tuple[str, str]] = []
     if result.exact_across.rows:
         sentences.append(("warning" if allow_overlap else "error", overlap_message(result.exact_across)))
@@ -206,7 +214,7 @@ def _labels(rows: Sequence[Entry]) -> dict[str, int]:
 
 
 def _spaced(rows: Iterable[Entry]) -> list[Entry]:
-    """The rows with white space told alike, once for all that looks at them."""
+    """The rows with every run of white space as one space."""
     return [Entry(" ".join(row.text.split()), row.label, row.place) for row in rows]
 
 
@@ -242,12 +250,13 @@ def _conflicts(rows: Sequence[Entry]) -> Pairs:
 
 
 class Shingler:
-    """Turns texts into hashes of runs of words, case and white space set aside."""
+    """Turns texts into hashes of runs of words, whatever their case and white space."""
 
     def __init__(self) -> None:
         self._words: dict[str, int] = {}
 
     def words(self, text: str) -> np.ndarray:
+        """(words,) uint64: a hash for each word of a text."""
         known, hashes = self._words, []
         for word in text.casefold().split():
             value = known.get(word)
@@ -258,14 +267,20 @@ class Shingler:
 
     @staticmethod
     def runs(words: np.ndarray, n: int) -> np.ndarray:
-        """A hash for each run of ``n`` words; one of all words where there are fewer."""
+        """Hashes of all runs of ``n`` words; one hash of all words where there are fewer.
+
+        Args:
+            words: (words,) from ``words``.
+            n: length of a run.
+
+        Returns:
+            (runs,) uint32.
+        """
         n = min(n, len(words))
         at = len(words) - n + 1
         mixed = np.zeros(at, dtype=np.uint64)
         for i in range(n):
-            mixed = (mixed ^ words[i : i + at]) * np.uint64(
-                0x9E3779B97F4A7C15
-            )  # the golden ratio, as in Fibonacci hashing
+            mixed = (mixed ^ words[i : i + at]) * _GOLDEN
             mixed ^= mixed >> np.uint64(29)
         return (mixed >> np.uint64(32)).astype(np.uint32)
 
@@ -275,7 +290,11 @@ class Shingler:
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """Shared over all, of two sorted arrays without repetition."""
+    """Jaccard similarity: shared elements over all elements.
+
+    Args:
+        a, b: sorted arrays without repetition.
+    """
     shared = len(np.intersect1d(a, b, assume_unique=True))
     return shared / (len(a) + len(b) - shared)
 
@@ -355,7 +374,7 @@ def _candidates(signatures: np.ndarray) -> list[tuple[int, list[int]]]:
 
 
 def _holding(rows: Sequence[Entry], sentences: Mapping[str, str], shingler: Shingler) -> Pairs:
-    """Rows that hold one of the sentences, case and punctuation at its end set aside."""
+    """Rows that hold one of the sentences, whatever its case and the punctuation at its end."""
     by_begin: dict[int, list[tuple[str, str]]] = {}
     for place, sentence in sentences.items():
         words = sentence.casefold().rstrip(" .!?").split()
