@@ -1,4 +1,4 @@
-"""What a sweep says in sentences: does the best trial beat the best of the baselines, and what happened to bias."""
+"""The verdict on a sweep in sentences: whether its best trial beats the best baseline, and what bias does."""
 
 import math
 from collections import Counter
@@ -53,7 +53,12 @@ def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | No
 
 
 def pays(folder: SweepFolder, rows: Sequence[Row]) -> bool | None:
-    """Whether the best trial is shown to beat the best baseline; None where the two cannot be compared."""
+    """Whether the best trial is shown to beat the best baseline; None where the two cannot be compared.
+
+    Args:
+        folder: its item tables decide.
+        rows: ranked.
+    """
     best, baseline = first_completed(rows), max(_baselines(rows), key=_quality, default=None)
     if best is None or baseline is None:
         return None

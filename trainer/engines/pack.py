@@ -246,9 +246,8 @@ class Pack:
         self, batches: list[dict[str, Any]], ids: torch.Tensor, mask: torch.Tensor
     ) -> list[torch.Tensor]:
         assert self._logits is not None
-        targets = self._stack_rows(batches, "labels", -100).roll(
-            -1, 1
-        )  # (rows, tokens): the token that each position predicts
+        # (rows, tokens): the token that each position predicts
+        targets = self._stack_rows(batches, "labels", -100).roll(-1, 1)
         targets[:, -1] = -100
         bears = targets != -100  # on the CPU, so that nothing waits for the device
         here = bears.sum(1).split([len(batch["labels"]) for batch in batches])
