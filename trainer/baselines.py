@@ -65,7 +65,7 @@ def _evaluated(device_cache: DeviceCache, baseline: Baseline, validation: Valida
     """The evaluation, and a note on it for the reader of the leaderboard, if any."""
     trial = baseline.trial
     if baseline.kind == "majority":
-        return _fixed(_majority(device_cache, trial, validation), validation), ""
+        return _without_model(_majority(device_cache, trial, validation), validation), ""
     if baseline.kind == "zero_shot":
         evaluation = _untuned(device_cache, trial, validation)
         if trial.task.name == "completion":
@@ -73,14 +73,14 @@ def _evaluated(device_cache: DeviceCache, baseline: Baseline, validation: Valida
             device_cache.bias_of_base[(*device_cache.base_key(trial), repr(trial.bias))] = sets
         return evaluation, ""
     if trial.task.name == "classification":
-        return _fixed(_vote(device_cache, baseline, validation), validation), ""
+        return _without_model(_vote(device_cache, baseline, validation), validation), ""
     return _prompted(device_cache, baseline, validation)
 
 
 def _untuned(
     device_cache: DeviceCache, trial: TrialConfig, validation: Validation, known: Evaluation | None = None
 ) -> Evaluation:
-    """The base model on all rows and the bias sets; what it writes too, where ``eval.generate`` asks for it."""
+    """The evaluation of the base model on all rows and the bias sets; with answers where ``eval.generate`` is set."""
     base = device_cache.base(trial)
     everything = list(range(len(validation.rows)))
     if trial.task.name == "completion":
@@ -163,7 +163,7 @@ def _frequencies(device_cache: DeviceCache, trial: TrialConfig, labels: tuple[st
     return np.array([counts[label] / total for label in labels])
 
 
-def _fixed(logprobs: np.ndarray, validation: Validation) -> Evaluation:
+def _without_model(logprobs: np.ndarray, validation: Validation) -> Evaluation:
     """The evaluation of probabilities that come from no language model: it has no perplexity and no bias sets."""
     targets = [row.target for row in validation.encoded]
     items: dict[str, list[Any]] = {

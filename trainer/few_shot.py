@@ -164,7 +164,7 @@ def with_examples(
         examples: tuple[int, ...] = ()
         n = 0
         for i in reversed(rows):
-            example = train[i].context[special:] + _open(train[i].completion, base.tokenizer) + separator
+            example = train[i].context[special:] + _without_end(train[i].completion, base.tokenizer) + separator
             if len(examples) + len(example) > room:
                 break
             examples, n = example + examples, n + 1
@@ -174,6 +174,6 @@ def with_examples(
     return result, used
 
 
-def _open(completion: tuple[int, ...], tokenizer: Any) -> tuple[int, ...]:
-    """A label without the end-of-text token that closes it where labels begin one another: the prompt goes on."""
+def _without_end(completion: tuple[int, ...], tokenizer: Any) -> tuple[int, ...]:
+    """A label without the end-of-text token that ``label_tokens`` closes it with: in an example, the prompt goes on."""
     return completion[:-1] if len(completion) > 1 and completion[-1] == tokenizer.eos_token_id else completion

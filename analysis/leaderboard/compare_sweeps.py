@@ -11,7 +11,7 @@ from typing import Any
 
 from analysis.errors import ConfigError, DataError, FolderError
 from analysis.folder import State, SweepFolder, TrialFolder
-from analysis.leaderboard.ranking import Ranking, checked, judged, objective_of, ordered, ranked, rescored
+from analysis.leaderboard.ranking import Ranking, judged, metrics_to_rank_by, objective_of, ordered, ranked, rescored
 from analysis.metrics import METRICS, as_shown
 from analysis.rows import Row, first_completed, sweep_yaml
 from analysis.searched_values import at
@@ -99,7 +99,7 @@ def rank_together(folders: Sequence[SweepFolder], by: Sequence[str] = ()) -> Joi
         raise FolderError("None of the sweeps can be ranked. " + " ".join(notes))
     folders = list(together.by_name.values())
     _same_data(manifests)
-    names = checked(by, {name for row in rows for name in row.metrics})
+    names = metrics_to_rank_by(by, {name for row in rows for name in row.metrics})
     objective, left_out = objective_of(folders[0], rows)
     used = names or [term.metric for term in objective.terms]
     _one_tokenizer(manifests, used)

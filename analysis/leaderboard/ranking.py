@@ -122,7 +122,7 @@ def ordered(folder: SweepFolder, by: Sequence[str] | None = None) -> Ranking:
     """The rows of a sweep folder in order, without comparisons. Arguments and errors as of ``ranked``."""
     sweep = read_sweep(folder)
     rows = read_rows(folder, sweep.searched)
-    names = checked(by or [], {name for row in rows for name in row.metrics})
+    names = metrics_to_rank_by(by or [], {name for row in rows for name in row.metrics})
     objective, left_out = objective_of(folder, rows)
     rows = constrained([_scored(row, objective) for row in rows], constraints_of(folder), folder)
     notes = (sweep.note,) if sweep.note else ()
@@ -271,7 +271,7 @@ def baselines_metrics(folder: SweepFolder, names: Iterable[str], final: bool) ->
     return metrics
 
 
-def checked(by: Sequence[str], there: set[str]) -> list[str]:
+def metrics_to_rank_by(by: Sequence[str], there: set[str]) -> list[str]:
     """Full names of the metrics to rank by.
 
     Args:

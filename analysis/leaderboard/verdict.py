@@ -52,7 +52,7 @@ def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | No
     return "\n".join(lines + _bias(best, untuned))
 
 
-def pays(folder: SweepFolder, rows: Sequence[Row]) -> bool | None:
+def beats_baselines(folder: SweepFolder, rows: Sequence[Row]) -> bool | None:
     """Whether the best trial is shown to beat the best baseline; None where the two cannot be compared.
 
     Args:
@@ -214,7 +214,7 @@ def _name(row: Row) -> str:
 
 
 def _way(row: Row) -> str:
-    """What one does instead of fine-tuning."""
+    """What one would do instead of fine-tuning, as part of a sentence."""
     kind = row.trial_id.partition("@")[0]
     ways = {
         "majority": "naming the most frequent label",

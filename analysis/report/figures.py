@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.folder import MetricsRow, State
 from analysis.objective import Objective, Term
-from analysis.report.insights import Importance, shown
+from analysis.report.insights import Importance, short_value
 from analysis.rows import Row
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ def _figure(height: int = 420) -> "go.Figure":
 
 
 def _hover_text(row: Row) -> str:
-    values = "".join(f"<br>{axis_name(path)} {shown(value)}" for path, value in row.config.items() if value is not None)
+    values = "".join(
+        f"<br>{axis_name(path)} {short_value(value)}" for path, value in row.config.items() if value is not None
+    )
     return f"{row.trial_id} · {row.status.replace('_', ' ')}<br>score {score_text(row.objective)}{values}"
 
 

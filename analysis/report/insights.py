@@ -170,11 +170,11 @@ def _levels(rows: Sequence[Row], path: str) -> list[tuple[str, list[Row]]]:
     values = sorted({row.config[path] for row in known}, key=lambda value: (isinstance(value, str), value))
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     if not numbers or len(values) <= 8:
-        return [(shown(value), [row for row in known if row.config[path] == value]) for value in values]
+        return [(short_value(value), [row for row in known if row.config[path] == value]) for value in values]
     ordered = sorted(known, key=lambda row: row.config[path])
     size = math.ceil(len(ordered) / _BINS)
     parts = [ordered[at : at + size] for at in range(0, len(ordered), size)]
-    return [(f"{shown(part[0].config[path])} – {shown(part[-1].config[path])}", part) for part in parts]
+    return [(f"{short_value(part[0].config[path])} – {short_value(part[-1].config[path])}", part) for part in parts]
 
 
 def _level(label: str, group: Sequence[Row], by: Basis, metrics: Sequence[str]) -> Level:
@@ -195,7 +195,7 @@ def diverged(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.status in (State.DIVERGED, State.OUT_OF_MEMORY)]
 
 
-def shown(value: Any) -> str:
+def short_value(value: Any) -> str:
     """A searched value, short: 2.4e-4, 16, sqrt."""
     if isinstance(value, bool) or not isinstance(value, float):
         return str(value)

@@ -369,7 +369,9 @@ def _most_confused(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> st
 def values_text(row: Row) -> str:
     """A trial's searched values in one line, such as ``rank 8 · learning rate 2e-4``."""
     return " · ".join(
-        f"{figures.axis_name(path)} {insights.shown(value)}" for path, value in row.config.items() if value is not None
+        f"{figures.axis_name(path)} {insights.short_value(value)}"
+        for path, value in row.config.items()
+        if value is not None
     )
 
 

@@ -171,7 +171,7 @@ class Prober:
             return {}
         device_cache = _Sampled(self.device, _sample(self.dataset, _LENGTHS))
         device_cache.share(self.device_cache)
-        window = self.device_cache.base(trial).window  # nothing longer can be asked for
+        window = self.device_cache.base(trial).window  # no longer rows can be trained on
         whole = replace(trial, data=replace(trial.data, max_length=min(window, _LONG)))
         by_split = {}
         splits = {"train": device_cache.training(whole), "validation": device_cache.validation(whole).encoded}

@@ -8,7 +8,7 @@ from analysis.errors import ConfigError, did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses what it does not know with the nearest name, and takes options between overrides.
+    """A parser that refuses unknown options with the nearest name, and takes options between overrides.
 
     Args:
         command: the subcommand's name.

@@ -116,7 +116,7 @@ def _options(command: str) -> dict[str, list[str]]:
 
 
 def _sweep_folders(current: str) -> Iterator[str]:
-    """Folders that hold a sweep, below ``runs/`` and where the word at hand points to."""
+    """Folders that hold a sweep, below ``runs/`` and below the word that is being completed."""
     for pattern in {"runs/*/sweep.yaml", f"{current}*/sweep.yaml", f"{current}*/*/sweep.yaml"}:
         if not pattern.startswith("/"):
             yield from (path.parent.as_posix() for path in Path().glob(pattern))

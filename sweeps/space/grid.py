@@ -12,7 +12,7 @@ from analysis.errors import ConfigError
 from sweeps.space.dimensions import Choices, Scalar, Space, Uniform, active
 
 GRID = "sweeps.search.samplers.GridSampler"
-_COUNTED = 10_000  # combinations at most; of more than that the exact number is not told
+_COUNTED = 10_000  # combinations at most are counted
 
 
 def gridded(space: Space, points: int) -> Space:
@@ -88,7 +88,9 @@ def on_grid(space: Space, sampler: Mapping[str, Any]) -> Space:
     if sampler.get("_target_") != GRID:
         return space
     points = sampler.get("points", 4)
-    return gridded(space, points if isinstance(points, int) and points > 1 else 4)  # what is wrong is said later
+    return gridded(
+        space, points if isinstance(points, int) and points > 1 else 4
+    )  # a wrong number is refused when the sampler is made
 
 
 def grid_size(

@@ -1,4 +1,4 @@
-"""A search space made smaller: by the command line, or by what the machine at hand can do."""
+"""Makes a search space smaller: to what the command line leaves open, and to what this machine can do."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -22,7 +22,7 @@ STOP, ENQUEUE = "stop", "enqueue"
 
 @dataclass(frozen=True)
 class Request:
-    """What somebody asks of a sweep.
+    """A request to a sweep.
 
     Attributes:
         name: of its file, without the ending; unique.

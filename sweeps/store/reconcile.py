@@ -16,7 +16,7 @@ from ray.tune.schedulers import TrialScheduler
 from analysis.folder import ENDED, MetricsRow, State, Status, SweepFolder, TrialFolder
 from sweeps.search.scheduler import GuardedScheduler, StandIn
 from sweeps.search.searcher import GuardedOptunaSearch
-from sweeps.store.recorder import keep_best
+from sweeps.store.recorder import write_best_adapter
 from sweeps.store.tune_results import outcome_of
 
 
@@ -90,7 +90,7 @@ def end_trial(files: TrialFolder, status: Status) -> None:
         files: of the trial.
         status: how it ended.
     """
-    keep_best(files)
+    write_best_adapter(files)
     files.write_status(status)
     files.remove_checkpoints()
 

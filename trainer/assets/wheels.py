@@ -28,7 +28,7 @@ Command = Callable[["Package", Path], list[str]]
 Arrived = Callable[[float], None]  # called with the share of a download that has arrived, from 0 to 1
 
 
-def unwatched(share: float) -> None:
+def ignore_progress(share: float) -> None:
     """Ignores how much has arrived."""
 
 
@@ -86,7 +86,7 @@ def download(
     report: Callable[[str], None],
     command: Command = pip_download,
     pause: Callable[[float], None] = time.sleep,
-    arrived: Arrived = unwatched,
+    arrived: Arrived = ignore_progress,
 ) -> None:
     """Put the wheel at ``keep``, whole and with the right checksum, in at most three tries.
 

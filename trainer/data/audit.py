@@ -93,7 +93,7 @@ def audit(train: Sequence[Entry], validation: Sequence[Entry], sentences: Mappin
         validation: validation rows.
         sentences: of bias benchmarks: where each stands → the sentence.
     """
-    splits = {"train": _spaced(train), "validation": _spaced(validation)}
+    splits = {"train": _single_spaced(train), "validation": _single_spaced(validation)}
     shingler = Shingler()
     near, near_across = _near(splits, shingler)
     return Audit(
@@ -105,13 +105,13 @@ def audit(train: Sequence[Entry], validation: Sequence[Entry], sentences: Mappin
         exact_across=_overlap(*splits.values()),
         near_across=near_across,
         conflicts=_conflicts([*splits["train"], *splits["validation"]]),
-        benchmark=_holding(splits["train"], sentences or {}, shingler),
+        benchmark=_with_sentences(splits["train"], sentences or {}, shingler),
     )
 
 
 def overlap(train: Iterable[Entry], validation: Iterable[Entry]) -> Pairs:
     """Validation rows whose text is that of a training row, whatever the white space."""
-    return _overlap(_spaced(train), _spaced(validation))
+    return _overlap(_single_spaced(train), _single_spaced(validation))
 
 
 def _overlap(train: Iterable[Entry], validation: Iterable[Entry]) -> Pairs:
@@ -213,7 +213,7 @@ def _labels(rows: Sequence[Entry]) -> dict[str, int]:
     return dict(Counter(row.label for row in rows if row.label).most_common())
 
 
-def _spaced(rows: Iterable[Entry]) -> list[Entry]:
+def _single_spaced(rows: Iterable[Entry]) -> list[Entry]:
     """The rows with every run of white space as one space."""
     return [Entry(" ".join(row.text.split()), row.label, row.place) for row in rows]
 
@@ -308,7 +308,7 @@ def _near(splits: Mapping[str, Sequence[Entry]], shingler: Shingler) -> tuple[di
             first.setdefault(row.text, row)
         first.pop("", None)
         kept += [(split, row) for row in first.values()]
-    grams, signatures = _signed([row.text for _, row in kept], shingler)
+    grams, signatures = _all_signatures([row.text for _, row in kept], shingler)
     within: dict[str, list[tuple[str, str]]] = {name: [] for name in splits}
     across: list[tuple[str, str]] = []
     for number, others in _candidates(signatures):
@@ -327,20 +327,20 @@ def _near(splits: Mapping[str, Sequence[Entry]], shingler: Shingler) -> tuple[di
     return {name: _pairs(pairs) for name, pairs in within.items()}, _pairs(across)
 
 
-def _signed(texts: Sequence[str], shingler: Shingler) -> tuple[list[np.ndarray], np.ndarray]:
+def _all_signatures(texts: Sequence[str], shingler: Shingler) -> tuple[list[np.ndarray], np.ndarray]:
     """Shingles and MinHash signature of each text, on all cores where there are many."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if len(texts) < _MANY or cores < 2:
-        return _sign(texts, shingler)
+        return _signatures(texts, shingler)
     size = -(-len(texts) // cores)
     parts = [texts[i : i + size] for i in range(0, len(texts), size)]
     # Spawned, not forked: a caller may have threads of torch's or of a progress display.
     with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
-        done = list(pool.map(_sign, parts))
+        done = list(pool.map(_signatures, parts))
     return [row for grams, _ in done for row in grams], np.concatenate([signatures for _, signatures in done])
 
 
-def _sign(texts: Sequence[str], shingler: Shingler | None = None) -> tuple[list[np.ndarray], np.ndarray]:
+def _signatures(texts: Sequence[str], shingler: Shingler | None = None) -> tuple[list[np.ndarray], np.ndarray]:
     from datasketch import MinHash
 
     shingler, width = shingler or Shingler(), _BANDS * _ROWS
@@ -373,7 +373,7 @@ def _candidates(signatures: np.ndarray) -> list[tuple[int, list[int]]]:
     return [(number, sorted(others)) for number, others in sorted(candidates.items())]
 
 
-def _holding(rows: Sequence[Entry], sentences: Mapping[str, str], shingler: Shingler) -> Pairs:
+def _with_sentences(rows: Sequence[Entry], sentences: Mapping[str, str], shingler: Shingler) -> Pairs:
     """Rows that hold one of the sentences, whatever its case and the punctuation at its end."""
     by_begin: dict[int, list[tuple[str, str]]] = {}
     for place, sentence in sentences.items():

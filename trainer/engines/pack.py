@@ -295,13 +295,13 @@ class Pack:
         training = [slot for slot in self.slots if self.trains(slot)]
         ready = []
         for slot in due:
-            near = [s for s in training if s.to_rung <= _NEAR and self._scored_on(s) == self._scored_on(slot)]
+            near = [s for s in training if s.to_rung <= _NEAR and self._items_key(s) == self._items_key(slot)]
             if near and slot.waited < _NEAR:
                 slot.waited += 1
             else:
                 ready.append(slot)
-        due_together = {self._scored_on(slot) for slot in ready}
-        return [slot for slot in due if self._scored_on(slot) in due_together]
+        due_together = {self._items_key(slot) for slot in ready}
+        return [slot for slot in due if self._items_key(slot) in due_together]
 
     def finish(self, slots: list[Slot]) -> list[Event]:
         """Score slots' best rungs on all validation items and write their adapters."""
@@ -330,7 +330,7 @@ class Pack:
         places = {slot.trial.trial_id: self.slots.index(slot) for slot in slots}
         alike: dict[str, list[int]] = {}
         for slot in slots:
-            alike.setdefault(self._scored_on(slot), []).append(places[slot.trial.trial_id])
+            alike.setdefault(self._items_key(slot), []).append(places[slot.trial.trial_id])
         together = {key: Together(group, self._route) for key, group in alike.items()}
         return {
             trial_id: SlotModel(self.base.model, place, next(t for t in together.values() if place in t.places))
@@ -338,7 +338,7 @@ class Pack:
         }
 
     @staticmethod
-    def _scored_on(slot: Slot) -> str:
+    def _items_key(slot: Slot) -> str:
         """A key of the items that a slot is scored on: equal for slots that can be scored in one pass."""
         trial = slot.trial
         return repr((trial.data, trial.task, trial.eval, trial.bias))
