@@ -88,9 +88,9 @@ def on_grid(space: Space, sampler: Mapping[str, Any]) -> Space:
     if sampler.get("_target_") != GRID:
         return space
     points = sampler.get("points", 4)
-    return gridded(
-        space, points if isinstance(points, int) and points > 1 else 4
-    )  # a wrong number is refused when the sampler is made
+    if not isinstance(points, int) or points < 2:
+        points = 4  # a wrong number is refused when the sampler is made
+    return gridded(space, points)
 
 
 def grid_size(
