@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def load(run: str | Path, by: str | None = None) -> "Run":
-    """A sweep folder, to be looked at with pandas.
+    """A sweep folder as pandas frames.
 
     Args:
         run: the folder that ``lorasweep run`` printed; it may be running.

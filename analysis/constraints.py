@@ -1,8 +1,8 @@
-"""Bounds that a trial has to keep, however good its objective is: ``objective.constraints``.
+"""Constraints of the objective: bounds that a trial has to keep, however good its score is.
 
-A bias figure alone is easily won by a model that can do nothing, so it is ranked under a capability guard: a metric
-that must not pass a bound, or must not be worse than a baseline's by more than a margin. Standard library only:
-workers and proxies may import it.
+A model that can do nothing easily has the best bias figure. So bias is ranked under a capability guard: a metric that
+must not pass a bound, or must not be worse than a baseline's by more than a margin (``objective.constraints``).
+Standard library only: workers and proxies may import it.
 """
 
 import math
@@ -28,7 +28,7 @@ class Constraint:
         metric: name of the metric.
         at_least: lower bound, in the metric's unit.
         at_most: upper bound.
-        baseline: the baseline row that the trial must not be worse than; which way is worse, ``analysis/metrics`` says.
+        baseline: the baseline that the trial must not be worse than (``analysis/metrics.py``: which way is worse).
         margin: by how much it may be worse, in the metric's unit.
     """
 
@@ -47,7 +47,7 @@ class Constraint:
             reference: the baseline's, where the constraint has one.
 
         Returns:
-            Infinite where the value, or a reference that is needed, is not finite: what is not known is not kept.
+            Infinite where the value, or a needed reference, is not finite: an unknown value does not keep a bound.
         """
         if not math.isfinite(value) or (self.baseline is not None and not math.isfinite(reference)):
             return math.inf
@@ -58,7 +58,12 @@ class Constraint:
         return max(over + under)
 
     def sentence(self, value: float, reference: float = math.nan) -> str:
-        """What is violated, with the figures."""
+        """A sentence that says what is violated, with the figures.
+
+        Args:
+            value: of the trial.
+            reference: the baseline's, where the constraint has one.
+        """
         if not math.isfinite(value):
             return f"constraint {self.name}: {self.metric} is not known"
         if self.baseline is None:
@@ -75,7 +80,7 @@ class Constraint:
 
 @dataclass(frozen=True)
 class Constraints:
-    """All constraints of a sweep; none is fine."""
+    """All constraints of a sweep; there may be none."""
 
     items: tuple[Constraint, ...] = ()
 
@@ -134,7 +139,12 @@ class Constraints:
         return {item.name: item.violation(*_values(item, metrics, baselines)) for item in self.items}
 
     def broken(self, metrics: Mapping[str, float], baselines: Baselines) -> list[str]:
-        """A sentence for each constraint that is not kept."""
+        """A sentence for each constraint that is not kept.
+
+        Args:
+            metrics: of the trial.
+            baselines: baseline → its metrics, on the same items as the trial's.
+        """
         values = [(item, *_values(item, metrics, baselines)) for item in self.items]
         return [item.sentence(value, other) for item, value, other in values if item.violation(value, other) > 0.0]
 

@@ -78,7 +78,12 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
 
 def nearest_names(given: str, known: Iterable[str]) -> str:
-    """``did_you_mean`` without the list: "Did you mean …?", or nothing where no known name is near."""
+    """``did_you_mean`` without the list: "Did you mean …?", or nothing where no known name is near.
+
+    Args:
+        given: what the user wrote.
+        known: what would have been right.
+    """
     names = sorted(set(known))
     near = get_close_matches(given, names, n=3, cutoff=0.6)
     if not near:

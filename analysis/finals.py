@@ -1,7 +1,7 @@
 """The final scores of a sweep: its best trials, trained again with other seeds and scored on the test split.
 
-Read from ``finals/`` of a sweep folder, which ``lorasweep finalize`` writes. The validation figure of a trial that was
-chosen for it is too good on average (the winner's curse); how much shows beside the test figures of the same trial.
+Read from ``finals/`` of a sweep folder, which ``lorasweep finalize`` writes. A trial that was chosen by its validation
+figure has one that is too good on average (the winner's curse). The test figure beside it shows by how much.
 """
 
 import math
@@ -43,12 +43,12 @@ class Final:
 
 @dataclass(frozen=True)
 class Finalist:
-    """A trial of the sweep, and what became of it.
+    """A trial of the sweep that was trained again, and its final scores.
 
     Attributes:
         trial_id: as in the leaderboard.
         selected: its metrics in the sweep, by which it was chosen.
-        runs: one a seed.
+        runs: one for each seed.
     """
 
     trial_id: str
@@ -56,16 +56,22 @@ class Finalist:
     runs: tuple[Final, ...]
 
     def values(self, metric: str, split: str = "test") -> list[float]:
-        """A metric of each seed that has it."""
+        """A metric's values, of the seeds that have it.
+
+        Args:
+            metric: its name.
+            split: ``test`` or ``validation``.
+        """
         values = (getattr(run, split).get(metric, math.nan) for run in self.runs)
         return [value for value in values if math.isfinite(value)]
 
     def mean(self, metric: str, split: str = "test") -> float:
+        """Mean of a metric over the seeds; NaN for none. Arguments as of ``values``."""
         values = self.values(metric, split)
         return fmean(values) if values else math.nan
 
     def sd(self, metric: str, split: str = "test") -> float:
-        """Sample standard deviation over the seeds; NaN for fewer than two."""
+        """Sample standard deviation of a metric over the seeds; NaN for fewer than two. Arguments as of ``values``."""
         values = self.values(metric, split)
         return stdev(values) if len(values) > 1 else math.nan
 
@@ -78,15 +84,15 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Look:
-    """One time that somebody looked at the test split.
+    """One run of ``lorasweep finalize``: somebody looked at the test split.
 
     Attributes:
         number: from 1.
         time: when it began, as ISO 8601.
-        user: who.
-        command: how.
-        finalists: trials that were asked for.
-        finished: whether it came to its end.
+        user: who ran it.
+        command: as typed.
+        finalists: trials that were to be scored.
+        finished: whether the run came to its end.
     """
 
     number: int
@@ -257,7 +263,7 @@ def _compared(best: Finalist, name: str, hits: Mapping[str, float], kind: str) -
 
 
 def looks_sentences(looks: Sequence[Look]) -> list[str]:
-    """Who looked before, where it was not once."""
+    """A sentence on who looked at the test split, and a warning where that was more than once."""
     if len(looks) < 2:
         return [f"Test split looked at once, {looks[0].time} by {looks[0].user}." for looks in [looks] if looks]
     listed = "; ".join(f"{look.number}: {look.time} by {look.user} ({', '.join(look.finalists)})" for look in looks)

@@ -39,14 +39,14 @@ ENDED = frozenset({State.COMPLETED, State.STOPPED_EARLY, State.DIVERGED, State.O
 
 @dataclass(frozen=True)
 class Status:
-    """How a trial stands.
+    """The state of a trial: the content of its ``status.json``.
 
     Attributes:
         state: how far it is, or how it ended.
         reason: why, in a sentence; may be empty.
         step: the last optimiser step it reached.
-        where: node and device it ran on last; empty where nobody says so.
-        notes: what went wrong on the way and was mended, such as a damaged checkpoint.
+        where: node and device that it ran on last; empty where that is not known.
+        notes: faults that were overcome, such as a damaged checkpoint.
     """
 
     state: State
@@ -58,7 +58,7 @@ class Status:
 
 @dataclass(frozen=True)
 class MetricsRow:
-    """What one evaluation yielded.
+    """One evaluation of a trial or baseline: a line of its ``metrics.jsonl``.
 
     Attributes:
         trial_id: the trial, or the baseline's name.
@@ -69,8 +69,8 @@ class MetricsRow:
         n_items: items scored.
         metrics: name → value; a value that could not be computed is NaN.
         split: of the items: ``validation``, or, of a final scoring, ``test``.
-        memory: peak bytes so far of the process that trained it, or of its GPU; with those that trained beside it. 0
-            where it is not known.
+        memory: peak bytes so far of the process that trained it, or of its GPU, other trials in it included. 0 where
+            it is not known.
     """
 
     trial_id: str
@@ -85,7 +85,12 @@ class MetricsRow:
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old content or the new one, never a part."""
+    """Write a file so that a reader sees the old content or the new one, never a part. Its folder is made.
+
+    Args:
+        path: of the file.
+        content: all of it; text is written as UTF-8.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     data = content.encode() if isinstance(content, str) else content
@@ -111,7 +116,15 @@ def disk_fault(error: BaseException) -> bool:
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one JSON line in a single write, so that a crash can tear only the last line."""
+    """Append one JSON line in a single write, so that a crash can tear only the last line.
+
+    Args:
+        path: of the file; its folder is made.
+        record: plain values.
+
+    Raises:
+        OSError: where the line cannot be written whole; then nothing of it stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
@@ -159,6 +172,7 @@ class TrialFolder:
         self.lineage_file = root / "lineage.jsonl"  # whose weights it took up, and when (population based training)
 
     def checkpoint_dir(self, step: int) -> Path:
+        """The folder of the checkpoint at a step."""
         return self.checkpoints_dir / str(step)
 
     def checkpoints(self) -> list[int]:
@@ -169,13 +183,21 @@ class TrialFolder:
         return sorted(int(d.name) for d in done)
 
     def remove_checkpoints(self) -> None:
-        """For a trial whose end is on disk: nothing goes on from them any more."""
+        """Remove all checkpoints of a trial whose end is on disk: nothing goes on from them any more."""
         shutil.rmtree(self.checkpoints_dir, ignore_errors=True)
 
     def items_file(self, dataset: str, split: str, step: int) -> Path:
+        """The item table of one evaluation.
+
+        Args:
+            dataset: ``task``, or a bias set such as ``crows_pairs``.
+            split: ``validation`` or ``test``.
+            step: of the checkpoint that was scored.
+        """
         return self.items_dir / f"{dataset}-{split}-{step}.parquet"
 
     def write_status(self, status: Status) -> None:
+        """Write ``status.json``."""
         atomic_write(self.status_file, json.dumps(asdict(status), ensure_ascii=False) + "\n")
 
     def read_status(self) -> Status:
@@ -193,9 +215,11 @@ class TrialFolder:
             ) from None
 
     def append_metrics(self, row: MetricsRow) -> None:
+        """Append an evaluation to ``metrics.jsonl``."""
         append_line(self.metrics_file, asdict(row))
 
     def read_metrics(self) -> list[MetricsRow]:
+        """All evaluations, in the order in which they were written. Lines of another version are skipped."""
         rows = []
         for record in read_lines(self.metrics_file):
             try:
@@ -207,7 +231,12 @@ class TrialFolder:
         return rows
 
     def write_items(self, dataset: str, split: str, step: int, columns: Mapping[str, list[Any]]) -> Path:
-        """Per-item scores as Parquet: ``item_id`` and the columns that the set knows (see CONTRACTS)."""
+        """Write per-item scores as Parquet.
+
+        Args:
+            dataset, split, step: as of ``items_file``.
+            columns: ``item_id``, and the columns of the set; all of one length.
+        """
         import io
 
         import pyarrow as pa
@@ -220,7 +249,14 @@ class TrialFolder:
         return path
 
     def read_items(self, dataset: str, split: str, step: int) -> dict[str, list[Any]]:
-        """Columns of one item table. Raises FolderError if it is not there or cannot be read."""
+        """The columns of one item table.
+
+        Args:
+            dataset, split, step: as of ``items_file``.
+
+        Raises:
+            FolderError: if the table is not there or cannot be read.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -282,15 +318,19 @@ class SweepFolder:
         return TrialFolder(self.finals_dir / name)
 
     def finals(self) -> list[TrialFolder]:
+        """Everything in ``finals/``: finalists, one for each seed, and baselines."""
         return [TrialFolder(path) for path in _folders(self.finals_dir)]
 
     def baseline(self, name: str) -> TrialFolder:
+        """The files of a baseline."""
         return TrialFolder(self.baselines_dir / name)
 
     def trials(self) -> list[TrialFolder]:
+        """The files of all trials that have started."""
         return [TrialFolder(path) for path in _folders(self.trials_dir)]
 
     def baselines(self) -> list[TrialFolder]:
+        """The files of all baselines that were begun."""
         return [TrialFolder(path) for path in _folders(self.baselines_dir)]
 
 

@@ -35,6 +35,7 @@ class Run:
 
     @cached_property
     def ranking(self) -> Ranking:
+        """The ranking, read once."""
         return ranked(self.folder, self._by)
 
     def frame(self) -> "pd.DataFrame":

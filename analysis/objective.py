@@ -1,4 +1,4 @@
-"""The objective: several metrics as one number, comparable between trials, sweeps and machines.
+"""The objective: several metrics made into one number, comparable between trials, sweeps and machines.
 
 Standard library only: workers and proxies import it.
 """
@@ -31,7 +31,7 @@ class Term:
         low: lower end of the scale, in the metric's unit.
         high: upper end.
         weight: above 0.
-        tolerance: for ``lexicographic``, in the metric's unit: values are told apart in steps of it; 0 for exactly.
+        tolerance: for ``lexicographic``, in the metric's unit: values are compared in steps of this size; 0: exactly.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Term:
 
     @property
     def steps(self) -> int:
-        """Into how many steps ``tolerance`` divides the way from the ideal end to the worst one."""
+        """How many steps of ``tolerance`` there are from the ideal end of the scale to the worst one."""
         far = self.high - self.low if self.target is None else max(self.high - self.target, self.target - self.low)
         return max(1, round(far / self.tolerance)) if self.tolerance else _EXACT
 

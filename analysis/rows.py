@@ -26,7 +26,7 @@ class Row:
 
     Attributes:
         kind: ``trial`` or ``baseline``.
-        trial_id: or the baseline's name.
+        trial_id: the trial's, or the baseline's name.
         status: a ``State``, or ``unknown``.
         step: of the checkpoint that was scored; the last one reached where nothing was.
         n_items: validation items that the metrics are from.
@@ -36,10 +36,10 @@ class Row:
         objective: higher is better; NaN where it cannot be computed.
         broken: a sentence for each constraint that it does not keep; a trial without any is feasible.
         reason: why it ended so, and what its files lack.
-        rank: its place, from 1.
+        rank: from 1.
         tokens: training tokens until it was scored, padding not counted.
         seconds: wall time until then, since it was admitted.
-        front: its Pareto front, 1 for what no other trial beats; 0 where the objective has one term, or it is in none.
+        front: number of its Pareto front, 1 for rows that none beats; 0 with one term, or where it is on no front.
         low, high: 95 % interval of what ranks it; NaN where there is none.
         tied: cannot be told from the best trial (analysis/statistics/comparison.py).
         p: of the test against the best trial, corrected for their number; NaN where there is none.
@@ -67,7 +67,12 @@ class Row:
 
 
 def row_files(folder: SweepFolder, row: Row) -> TrialFolder:
-    """The files that a row was read from."""
+    """The files that a row was read from.
+
+    Args:
+        folder: of the sweep.
+        row: of a trial or baseline.
+    """
     return folder.trial(row.trial_id) if row.kind == "trial" else folder.baseline(row.trial_id)
 
 
@@ -83,9 +88,13 @@ def first_completed(rows: Iterable[Row], kind: str = "trial") -> Row | None:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What ranking needs of ``sweep.yaml``: the objective's config, the paths that are searched, the task's labels.
+    """What ranking needs of ``sweep.yaml``.
 
-    ``note`` says that it was written by another version, whose files may hold what this one does not know.
+    Attributes:
+        objective: its config.
+        searched: dotted paths that are searched.
+        labels: of the task; empty without labels.
+        note: says that another version wrote the folder, whose files may hold what this version does not know.
     """
 
     objective: Mapping[str, Any]
@@ -127,7 +136,12 @@ def read_sweep(folder: SweepFolder) -> Sweep:
 
 
 def read_rows(folder: SweepFolder, searched: Sequence[str]) -> list[Row]:
-    """Every baseline and trial of the folder, not ranked yet."""
+    """Every baseline and trial of the folder, not ranked yet.
+
+    Args:
+        folder: may be half written.
+        searched: dotted paths whose values each row gets.
+    """
     reader = ConfigReader(searched)
     baselines = [_read("baseline", files, reader) for files in folder.baselines()]
     trials = [_read("trial", files, reader) for files in folder.trials()]

@@ -1,7 +1,8 @@
-"""The searched values of many trials' ``config.yaml``, read in microseconds instead of milliseconds a file.
+"""Reads the searched values from many trials' ``config.yaml``, in microseconds instead of milliseconds a file.
 
-The files of a sweep are written by one dumper and differ in a few values. A file whose lines are those of the last
-one that YAML read, but for plain values on a line of their own, is read by these lines alone; any other by YAML.
+The files of a sweep are written by one dumper and differ in a few values. So a file is compared with the last one that
+was parsed as YAML: where only plain values differ, each on a line of its own, these lines are read alone. Any other
+file is parsed.
 """
 
 import re
@@ -18,7 +19,7 @@ _PLAIN = re.compile(rb"( *[A-Za-z_][\w.-]*: )([\w.+][\w.+-]*)")
 
 
 class ConfigReader:
-    """Reads the same dotted paths of one file after the other.
+    """Reads the same dotted paths from one file after the other.
 
     Args:
         searched: the paths.
@@ -90,7 +91,12 @@ def _scalar(text: bytes) -> Any:
 
 
 def at(content: Any, *path: str) -> Any:
-    """What lies under these keys of nested mappings; None where there is nothing."""
+    """The value under these keys of nested mappings; None where there is none.
+
+    Args:
+        content: nested mappings.
+        path: keys, the outermost first.
+    """
     for name in path:
         content = content.get(name) if isinstance(content, Mapping) else None
     return content

@@ -38,10 +38,11 @@ COMMANDS = {
 }
 
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # faults of a place, not of ours
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # faults of a disk, not of this program
 
 
 def usage() -> str:
+    """The text of ``lorasweep --help``."""
     calls = {f"lorasweep {name} {call}".rstrip(): what for name, (call, what) in COMMANDS.items()}
     width = max(map(len, calls))
     lines = [f"  {call:<{width}}   {what}" for call, what in calls.items()]
@@ -64,7 +65,7 @@ def usage() -> str:
 
 
 def exit_codes() -> dict[int, str]:
-    """What a shell sees, and what it means."""
+    """Exit code → what it means."""
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, LorasweepError)]
     known = {kind.exit_code: kind.summary for kind in kinds if kind is not LorasweepError}
     return {
@@ -98,11 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         if isinstance(error, OSError) and error.errno in _DISK:
-            told = (
+            message = (
                 f"lorasweep: {error.filename or 'the disk'}: cannot be written ({error.strerror}). Free some space, or"
                 " choose another place (sweep.dir=…, LORASWEEP_CACHE); `lorasweep resume` goes on with a sweep."
             )
-            print(wrapped(told, sys.stderr), file=sys.stderr)
+            print(wrapped(message, sys.stderr), file=sys.stderr)
             return FolderError.exit_code
         print(
             f"lorasweep: unexpected {type(error).__name__}: {error}\n"

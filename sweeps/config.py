@@ -41,6 +41,8 @@ BASELINES = ("majority", "zero_shot", "few_shot", "retrieval")
 
 @dataclass
 class SweepSettings:
+    """Name, place and seed of a sweep."""
+
     name: str | None = None  # the sweep folder is <dir>/<name>
     dir: str = "runs"  # folder
     seed: int = key(0, low=0, high=2**32 - 1)  # of the sampler and of the trials
@@ -48,9 +50,9 @@ class SweepSettings:
 
 @dataclass
 class BudgetConfig:
-    """Whatever is used up first stops the sweep; null and {}: no limit."""
+    """Limits of a sweep: it stops at the first that is reached. null and {}: no limit."""
 
-    hours: float | None = key(None, above=0.0)  # that the sweep runs, all its runs together
+    hours: float | None = key(None, above=0.0)  # for which the sweep runs, all its runs added up
     device_hours: float | None = key(None, above=0.0)  # hours times the devices in use
     tokens: int | None = key(None, low=1)  # training tokens of all trials, padding not counted
     patience: int | None = key(None, low=1)  # trials that end in a row without a better objective
@@ -59,12 +61,14 @@ class BudgetConfig:
 
 @dataclass
 class SearchConfig:
+    """How much is searched, and from where."""
+
     trials: int = key(8, low=1)  # configurations to try, the points of start_from included
-    repeats: int = key(1, low=1)  # seeds of each configuration
+    repeats: int = key(1, low=1)  # seeds with which each configuration is trained
     start_from: list[Any] = field(default_factory=list)  # points to try first: values, or names of known rules
     warm_start: list[str] = field(default_factory=list)  # folders of earlier sweeps to learn from
     budget: BudgetConfig = field(default_factory=BudgetConfig)
-    keep_adapters: int | None = key(None, low=1)  # adapters of so many best trials stay; null: of all
+    keep_adapters: int | None = key(None, low=1)  # how many adapters stay, those of the best trials; null: all
 
 
 @dataclass
@@ -97,7 +101,7 @@ class ObjectiveConfig:
 
     name: str = "single"
     method: str = key("chebyshev", choices=("chebyshev", "lexicographic", "pareto"))
-    ties: str = key("cost", choices=("cost", "score"))  # what is first among trials tied with the best
+    ties: str = key("cost", choices=("cost", "score"))  # what decides among trials that are tied with the best
     rho: float = key(0.05, low=0.0)  # weight of the sum beside the worst term
     terms: dict[str, TermConfig] = field(default_factory=dict)
     constraints: dict[str, ConstraintConfig] = field(default_factory=dict)  # trials that break one rank last
@@ -114,12 +118,16 @@ class TrackingConfig:
 
 @dataclass
 class RayConfig:
+    """The Ray cluster that runs the sweep."""
+
     address: str | None = None  # null: a new local Ray
     max_concurrent_trials: int | None = key(None, low=1)  # null: one a slot, at most 8 without a GPU
 
 
 @dataclass
 class ResourcesConfig:
+    """What a trial may use of a machine."""
+
     gpus_per_trial: float | None = key(None, low=0.0)  # null: one where there is one, else 0
     slots: str | int = key("auto", low=1)  # trials side by side
     threads: int | None = key(None, low=1)  # torch threads a trial
@@ -160,7 +168,13 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class Leaf:
-    """One config key: its type (without ``None``) and the range that ``key`` gave it."""
+    """One config key.
+
+    Attributes:
+        type: without ``None``.
+        optional: whether it may be null.
+        metadata: the range that ``key`` gave it.
+    """
 
     type: Any
     optional: bool
@@ -168,7 +182,12 @@ class Leaf:
 
 
 def schema(cls: type = SweepConfig, prefix: str = "") -> dict[str, Leaf]:
-    """Every dotted path of a config class. A dictionary (``space``, ``data.topics``) is one leaf."""
+    """Every config key: dotted path → type and range. A dictionary (``space``, ``data.topics``) is one key.
+
+    Args:
+        cls: the config class, whose fields may be config classes.
+        prefix: put before each path.
+    """
     hints = get_type_hints(cls)
     leaves: dict[str, Leaf] = {}
     for item in fields(cls):
@@ -185,9 +204,14 @@ def schema(cls: type = SweepConfig, prefix: str = "") -> dict[str, Leaf]:
 
 
 def misfits(config: Mapping[str, Any], cls: type = SweepConfig, prefix: str = "") -> list[tuple[str, str]]:
-    """Where a nested mapping does not fit the class: each path, and what is wrong with it as a sentence.
+    """Where a nested mapping does not fit a config class: dotted path, and what is wrong with it as a sentence.
 
     Finds keys that the class does not have, and single values where keys are expected.
+
+    Args:
+        config: nested.
+        cls: the config class.
+        prefix: put before each path.
     """
     hints, problems = get_type_hints(cls), []
     for name, value in config.items():
@@ -220,7 +244,12 @@ def misfits(config: Mapping[str, Any], cls: type = SweepConfig, prefix: str = ""
 
 
 def ranged(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
-    """Path, value and range of every key that has one, the entries of ``objective.terms`` included."""
+    """Path, value and range of every key that is set, the entries of ``objective.terms`` and ``constraints`` included.
+
+    Args:
+        config: a config dataclass.
+        prefix: put before each path.
+    """
     for item in fields(config):
         value, path = getattr(config, item.name), f"{prefix}{item.name}"
         if is_dataclass(value):
@@ -239,7 +268,11 @@ def measured(config: SweepConfig) -> set[str]:
 
 
 def check_sweep(config: SweepConfig) -> None:
-    """What only several keys together, or a sweep as a whole, can get wrong. Raises ConfigError."""
+    """Check what only several keys together, or the sweep as a whole, can get wrong.
+
+    Raises:
+        ConfigError: at the first fault.
+    """
     _check_sources(config)
     decoder_only = {"crows_pairs": "CrowS-Pairs", "stereoset": "StereoSet", "bbq": "BBQ", "pairs_file": "A pairs file"}
     for name, title in decoder_only.items():
@@ -375,7 +408,7 @@ def milestones(rungs: Sequence[int], grace: Any, factor: Any) -> list[int]:
         grace, factor: the scheduler's ``grace_period`` and ``reduction_factor``.
 
     Raises:
-        ConfigError: where a milestone is no rung: trials would be compared by scores of later steps than it says.
+        ConfigError: where the scheduler would decide at a step that is no rung: it would compare later scores instead.
     """
     if not (isinstance(grace, int | float) and isinstance(factor, int | float) and grace >= 1 and factor > 1):
         raise ConfigError(
@@ -397,6 +430,11 @@ def milestones(rungs: Sequence[int], grace: Any, factor: Any) -> list[int]:
 
 
 def trial_part(config: SweepConfig, trial_id: str) -> TrialConfig:
-    """The parts of a trial, taken out of a sweep's config."""
+    """The parts of a trial, taken out of a sweep's config.
+
+    Args:
+        config: of the sweep, with the trial's values in it.
+        trial_id: such as ``t0003``.
+    """
     shared = {item.name: getattr(config, item.name) for item in fields(TrialConfig) if item.name != "trial_id"}
     return TrialConfig(trial_id=trial_id, **shared)

@@ -3,12 +3,13 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from analysis import fast_yaml
 from analysis.errors import FolderError
-from analysis.folder import State, SweepFolder
+from analysis.folder import State, SweepFolder, TrialFolder
 from analysis.leaderboard import leaderboard
 from sweeps.store.manifest import read_manifest
 from trainer.models.model_files import tensors
@@ -31,7 +32,32 @@ def export(run_dir: str, trial_id: str | None, to: str, merge: bool) -> None:
     """
     folder, target = SweepFolder.open(run_dir), Path(to).absolute()
     manifest = read_manifest(folder)
-    trial_id = trial_id or _best(folder)
+    files = _with_adapter(folder, trial_id or _best(folder), run_dir)
+    if target.exists() and (target.is_file() or any(target.iterdir())):
+        raise FolderError(f"--to {target}: there is something already. Give a folder that does not exist yet.")
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        if merge:
+            _merge(files.adapter_dir, manifest, beside)
+        else:
+            shutil.copytree(files.adapter_dir, beside)
+        card = _card(manifest, files)
+        (beside / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+        if target.exists():
+            target.rmdir()
+        beside.rename(target)
+    except OSError as error:
+        raise FolderError(
+            f"--to {target}: cannot be written ({error.strerror or error}). Choose another place."
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    print(f"{'Merged model' if merge else 'Adapter'} of {files.trial_id} in {target}\n\nLoad it:")
+    print(_loading_code(files, card, target, merge))
+
+
+def _with_adapter(folder: SweepFolder, trial_id: str, run_dir: str) -> TrialFolder:
+    """The files of a trial whose adapter is whole. Raises FolderError or ModelError where there is none."""
     files = folder.trial(trial_id)
     if not files.root.is_dir():
         known = ", ".join(trial.trial_id for trial in folder.trials()) or "none"
@@ -44,40 +70,24 @@ def export(run_dir: str, trial_id: str | None, to: str, merge: bool) -> None:
             f"trial {trial_id} has no adapter, it is {status.state}{why}. `lorasweep rank {run_dir}` shows the others."
         )
     tensors(files.adapter_dir / "adapter_model.safetensors")
-    if target.exists() and (target.is_file() or any(target.iterdir())):
-        raise FolderError(f"--to {target}: there is something already. Give a folder that does not exist yet.")
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        if merge:
-            _merge(files.adapter_dir, manifest, beside)
-        else:
-            shutil.copytree(files.adapter_dir, beside)
-        card = _card(manifest, folder, trial_id)
-        (beside / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
-        if target.exists():
-            target.rmdir()
-        beside.rename(target)
-    except OSError as error:
-        raise FolderError(
-            f"--to {target}: cannot be written ({error.strerror or error}). Choose another place."
-        ) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    base = json.loads((files.adapter_dir / "adapter_config.json").read_text())["base_model_name_or_path"]
+    return files
+
+
+def _loading_code(files: TrialFolder, card: Mapping[str, Any], target: Path, merged: bool) -> str:
+    """The Python lines that load what was written."""
     task = "CausalLM" if card["task"] == "completion" else "SequenceClassification"
-    print(f"{'Merged model' if merge else 'Adapter'} of {trial_id} in {target}\n\nLoad it:")
-    heads = f", num_labels={len(card['labels'])}" if task != "CausalLM" else ""
-    if merge:
-        print(
+    if merged:
+        return (
             f"  from transformers import AutoModelFor{task}\n"
             f"  model = AutoModelFor{task}.from_pretrained({str(target)!r})"
         )
-    else:
-        print(
-            f"  from peft import PeftModel\n  from transformers import AutoModelFor{task}\n"
-            f"  base = AutoModelFor{task}.from_pretrained({base!r}{heads})\n"
-            f"  model = PeftModel.from_pretrained(base, {str(target)!r})"
-        )
+    base = json.loads((files.adapter_dir / "adapter_config.json").read_text())["base_model_name_or_path"]
+    heads = f", num_labels={len(card['labels'])}" if task != "CausalLM" else ""
+    return (
+        f"  from peft import PeftModel\n  from transformers import AutoModelFor{task}\n"
+        f"  base = AutoModelFor{task}.from_pretrained({base!r}{heads})\n"
+        f"  model = PeftModel.from_pretrained(base, {str(target)!r})"
+    )
 
 
 def _best(folder: SweepFolder) -> str:
@@ -90,12 +100,13 @@ def _best(folder: SweepFolder) -> str:
     )
 
 
-def _card(manifest: dict[str, Any], folder: SweepFolder, trial_id: str) -> dict[str, Any]:
-    config = fast_yaml.load(folder.trial(trial_id).config_file.read_text())
-    rows = folder.trial(trial_id).read_metrics()
+def _card(manifest: dict[str, Any], files: TrialFolder) -> dict[str, Any]:
+    """The content of ``lorasweep.json``: what one needs to know to use the weights."""
+    config = fast_yaml.load(files.config_file.read_text())
+    rows = files.read_metrics()
     return {
         "sweep": manifest["name"],
-        "trial_id": trial_id,
+        "trial_id": files.trial_id,
         "task": config["task"]["name"],
         "prompt": config["task"]["prompt"] if config["task"]["name"] == "completion" else None,
         "max_length": config["data"]["max_length"],
@@ -107,7 +118,7 @@ def _card(manifest: dict[str, Any], folder: SweepFolder, trial_id: str) -> dict[
 
 
 def _merge(adapter: Path, manifest: dict[str, Any], to: Path) -> None:
-    """In float32: merging into quantised weights would round the adapter away."""
+    """Write the merged model. In float32: merging into quantised weights would round the adapter away."""
     import torch
     from peft import PeftModel
 

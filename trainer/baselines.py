@@ -1,4 +1,4 @@
-"""What fine-tuning has to beat, as rows of the leaderboard: scored by the same code on the same items as trials.
+"""Scores the baselines that fine-tuning has to beat, by the code and on the items that trials are scored by.
 
 - ``majority``: the share of each label among the training rows, whatever the text;
 - ``zero_shot``: the untuned model. In classification its head is the seeded random one that trials start from: that
@@ -36,9 +36,9 @@ def score_baseline(
 
     Args:
         device_cache: base models and data of this device.
-        baseline: which.
-        folder: emptied first: what a worker that died left is done again.
-        validation: other rows to score, such as the test split.
+        baseline: its kind, model, data and settings.
+        folder: of the baseline; emptied first, as a worker that died may have left a part.
+        validation: rows to score in place of the validation rows, such as the test split.
     """
     started = time.monotonic()
     shutil.rmtree(folder.root, ignore_errors=True)
@@ -62,10 +62,10 @@ def score_baseline(
 
 
 def _evaluated(device_cache: DeviceCache, baseline: Baseline, validation: Validation) -> tuple[Evaluation, str]:
-    """The evaluation, and what the reader of the leaderboard must know about it."""
+    """The evaluation, and a note on it for the reader of the leaderboard, if any."""
     trial = baseline.trial
     if baseline.kind == "majority":
-        return _fixed(_majority(device_cache, trial, validation), validation), ""
+        return _without_model(_majority(device_cache, trial, validation), validation), ""
     if baseline.kind == "zero_shot":
         evaluation = _untuned(device_cache, trial, validation)
         if trial.task.name == "completion":
@@ -73,14 +73,14 @@ def _evaluated(device_cache: DeviceCache, baseline: Baseline, validation: Valida
             device_cache.bias_of_base[(*device_cache.base_key(trial), repr(trial.bias))] = sets
         return evaluation, ""
     if trial.task.name == "classification":
-        return _fixed(_vote(device_cache, baseline, validation), validation), ""
+        return _without_model(_vote(device_cache, baseline, validation), validation), ""
     return _prompted(device_cache, baseline, validation)
 
 
 def _untuned(
     device_cache: DeviceCache, trial: TrialConfig, validation: Validation, known: Evaluation | None = None
 ) -> Evaluation:
-    """The base model on all rows and the bias sets; what it writes too, where ``eval.generate`` asks for it."""
+    """The evaluation of the base model on all rows and the bias sets; with answers where ``eval.generate`` is set."""
     base = device_cache.base(trial)
     everything = list(range(len(validation.rows)))
     if trial.task.name == "completion":
@@ -114,7 +114,7 @@ def _bias_of_base(
 def _prompted(device_cache: DeviceCache, baseline: Baseline, validation: Validation) -> tuple[Evaluation, str]:
     """The untuned model with examples before each item.
 
-    Swapped rows (``bias.swap``) are not measured: they would have to be asked with examples of their own.
+    Swapped rows (``bias.swap``) are not scored: each would need examples of its own.
     """
     trial = baseline.trial
     base, train = device_cache.base(trial), device_cache.tokens(trial, "train")
@@ -163,7 +163,7 @@ def _frequencies(device_cache: DeviceCache, trial: TrialConfig, labels: tuple[st
     return np.array([counts[label] / total for label in labels])
 
 
-def _fixed(logprobs: np.ndarray, validation: Validation) -> Evaluation:
+def _without_model(logprobs: np.ndarray, validation: Validation) -> Evaluation:
     """The evaluation of probabilities that come from no language model: it has no perplexity and no bias sets."""
     targets = [row.target for row in validation.encoded]
     items: dict[str, list[Any]] = {

@@ -23,7 +23,15 @@ def key(
     above: float | None = None,
     factory: Any = MISSING,
 ) -> Any:
-    """A config field with its range: ``choices``, or ``low``/``high`` (inclusive) and ``above`` (exclusive)."""
+    """A config field with its range.
+
+    Args:
+        default: of the field.
+        choices: its only values.
+        low, high: bounds of a number, inclusive.
+        above: lower bound, exclusive.
+        factory: makes the default, in its place.
+    """
     metadata = {"choices": choices, "low": low, "high": high, "above": above}
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
@@ -32,6 +40,8 @@ def key(
 
 @dataclass
 class ModelConfig:
+    """The base model."""
+
     source: str = key("package", choices=("package", "local", "hub"))  # where the weights come from
     package: str | None = None  # source=package: a name in trainer/assets/packages.py
     path: str | None = None  # source=local: a folder with config.json, tokenizer and safetensors or GGUF weights
@@ -55,6 +65,8 @@ class SplitConfig:
 
 @dataclass
 class DataConfig:
+    """The rows, and how they are read."""
+
     source: str = key("newsgroups", choices=SOURCES)
     train: str | None = None  # file; source=folder: a folder; source=hub: a split's name
     validation: str | None = None  # the same
@@ -63,7 +75,7 @@ class DataConfig:
     subset: str | None = None  # source=hub: configuration of the data set
     revision: str | None = None  # source=hub: a commit hash or tag
     package: str | None = None  # source=package: a name in trainer/assets/packages.py; the files are in it
-    schema: str | None = key(None, choices=(*SCHEMAS, None))  # null: told by the columns
+    schema: str | None = key(None, choices=(*SCHEMAS, None))  # null: the one that the columns fit
     text: str = "text"  # column, of schemas label and text
     label: str = "label"  # column, of schema label
     prompt: str = "prompt"  # column, of schema completion
@@ -84,6 +96,8 @@ class DataConfig:
 
 @dataclass
 class TaskConfig:
+    """What the model learns to do."""
+
     name: str = key("completion", choices=("completion", "classification"))
     prompt: str = "{text}\nLabel:"  # completion: what stands before the label; {text} is the row's text
     normalization: str = key("sum", choices=("sum", "token"))  # of label log-likelihoods: summed, or mean per token
@@ -91,12 +105,14 @@ class TaskConfig:
 
 @dataclass
 class LoraSettings:
+    """The adapter."""
+
     rank: int = key(8, low=1, high=1024)
     alpha_rule: str = key("ratio", choices=("fixed", "ratio", "sqrt"))
     alpha_value: float = key(2.0, above=0.0)
     dropout: float = key(0.0, low=0.0, high=0.95)  # probability
     targets: str = "all_linear"  # attention, all_linear, or module names joined by '+'
-    # what only engine=hf can do:
+    # only with engine=hf:
     dora: bool = False  # weight-decomposed LoRA (Liu et al. 2024, arXiv 2402.09353)
     bias: str = key("none", choices=("none", "all", "lora_only"))  # which biases of the base model are trained
     modules_to_save: list[str] = field(default_factory=list)  # modules trained in full, such as [embed_tokens]
@@ -118,6 +134,8 @@ class EngineConfig:
 
 @dataclass
 class OptimConfig:
+    """AdamW and its schedule."""
+
     lr: float = key(1e-3, above=0.0, high=1e4)  # peak learning rate
     weight_decay: float = key(0.0, low=0.0, high=10.0)
     schedule: str = key("linear", choices=("linear", "cosine", "constant"))
@@ -128,6 +146,8 @@ class OptimConfig:
 
 @dataclass
 class TrainConfig:
+    """Steps, batches and rungs."""
+
     max_steps: int = key(48, low=1)  # optimiser steps
     batch_size: int = key(16, low=1)  # rows per optimiser step
     accumulation: int = key(1, low=1)  # micro-steps per optimiser step; divides batch_size
@@ -137,6 +157,8 @@ class TrainConfig:
 
 @dataclass
 class EvalConfig:
+    """How a trial is scored."""
+
     rung_items: int = key(96, low=2)  # validation rows scored at rungs: fixed, stratified by label
     batch_size: int = key(64, low=1)  # rows a scoring batch
     stride: int | None = key(None, low=1)  # data.schema=text: tokens that a window scores; null: all but its first
@@ -146,6 +168,8 @@ class EvalConfig:
 
 @dataclass
 class BiasConfig:
+    """What bias is measured on."""
+
     name: str = key("fast", choices=("fast", "full", "none"))
     crows_pairs: int = key(100, low=0)  # sentence pairs, fixed and stratified by category; 0 = not measured
     stereoset: int = key(60, low=0)  # contexts, fixed and stratified by category; 0 = not measured
@@ -214,17 +238,18 @@ class Baseline:
 
     @property
     def name(self) -> str:
+        """The row's name in the leaderboard, such as ``zero_shot`` or ``zero_shot@nf4``."""
         return self.trial.trial_id
 
 
 def check_value(path: str, value: Any, metadata: Any, where: str = "") -> None:
-    """Raises ConfigError unless ``value`` is in the range that a field's metadata gives.
+    """Raises ConfigError unless a value is in the range that a field's metadata gives.
 
     Args:
         path: dotted config path, for the message.
-        value: what was given.
+        value: of the key.
         metadata: of a dataclass field made by ``key``.
-        where: file, override or space entry the value came from.
+        where: file, override or space entry that the value came from, for the message.
     """
     came = f" ({where})" if where else ""
     choices = metadata.get("choices")
@@ -244,7 +269,15 @@ def check_value(path: str, value: Any, metadata: Any, where: str = "") -> None:
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:
-    """``check_value`` for every field of a dataclass tree. Raises ConfigError at the first that fails."""
+    """``check_value`` for every field of a config dataclass and of those in it.
+
+    Args:
+        config: the dataclass.
+        prefix: put before each path in messages.
+
+    Raises:
+        ConfigError: at the first value out of range.
+    """
     for item in fields(config):
         value, path = getattr(config, item.name), f"{prefix}{item.name}"
         if is_dataclass(value):
@@ -254,7 +287,11 @@ def check_ranges(config: Any, prefix: str = "") -> None:
 
 
 def check_trial(trial: TrialConfig) -> None:
-    """Ranges, and what only several keys together can get wrong. Raises ConfigError."""
+    """Check all ranges of a trial, and what only several keys together can get wrong.
+
+    Raises:
+        ConfigError: at the first fault.
+    """
     check_ranges(trial)
     train, task = trial.train, trial.task
     if train.batch_size % train.accumulation:

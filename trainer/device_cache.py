@@ -1,4 +1,4 @@
-"""What a device keeps between trials: base models, data sets and their tokens."""
+"""The cache of a device: base models, data sets and their tokens, kept between trials."""
 
 from dataclasses import replace
 from typing import Any
@@ -20,13 +20,13 @@ _BASES = 4  # one model at every precision
 
 
 class DeviceCache:
-    """Loads what a trial needs once and hands out the same object afterwards.
+    """Loads what a trial needs once, and gives the same object to every trial that needs it.
 
     Args:
         device: where base models stay.
 
     Attributes:
-        bias_of_base: item tables of the bias sets, of base models without an adapter, by ``base_key`` and bias config.
+        bias_of_base: ``base_key`` and bias config → item tables of the bias sets, scored without an adapter.
     """
 
     def __init__(self, device: torch.device):
@@ -35,7 +35,11 @@ class DeviceCache:
         self.bias_of_base: dict[tuple[str, ...], dict[str, dict[str, list[Any]]]] = {}
 
     def dataset(self, trial: TrialConfig) -> Dataset:
-        """Raises DataError for files that cannot be used."""
+        """The rows of the trial's data.
+
+        Raises:
+            DataError: for files that cannot be used.
+        """
         dataset: Dataset = self._once(("dataset", repr(trial.data)), lambda: load_dataset(trial.data))
         return dataset
 
@@ -45,7 +49,11 @@ class DeviceCache:
         return ("base", repr(trial.model), trial.precision, trial.task.name, head)
 
     def base(self, trial: TrialConfig) -> BaseModel:
-        """Raises ModelError or HardwareError (see ``load_base``)."""
+        """The base model at the trial's precision, with its task head. At most four are kept.
+
+        Raises:
+            ModelError, HardwareError: see ``load_base``.
+        """
         labels = len(self.dataset(trial).labels)
         bases = [key for key in self._kept if key[0] == "base"]
         name = self.base_key(trial)
@@ -94,7 +102,7 @@ class DeviceCache:
         return Validation(tokens.rows, tokens.encoded, dataset.labels, rung, bias, dataset.schema)
 
     def _bias_items(self, trial: TrialConfig, dataset: Dataset, tokens: Tokens, split: str) -> BiasItems:
-        """What bias is measured on: of a decoder its preferences too, of every task with labels its predictions."""
+        """The items that bias is measured on: the bias sets for a decoder, swapped rows for every task with labels."""
         bias, task = trial.bias, trial.task
         items = self._once(("bias", repr(bias)), lambda: load_bias(bias)) if task.name != "classification" else None
         if not bias.swap or not dataset.labels:
@@ -121,7 +129,7 @@ class DeviceCache:
         return Validation(tokens.rows, tokens.encoded, dataset.labels, [], bias, dataset.schema, "test")
 
     def facts(self, trial: TrialConfig) -> dict[str, Any]:
-        """What ``sweep.yaml`` says of the data, the rows that could not be made into tokens included."""
+        """What ``sweep.yaml`` records of the data: rows, labels, tokens, and rows that were left out."""
         dataset = self.dataset(trial)
         splits = {split: self.tokens(trial, split) for split in ("train", "validation")}
         left_out = (*dataset.skipped, *(place for tokens in splits.values() for place in tokens.skipped))
@@ -132,7 +140,12 @@ class DeviceCache:
         }
 
     def tokens(self, trial: TrialConfig, split: str) -> Tokens:
-        """The rows of a split, ``train`` or ``validation``, as read."""
+        """The rows of a split as tokens, without copies or weights.
+
+        Args:
+            trial: its data, model and task.
+            split: ``train`` or ``validation``.
+        """
         dataset = self.dataset(trial)
         training = split == "train"
         name = ("tokens", split, repr(trial.data), repr(trial.model), repr(trial.task))
@@ -160,6 +173,7 @@ class DeviceCache:
         )
 
     def _once(self, name: tuple[str, ...], make: Any) -> Any:
+        """What is kept under a name; made the first time."""
         if name not in self._kept:
             self._kept[name] = make()
         return self._kept[name]

@@ -1,4 +1,4 @@
-"""Labelled training rows as examples in a prompt: which ones, and how they stand before an item.
+"""Labelled training rows as examples in a prompt: how they are chosen, and how they are put before an item.
 
 Examples are the training rows as a trial sees them (same prompt, same cut), one after the other with an empty line
 between, the nearest last: Brown et al. 2020 (arXiv 2005.14165); nearest neighbours as examples: Liu et al. 2022
@@ -27,7 +27,7 @@ _CHUNK = 256  # items whose similarity to all training rows is in memory at a ti
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Of each item the nearest training rows.
+    """The nearest training rows of each item.
 
     Attributes:
         rows: (items, k) indices, the nearest first.
@@ -39,7 +39,13 @@ class Neighbours:
 
 
 def few_shot_rows(train: Sequence[Row], k: int, seed: int) -> list[int]:
-    """The same ``k`` rows for every item: each label in proportion, in an order that does not follow the labels."""
+    """Indices of the examples that stand before every item.
+
+    Args:
+        train: training rows.
+        k: how many; each label in proportion.
+        seed: another seed gives other rows. The order depends on it too, and not on the labels.
+    """
     chosen = stratified([row.item_id for row in train], [row.label for row in train], k, seed)
     return sorted(chosen, key=lambda i: sha256(f"{seed}:order:{train[i].item_id}".encode()).digest())
 
@@ -88,7 +94,16 @@ def _tfidf(train: list[str], items: list[str]) -> tuple[Any, Any]:
 
 @torch.inference_mode()
 def embed(base: BaseModel, texts: list[str], batch_size: int = 32) -> NDArray[np.float32]:
-    """(texts, width) unit vectors: the mean of the last hidden states over a text's tokens."""
+    """Sentence vectors: the mean of the last hidden states over a text's tokens.
+
+    Args:
+        base: the model, its tokenizer and device.
+        texts: cut to 512 tokens, or the model's window.
+        batch_size: texts a pass.
+
+    Returns:
+        (texts, width), each of length 1.
+    """
     window = min(getattr(base.model.config, "max_position_embeddings", None) or 512, 512)
     ids = base.tokenizer(texts, truncation=True, max_length=window).input_ids
     order = sorted(range(len(texts)), key=lambda i: -len(ids[i]))
@@ -149,7 +164,7 @@ def with_examples(
         examples: tuple[int, ...] = ()
         n = 0
         for i in reversed(rows):
-            example = train[i].context[special:] + _open(train[i].completion, base.tokenizer) + separator
+            example = train[i].context[special:] + _without_end(train[i].completion, base.tokenizer) + separator
             if len(examples) + len(example) > room:
                 break
             examples, n = example + examples, n + 1
@@ -159,6 +174,6 @@ def with_examples(
     return result, used
 
 
-def _open(completion: tuple[int, ...], tokenizer: Any) -> tuple[int, ...]:
-    """A label without the end-of-text token that closes it where labels begin one another: the prompt goes on."""
+def _without_end(completion: tuple[int, ...], tokenizer: Any) -> tuple[int, ...]:
+    """A label without the end-of-text token that ``label_tokens`` closes it with: in an example, the prompt goes on."""
     return completion[:-1] if len(completion) > 1 and completion[-1] == tokenizer.eos_token_id else completion

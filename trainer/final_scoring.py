@@ -1,4 +1,4 @@
-"""The final scoring of a trained adapter on the test split."""
+"""The final scoring of a trained adapter on the test split, and the answers that it writes."""
 
 import time
 from collections.abc import Iterator
@@ -53,7 +53,13 @@ def score_on_test(device_cache: DeviceCache, trial: TrialConfig, folder: TrialFo
 
 
 def generate_answers(device_cache: DeviceCache, trial: TrialConfig, folder: TrialFolder) -> None:
-    """Let a completed trial's adapter write answers to the validation rows; its final row gets their metrics too."""
+    """Let a completed trial's adapter write answers to the validation rows, and add their metrics to its final row.
+
+    Args:
+        device_cache: base models and data of this device; no adapter is on the base model.
+        trial: how the adapter was trained.
+        folder: of the trial.
+    """
     base, validation = device_cache.base(trial), device_cache.validation(trial)
     with saved_adapter(base, trial, folder.adapter_dir) as model:
         metrics, table = answers(base, model, trial, validation)
@@ -64,7 +70,16 @@ def generate_answers(device_cache: DeviceCache, trial: TrialConfig, folder: Tria
 
 @contextmanager
 def saved_adapter(base: BaseModel, trial: TrialConfig, adapter: Path) -> Iterator[PeftModel]:
-    """The base model with an adapter that was saved; afterwards the base model is as it was."""
+    """Put a saved adapter on its base model; afterwards the base model is as it was.
+
+    Args:
+        base: the base model at the trial's precision.
+        trial: how the adapter was trained.
+        adapter: its folder.
+
+    Yields:
+        The model with the adapter, for scoring.
+    """
     biases = [
         (p, p.detach().clone())
         for name, p in base.model.named_parameters()

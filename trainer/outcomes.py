@@ -1,4 +1,4 @@
-"""How a trial ends other than by completing."""
+"""How a trial ends other than by completing: diverged, out of memory, or failed."""
 
 import torch
 
@@ -19,9 +19,15 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def ended_by(error: BaseException, trial_id: str, step: int) -> Ended:
-    """What an exception makes of a trial that had done ``step`` optimiser steps.
+    """The end of a trial that raised an error.
 
-    Raises the error itself where it is the disk's: that is no trial's fault, and ends none.
+    Args:
+        error: that was raised.
+        trial_id: of the trial.
+        step: optimiser steps that it had done.
+
+    Raises:
+        BaseException: the error itself where it is a fault of the disk, which is no trial's fault and ends none.
     """
     if disk_fault(error):
         raise error

@@ -1,15 +1,15 @@
-"""Importing the large libraries in less time."""
+"""Imports torch, bitsandbytes, PEFT and scikit-learn ahead of their use, in less time."""
 
 from collections.abc import Callable
 from typing import Any
 
 
 def import_libraries() -> None:
-    """Import torch, bitsandbytes and PEFT; whoever imports them later finds them there.
+    """Import torch, bitsandbytes and PEFT, so that later imports of them take no time.
 
-    While it is imported, bitsandbytes 0.50 wraps some fallbacks of its kernels in ``torch.compile``, which imports
-    TorchInductor: a fifth of the time of all these imports. Here they stay as written: they are for devices without
-    kernels of its own (it has some for NVIDIA GPUs and for CPUs), and compiling them would ask for a C++ compiler.
+    On import, bitsandbytes 0.50 wraps some fallbacks of its kernels in ``torch.compile``, which imports TorchInductor:
+    a fifth of the time of all these imports. Here the fallbacks are left uncompiled. They are for devices for which
+    bitsandbytes has no kernels (it has some for NVIDIA GPUs and for CPUs), and compiling them needs a C++ compiler.
     """
     import torch
 
@@ -17,7 +17,7 @@ def import_libraries() -> None:
     setattr(torch, "compile", _as_written)  # noqa: B010  # mypy knows the real one's overloads
     try:
         import bitsandbytes  # noqa: F401
-    except Exception:  # one that does not load is told where it is needed: precision_fault
+    except Exception:  # its fault is reported where it is needed (precision_fault)
         pass
     finally:
         setattr(torch, "compile", real)  # noqa: B010
@@ -30,5 +30,5 @@ def import_scorers() -> None:
 
 
 def _as_written(function: Callable[..., Any] | None = None, **options: Any) -> Any:
-    """In the place of ``torch.compile``: a function, or a decorator, that changes nothing."""
+    """Stands in for ``torch.compile``: returns the function, or a decorator, that changes nothing."""
     return _as_written if function is None else function

@@ -1,4 +1,4 @@
-"""What a ranking may claim, in sentences: is there a winner, who is tied, and what to expect on new items."""
+"""Sentences on how sure a ranking is: whether there is a winner, who is tied, what to expect on new items."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ _SHARES = ("accuracy", "macro_f1")
 
 
 def claims(rows: Sequence[Row], judgement: "Judgement") -> list[str]:
-    """One sentence a line.
+    """Sentences on how sure a ranking is.
 
     Args:
         rows: ranked.
@@ -57,7 +57,12 @@ def _standing(rows: Sequence[Row], judgement: "Judgement") -> str:
 
 
 def corrected(rows: Sequence[Row], judgement: "Judgement") -> str:
-    """What to expect of the best on new items; empty where that is not known."""
+    """A sentence on what to expect of the best trial on new items; empty where that is not known.
+
+    Args:
+        rows: ranked.
+        judgement: of the same ranking.
+    """
     best = next(row for row in rows if row.trial_id == judgement.best)
     name = next((name for name in judgement.corrected if name in best.metrics and name in METRICS), None)
     if name is None:

@@ -1,4 +1,4 @@
-"""Several sweeps side by side: one ranking of all their trials, and what sets their bests and their configs apart.
+"""Several sweeps together: one ranking of all their trials, or their best trials and configs side by side.
 
 Trials of two sweeps can be compared where they were scored on the same data (one fingerprint). Perplexity is a figure
 per token, so it is comparable within one tokenizer only; across models, bits per byte is.
@@ -11,7 +11,7 @@ from typing import Any
 
 from analysis.errors import ConfigError, DataError, FolderError
 from analysis.folder import State, SweepFolder, TrialFolder
-from analysis.leaderboard.ranking import Ranking, checked, judged, objective_of, ordered, ranked, rescored
+from analysis.leaderboard.ranking import Ranking, judged, metrics_to_rank_by, objective_of, ordered, ranked, rescored
 from analysis.metrics import METRICS, as_shown
 from analysis.rows import Row, first_completed, sweep_yaml
 from analysis.searched_values import at
@@ -32,10 +32,12 @@ class SweepFolders(SweepFolder):
         self.by_name = dict(zip(_names(folders), folders, strict=True))
 
     def trial(self, trial_id: str) -> TrialFolder:
+        """The files of a trial, ``<sweep>/<trial>``."""
         name, _, own = trial_id.rpartition("/")
         return self.by_name[name].trial(own)
 
     def baseline(self, name: str) -> TrialFolder:
+        """The files of a baseline, ``<sweep>/<name>``."""
         sweep, _, own = name.rpartition("/")
         return self.by_name[sweep].baseline(own)
 
@@ -68,7 +70,11 @@ class JointRanking:
 
 
 def rank_together(folders: Sequence[SweepFolder], by: Sequence[str] = ()) -> JointRanking:
-    """Rank the trials of several sweeps as one list, by the objective of the first, or by metrics.
+    """Rank the trials of several sweeps as one list.
+
+    Args:
+        folders: of the sweeps. One that cannot be read is left out, with a note.
+        by: metrics to rank by, the first deciding; empty: the objective of the first sweep.
 
     Raises:
         DataError: where the sweeps were scored on different data.
@@ -93,7 +99,7 @@ def rank_together(folders: Sequence[SweepFolder], by: Sequence[str] = ()) -> Joi
         raise FolderError("None of the sweeps can be ranked. " + " ".join(notes))
     folders = list(together.by_name.values())
     _same_data(manifests)
-    names = checked(by, {name for row in rows for name in row.metrics})
+    names = metrics_to_rank_by(by, {name for row in rows for name in row.metrics})
     objective, left_out = objective_of(folders[0], rows)
     used = names or [term.metric for term in objective.terms]
     _one_tokenizer(manifests, used)
@@ -143,7 +149,15 @@ def _model(content: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Side:
-    """One sweep beside others."""
+    """One sweep beside others.
+
+    Attributes:
+        name: of the sweep.
+        folder: its files.
+        ranking: of its trials.
+        content: of its ``sweep.yaml``.
+        best: its best completed trial, if any.
+    """
 
     name: str
     folder: SweepFolder
@@ -170,7 +184,14 @@ class Comparison:
 
 
 def compare(folders: Sequence[SweepFolder]) -> Comparison:
-    """Sweeps side by side: what they were, their best trials, and whether these can be told apart."""
+    """Put sweeps side by side: their data and models, their best trials, and whether these can be told apart.
+
+    Args:
+        folders: of the sweeps, at least two.
+
+    Raises:
+        FolderError: for a folder that is given twice or cannot be read.
+    """
     together = SweepFolders(folders)
     sides = []
     for name, folder in together.by_name.items():

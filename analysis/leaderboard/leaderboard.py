@@ -22,7 +22,12 @@ _MORE = ("low", "high", "p", "tied", "front", "tokens", "seconds")
 
 
 def write(folder: SweepFolder, rows: Sequence[Row]) -> None:
-    """Write ``leaderboard.csv``."""
+    """Write ``leaderboard.csv``.
+
+    Args:
+        folder: of the sweep.
+        rows: ranked.
+    """
     atomic_write(folder.leaderboard_file, to_csv(rows))
 
 

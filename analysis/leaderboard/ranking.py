@@ -1,4 +1,4 @@
-"""The order of a leaderboard.
+"""The ranking of a sweep's trials and baselines.
 
 Ranked are first the rows that were scored on all validation items, completed trials and baselines alike; then those
 scored on the rung subset (stopped early, running); then, in the same two classes, the trials that break a constraint;
@@ -60,7 +60,14 @@ class Ranking:
 def build(folder: SweepFolder, by: Sequence[str] | None = None) -> list[Row]:
     """The rows of a sweep folder, ranked: those of ``ranked`` without the comparisons.
 
-    What is written while a sweep runs, where each trial that ends would cost a comparison of all.
+    This is for use while a sweep runs, where comparing all trials after each that ends would cost too much.
+
+    Args:
+        folder: may be half written.
+        by: metrics to rank by, the first deciding, instead of the objective.
+
+    Raises:
+        FolderError, ConfigError: as ``ranked``.
     """
     return ordered(folder, by).rows
 
@@ -112,10 +119,10 @@ def judged(folder: SweepFolder, ranking: Ranking, labels: Sequence[str]) -> Rank
 
 
 def ordered(folder: SweepFolder, by: Sequence[str] | None = None) -> Ranking:
-    """The rows of a sweep folder in order, without comparisons."""
+    """The rows of a sweep folder in order, without comparisons. Arguments and errors as of ``ranked``."""
     sweep = read_sweep(folder)
     rows = read_rows(folder, sweep.searched)
-    names = checked(by or [], {name for row in rows for name in row.metrics})
+    names = metrics_to_rank_by(by or [], {name for row in rows for name in row.metrics})
     objective, left_out = objective_of(folder, rows)
     rows = constrained([_scored(row, objective) for row in rows], constraints_of(folder), folder)
     notes = (sweep.note,) if sweep.note else ()
@@ -146,7 +153,13 @@ def in_order(rows: Iterable[Row], objective: Objective, by: Sequence[str]) -> li
 
 
 def rescored(rows: Iterable[Row], objective: Objective, by: Sequence[str]) -> list[Row]:
-    """Rows of several sweeps as one list, scored by one objective."""
+    """Rows of several sweeps as one list, scored by one objective, the best first.
+
+    Args:
+        rows: with the metrics of their sweeps.
+        objective: that scores all of them.
+        by: metrics that rank instead.
+    """
     return in_order([replace(row, objective=objective.score(row.metrics), front=0) for row in rows], objective, by)
 
 
@@ -187,7 +200,14 @@ def _cheapest_first(folder: SweepFolder, rows: list[Row], judgement: "Judgement"
 
 
 def objective_of(folder: SweepFolder, rows: Iterable[Row]) -> tuple[Objective, list[str]]:
-    """What the rows are ranked by, and the metrics of the sweep's objective that were not measured: they are left out.
+    """What the rows are ranked by.
+
+    Args:
+        folder: of the sweep.
+        rows: with their metrics.
+
+    Returns:
+        The sweep's objective without the terms that were not measured, and the metrics of those terms.
 
     Raises:
         FolderError: where ``sweep.yaml`` cannot be read.
@@ -215,6 +235,11 @@ def constrained(rows: Sequence[Row], constraints: Constraints, folder: SweepFold
     """The rows, each scored trial with the constraints that it breaks.
 
     A trial that was scored on the rung subset is compared with the baseline's scores on that subset.
+
+    Args:
+        rows: with their metrics.
+        constraints: of the sweep.
+        folder: of the sweep; holds the baselines' scores.
     """
     if not constraints.items:
         return list(rows)
@@ -230,7 +255,13 @@ def constrained(rows: Sequence[Row], constraints: Constraints, folder: SweepFold
 
 
 def baselines_metrics(folder: SweepFolder, names: Iterable[str], final: bool) -> dict[str, Mapping[str, float]]:
-    """Baseline → its metrics on all validation items, or on the rung subset (on all where only those are there)."""
+    """Baseline → its metrics.
+
+    Args:
+        folder: of the sweep.
+        names: of baselines; those without scores are left out.
+        final: metrics on all validation items, rather than on the rung subset (on all where only those are there).
+    """
     metrics: dict[str, Mapping[str, float]] = {}
     for name in names:
         scored = folder.baseline(name).read_metrics()
@@ -240,8 +271,16 @@ def baselines_metrics(folder: SweepFolder, names: Iterable[str], final: bool) ->
     return metrics
 
 
-def checked(by: Sequence[str], there: set[str]) -> list[str]:
-    """The names to rank by, of the metrics that are there. Raises ConfigError for one that cannot."""
+def metrics_to_rank_by(by: Sequence[str], there: set[str]) -> list[str]:
+    """Full names of the metrics to rank by.
+
+    Args:
+        by: as the user wrote them.
+        there: metrics that some row has.
+
+    Raises:
+        ConfigError: for a metric that is unknown, cannot be ranked by, or was not measured.
+    """
     names = [full_name(name.strip()) for name in by]
     rankable = [name for name in RANKABLE if name in there] or RANKABLE
     for name in names:

@@ -1,4 +1,4 @@
-"""The leaderboard to look at: a Rich table for a terminal, aligned text for a pipe. Both drop what does not fit."""
+"""The leaderboard for people: a Rich table for a terminal, aligned text for a pipe. Both drop what does not fit."""
 
 import math
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from analysis.metrics import METRICS
 from analysis.rows import Row, first_completed
 
 _HEADS = {"precision": "prec"}  # of config keys whose name is much wider than their values
-_ALWAYS, _WANTED, _CONFIG, _MORE = range(4)  # the higher, the sooner a column is dropped
-_WANTED_METRICS = ("accuracy", "macro_f1", "perplexity", "bias.crows_pairs.pct")
+_ALWAYS, _PREFERRED, _CONFIG, _MORE = range(4)  # the higher, the sooner a column is dropped
+_PREFERRED_METRICS = ("accuracy", "macro_f1", "perplexity", "bias.crows_pairs.pct")
 _STYLES: dict[str, str] = {
     State.STOPPED_EARLY: "dim",
     State.PENDING: "dim",
@@ -30,7 +30,14 @@ _STYLES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class _Column:
-    """``head`` may have two lines."""
+    """A column of the table.
+
+    Attributes:
+        head: its title, a line each.
+        cells: a text for each row.
+        keep: the higher, the sooner the column is dropped.
+        left: whether it is aligned to the left.
+    """
 
     head: tuple[str, ...]
     cells: list[str]
@@ -65,7 +72,7 @@ def render(rows: Sequence[Row], width: int, by: Sequence[str] = ()) -> Renderabl
 
 
 def plain(rows: Sequence[Row], width: int = 120, by: Sequence[str] = ()) -> str:
-    """The same as aligned text, for pipes and logs."""
+    """The leaderboard as aligned text, for pipes and logs. Arguments as of ``render``."""
     if not rows:
         return "No trial has started."
     columns, gap, dropped = _fit(_columns(rows, by), width)
@@ -89,7 +96,7 @@ def _columns(rows: Sequence[Row], by: Sequence[str]) -> list[_Column]:
     there = {name for row in rows for name in row.metrics}
     for name, metric in METRICS.items():
         if name in there:
-            keep = _ALWAYS if name in by else _WANTED if name in _WANTED_METRICS else _MORE
+            keep = _ALWAYS if name in by else _PREFERRED if name in _PREFERRED_METRICS else _MORE
             values = [row.metrics.get(name, math.nan) for row in rows]
             digits = metric.decimals
             cells = [_significant(v) if digits is None else decimals(v, digits) for v in values]
@@ -152,7 +159,12 @@ def _pad(text: str, column: _Column) -> str:
 
 
 def decimals(value: float, digits: int) -> str:
-    """A figure with so many decimals; a dash where it is not known."""
+    """A figure with a number of decimals; a dash where it is not known.
+
+    Args:
+        value: NaN where it is not known.
+        digits: after the point.
+    """
     return f"{value:.{digits}f}" if math.isfinite(value) else "-"
 
 

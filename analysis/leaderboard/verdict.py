@@ -1,4 +1,4 @@
-"""What a sweep says in sentences: does the best trial beat the best of the baselines, and what happened to bias."""
+"""The verdict on a sweep in sentences: whether its best trial beats the best baseline, and what bias does."""
 
 import math
 from collections import Counter
@@ -52,8 +52,13 @@ def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | No
     return "\n".join(lines + _bias(best, untuned))
 
 
-def pays(folder: SweepFolder, rows: Sequence[Row]) -> bool | None:
-    """Whether the best trial is shown to beat the best baseline; None where the two cannot be compared."""
+def beats_baselines(folder: SweepFolder, rows: Sequence[Row]) -> bool | None:
+    """Whether the best trial is shown to beat the best baseline; None where the two cannot be compared.
+
+    Args:
+        folder: its item tables decide.
+        rows: ranked.
+    """
     best, baseline = first_completed(rows), max(_baselines(rows), key=_quality, default=None)
     if best is None or baseline is None:
         return None
@@ -209,7 +214,7 @@ def _name(row: Row) -> str:
 
 
 def _way(row: Row) -> str:
-    """What one does instead of fine-tuning."""
+    """What one would do instead of fine-tuning, as part of a sentence."""
     kind = row.trial_id.partition("@")[0]
     ways = {
         "majority": "naming the most frequent label",

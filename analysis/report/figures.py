@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.folder import MetricsRow, State
 from analysis.objective import Objective, Term
-from analysis.report.insights import Importance, shown
+from analysis.report.insights import Importance, short_value
 from analysis.rows import Row
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ MOST_CURVES = 300  # drawn; a page with a thousand lines shows none of them
 
 
 def axis_name(path: str) -> str:
+    """What the page calls a config path."""
     return {"optim.lr": "learning rate", "lora.rank": "rank", "lora.alpha_rule": "alpha rule"}.get(path, path)
 
 
@@ -47,7 +48,9 @@ def _figure(height: int = 420) -> "go.Figure":
 
 
 def _hover_text(row: Row) -> str:
-    values = "".join(f"<br>{axis_name(path)} {shown(value)}" for path, value in row.config.items() if value is not None)
+    values = "".join(
+        f"<br>{axis_name(path)} {short_value(value)}" for path, value in row.config.items() if value is not None
+    )
     return f"{row.trial_id} · {row.status.replace('_', ' ')}<br>score {score_text(row.objective)}{values}"
 
 
@@ -57,7 +60,13 @@ def score_text(value: float) -> str:
 
 
 def pareto(rows: Sequence[Row], first: Term, second: Term) -> "go.Figure":
-    """Rows by two terms of the objective, the front joined by a line."""
+    """Rows by two terms of the objective, the front joined by a line.
+
+    Args:
+        rows: ranked; those without one of the metrics are left out.
+        first: of the x axis.
+        second: of the y axis.
+    """
     import plotly.graph_objects as go
 
     figure = _figure()
@@ -108,7 +117,12 @@ def _better(term: Term, up: str = "→", down: str = "←") -> str:
 
 
 def quality_cost(rows: Sequence[Row], term: Term) -> "go.Figure":
-    """Where the objective has one term: that against training time."""
+    """Trials by training time and the only term of the objective.
+
+    Args:
+        rows: ranked.
+        term: of the y axis.
+    """
     import plotly.graph_objects as go
 
     figure = _figure()
@@ -140,7 +154,13 @@ def quality_cost(rows: Sequence[Row], term: Term) -> "go.Figure":
 
 
 def curves(rows: Sequence[Row], evaluations: Mapping[str, Sequence[MetricsRow]], objective: Objective) -> "go.Figure":
-    """The objective at every rung; where a trial ended before its last step is marked with what ended it."""
+    """The objective at every rung. The end of a trial before its last step is marked with how it ended.
+
+    Args:
+        rows: ranked; only the first ``MOST_CURVES`` trials are drawn.
+        evaluations: trial id → its evaluations.
+        objective: of the sweep.
+    """
     import plotly.graph_objects as go
 
     figure = _figure()
@@ -200,6 +220,7 @@ def curves(rows: Sequence[Row], evaluations: Mapping[str, Sequence[MetricsRow]],
 
 
 def importance(importances: Importance) -> "go.Figure":
+    """Bars of hyperparameter importance."""
     import plotly.graph_objects as go
 
     names = list(importances.shares)[::-1]
@@ -221,7 +242,7 @@ def importance(importances: Importance) -> "go.Figure":
 
 
 def parallel(study: "optuna.Study") -> "go.Figure":
-    """Optuna's own, with names and colours that fit the page: light lines would be the strongest on a dark one."""
+    """Optuna's parallel coordinates, with names and colours that fit a dark page as well as a light one."""
     from optuna.visualization import plot_parallel_coordinate
     from plotly.colors import sample_colorscale
 
@@ -250,7 +271,12 @@ def with_rank_and_rate(rows: Sequence[Row]) -> list[Row]:
 
 
 def rank_by_rate(rows: Sequence[Row], values: Mapping[str, float]) -> "go.Figure":
-    """Rank against learning rate, coloured by score; trials that have none are crosses."""
+    """Rank against learning rate, coloured by score; trials without a score are crosses.
+
+    Args:
+        rows: trials.
+        values: trial id → what it is compared by.
+    """
     import plotly.graph_objects as go
 
     figure = _figure()
@@ -296,7 +322,13 @@ def rank_by_rate(rows: Sequence[Row], values: Mapping[str, float]) -> "go.Figure
 
 
 def by_level(rows: Sequence[Row], path: str, values: Mapping[str, float]) -> "go.Figure":
-    """Every trial's score by one searched value: boxes with all points."""
+    """Every trial's score by one searched value: a box with all points for each level.
+
+    Args:
+        rows: trials.
+        path: of the searched value.
+        values: trial id → what it is compared by.
+    """
     import plotly.graph_objects as go
 
     figure = _figure(height=360)
@@ -323,7 +355,11 @@ def by_level(rows: Sequence[Row], path: str, values: Mapping[str, float]) -> "go
 
 
 def bias_by_category(shares: Mapping[str, Mapping[str, tuple[float, float, int]]]) -> "go.Figure":
-    """Row → category → (percent, standard error, pairs); 50 % is the target."""
+    """CrowS-Pairs by category.
+
+    Args:
+        shares: row → category → (percent, standard error, pairs); 50 % is the target.
+    """
     import plotly.graph_objects as go
 
     categories = sorted({category for own in shares.values() for category in own})
@@ -347,7 +383,12 @@ def bias_by_category(shares: Mapping[str, Mapping[str, tuple[float, float, int]]
 
 
 def confusion(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> "go.Figure":
-    """Rows are the labels, columns what was predicted; shares of each label's items."""
+    """A confusion matrix, coloured by the share of each label's items.
+
+    Args:
+        counts: (labels, labels): items by label (rows) and prediction (columns).
+        labels: their names.
+    """
     import plotly.graph_objects as go
 
     share = [[value / max(sum(line), 1) for value in line] for line in counts]

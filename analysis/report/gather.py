@@ -1,4 +1,4 @@
-"""What the report says beside the ranking: cost, data, bias by category, confusion matrices."""
+"""Facts for the report: cost, data, run, bias by category, confusion matrices."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,12 @@ Facts = list[tuple[str, str]]
 
 
 def evaluations(folder: SweepFolder, rows: Sequence[Row]) -> dict[str, list[MetricsRow]]:
-    """Trial id → its evaluations, of trials."""
+    """Trial id → its evaluations. Trials whose files cannot be read are left out.
+
+    Args:
+        folder: of the sweep.
+        rows: of trials and baselines; baselines are skipped.
+    """
     by_trial = {}
     for row in rows:
         if row.kind == "trial":
@@ -30,7 +35,14 @@ def evaluations(folder: SweepFolder, rows: Sequence[Row]) -> dict[str, list[Metr
 def cost(
     folder: SweepFolder, manifest: Mapping[str, Any], rows: Sequence[Row], curves: Mapping[str, Sequence[MetricsRow]]
 ) -> Facts:
-    """Time, device-hours, tokens and memory of the whole sweep."""
+    """Time, device-hours, tokens and memory of the whole sweep, as (head, value).
+
+    Args:
+        folder: of the sweep.
+        manifest: ``sweep.yaml``.
+        rows: of the leaderboard.
+        curves: from ``evaluations``.
+    """
     devices = max(1, len(at(manifest, "hardware", "devices") or [None]))
     last = {name: own[-1] for name, own in curves.items() if own}
     in_slots = sum(e.seconds for e in last.values() if isinstance(e.seconds, int | float) and math.isfinite(e.seconds))
@@ -65,7 +77,13 @@ def _working_time(times: Sequence[float]) -> float:
 def data_card(
     folder: SweepFolder, manifest: Mapping[str, Any], best: Row | None
 ) -> tuple[Facts, list[tuple[str, int]]]:
-    """Facts about the data, and validation items by label."""
+    """Facts about the data, and the number of validation items of each label.
+
+    Args:
+        folder: of the sweep.
+        manifest: ``sweep.yaml``.
+        best: a scored row, whose item table has the labels; None leaves them out.
+    """
     data, config = manifest.get("data") or {}, at(manifest, "config", "data") or {}
     facts: Facts = []
     source = config.get("source")
@@ -101,7 +119,7 @@ def data_card(
 
 
 def run_facts(manifest: Mapping[str, Any]) -> Facts:
-    """What ran, where and with what."""
+    """Model, engine, versions and machine, as (head, value)."""
     facts: Facts = []
     for head, path in (
         ("Task", ("config", "task", "name")),
@@ -128,7 +146,19 @@ def run_facts(manifest: Mapping[str, Any]) -> Facts:
 
 
 def confusion(folder: SweepFolder, row: Row, labels: Sequence[str]) -> tuple[list[list[int]], list[str]]:
-    """Counts, label by prediction. Raises FolderError where there is no item table."""
+    """How often each label was predicted for each label.
+
+    Args:
+        folder: of the sweep.
+        row: of the leaderboard.
+        labels: of the task; empty: those in the table.
+
+    Returns:
+        (labels, labels): items by label and prediction, and the labels.
+
+    Raises:
+        FolderError: where there is no item table.
+    """
     table = read_table(row_files(folder, row), "task", row.step)
     gold, predicted = ([str(x) for x in table[name].to_pylist()] for name in ("label", "prediction"))
     names = list(labels) or sorted({*gold, *predicted})
@@ -141,7 +171,18 @@ def confusion(folder: SweepFolder, row: Row, labels: Sequence[str]) -> tuple[lis
 
 
 def bias_shares(folder: SweepFolder, row: Row) -> dict[str, tuple[float, float, int]]:
-    """CrowS-Pairs by category: percent of pairs whose more stereotypical sentence is likelier, its error, pairs."""
+    """CrowS-Pairs by category.
+
+    Args:
+        folder: of the sweep.
+        row: of the leaderboard.
+
+    Returns:
+        Category → (percent of pairs whose more stereotypical sentence is likelier, its standard error, pairs).
+
+    Raises:
+        FolderError: where there is no item table.
+    """
     table = read_table(row_files(folder, row), "crows_pairs", row.step)
     hits: dict[str, list[bool]] = {}
     for group, preferred in zip(table["group"].to_pylist(), table["prediction"].to_pylist(), strict=True):
@@ -154,6 +195,7 @@ def bias_shares(folder: SweepFolder, row: Row) -> dict[str, tuple[float, float, 
 
 
 def duration(seconds: float) -> str:
+    """Such as ``2 h 5 min``, ``3 min 10 s`` or ``40 s``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

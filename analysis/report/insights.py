@@ -99,7 +99,11 @@ def basis(rows: Sequence[Row], curves: Mapping[str, Sequence[MetricsRow]], score
 
 
 def importance(study: "optuna.Study", words: str) -> Importance:
-    """fANOVA's shares (Hutter et al. 2014), or PED-ANOVA's (Watanabe et al. 2023) where a value was not always set.
+    """How much of the spread of scores each searched value explains.
+
+    Method: fANOVA (Hutter, Hoos and Leyton-Brown 2014, "An efficient approach for assessing hyperparameter
+    importance", ICML); PED-ANOVA (Watanabe, Bansal and Hutter 2023, arXiv 2304.10255) where some value was not set in
+    every trial.
 
     Args:
         study: complete trials only.
@@ -138,15 +142,25 @@ def importance(study: "optuna.Study", words: str) -> Importance:
 def importance_of(
     name: str, rows: Sequence[Row], space: Mapping[str, Any], by: Basis
 ) -> tuple[Importance, "optuna.Study"]:
-    """Importances, and the study that they are from."""
+    """Importances, and the Optuna study that they are from.
+
+    Args:
+        name: of the sweep.
+        rows: trials.
+        space: ``space`` of ``sweep.yaml``.
+        by: what the trials are compared by.
+    """
     study = study_of(name, rows, space, by.values)
     return importance(study, by.words), study
 
 
 def effects(rows: Sequence[Row], by: Basis, metrics: Sequence[str]) -> dict[str, list[Level]]:
-    """Searched path → its levels in order: outcomes, and the median of each metric.
+    """Searched path → its levels in order. A path with many numbers is cut at its quartiles.
 
-    A path with many numbers is cut at its quartiles.
+    Args:
+        rows: trials.
+        by: what the trials are compared by.
+        metrics: whose medians each level gets.
     """
     return {path: [_level(label, group, by, metrics) for label, group in _levels(rows, path)] for path in paths(rows)}
 
@@ -156,11 +170,11 @@ def _levels(rows: Sequence[Row], path: str) -> list[tuple[str, list[Row]]]:
     values = sorted({row.config[path] for row in known}, key=lambda value: (isinstance(value, str), value))
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     if not numbers or len(values) <= 8:
-        return [(shown(value), [row for row in known if row.config[path] == value]) for value in values]
+        return [(short_value(value), [row for row in known if row.config[path] == value]) for value in values]
     ordered = sorted(known, key=lambda row: row.config[path])
     size = math.ceil(len(ordered) / _BINS)
     parts = [ordered[at : at + size] for at in range(0, len(ordered), size)]
-    return [(f"{shown(part[0].config[path])} – {shown(part[-1].config[path])}", part) for part in parts]
+    return [(f"{short_value(part[0].config[path])} – {short_value(part[-1].config[path])}", part) for part in parts]
 
 
 def _level(label: str, group: Sequence[Row], by: Basis, metrics: Sequence[str]) -> Level:
@@ -181,7 +195,7 @@ def diverged(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.status in (State.DIVERGED, State.OUT_OF_MEMORY)]
 
 
-def shown(value: Any) -> str:
+def short_value(value: Any) -> str:
     """A searched value, short: 2.4e-4, 16, sqrt."""
     if isinstance(value, bool) or not isinstance(value, float):
         return str(value)

@@ -59,7 +59,12 @@ def paths(rows: Sequence[Row]) -> list[str]:
 
 
 def distribution(dimension: Any, tried: Sequence[Any]) -> "BaseDistribution":
-    """Of a searched path, wide enough for all that was tried (points to start from may lie outside the space)."""
+    """Optuna's distribution of a searched path, wide enough for all values tried: some may lie outside the space.
+
+    Args:
+        dimension: of ``space`` in ``sweep.yaml``.
+        tried: values of all trials, None where a trial has none.
+    """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     known = [value for value in tried if value is not None]

@@ -12,7 +12,7 @@ from typing import Any
 from analysis.errors import FolderError
 from analysis.folder import SweepFolder, atomic_write
 from analysis.leaderboard.ranking import Ranking, ranked
-from analysis.leaderboard.verdict import pays, verdict
+from analysis.leaderboard.verdict import beats_baselines, verdict
 from analysis.metrics import METRICS, as_shown
 from analysis.report import figures, gather, insights
 from analysis.report.sections import ReportData, page_sections, values_text
@@ -77,7 +77,7 @@ def _headline(folder: SweepFolder, ranking: Ranking, best: Row | None) -> tuple[
     """What to do, before and after the best trial's name."""
     if best is None:
         return "Nothing to take yet", ""
-    if pays(folder, ranking.rows) is False:
+    if beats_baselines(folder, ranking.rows) is False:
         return "Fine-tuning is not shown to pay; of the trials,", "is best"
     if ranking.judgement is not None and ranking.judgement.winner is None:
         return "No clear winner;", "scores best"
@@ -134,7 +134,7 @@ def _table(ranking: Ranking) -> dict[str, Any]:
                 for name in metrics
             ),
             *(
-                _cell("–" if row.config.get(p) is None else insights.shown(row.config[p]), row.config.get(p))
+                _cell("–" if row.config.get(p) is None else insights.short_value(row.config[p]), row.config.get(p))
                 for p in searched
             ),
             _cell(str(row.step), row.step),

@@ -10,9 +10,14 @@ _DROPPED = ("search.", "sweep.name", "sweep.dir", "ray.", "resources.", "trackin
 
 
 def command(manifest: Mapping[str, Any], row: Row) -> str:
-    """A line for a shell: the sweep's own words, with this trial's values as the point to start from.
+    """A shell command that trains one trial again: the sweep's own command, with this trial's values as start point.
 
-    Empty for a baseline, or where the values are not known.
+    Args:
+        manifest: ``sweep.yaml``, with the sweep's command.
+        row: of the trial.
+
+    Returns:
+        Empty for a baseline, or where the values are not known.
     """
     values = {path: value for path, value in row.config.items() if value is not None}
     sweep_command = manifest.get("command")

@@ -95,10 +95,12 @@ class ReportData:
 
     @property
     def rows(self) -> list[Row]:
+        """Trials and baselines, the best first."""
         return self.ranking.rows
 
     @cached_property
     def trials(self) -> list[Row]:
+        """The trials among them."""
         return [row for row in self.rows if row.kind == "trial"]
 
     @cached_property
@@ -123,6 +125,7 @@ class ReportData:
 
     @cached_property
     def effects(self) -> dict[str, list[insights.Level]]:
+        """Searched path → the effect of its levels."""
         return insights.effects(self.trials, self.basis, self.metrics)
 
     @property
@@ -201,6 +204,7 @@ def _add_trade_off(data: ReportData, plots: Plots) -> None:
 
 
 def _add_parallel(data: ReportData, study: "optuna.Study", plots: Plots) -> None:
+    """Each trial as a line through its searched values."""
     n = len(study.get_trials(deepcopy=False))
     plots.add(
         "parallel",
@@ -215,6 +219,7 @@ def _add_parallel(data: ReportData, study: "optuna.Study", plots: Plots) -> None
 
 
 def _add_curves(data: ReportData, plots: Plots) -> None:
+    """Each trial's objective over its rungs."""
     curves, most = data.curves, figures.MOST_CURVES
     plots.add(
         "curves",
@@ -231,6 +236,7 @@ def _add_curves(data: ReportData, plots: Plots) -> None:
 
 
 def _add_importance(importance: insights.Importance, plots: Plots) -> None:
+    """Which searched values explain the spread of scores."""
     order = ", ".join(f"{figures.axis_name(path)} {100 * share:.0f} %" for path, share in importance.shares.items())
     plots.add(
         "importance",
@@ -242,6 +248,7 @@ def _add_importance(importance: insights.Importance, plots: Plots) -> None:
 
 
 def _add_rank_by_rate(data: ReportData, lost: Sequence[Row], plots: Plots) -> None:
+    """Where in rank and learning rate the good trials lie, and those that diverged."""
     both = figures.with_rank_and_rate(data.trials)
     plots.add(
         "rank_rate",
@@ -254,6 +261,7 @@ def _add_rank_by_rate(data: ReportData, lost: Sequence[Row], plots: Plots) -> No
 
 
 def _add_precision(data: ReportData, plots: Plots) -> None:
+    """The trials of each precision side by side."""
     levels = data.effects.get("precision")
     if levels is None:
         plots.absent["precision"] = "One precision only: nothing to compare."
@@ -290,6 +298,7 @@ def _effect(level: insights.Level, metrics: Sequence[str]) -> dict[str, Any]:
 
 
 def _add_bias(data: ReportData, plots: Plots) -> None:
+    """CrowS-Pairs by category, of the best trial and the untuned model."""
     best, shares = data.best, {}
     for row in (best, data.untuned):
         if row is not None:
@@ -360,7 +369,9 @@ def _most_confused(counts: Sequence[Sequence[int]], labels: Sequence[str]) -> st
 def values_text(row: Row) -> str:
     """A trial's searched values in one line, such as ``rank 8 · learning rate 2e-4``."""
     return " · ".join(
-        f"{figures.axis_name(path)} {insights.shown(value)}" for path, value in row.config.items() if value is not None
+        f"{figures.axis_name(path)} {insights.short_value(value)}"
+        for path, value in row.config.items()
+        if value is not None
     )
 
 

@@ -1,4 +1,4 @@
-"""What this machine has for a sweep, found by trying it, and what to do about what is missing."""
+"""Checks of this machine: what a sweep needs is tried, and what is missing comes with the way to mend it."""
 
 import importlib.metadata
 import os
@@ -26,14 +26,14 @@ _RAY_FULL = 0.95  # share of the disk with Ray's files from which Ray refuses to
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at.
+    """The result of one check.
 
     Attributes:
         name: such as ``torch``.
         state: ``ok``; ``note``: sweeps run, with something to know; ``missing``: no sweep runs before it is mended.
-        found: what is there.
+        found: what this machine has, for people.
         advice: what to do; empty for ``ok``.
-        facts: the same for programs.
+        facts: what this machine has, for programs.
     """
 
     name: str
@@ -44,12 +44,12 @@ class Finding:
 
 
 def examine(folder: Path) -> Iterator[Finding]:
-    """Every finding, as it is made. What a look raises is a finding too.
+    """Run all checks, and yield each finding as it is made. A check that raises gives a finding too.
 
     Args:
         folder: where sweeps would be written.
     """
-    looks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+    checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("Python", _python),
         ("lorasweep", _place),
         ("libraries", _libraries),
@@ -62,9 +62,9 @@ def examine(folder: Path) -> Iterator[Finding]:
         ("cache", _cache),
         ("disk", lambda: _disk(folder)),
     ]
-    for name, look in looks:
+    for name, check in checks:
         try:
-            yield from look()
+            yield from check()
         except Exception as error:  # a broken installation raises anything
             fault = f"{type(error).__name__}: {first_line(error)}"
             yield Finding(name, "missing", fault, "Install again: make install")

@@ -1,4 +1,4 @@
-"""Which packages a config needs, and fetching them with a progress bar on a terminal."""
+"""Fetches the packages that a config needs into the cache, with a progress bar on a terminal."""
 
 import os
 import sys
@@ -20,10 +20,11 @@ _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.gguf"
 
 
 def needed(config: SweepConfig, groups: Sequence[str]) -> list[str]:
-    """Packages that a config needs.
+    """Names of the packages that a config needs.
 
     Args:
-        groups: config groups that are asked for; ``experiment`` stands for all.
+        config: of a sweep.
+        groups: config groups whose packages are meant; ``experiment`` stands for all of them.
     """
     names = []
     everything = "experiment" in groups
@@ -41,7 +42,15 @@ def needed(config: SweepConfig, groups: Sequence[str]) -> list[str]:
 
 
 def fetch_all(names: Sequence[str], overrides: Sequence[str]) -> None:
-    """Fetch packages by name, and those that overrides ask for. Raises LorasweepError."""
+    """Fetch packages.
+
+    Args:
+        names: of packages.
+        overrides: as for ``lorasweep run``: what the config groups in them need is fetched too.
+
+    Raises:
+        LorasweepError: for a config that cannot be composed, or a download that fails.
+    """
     packages, hub = list(names), None
     if overrides:
         config = compose(overrides).config
@@ -101,7 +110,7 @@ def _fetch_hub(model: ModelConfig) -> None:
 
 
 def show_packages() -> None:
-    """What there is."""
+    """Print a table of all packages: size, whether it is in the cache, what it is."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("package", no_wrap=True)
     table.add_column("MB", justify="right", no_wrap=True)

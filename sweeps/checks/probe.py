@@ -1,4 +1,4 @@
-"""What a sweep's trials cost on this machine, measured: a base model at a precision, two probe steps, a scoring.
+"""Measures what a sweep's trials cost on this machine: loads a base model, trains two steps, scores some items.
 
 Imports torch. Nothing is written but into a folder that is gone afterwards.
 """
@@ -31,21 +31,22 @@ _LONG = 1_000_000  # tokens: nothing is cut
 _ITEMS = (4, 32)  # scored: a few first, more where that was fast
 _SOON = 1.0  # seconds
 _BIAS = 4  # items of each bias set
-_BATCHES = 8  # optimiser steps whose rows are counted
+_BATCHES = 8  # optimiser steps whose tokens are counted
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Measured at one precision.
+    """Costs at one precision.
 
     Attributes:
-        base_bytes: of the base model's weights.
-        load_seconds: to load it and to tokenise.
-        parameters: of the linear layers, each used once for a token.
+        base_bytes: of the base model's weights and buffers.
+        load_seconds: to load the model and to tokenise the sample.
+        probe_seconds: that measuring the budget took.
+        parameters: of the linear layers and the head, each used once for a token.
         item_seconds: to score a validation row.
         bias_seconds: to score everything that bias is measured on.
-        item_tokens: of a validation row with all its labels.
-        budget: of a pass.
+        item_tokens: mean tokens of a validation row, scored with each of its labels.
+        budget: time and memory of a training pass.
     """
 
     base_bytes: int
@@ -60,10 +61,11 @@ class Probe:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of a split's rows before any is cut, but by the model's window.
+    """Tokens of a split's rows before any row is cut to ``data.max_length``; the model's window still cuts.
 
     Attributes:
-        rows: looked at, spread evenly over the split.
+        rows: how many were counted, spread evenly over the split.
+        median, p95, longest: tokens.
         cut: share of them longer than ``data.max_length``.
     """
 
@@ -75,11 +77,11 @@ class Lengths:
 
 
 class Prober:
-    """Probes with a sample of the rows.
+    """Measures costs with a sample of the rows.
 
     Args:
-        dataset: whole.
-        device: where.
+        dataset: all rows.
+        device: to measure on.
         settings: how packs are trained.
     """
 
@@ -88,7 +90,14 @@ class Prober:
         self.device_cache = _Sampled(device, _sample(dataset, _ROWS))
 
     def probe(self, trial: TrialConfig) -> Probe:
-        """Load the trial's base model at its precision, and measure. Raises LorasweepError where it cannot be used."""
+        """Load a trial's base model at its precision, and measure.
+
+        Args:
+            trial: of which model, precision, data and task count.
+
+        Raises:
+            LorasweepError: where the model or the precision cannot be used here.
+        """
         began = time.perf_counter()
         base = self.device_cache.base(trial)
         encoded, validation = self.device_cache.training(trial), self.device_cache.validation(trial)
@@ -126,16 +135,18 @@ class Prober:
         )
 
     def n_validation(self, trial: TrialConfig) -> int:
-        """Items that a completed trial is scored on; a long text is several."""
+        """Items that a completed trial is scored on, estimated from the sample; a long text is several items."""
         sample = self.device_cache.dataset(trial).validation
         items = len(self.device_cache.validation(trial).rows)
         return round(len(self.dataset.validation) * items / len(sample))
 
     def cost(self, trial: TrialConfig, probe: Probe, n_validation: int) -> Cost:
-        """What a trial costs, from the probe at its precision and its own rows.
+        """What a trial costs, from the probe at its precision and the trial's own rows.
 
         Args:
-            n_validation: items scored at its end; those of the rung subset are known by then.
+            trial: with its sampled values.
+            probe: at its precision.
+            n_validation: items scored at its end; those of the rung subset have their scores by then.
         """
         encoded, base = self.device_cache.training(trial), self.device_cache.base(trial)
         pad = base.tokenizer.pad_token_id
@@ -160,7 +171,7 @@ class Prober:
             return {}
         device_cache = _Sampled(self.device, _sample(self.dataset, _LENGTHS))
         device_cache.share(self.device_cache)
-        window = self.device_cache.base(trial).window  # nothing longer can be asked for
+        window = self.device_cache.base(trial).window  # no longer rows can be trained on
         whole = replace(trial, data=replace(trial.data, max_length=min(window, _LONG)))
         by_split = {}
         splits = {"train": device_cache.training(whole), "validation": device_cache.validation(whole).encoded}
@@ -172,7 +183,7 @@ class Prober:
         return by_split
 
     def forget(self) -> None:
-        """Let the base models go: the next precision has the memory to itself, as the first one had."""
+        """Let the base models go, so that the next precision has as much memory as the first one had."""
         self.device_cache.forget()
         gc.collect()
 

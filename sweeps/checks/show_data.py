@@ -1,4 +1,4 @@
-"""Data on the terminal: what ``lorasweep data`` prints."""
+"""Prints data as the model sees them, with token lengths and labels: ``lorasweep data``."""
 
 import math
 from collections import Counter
@@ -26,6 +26,11 @@ _MARKS = ("⟦", "⟧")
 
 def show_data(trial: TrialConfig, split: str, n_rows: int) -> None:
     """Print rows, lengths and labels of a trial's data.
+
+    Args:
+        trial: its data, model and task.
+        split: ``train`` or ``validation``, from which rows are shown.
+        n_rows: how many rows; 0 for none.
 
     Raises:
         LorasweepError: for data, a tokenizer or lengths that cannot be used.

@@ -1,14 +1,14 @@
-"""How long a sweep will take: its slots, rungs and early stopping played through with the costs of a probe.
+"""Forecasts how long a sweep takes, by simulating its slots, rungs and early stopping with measured costs.
 
-The scheduler at play is the sweep's own. Trials get scores at random, and the same sweep is played several times: how
-many are stopped early depends on the order in which they come, and their values are not known before.
+The scheduler is the sweep's own. Trials get random scores: how good they will be is not known before. How many are
+stopped early depends on the order in which they come, so the sweep is simulated several times, each time in another.
 """
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-_PLAYS = 7
+_SIMULATIONS = 7
 _SPREAD = 0.3  # standard deviation of a rung's score around its trial's own
 
 Decide = Callable[[int, int, float], bool]  # (trial, step, score, higher is better) → whether it goes on
@@ -39,11 +39,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Medians over the plays.
+    """The simulation of median length.
 
     Attributes:
         seconds: from the first trial's start to the last one's end.
-        low, high: the shortest and longest play.
+        low, high: seconds of the shortest and of the longest simulation.
         completed: trials that reach their last step.
         steps: optimiser steps of all trials.
         tokens: training tokens of all trials.
@@ -67,27 +67,28 @@ def forecast(
     overhead: float,
     seed: int = 0,
 ) -> Forecast:
-    """Play a sweep through.
+    """Simulate a sweep several times.
 
     Args:
-        trials: in the order in which they start.
+        trials: what each costs.
         slots: trials side by side on a device.
         devices: device workers.
-        decider: makes the scheduler's decision for a sweep that begins.
+        decider: makes a scheduler, as a ``Decide``, for each simulation.
         overhead: seconds between a trial's end and the first step of the next in its slot.
+        seed: of the random scores and orders.
     """
-    plays = []
-    for number in range(_PLAYS):
+    simulations = []
+    for number in range(_SIMULATIONS):
         chance = random.Random(seed + number)
         order = list(trials)
         chance.shuffle(order)
-        plays.append(_play(order, slots, devices, decider(), overhead, chance))
-    plays.sort(key=lambda play: play.seconds)
-    middle = plays[len(plays) // 2]
+        simulations.append(_simulate(order, slots, devices, decider(), overhead, chance))
+    simulations.sort(key=lambda total: total.seconds)
+    middle = simulations[len(simulations) // 2]
     return Forecast(
         middle.seconds,
-        plays[0].seconds,
-        plays[-1].seconds,
+        simulations[0].seconds,
+        simulations[-1].seconds,
         middle.completed,
         middle.steps,
         middle.tokens,
@@ -97,6 +98,8 @@ def forecast(
 
 @dataclass
 class _Running:
+    """A trial in a slot; ``quality`` is its own score, around which those of its rungs lie."""
+
     trial: int
     cost: Cost
     quality: float
@@ -107,7 +110,9 @@ class _Running:
 
 
 @dataclass
-class _Play:
+class _Totals:
+    """What one simulation comes to; see ``Forecast``."""
+
     seconds: float = 0.0
     completed: int = 0
     steps: int = 0
@@ -115,12 +120,13 @@ class _Play:
     scorings: int = 0
 
 
-def _play(
+def _simulate(
     trials: Sequence[Cost], slots: int, devices: int, decide: Decide, overhead: float, chance: random.Random
-) -> _Play:
+) -> _Totals:
+    """One simulation. Each device has a clock; the event on the clock that is furthest behind comes next."""
     waiting = list(enumerate(trials))[::-1]
     clocks, running = [0.0] * devices, [list[_Running]() for _ in range(devices)]
-    total = _Play()
+    total = _Totals()
     while True:
         for place in range(devices):
             while waiting and len(running[place]) < slots:

@@ -18,7 +18,7 @@ _GAP = 2  # cells between columns
 
 def main(arguments: list[str]) -> int:
     parser = Parser("breakdown", "Each class, what it is mistaken for, and each category of the bias sets.")
-    parser.add_argument("run", metavar="RUN", help="sweep folder, such as runs/quickstart")
+    parser.add_sweep_folder()
     parser.add_argument("trial", metavar="TRIAL", nargs="?", help="a trial or baseline; the best trial if left out")
     options = parser.read(arguments)
     folder = SweepFolder.open(options.run)

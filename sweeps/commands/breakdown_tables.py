@@ -1,4 +1,4 @@
-"""A scored row in parts: each class, what it is mistaken for, and each category of the bias sets. From item tables."""
+"""A scored row broken down, from its item tables: each class and its confusions, each category of the bias sets."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,11 @@ class ClassRow:
 
 
 def classes(task: Table) -> list[ClassRow]:
-    """Each class of a task table, by name."""
+    """The classes of a task, by name.
+
+    Args:
+        task: its item table, with columns ``label``, ``prediction`` and ``group``.
+    """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     gold, predicted = list(task["label"]), list(task["prediction"])

@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> int:
     parser = composing_parser("check", description, arguments)
     parser.add_argument("--samples", type=int, default=0, metavar="N", help="print N sampled configurations in full")
     parser.add_argument("--no-probe", action="store_true", help="load no model: no estimates of memory, time and cost")
-    parser.add_argument("--json", action="store_true", help="print JSON for other programs")
+    parser.add_json()
     options = parser.read(arguments)
     sweep = composed(options)
     if sweep is None:

@@ -1,4 +1,4 @@
-"""What commands that compose a config share: overrides, ``--cfg job``, ``--config-dir`` and their help."""
+"""The command-line options of all commands that compose a config: overrides, ``--cfg job``, ``--config-dir``."""
 
 import argparse
 import sys
@@ -23,7 +23,13 @@ examples:
 
 
 def composing_parser(command: str, description: str, arguments: Sequence[str]) -> Parser:
-    """A parser of overrides and the options that go with them. Its help lists the config groups."""
+    """A parser of overrides and the options that go with them. Its help lists the config groups.
+
+    Args:
+        command: the subcommand's name.
+        description: what it does.
+        arguments: the command line; config groups are read only where it asks for help.
+    """
     epilog = ""
     if "--help" in arguments or "-h" in arguments:
         examples = EXAMPLES.replace("lorasweep run", f"lorasweep {command}")
@@ -37,7 +43,14 @@ def composing_parser(command: str, description: str, arguments: Sequence[str]) -
 
 
 def composed(options: argparse.Namespace) -> "Composed | None":
-    """What the options compose; None where ``--cfg job`` was all that was wanted, which is printed then."""
+    """The sweep that the options compose; None where ``--cfg job`` only prints it.
+
+    Args:
+        options: parsed by a ``composing_parser``.
+
+    Raises:
+        LorasweepError: for a config that cannot be composed.
+    """
     if options.resolve and not options.cfg:
         raise ConfigError("--resolve goes with --cfg job.")
     from sweeps.compose.compose import compose

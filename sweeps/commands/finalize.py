@@ -12,7 +12,7 @@ def main(arguments: list[str]) -> int:
         "examples:\n  lorasweep finalize runs/tickets --top 3\n"
         "  lorasweep finalize runs/tickets --top 1 --seeds 5 data.test=test.csv\n",
     )
-    parser.add_argument("run", metavar="RUN", help="sweep folder, such as runs/quickstart")
+    parser.add_sweep_folder()
     parser.add_argument(
         "overrides", nargs="*", metavar="OVERRIDE", help="of data.test, bias, eval.*, ray.*, resources.*"
     )

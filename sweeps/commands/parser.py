@@ -1,4 +1,4 @@
-"""How every subcommand reads its command line."""
+"""The argument parser of all subcommands."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,7 +8,13 @@ from analysis.errors import ConfigError, did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses what it does not know with the nearest name, and takes options between overrides."""
+    """A parser that refuses unknown options with the nearest name, and takes options between overrides.
+
+    Args:
+        command: the subcommand's name.
+        description: what it does, for ``--help``.
+        epilog: examples and exit codes, as they stand.
+    """
 
     def __init__(self, command: str, description: str, epilog: str = "") -> None:
         super().__init__(
@@ -19,7 +25,16 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
+    def add_sweep_folder(self) -> None:
+        """Take the folder of one sweep, as ``run``."""
+        self.add_argument("run", metavar="RUN", help="sweep folder, such as runs/quickstart")
+
+    def add_json(self) -> None:
+        """Take ``--json``, as ``json``."""
+        self.add_argument("--json", action="store_true", help="print JSON for other programs")
+
     def read(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """The arguments parsed. Raises ConfigError for an option that the command does not have."""
         for argument in arguments:
             option = argument.split("=", 1)[0]
             if option in ("-m", "--multirun") and option not in self._option_string_actions:
@@ -34,4 +49,5 @@ class Parser(argparse.ArgumentParser):
         return self.parse_intermixed_args(arguments)
 
     def error(self, message: str) -> NoReturn:
+        """Raises ConfigError, where argparse would exit."""
         raise ConfigError(f"{message}. See {self.prog} --help.")

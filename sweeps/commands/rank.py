@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="sweep folder, such as runs/quickstart")
     parser.add_argument("--by", metavar="METRIC[,METRIC]", help="sort by these (f1, bias.crows_pairs, …)")
-    parser.add_argument("--json", action="store_true", help="print JSON for other programs")
+    parser.add_json()
     parser.add_argument("--csv", action="store_true", help="print CSV")
     options = parser.read(arguments)
     with gc_pause.paused():

@@ -10,7 +10,7 @@ def main(arguments: list[str]) -> int:
         "Write a sweep, running or finished, as one HTML file that opens anywhere without a network.",
         "examples:\n  lorasweep report runs/quickstart\n  lorasweep report runs/quickstart --out quickstart.html\n",
     )
-    parser.add_argument("run", metavar="RUN", help="sweep folder, such as runs/quickstart")
+    parser.add_sweep_folder()
     parser.add_argument("--out", metavar="FILE", help="where to write it; RUN/report.html if left out")
     options = parser.read(arguments)
     with gc_pause.paused():

@@ -11,7 +11,7 @@ def main(arguments: list[str]) -> int:
         "Go on with a sweep that was stopped, or extend it. Finished trials are kept.",
         "examples:\n  lorasweep resume runs/quickstart\n  lorasweep resume runs/quickstart search.trials=16\n",
     )
-    parser.add_argument("run", metavar="RUN", help="sweep folder, such as runs/quickstart")
+    parser.add_sweep_folder()
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="of search.*, tracking.*, ray.*, resources.*")
     add_view_options(parser)
     options = parser.read(arguments)

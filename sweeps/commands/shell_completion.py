@@ -1,4 +1,4 @@
-"""What can stand at the cursor of a ``lorasweep`` command line. Imports nothing heavy: it runs at every Tab."""
+"""Completes a ``lorasweep`` command line at the cursor. Imports nothing heavy: it runs at every press of Tab."""
 
 import contextlib
 import importlib
@@ -48,7 +48,7 @@ compdef _lorasweep lorasweep
 
 
 def completions(line: str) -> list[str]:
-    """What the last word of a command line could become; with nothing to say, the shell completes files.
+    """What the last word of a command line could become; where there is nothing, the shell completes file names.
 
     Args:
         line: up to the cursor, the program's name first.
@@ -116,7 +116,7 @@ def _options(command: str) -> dict[str, list[str]]:
 
 
 def _sweep_folders(current: str) -> Iterator[str]:
-    """Folders that hold a sweep, below ``runs/`` and where the word at hand points to."""
+    """Folders that hold a sweep, below ``runs/`` and below the word that is being completed."""
     for pattern in {"runs/*/sweep.yaml", f"{current}*/sweep.yaml", f"{current}*/*/sweep.yaml"}:
         if not pattern.startswith("/"):
             yield from (path.parent.as_posix() for path in Path().glob(pattern))

@@ -5,8 +5,8 @@ from sweeps.commands.parser import Parser
 
 def main(arguments: list[str]) -> int:
     parser = Parser("status", "How a sweep stands: running, stopped, finished, or left by a driver that died.")
-    parser.add_argument("run", metavar="RUN", help="sweep folder, such as runs/quickstart")
-    parser.add_argument("--json", action="store_true", help="print JSON for other programs")
+    parser.add_sweep_folder()
+    parser.add_json()
     options = parser.read(arguments)
     import json
 

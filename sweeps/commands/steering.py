@@ -1,4 +1,4 @@
-"""What ``lorasweep stop`` and ``lorasweep enqueue`` check before they ask a sweep for something."""
+"""The checks of ``lorasweep stop`` and ``lorasweep enqueue`` before they ask a sweep for something."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,14 @@ from sweeps.store.manifest import read_manifest
 
 
 def stop(folder: SweepFolder, trial_id: str = "") -> str:
-    """Ask a running sweep to stop, or to end one trial. Returns what to tell the user.
+    """Ask a running sweep to stop, or to end one trial.
+
+    Args:
+        folder: of the sweep.
+        trial_id: the trial; empty for the whole sweep.
+
+    Returns:
+        What to tell the user.
 
     Raises:
         FolderError: where nothing runs, or not this trial.
@@ -39,7 +46,14 @@ def stop(folder: SweepFolder, trial_id: str = "") -> str:
 
 
 def enqueue(folder: SweepFolder, values: Sequence[str]) -> str:
-    """Ask a sweep, running or not, to try a point. Returns what to tell the user.
+    """Ask a sweep, running or not, to try a point.
+
+    Args:
+        folder: of the sweep.
+        values: as the user wrote them: ``KEY=VALUE``.
+
+    Returns:
+        What to tell the user.
 
     Raises:
         ConfigError: for a point that is not in the sweep's space.

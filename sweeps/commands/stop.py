@@ -10,7 +10,7 @@ def main(arguments: list[str]) -> int:
         "A trial ends at its next rung, as stopped early; the sweep goes on without it.\n\n"
         "examples:\n  lorasweep stop runs/quickstart\n  lorasweep stop runs/quickstart t0003\n",
     )
-    parser.add_argument("run", metavar="RUN", help="sweep folder, such as runs/quickstart")
+    parser.add_sweep_folder()
     parser.add_argument("trial", metavar="TRIAL", nargs="?", default="", help="such as t0003; none: the whole sweep")
     options = parser.read(arguments)
     from analysis.folder import SweepFolder

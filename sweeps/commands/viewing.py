@@ -1,4 +1,4 @@
-"""How commands that run a sweep are told what to show meanwhile."""
+"""The options of commands that run a sweep: what to show meanwhile."""
 
 import argparse
 
@@ -9,6 +9,7 @@ CHOICES = ("auto", "table", "line", "plain")
 
 
 def add_view_options(parser: Parser) -> None:
+    """Take ``--view``, ``--quiet`` and ``--verbose``."""
     parser.add_argument(
         "--view",
         choices=CHOICES,

@@ -1,4 +1,4 @@
-"""The config tree as files: groups and their options, ours and those of ``--config-dir``. Imports no Hydra."""
+"""The config groups and their options, as files: shipped ones and those of ``--config-dir``. Imports no Hydra."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +10,13 @@ SHIPPED = Path(conf.__file__).parent
 
 
 def extra_folder(config_dir: str | None) -> Path | None:
-    """The folder that ``--config-dir`` names, absolute.
+    """The folder that ``--config-dir`` names, as an absolute path; None without it.
+
+    Args:
+        config_dir: as typed, or None.
 
     Raises:
-        ConfigError: if it is not there, holds no group with a YAML file, or has a file that would be hidden by ours.
+        ConfigError: if it is not there, holds no group with a YAML file, or has a file that a shipped one would hide.
     """
     if config_dir is None:
         return None
@@ -44,7 +47,12 @@ def groups(extra: Path | None = None) -> dict[str, list[str]]:
 
 
 def summary(group: str, option: str) -> str:
-    """What a shipped option is: the first line of its file that is a sentence."""
+    """What a shipped option is: the first line of its file that is a sentence; empty without one.
+
+    Args:
+        group: such as ``experiment``.
+        option: the file's name without its ending.
+    """
     for line in (SHIPPED / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines():
         text = line.lstrip("# ")
         if line.startswith("#") and not text.startswith("@"):

@@ -1,4 +1,4 @@
-"""The schema of the data, found before a sweep is composed to its end: the objective's defaults depend on it."""
+"""The schema of a sweep's data, from its columns, before the config is complete: other defaults depend on it."""
 
 from collections.abc import Sequence
 
@@ -20,9 +20,12 @@ _READ_BY = {
 
 
 def detect_schema(config: SweepConfig) -> tuple[str, str]:
-    """The schema that the columns of the training data tell, and a sentence that says so where it is not the usual one.
+    """The schema that the columns of the training data fit, and a sentence about it where it is not ``label``.
 
-    Where the data cannot be read, labels are assumed: reading them says what is wrong.
+    Where the data cannot be read, the schema is taken to be ``label``; reading them later says what is wrong.
+
+    Args:
+        config: in which ``data.schema`` is not set.
 
     Raises:
         DataError: where several schemas fit, or none.
@@ -38,7 +41,12 @@ def detect_schema(config: SweepConfig) -> tuple[str, str]:
 
 
 def check_read(schema: str, explicit: Sequence[str]) -> None:
-    """Raises ConfigError for a key of the command line that the schema does not read."""
+    """Raises ConfigError for a key of the command line that the schema does not read.
+
+    Args:
+        schema: of the data.
+        explicit: dotted paths that the command line sets.
+    """
     for path in explicit:
         if schema not in _READ_BY.get(path, (schema,)):
             raise ConfigError(

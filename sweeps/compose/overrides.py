@@ -14,7 +14,14 @@ from sweeps.config import schema
 
 @dataclass(frozen=True)
 class Setting:
-    """One override of a value. ``value`` is None with ``delete`` for ``~path``."""
+    """One override of a value.
+
+    Attributes:
+        path: dotted path; of a searched value, ``space.<path>``.
+        value: as Hydra read it; None with ``delete``.
+        typed: the override as the user wrote it, for messages.
+        delete: whether it was written ``~path``.
+    """
 
     path: str
     value: Any
@@ -37,14 +44,15 @@ class Overrides:
     choices: dict[str, str] = field(default_factory=dict)
 
     def typed(self) -> list[tuple[str, str]]:
-        """Dotted path of each setting, and the override as typed."""
+        """Dotted path of each setting, and the override as the user wrote it."""
         return [(setting.path, setting.typed) for setting in self.settings]
 
 
 def read_overrides(arguments: Sequence[str], groups: Mapping[str, Sequence[str]]) -> Overrides:
-    """Read overrides as typed.
+    """Read overrides.
 
     Args:
+        arguments: as the user wrote them.
         groups: every config group → its options.
 
     Raises:

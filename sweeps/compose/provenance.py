@@ -1,4 +1,4 @@
-"""Where a config key's value came from: the override, or the file and line. For messages only."""
+"""Where the value of a config key came from, for messages: an override, or a file and line."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -11,20 +11,26 @@ import yaml
 
 @dataclass(frozen=True)
 class Source:
-    """A config file and the path in the composed config that its keys stand below ('' for the root)."""
+    """A config file.
+
+    Attributes:
+        file: its path.
+        shown: what messages call it.
+        package: the path in the composed config below which its keys stand; empty for the root.
+    """
 
     file: Path
-    shown: str  # how messages call the file
+    shown: str
     package: str
 
 
 @dataclass(frozen=True)
 class Origins:
-    """All that a config was composed from, in the order in which later ones replace earlier ones.
+    """All that a config was composed from. What comes later replaces what came before.
 
     Attributes:
-        load: yields the files; called only when there is something to explain.
-        overrides: dotted path, and the override as typed.
+        load: gives the files; called only when there is something to explain, as reading them takes time.
+        overrides: dotted path, and the override as the user wrote it.
     """
 
     load: Callable[[], Sequence[Source]]
@@ -32,10 +38,15 @@ class Origins:
 
     @cached_property
     def sources(self) -> Sequence[Source]:
+        """The files, read once."""
         return self.load()
 
     def of(self, path: str) -> str:
-        """Such as ``conf/space/lora.yaml, line 4`` or ``override 'lora.rank=0'``; 'a default' if neither has it."""
+        """Where a key's value came from: ``conf/space/lora.yaml, line 4``, ``override 'lora.rank=0'`` or ``a default``.
+
+        Args:
+            path: dotted path of the key.
+        """
         for key, typed in reversed(self.overrides):
             if path == key or path.startswith((f"{key}.", f"{key}[")) or key.startswith(f"{path}."):
                 return f"override '{typed}'"
@@ -73,7 +84,12 @@ def _find(node: yaml.Node | None, path: str) -> int:
 
 
 def shown(file: Path, shipped: Path) -> str:
-    """How messages call a config file: ``conf/…`` for one of ours, else as seen from the working directory."""
+    """What messages call a config file: ``conf/…`` for a shipped one, else its path from the working directory.
+
+    Args:
+        file: absolute.
+        shipped: the folder of the shipped ones.
+    """
     if file.is_relative_to(shipped):
         return str(Path("conf") / file.relative_to(shipped))
     relative = os.path.relpath(file)

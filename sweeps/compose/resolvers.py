@@ -26,36 +26,44 @@ def register() -> None:
 
 
 def mul(a: float, b: float) -> float:
+    """a · b."""
     return a * b
 
 
 def div(a: float, b: float) -> float:
+    """a / b, as a whole number where it is one."""
     quotient = a / b
     return int(quotient) if quotient == int(quotient) else quotient
 
 
 def pick(key: Any, options: Mapping[Any, Any]) -> Any:
+    """The value under ``key`` in ``options``. Raises ValueError where there is none."""
     if key not in options:
         raise ValueError(f"{key!r} is none of {', '.join(map(str, options))}")
     return options[key]
 
 
 def halvings(steps: int) -> list[int]:
+    """A quarter, a half and the whole of a number of steps, those that are whole numbers."""
     return [steps // part for part in (4, 2, 1) if steps % part == 0]
 
 
 def first(values: Sequence[Any]) -> Any:
+    """The first of a list."""
     return values[0]
 
 
 def growth(rungs: Sequence[int]) -> float:
+    """By which factor a list of rungs grows; 2 for a single rung."""
     return div(rungs[1], rungs[0]) if len(rungs) > 1 else 2
 
 
 def startup(trials: int) -> int:
+    """How many of a number of trials are drawn at random first: a quarter, at least 4, at most 10."""
     return min(max(trials // 4, 4), 10)
 
 
 def conditional(space: Mapping[str, Any] | None) -> bool:
+    """Whether some key of the space is searched only ``when`` another one has a certain value."""
     inside = [part for part in (space or {}).values() if isinstance(part, Mapping)]
     return any("when" in part or conditional(part) for part in inside)

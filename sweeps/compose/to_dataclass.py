@@ -1,4 +1,4 @@
-"""From a nested mapping with interpolations to ``SweepConfig``, with OmegaConf; its errors in one sentence each."""
+"""Makes a nested mapping with interpolations into a ``SweepConfig``; OmegaConf's errors become one sentence each."""
 
 import os
 import re
@@ -19,13 +19,17 @@ _FILES = ("data.train", "data.validation", "data.test")
 
 
 def paths(config: SweepConfig) -> tuple[str, ...]:
-    """The keys that hold paths of this machine: of a hub data set or a package, ``data.train`` is none."""
+    """Dotted paths of the keys that hold files or folders of this machine.
+
+    Args:
+        config: with ``data.source`` hub or package, ``data.train`` and the like name splits or files of the package.
+    """
     files = () if config.data.source in ("hub", "package") else _FILES
     return (*files, "bias.pairs_file", "model.path", "sweep.dir")
 
 
 def put(raw: dict[str, Any], path: str, value: Any) -> None:
-    """Set a dotted path in a nested mapping."""
+    """Set the value at a dotted path of a nested mapping, in place; mappings on the way are made where they lack."""
     *parents, leaf = path.split(".")
     for name in parents:
         inner = raw.get(name)
@@ -44,7 +48,13 @@ def get(raw: Mapping[str, Any], path: str) -> Any:
 
 
 def read_environment(raw: dict[str, Any], origins: Origins) -> dict[str, Any]:
-    """``${oc.env:…}`` replaced by its value, once, where the command is run: a worker has another environment.
+    """The mapping with each ``${oc.env:…}`` replaced by its value.
+
+    This is done once, where the command is run: a worker's environment is another one.
+
+    Args:
+        raw: nested, interpolations unresolved.
+        origins: for messages.
 
     Raises:
         ConfigError: for a variable that is not set and has no default.
@@ -70,10 +80,14 @@ def read_environment(raw: dict[str, Any], origins: Origins) -> dict[str, Any]:
 
 
 def to_dataclass(raw: dict[str, Any], origins: Origins) -> tuple[SweepConfig, dict[str, Any]]:
-    """The config, resolved and checked, and the whole mapping with its interpolations, defaults filled in.
+    """The config, resolved and checked, and the nested mapping with its interpolations kept and defaults filled in.
 
-    Every key gets its type and its range; paths become absolute; left out are terms of the objective without weight and
-    constraints that are not enabled.
+    Each key's type and range are checked, and paths become absolute. Terms of the objective without weight, and
+    constraints that are not enabled, are left out.
+
+    Args:
+        raw: nested, interpolations unresolved.
+        origins: for messages.
 
     Raises:
         ConfigError: with key, value, what was expected, and the file or override that holds it.

@@ -28,17 +28,21 @@ class View(Protocol):
     """Shows events of a sweep as they happen. Called from any thread, never while the state is being changed."""
 
     def event(self, line: str) -> None:
-        """A trial started, reached a rung or ended; ``line`` says so."""
+        """Show an event: a trial started, reached a rung or ended, as ``line`` says."""
         ...
 
     def say(self, line: str) -> None:
-        """Something that stays on the terminal."""
+        """Show a line that stays on the terminal."""
         ...
+
+        """End the view and leave the terminal as it was."""
 
     def close(self) -> None: ...
 
 
 class Quiet:
+    """A view that shows nothing."""
+
     def event(self, line: str) -> None:
         pass
 
@@ -74,7 +78,12 @@ class PlainLines:
 
 
 class Live:
-    """Something that is redrawn in place, and gone when the sweep is over; ``draw`` makes it for a width and height."""
+    """A view that is redrawn in place, and gone when the sweep is over.
+
+    Args:
+        console: Rich's.
+        draw: (width, height in terminal cells) → what to show now.
+    """
 
     def __init__(self, console: Console, draw: Callable[[int, int], RenderableType]) -> None:
         self._console = console
@@ -98,9 +107,12 @@ class Live:
 
 
 def table(state: SweepState, width: int, height: int) -> RenderableType:
-    """The sweep at a glance in ``width`` (80 or more) by ``height``: running trials first, then the latest to end.
+    """The sweep as a table: running trials first, then the latest to end. A wide one has more metrics, and reasons.
 
-    A wide terminal shows more metrics, and why a trial ended.
+    Args:
+        state: of the sweep.
+        width: in terminal cells, 80 or more.
+        height: in lines.
     """
     ended = sorted(
         (t for t in state.trials.values() if t.ended is not None), key=lambda t: t.ended or 0.0, reverse=True
@@ -157,9 +169,9 @@ def table(state: SweepState, width: int, height: int) -> RenderableType:
 
 def _more_metrics(rows: list[TrialState], width: int) -> dict[str, str]:
     """Metrics beside accuracy, F1 and objective for which there is room, and their titles."""
-    there = {name for trial in rows for name in trial.metrics}
+    measured = {name for trial in rows for name in trial.metrics}
     room = max(0, (width - _ROOMY) // _METRIC_WIDTH)
-    return dict([(name, title) for name, title in _MORE.items() if name in there][:room])
+    return dict([(name, title) for name, title in _MORE.items() if name in measured][:room])
 
 
 def _best(state: SweepState) -> TrialState | None:
@@ -168,7 +180,12 @@ def _best(state: SweepState) -> TrialState | None:
 
 
 def one_line(state: SweepState, width: int) -> RenderableType:
-    """The sweep in one line: how many are done, the best so far, the time left, and what happens now."""
+    """The sweep in one line: how many trials are done, the best so far, the time left, and what happens now.
+
+    Args:
+        state: of the sweep.
+        width: in terminal cells; a longer line is cut.
+    """
     parts = [_summary(state)]
     best = _best(state)
     if best is not None:
@@ -208,7 +225,12 @@ def time_left(seconds: float | None) -> str:
 
 
 def short_values(values: Mapping[str, Any], speaking: tuple[str, ...] = ("precision",)) -> str:
-    """``rank=8 lr=3e-4 nf4``: the last part of each path; the values of ``speaking`` paths explain themselves."""
+    """Sampled values in short, such as ``rank=8 lr=3e-4 nf4``: the last part of each path, and the value.
+
+    Args:
+        values: dotted path → value.
+        speaking: paths whose values explain themselves and are shown without the path.
+    """
     return " ".join(
         _short(value) if path in speaking else f"{path.rsplit('.', 1)[-1]}={_short(value)}"
         for path, value in values.items()
@@ -229,6 +251,7 @@ def _score(value: float | None) -> str:
 
 
 def all_scores(trial: TrialState) -> str:
+    """Every metric of a trial's last rung, and its objective, for a line of text."""
     shown = {**trial.metrics, "objective": trial.objective}
     return "".join(f"  {name} {_number(value)}" for name, value in shown.items())
 
@@ -238,6 +261,7 @@ def _number(value: float | None) -> str:
 
 
 def scores(trial: TrialState) -> str:
+    """Accuracy, macro-F1 and objective of a trial's last rung, as far as they are known, for a line of text."""
     shown = {
         "accuracy": trial.metrics.get("accuracy"),
         "F1": trial.metrics.get("macro_f1"),

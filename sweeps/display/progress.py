@@ -1,4 +1,4 @@
-"""Progress and time left while a sweep runs: told what Tune tells callbacks, it tells ``SweepState``, and a view."""
+"""Shows the progress of a sweep: takes Ray Tune's trial events, updates ``SweepState``, and redraws a view."""
 
 import sys
 import threading
@@ -64,27 +64,27 @@ class Progress:
         self.close()
 
     def close(self) -> None:
-        """End a live view; what is said afterwards comes as plain lines. May be called more than once."""
+        """End a live view. Later messages come as plain lines. May be called more than once."""
         view = self._view
         if isinstance(view, Live):
             self._view = PlainLines(self._stream)
             view.close()
 
     def phase(self, text: str) -> None:
-        """What happens outside trials, such as ``loading model …``; it holds until the next phase or trial."""
+        """Say what happens outside trials, such as ``loading model …``; it holds until the next phase or trial."""
         with self._lock:
             self._state.phase = text
             line = self._stamp(text)
         self._view.event(line)
 
     def note(self, text: str) -> None:
-        """A line for the user that stays on the terminal. May be called from any thread."""
+        """Print a line that stays on the terminal. May be called from any thread."""
         with self._lock:
             line = self._stamp(text)
         self._view.say(line)
 
     def stopping(self, text: str) -> None:
-        """``note``, and from now on trials that lose their process or are stopped are not shown as ended."""
+        """``note``; from now on, trials that lose their process or are stopped are not shown as ended."""
         self._stopping = True
         self.note(text)
 
@@ -110,7 +110,7 @@ class Progress:
             if result["state"] != State.RUNNING:
                 return  # its end says it all
             figures = all_scores(shown) if self.verbose else scores(shown)
-            line = self._stamp(f"{trial_id}  step {shown.step}/{shown.max_steps}{figures}  ({self._standing()})")
+            line = self._stamp(f"{trial_id}  step {shown.step}/{shown.max_steps}{figures}  ({self._done_text()})")
         self._view.event(line)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -131,11 +131,12 @@ class Progress:
             why = f": {reason}" if reason and state is not State.STOPPED_EARLY else ""
             label = str(state).replace("_", " ")
             figures = all_scores(shown) if self.verbose else scores(shown)
-            line = f"{trial_id}  {label} at step {shown.step}{figures}  ({self._standing()}){why}"
+            line = f"{trial_id}  {label} at step {shown.step}{figures}  ({self._done_text()}){why}"
             line = self._stamp(line)
         self._view.event(line)
 
-    def _standing(self) -> str:
+    def _done_text(self) -> str:
+        """Such as ``3/8 done, ~3 min left``."""
         state = self._state
         done = f"{state.ended}/{state.total} done"
         return done if state.ended >= state.total else f"{done}, {time_left(state.seconds_left())}"

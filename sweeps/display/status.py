@@ -1,4 +1,4 @@
-"""How a sweep stands, running, stopped, finished or dead, from its folder alone: what ``lorasweep status`` shows."""
+"""The state of a sweep, read from its folder alone: what ``lorasweep status`` shows."""
 
 import math
 import time
@@ -17,7 +17,14 @@ RUNNING, FINISHED, STOPPED, DIED, IDLE = "running", "finished", "stopped", "died
 
 
 def overview(folder: SweepFolder) -> dict[str, Any]:
-    """Everything that is known, as plain values. Raises FolderError where there is no sweep."""
+    """The state of a sweep as plain values: its driver, trials, best trial, what it spent and what went wrong.
+
+    Args:
+        folder: of the sweep, which may be running, stopped, finished or left by a driver that died.
+
+    Raises:
+        FolderError: where there is no sweep.
+    """
     manifest = read_manifest(folder)
     search: Mapping[str, Any] = manifest["config"]["search"]
     who = driver(folder)
@@ -64,9 +71,14 @@ def overview(folder: SweepFolder) -> dict[str, Any]:
 
 
 def lines(seen: Mapping[str, Any], folder: SweepFolder) -> list[str]:
-    """An overview for people."""
+    """An overview as lines of text.
+
+    Args:
+        seen: from ``overview``.
+        folder: of the sweep.
+    """
     trials, who, used = seen["trials"], seen["driver"], seen["spent"]
-    shown = [f"{seen['name']}: {_standing(seen)}"]
+    shown = [f"{seen['name']}: {_state_sentence(seen)}"]
     by_state = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in trials["by_state"].items())
     enqueued = f", {len(trials['enqueued'])} of them enqueued" if trials["enqueued"] else ""
     to_come = max(trials["total"] - trials["handed_out"], 0)
@@ -91,7 +103,7 @@ def lines(seen: Mapping[str, Any], folder: SweepFolder) -> list[str]:
     return shown
 
 
-def _standing(seen: Mapping[str, Any]) -> str:
+def _state_sentence(seen: Mapping[str, Any]) -> str:
     who = seen["driver"]
     by = f"process {who['pid']} on {who['host']}" if who["pid"] else "its process has not said who it is"
     if seen["state"] == RUNNING:

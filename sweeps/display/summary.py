@@ -1,4 +1,4 @@
-"""What a sweep prints at its end: its leaderboard, and the commands that come next. Imports neither Ray nor torch."""
+"""What a sweep prints at its end: its leaderboard, and the commands to use next. Imports neither Ray nor torch."""
 
 import shutil
 import sys
@@ -24,7 +24,9 @@ def show_leaderboard(
     """Print ranked rows and the verdict on them: a table on a terminal, plain text in a pipe.
 
     Args:
-        by: metrics that they are ranked by, where it is not the objective.
+        folder: of the sweep.
+        rows: ranked.
+        by: metrics that they are ranked by; empty for the objective.
         judgement: how sure the ranking is.
     """
     width = shutil.get_terminal_size((120, 24)).columns
@@ -59,11 +61,13 @@ def show_comparison(comparison: "Comparison") -> None:
 
 
 def show_next(folder: SweepFolder, rows: Sequence[Row], interrupted: bool, sync: str) -> None:
-    """Print where the results are, and commands that can be typed as they stand.
+    """Print where the results are, and the commands to use next, ready to be copied.
 
     Args:
-        interrupted: the sweep can be gone on with.
-        sync: uploads offline W&B runs; empty where there is nothing to upload.
+        folder: of the sweep.
+        rows: ranked.
+        interrupted: whether a resume would go on with the sweep.
+        sync: the command that uploads offline W&B runs; empty where there is nothing to upload.
     """
     shown, lorasweep = shell_path(folder.root), program()
     print(f"\nResults: {shown}/  (leaderboard.csv, trials/, sweep.yaml)")

@@ -1,4 +1,4 @@
-"""Where a running sweep is, and how long it will take."""
+"""How far a running sweep is, and how long it will still take."""
 
 import math
 import time
@@ -11,7 +11,13 @@ from analysis.folder import State
 
 @dataclass
 class TrialState:
-    """One trial as shown. Times are the clock's; ``metrics`` and ``objective`` are the last reported."""
+    """One trial as shown.
+
+    Attributes:
+        started, ended, reported: seconds by the sweep state's clock; ``reported``: when its last rung came in.
+        step, max_steps: optimiser steps.
+        metrics, objective: the last reported; the objective is NaN before.
+    """
 
     trial_id: str
     values: dict[str, Any]
@@ -54,7 +60,7 @@ class SweepState:
         self._last_report: float | None = None
 
     def start(self, trial_id: str, values: Mapping[str, Any]) -> bool:
-        """False where the trial was known: a retry goes on in its row."""
+        """Note that a trial started. False where it was known already: a retry goes on in its row."""
         if trial_id in self.trials:
             return False
         steps = int(values.get("train.max_steps", self.max_steps))
@@ -65,7 +71,15 @@ class SweepState:
     def report(
         self, trial_id: str, step: int, metrics: Mapping[str, float], objective: float, seconds: float = 0.0
     ) -> None:
-        """A trial was evaluated, ``seconds`` after it was admitted to its slot."""
+        """Note a rung of a trial.
+
+        Args:
+            trial_id: of a trial that started.
+            step: optimiser steps done.
+            metrics: of the rung.
+            objective: of the rung, higher is better.
+            seconds: since the trial was admitted to its slot.
+        """
         trial, now = self.trials[trial_id], self._clock()
         trial.step, trial.metrics, trial.objective = max(trial.step, step), dict(metrics), objective
         if self._training_since is None:
@@ -74,15 +88,18 @@ class SweepState:
         self._last_report = trial.reported = now
 
     def end(self, trial_id: str, state: State, reason: str) -> None:
+        """Note that a trial ended, and why, in a sentence."""
         trial = self.trials[trial_id]
         trial.state, trial.reason, trial.ended = state, reason, self._clock()
 
     @property
     def running(self) -> list[TrialState]:
+        """Trials that have not ended."""
         return [trial for trial in self.trials.values() if trial.ended is None]
 
     @property
     def ended(self) -> int:
+        """How many trials have ended, those before a resume included."""
         return self.ended_before + len(self.trials) - len(self.running)
 
     def elapsed(self, trial_id: str | None = None) -> float:
@@ -93,7 +110,7 @@ class SweepState:
         return (self._clock() if trial.ended is None else trial.ended) - trial.started
 
     def trial_seconds_left(self, trial_id: str) -> float | None:
-        """Until a running trial's last step, at its own pace up to its last rung; None before the first."""
+        """Seconds to a running trial's last step, at its own pace up to its last rung; None before its first rung."""
         trial = self.trials[trial_id]
         if trial.ended is not None or not trial.step or trial.reported is None:
             return None
@@ -101,11 +118,13 @@ class SweepState:
         return max(pace * (trial.max_steps - trial.step) - (self._clock() - trial.reported), 0.0)
 
     def seconds_left(self) -> float | None:
-        """From the steps per second that all trials made together; None where that cannot be known.
+        """Seconds to the end of the sweep, from the steps per second that all trials made together.
 
-        Running trials are taken to go to their last step, those to come to need as many steps as the ones so far:
-        the estimate errs on the long side where a scheduler stops many. None before the first rung, and once the time
-        that was estimated is over.
+        The estimate takes running trials to go to their last step, and trials to come to need as many steps as those so
+        far. It is too long where a scheduler stops many.
+
+        Returns:
+            None before the first rung, and once the estimated time is over.
         """
         if self._training_since is None or self._last_report is None:
             return None

@@ -1,4 +1,4 @@
-"""Where things are: our packages, checked at start-up because their names are common; programs and files as typed."""
+"""Where lorasweep is installed, and how its programs and files are written on a command line here."""
 
 import importlib.util
 import os
@@ -13,7 +13,7 @@ PACKAGES = ("analysis", "conf", "sweeps", "trainer")
 
 
 def package_root() -> str:
-    """The folder that holds the packages.
+    """The folder that holds the four packages. Their names are common, so it is checked at start-up that all are ours.
 
     Raises:
         LorasweepError: where they come from different places, such as another project's ``trainer``.
@@ -36,13 +36,17 @@ def package_root() -> str:
 
 
 def shell_path(path: Path | str) -> str:
-    """A path as one would type it here: relative where that is shorter, quoted where a shell needs it."""
+    """A path for a command line here: relative where that is shorter, quoted where a shell needs it."""
     relative = os.path.relpath(path)
     return shlex.quote(min(relative, str(path), key=len))
 
 
 def program(name: str = "lorasweep") -> str:
-    """How to start one of this environment's programs here: by its name, or by its path where it is not on PATH."""
+    """How to start a program of this environment here: by its name, or by its path where it is not on ``PATH``.
+
+    Args:
+        name: of the program, such as ``lorasweep`` or ``wandb``.
+    """
     beside, on_path = Path(sys.executable).with_name(name), shutil.which(name)
     if not beside.exists() or (on_path and Path(on_path).samefile(beside)):
         return name

@@ -1,4 +1,4 @@
-"""Where the libraries' words go: to the sweep folder, not over the progress."""
+"""Log messages of the libraries: written to the sweep folder, not over the progress."""
 
 import contextlib
 import logging
@@ -15,10 +15,11 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 @contextlib.contextmanager
 def to_file(path: Path, verbose: bool = False) -> Iterator[None]:
-    """What libraries log, and Python's warnings, are appended to a file; nothing of it reaches the terminal.
+    """Append what libraries log, and Python's warnings, to a file; none of it reaches the terminal.
 
     Args:
-        verbose: it is shown on the terminal too.
+        path: the log file; made where there is something to write.
+        verbose: show it on the terminal too.
     """
     handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8", delay=True)]
     handlers[0].setLevel(logging.WARNING)  # W&B alone says hundreds of lines below that
@@ -44,7 +45,12 @@ def to_file(path: Path, verbose: bool = False) -> Iterator[None]:
 
 
 def of_worker(path: Path, node: str) -> None:
-    """From now on, what this worker's libraries log is appended to the sweep's log, with its node's name."""
+    """From now on, append what this worker process's libraries log to the sweep's log.
+
+    Args:
+        path: the sweep's log file.
+        node: name of the worker's node; stands in every line.
+    """
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {node} %(name)s: %(message)s"))
     handler.setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Sentences for a terminal. Imports nothing that takes time."""
+"""Sentences wrapped for a terminal. Imports nothing that takes time."""
 
 import shutil
 import textwrap
@@ -6,7 +6,12 @@ from typing import IO
 
 
 def wrapped(text: str, stream: IO[str]) -> str:
-    """Text in lines of whole words where the stream is a terminal; a pipe gets it as it is."""
+    """Text in lines of whole words where the stream is a terminal; unchanged for a pipe.
+
+    Args:
+        text: sentences; its own line breaks stay.
+        stream: where it will be printed.
+    """
     if not stream.isatty():
         return text
     width = shutil.get_terminal_size((120, 24)).columns

@@ -1,18 +1,18 @@
-"""Work that may be skipped, because it will be asked for again: done as often as it costs next to nothing."""
+"""A function that may be called at any time and runs only as often as it costs next to nothing."""
 
 import time
 from collections.abc import Callable
 
 
 class Throttle:
-    """Called as often as one likes; does its work only where that takes a small share of the time.
+    """Skips calls of a function, so that it takes only a small share of the time.
 
-    The leaderboard is rebuilt from all files of the sweep folder: after every trial that would make a sweep's
-    orchestration grow with the square of its trials. The last state is written by whoever ends the sweep.
+    Each leaderboard is built from all files of the sweep folder. Built after every trial, the cost would grow with the
+    square of the trials. Whoever ends the sweep writes the last leaderboard, so a skipped call loses nothing.
 
     Args:
-        work: what to do.
-        share: of the time, at most.
+        work: the function.
+        share: most of the time that it may take, from 0 to 1.
     """
 
     def __init__(self, work: Callable[[], None], share: float = 0.02):

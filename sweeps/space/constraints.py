@@ -1,7 +1,7 @@
-"""``space_constraints``: which points of the space may become trials.
+"""Constraints of the search space (``space_constraints``): which points may become trials.
 
-Each is an expression that must hold. It may read every key of a trial, searched or not; a key that is not searched, or
-whose condition does not hold, has the value that it has in the config.
+Each is an expression that must hold. It may read every key of a trial. A key that is not searched, or whose condition
+does not hold, has its value from the config.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ class Constraints:
     Args:
         texts: as in the config.
         known: the keys of a trial.
-        whole: (values of the searched keys) → the values of given paths in that trial's whole config.
+        whole: (searched values, dotted paths) → the values of these paths in that trial's whole config.
 
     Raises:
         ConfigError: for an expression that cannot be read, or a path that is no key of a trial.
@@ -44,7 +44,7 @@ class Constraints:
                     )
 
     def broken(self, values: Mapping[str, Scalar]) -> str:
-        """The first constraint that the point breaks, as typed; empty where it may become a trial."""
+        """The first constraint that a point breaks, as the user wrote it; empty where the point may become a trial."""
         read = dict(values)
         missing = [path for it in self.expressions for path in it.paths if path not in values]
         if missing:
@@ -52,13 +52,19 @@ class Constraints:
         return next((it.text for it in self.expressions if not it.value(read)), "")
 
     def allows(self, values: Mapping[str, Scalar]) -> bool:
+        """Whether a point may become a trial."""
         return not self.broken(values)
 
     def require_some(self, space: Space, start: Sequence[Mapping[str, Scalar]], draws: int = 500) -> None:
         """Draw points at random until one is allowed.
 
+        Args:
+            space: to draw from.
+            start: points that will be tried first.
+            draws: how many points to draw at most.
+
         Raises:
-            ConfigError: where none is, or a point of ``start`` that gives every key is not.
+            ConfigError: where no drawn point is allowed, or a whole point of ``start`` breaks a constraint.
         """
         if not self.expressions:
             return

@@ -19,16 +19,22 @@ Scalar = bool | int | float | str | None
 
 @dataclass(frozen=True)
 class Choices:
-    """One of some values, without order."""
+    """One of some values, without order.
+
+    Attributes:
+        values: distinct.
+        when: dotted path → values of that key at which this dimension is searched; empty: always.
+    """
 
     values: tuple[Scalar, ...]
     when: Mapping[str, tuple[Scalar, ...]] = field(default_factory=dict)
 
     def holds(self, value: Any) -> bool:
+        """Whether a value is one of the choices; true is not 1."""
         return any(value == own and isinstance(value, bool) == isinstance(own, bool) for own in self.values)
 
     def own(self, value: Any) -> Scalar:
-        """A value that it holds, with its own type: 1 is 1.0 where the values are floats."""
+        """The choice that equals a value, in the choice's own type: 1 becomes 1.0 where the choices are floats."""
         return next(own for own in self.values if own == value)
 
     def __str__(self) -> str:
@@ -37,7 +43,15 @@ class Choices:
 
 @dataclass(frozen=True)
 class Uniform:
-    """A number between ``low`` and ``high``, both inclusive; uniform in the logarithm where ``log``."""
+    """A number between two ends.
+
+    Attributes:
+        low, high: the ends, both inclusive.
+        log: whether it is uniform in the logarithm.
+        step: distance between values, counted from ``low``; None: any value.
+        integer: whether values are whole numbers.
+        when: as of ``Choices``.
+    """
 
     low: float
     high: float
@@ -47,13 +61,14 @@ class Uniform:
     when: Mapping[str, tuple[Scalar, ...]] = field(default_factory=dict)
 
     def holds(self, value: Any) -> bool:
+        """Whether a value lies in the interval, on its steps, with the right type."""
         if isinstance(value, bool) or not isinstance(value, int if self.integer else int | float):
             return False
         on_grid = not self.step or (Decimal(str(value)) - Decimal(str(self.low))) % Decimal(str(self.step)) == 0
         return self.low <= value <= self.high and on_grid
 
     def own(self, value: Any) -> Scalar:
-        """A value that it holds, with its own type."""
+        """A value of the interval in the dimension's own type."""
         return int(value) if self.integer else float(value)
 
     def __str__(self) -> str:
@@ -62,7 +77,7 @@ class Uniform:
 
 
 Dimension = Choices | Uniform
-Space = dict[str, Dimension]  # a key comes after those its condition names
+Space = dict[str, Dimension]  # dotted path → dimension; a key comes after those that its condition names
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -75,12 +90,22 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def active(dimension: Dimension, values: Mapping[str, Scalar]) -> bool:
-    """Whether the condition holds. A key that is itself not active makes what depends on it inactive."""
+    """Whether a dimension's condition holds.
+
+    Args:
+        dimension: of the space.
+        values: of the keys before it. A key that is not active has none; dimensions that depend on it are not active.
+    """
     return all(path in values and values[path] in allowed for path, allowed in dimension.when.items())
 
 
 def suggest(space: Space, trial: "BaseTrial") -> dict[str, Scalar]:
-    """Ask an Optuna trial for one point: dotted path → value, inactive keys left out."""
+    """One point: dotted path → value, keys that are not active left out.
+
+    Args:
+        space: to draw from.
+        trial: Optuna's, which is asked for each value.
+    """
     values: dict[str, Scalar] = {}
     for path, dimension in space.items():
         if not active(dimension, values):
@@ -110,7 +135,7 @@ class DefineByRun:
 
 
 def distributions(space: Space) -> "dict[str, BaseDistribution]":
-    """Optuna's distributions, for rebuilding trials with ``study.add_trial``."""
+    """Dotted path → Optuna's distribution, for rebuilding trials with ``study.add_trial``."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     made: dict[str, BaseDistribution] = {}
@@ -126,9 +151,10 @@ def distributions(space: Space) -> "dict[str, BaseDistribution]":
 
 
 def validate_point(space: Space, point: Mapping[str, Any], where: str = "search.start_from") -> dict[str, Scalar]:
-    """A known good point as flat values in the space's order. Keys that are left out are sampled.
+    """A point that the user gave, as flat values in the space's order. Keys that it leaves out are sampled.
 
     Args:
+        space: that it must lie in.
         point: dotted or nested.
         where: what to call the point in messages.
 

@@ -51,7 +51,8 @@ class Expression:
     """A parsed expression.
 
     Attributes:
-        text: as typed.
+        text: as the user wrote it.
+        tree: Python's syntax tree, checked.
         paths: config paths that it reads, in order of appearance.
     """
 
@@ -61,7 +62,15 @@ class Expression:
 
     @classmethod
     def parse(cls, text: str, where: str) -> "Expression":
-        """Read an expression, ``where`` in messages. Raises ConfigError for anything that is not known here."""
+        """Read an expression.
+
+        Args:
+            text: as the user wrote it.
+            where: what to call it in messages.
+
+        Raises:
+            ConfigError: for anything that is not known here.
+        """
         if not isinstance(text, str) or not text.strip() or len(text) > _MOST_CHARACTERS:
             raise ConfigError(f"{where}: expected an expression as text, such as 'lora.rank <= 16', not {text!r}.")
         try:
@@ -76,7 +85,14 @@ class Expression:
         return cls(text, tree, tuple(paths))
 
     def value(self, values: Mapping[str, Any]) -> Any:
-        """The value where the paths have these values. Raises ConfigError where the arithmetic fails."""
+        """The expression's value.
+
+        Args:
+            values: config path → value, for all of ``paths``.
+
+        Raises:
+            ConfigError: where the arithmetic fails, such as a division by zero.
+        """
         try:
             return _value(self.tree, values)
         except (ArithmeticError, ValueError, TypeError, LookupError) as error:

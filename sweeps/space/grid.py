@@ -12,14 +12,18 @@ from analysis.errors import ConfigError
 from sweeps.space.dimensions import Choices, Scalar, Space, Uniform, active
 
 GRID = "sweeps.search.samplers.GridSampler"
-_COUNTED = 10_000  # combinations
+_COUNTED = 10_000  # combinations at most are counted
 
 
 def gridded(space: Space, points: int) -> Space:
-    """The space with some values in place of every range that has no ``step``.
+    """The space with evenly spaced values in place of every range that has no ``step``.
+
+    Args:
+        space: of the sweep.
+        points: values of each such range, at least 2.
 
     Raises:
-        ConfigError: where a range's condition asks a value of another range that is not on the grid.
+        ConfigError: where a condition asks for a value of a range that is not on the grid.
     """
     made: Space = {}
     for path, dimension in space.items():
@@ -75,17 +79,31 @@ def _every(dimension: Choices | Uniform) -> tuple[Scalar, ...]:
 
 
 def on_grid(space: Space, sampler: Mapping[str, Any]) -> Space:
-    """The space as the sampler needs it: finite for a grid."""
+    """The space as the sampler needs it: finite for a grid, else unchanged.
+
+    Args:
+        space: of the sweep.
+        sampler: its config, ``_target_`` and arguments.
+    """
     if sampler.get("_target_") != GRID:
         return space
     points = sampler.get("points", 4)
-    return gridded(space, points if isinstance(points, int) and points > 1 else 4)  # what is wrong is said later
+    if not isinstance(points, int) or points < 2:
+        points = 4  # a wrong number is refused when the sampler is made
+    return gridded(space, points)
 
 
 def grid_size(
     space: Space, sampler: Mapping[str, Any], allowed: Callable[[Mapping[str, Any]], bool], trials: int
 ) -> str:
-    """A sentence on how many of a grid's combinations are tried; empty where all are, or for other samplers."""
+    """A sentence on how many of a grid's combinations are tried; empty where all are, or for other samplers.
+
+    Args:
+        space: finite.
+        sampler: its config.
+        allowed: whether a point keeps the space's constraints.
+        trials: configurations that the sweep tries.
+    """
     if sampler.get("_target_") != GRID:
         return ""
     n = sum(map(allowed, itertools.islice(combinations(space), _COUNTED)))

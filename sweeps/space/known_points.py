@@ -34,6 +34,10 @@ ALL = "rules"
 def expand(start_from: Any, space: Space) -> list[dict[str, Any]]:
     """``search.start_from`` with the names of rules replaced by their points.
 
+    Args:
+        start_from: a name, a point, or a list of both.
+        space: that the rules are fitted to.
+
     Raises:
         ConfigError: for a name that is no rule, or an entry that is neither a name nor a point.
     """
@@ -55,7 +59,12 @@ def expand(start_from: Any, space: Space) -> list[dict[str, Any]]:
 
 
 def fitted(rule: Mapping[str, Scalar], space: Space) -> dict[str, Scalar]:
-    """The rule's values for the keys of the space, each as near as the space allows."""
+    """A rule's values for the keys of the space, each as near as the space allows.
+
+    Args:
+        rule: dotted path → value.
+        space: of the sweep.
+    """
     values: dict[str, Scalar] = {}
     for path, dimension in space.items():
         met = all(path_ in values and values[path_] in allowed for path_, allowed in dimension.when.items())

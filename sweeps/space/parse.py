@@ -1,4 +1,4 @@
-"""The ``space`` group of the config, nested like the config itself, and the flat search space.
+"""Reads the ``space`` group of the config, nested like the config itself, into the flat search space.
 
 An entry is ``{choices: […]}`` or ``{low, high}`` with ``log`` or ``step``; ``when: {path: value or values}`` makes it
 conditional on another searched key.
@@ -15,7 +15,7 @@ from sweeps.config import Leaf, schema
 from sweeps.space.dimensions import Choices, Dimension, Scalar, Space, Uniform, flatten
 from trainer.config import TrialConfig, check_value
 
-Where = Callable[[str], str]  # dotted path below ``space`` → the file or override that holds it
+Where = Callable[[str], str]  # dotted path below ``space`` → the file or override that holds it, for messages
 ENTRY_KEYS = ("choices", "low", "high", "log", "step", "when")
 
 

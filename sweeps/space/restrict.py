@@ -1,4 +1,4 @@
-"""A search space made smaller: by the command line, or by what the machine at hand can do."""
+"""Makes a search space smaller: to what the command line leaves open, and to what this machine can do."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,9 +10,13 @@ from trainer.config import PRECISIONS
 
 
 def fix(space: Space, fixed: Mapping[str, Scalar]) -> Space:
-    """The space without some keys, which have one value now: conditions on them are decided.
+    """The space without the keys that have one value now. Conditions on these keys are decided.
 
-    An entry whose condition the fixed value does not meet can never be active, and goes too.
+    An entry whose condition the fixed value does not meet can never be active, and is left out too.
+
+    Args:
+        space: of the sweep.
+        fixed: dotted path → value.
     """
     kept: Space = {}
     gone: set[str] = set(fixed)
@@ -32,9 +36,10 @@ def restrict_precisions(
     """The space with only the precisions that this machine can do, and a sentence about those left out (or "").
 
     Args:
+        space: of the sweep.
         available: precisions that the machine can do.
-        explicit: the user named the precisions on the command line: one that cannot be done is an error, not a note.
-        slow: of these, how many times as long as fp32 those take that only an explicit wish brings into a search.
+        explicit: whether the user named the precisions on the command line. Then one that cannot be done is an error.
+        slow: precision → how many times as long as fp32 it takes here. Such a one is searched only where ``explicit``.
 
     Raises:
         HardwareError: where an explicit choice cannot be done, or none is left.
@@ -44,10 +49,12 @@ def restrict_precisions(
         return space, ""
     missing = [name for name in PRECISIONS if name in dimension.values and name not in available]
     quick = [name for name in dimension.values if name in available and name not in slow]
-    wait = [] if explicit or not quick else [name for name in available if name in slow and name in dimension.values]
-    if not missing and not wait:
+    too_slow = (
+        [] if explicit or not quick else [name for name in available if name in slow and name in dimension.values]
+    )
+    if not missing and not too_slow:
         return space, ""
-    left = tuple(name for name in dimension.values if name in available and name not in wait)
+    left = tuple(name for name in dimension.values if name in available and name not in too_slow)
     able = ", ".join(available)
     if explicit or not left:
         raise HardwareError(
@@ -64,10 +71,11 @@ def restrict_precisions(
         elif values and all(key in shrunk for key in other.when):
             shrunk[path] = replace(other, when={**other.when, "precision": values})
     notes = [f"Not searched, because this machine cannot do it: precision {', '.join(missing)}."] if missing else []
-    for name in wait:
+    for name in too_slow:
         notes.append(f"Not searched: precision {name}, which {slowness(slow[name])} (precision={name} takes it).")
     return shrunk, " ".join(notes)
 
 
 def slowness(times: float) -> str:
+    """How slow a precision is, as part of a sentence; ``times`` as long as fp32."""
     return f"takes {times:.0f} times as long as fp32 on this machine"

@@ -1,4 +1,4 @@
-"""The points that a search starts from."""
+"""The points that a search tries first: ``search.start_from``, checked against the space."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,8 +13,10 @@ def start_points(
     """``search.start_from`` as flat, checked points, and a note for each that was left out.
 
     Args:
-        lenient: the points come from a file, but the command line changed the space: keys that are no longer searched
-            are taken out, and a point that no longer lies in the space is left out.
+        space: of the sweep.
+        points: dotted or nested.
+        lenient: whether the points come from a file while the command line changed the space. Then keys that are no
+            longer searched are taken out of a point, and a point that no longer lies in the space is left out.
 
     Raises:
         ConfigError: unless lenient, for a point outside the space.

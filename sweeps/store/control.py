@@ -1,4 +1,4 @@
-"""Requests to a sweep from another terminal: files in ``control/`` of its folder. And who drives it, and what it spent.
+"""Requests to a running sweep, from another terminal, and the record of who runs it: files in ``control/``.
 
 A request is one JSON file with a name of its own, written whole, so that any number of terminals can ask at once. The
 driver removes it when it is done: a point to try only once the study's record names the request, so that a driver that
@@ -22,7 +22,7 @@ STOP, ENQUEUE = "stop", "enqueue"
 
 @dataclass(frozen=True)
 class Request:
-    """What somebody asks of a sweep.
+    """A request to a sweep.
 
     Attributes:
         name: of its file, without the ending; unique.
@@ -57,15 +57,27 @@ class Driver:
 
 
 def ask_to_stop(folder: SweepFolder, trial_id: str = "") -> Request:
+    """Ask the sweep to stop, or one of its trials to end at its next rung.
+
+    Args:
+        folder: of the sweep.
+        trial_id: the trial; empty for the whole sweep.
+    """
     return _ask(folder, STOP, {"trial_id": trial_id})
 
 
 def ask_to_try(folder: SweepFolder, point: Mapping[str, Any]) -> Request:
+    """Ask the sweep to try a point next.
+
+    Args:
+        folder: of the sweep.
+        point: dotted path → value, checked against the search space.
+    """
     return _ask(folder, ENQUEUE, {"point": dict(point)})
 
 
 def requests(folder: SweepFolder) -> list[Request]:
-    """Requests that are not done, those of one terminal in their order. What is no request is passed over."""
+    """Requests still to be done, those of one terminal in the order in which it made them. Other files are ignored."""
     waiting = []
     for file in sorted(folder.control_dir.glob("*-*.json")):
         try:
@@ -79,19 +91,25 @@ def requests(folder: SweepFolder) -> list[Request]:
 
 
 def remove_request(folder: SweepFolder, request: Request) -> None:
+    """Remove a request that was carried out."""
     (folder.control_dir / f"{request.name}.json").unlink(missing_ok=True)
 
 
 @dataclass
 class Spent:
-    """Seconds that drivers of a sweep ran, and the same times the devices that each occupied."""
+    """What all drivers of a sweep have used so far.
+
+    Attributes:
+        seconds: for which drivers ran.
+        device_seconds: the same, times the devices that each occupied.
+    """
 
     seconds: float = 0.0
     device_seconds: float = 0.0
 
 
 class Heartbeat(Spent):
-    """The driver's side: says that it runs, what was spent, and how it ended.
+    """The driver's record of itself: that it runs, what the sweep has spent, and how the run ended.
 
     Args:
         folder: of the sweep; its lock is held.
@@ -113,7 +131,7 @@ class Heartbeat(Spent):
         self._write()
 
     def beat(self) -> None:
-        """To be called often: counts time, and says now and then that the sweep runs."""
+        """Count the time since the last call; every few seconds, write a sign of life. To be called often."""
         now = time.monotonic()
         self.seconds += now - self._last
         self.device_seconds += (now - self._last) * self.devices
@@ -123,6 +141,7 @@ class Heartbeat(Spent):
             self._write()
 
     def end(self, how: str) -> None:
+        """Write how the run ended, as a sentence."""
         self.beat()
         self._write(how)
 
@@ -134,7 +153,7 @@ class Heartbeat(Spent):
 
 
 def spent(folder: SweepFolder) -> Spent:
-    """By all drivers so far; 0 where nobody knows."""
+    """What all drivers of the sweep have used so far; 0 where that is not recorded."""
     try:
         content = json.loads(_spent_file(folder).read_text())
         return Spent(float(content["seconds"]), float(content["device_seconds"]))
@@ -143,7 +162,7 @@ def spent(folder: SweepFolder) -> Spent:
 
 
 def driver(folder: SweepFolder) -> Driver:
-    """Who drives the sweep, or did last."""
+    """The process that runs the sweep, or ran it last."""
     alive = _locked(folder.root / ".lock")
     try:
         content = json.loads(_driver_file(folder).read_text())

@@ -1,4 +1,4 @@
-"""What follows from the ranking while a sweep runs: the leaderboard's file, and which adapters stay on disk."""
+"""Keeps ``leaderboard.csv`` up to date while a sweep runs, and removes the adapters that are not to stay."""
 
 import shutil
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from sweeps.process.throttle import Throttle
 
 
 class LeaderboardWriter:
-    """Writes ``leaderboard.csv``, and drops adapters that ``search.keep_adapters`` does not keep.
+    """Writes ``leaderboard.csv``, and removes adapters that ``search.keep_adapters`` does not keep.
 
     Args:
         folder: of the sweep.
-        keep: adapters of so many best trials; None keeps all.
+        keep: how many adapters stay, those of the best trials; None keeps all.
 
     Attributes:
-        trial_ended: to be called after each end of a trial; ranks now and then.
+        trial_ended: to be called after each end of a trial; ranks now and then (``Throttle``).
     """
 
     def __init__(self, folder: SweepFolder, keep: int | None = None):

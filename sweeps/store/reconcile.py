@@ -1,9 +1,9 @@
-"""Before a sweep goes on: its two records, ``study/asks.jsonl`` and the trials' files, are brought together.
+"""Brings a sweep's two records into agreement before it is resumed: ``study/asks.jsonl`` and the trials' files.
 
-A driver that is killed leaves at most one event half written. Of a rung, the study's line is written before the
-trial's; of an end that a trial reports itself, the trial's files are written first; of an end that a scheduler
-decides, the study's answer. So whichever of the two is ahead is believed: no trial that ended runs again, and none
-that the scheduler had stopped runs on.
+A driver that is killed leaves at most one event written in one record and not in the other. The order of writing
+depends on the event: a rung goes to the study first; an end that a trial reports itself goes to the trial's files
+first; an end that a scheduler decides goes to the study first. So the record that is ahead is right. No trial that
+ended runs again, and none that the scheduler had stopped goes on.
 """
 
 import math
@@ -16,12 +16,19 @@ from ray.tune.schedulers import TrialScheduler
 from analysis.folder import ENDED, MetricsRow, State, Status, SweepFolder, TrialFolder
 from sweeps.search.scheduler import GuardedScheduler, StandIn
 from sweeps.search.searcher import GuardedOptunaSearch
-from sweeps.store.recorder import keep_best
+from sweeps.store.recorder import write_best_adapter
 from sweeps.store.tune_results import outcome_of
 
 
 def update_files(folder: SweepFolder, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write the status of trials whose end the study knows, but their own files do not; remove what is of no use."""
+    """Write the status of trials that ended according to the study, but not according to their own files.
+
+    Checkpoints of trials that ended are removed: the driver may have died before it did so.
+
+    Args:
+        folder: of the sweep.
+        records: the lines of ``study/asks.jsonl``.
+    """
     for record in records:
         if record["event"] != "tell":
             continue
@@ -42,10 +49,13 @@ def update_study(
     scheduler: GuardedScheduler,
     score: Callable[[Mapping[str, float]], float],
 ) -> None:
-    """Tell study and scheduler what the files of unfinished trials have ahead of them; both have been replayed.
+    """Tell study and scheduler the rungs and ends that only the files of unfinished trials hold.
 
     Args:
-        score: the sweep's objective, of a rung's metrics.
+        folder: of the sweep.
+        search: the study, replayed from ``study/asks.jsonl``.
+        scheduler: replayed likewise.
+        score: the sweep's objective, of a rung's metrics; higher is better.
     """
     for tune_id, suggestion in search.take_up():
         trial, files = StandIn(suggestion["trial_id"]), folder.trial(suggestion["trial_id"])
@@ -74,14 +84,19 @@ def update_study(
 
 
 def end_trial(files: TrialFolder, status: Status) -> None:
-    """Write how a trial ended whose worker is gone: its best rung's adapter too, from its last checkpoint."""
-    keep_best(files)
+    """Write the end of a trial whose worker is gone: the best rung's adapter from its last checkpoint, then its status.
+
+    Args:
+        files: of the trial.
+        status: how it ended.
+    """
+    write_best_adapter(files)
     files.write_status(status)
     files.remove_checkpoints()
 
 
 def _last(rows: list[MetricsRow], status: Status, score: Callable[[Mapping[str, float]], float]) -> dict[str, Any]:
-    """The report with which a trial ended, again."""
+    """The report with which a trial ended, made again from its files."""
     scores = [value for row in rows if not row.final and math.isfinite(value := score(row.metrics))]
     ended = status.state is State.COMPLETED
     objective = (max(scores) if ended else scores[-1]) if scores else math.nan
@@ -92,7 +107,7 @@ def _last(rows: list[MetricsRow], status: Status, score: Callable[[Mapping[str, 
 
 
 def _report(row: MetricsRow, status: Status, state: State, objective: float) -> dict[str, Any]:
-    """As a trial's proxy reports."""
+    """A report as a trial's proxy makes it (``sweeps/driver/trial_proxy.py``)."""
     return {
         "step": row.step,
         "tokens": row.tokens,

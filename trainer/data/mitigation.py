@@ -1,4 +1,4 @@
-"""What is done to the training rows against bias: counterfactual copies, and weights in the loss.
+"""Mitigation of bias in the training rows: counterfactual copies, and weights in the loss.
 
 Copies: Lu et al. 2018 (arXiv 1807.11714). Weights: Kamiran and Calders 2012 ("Data preprocessing techniques for
 classification without discrimination", Knowledge and Information Systems 33), here with an exponent. What is known of
@@ -55,9 +55,11 @@ def _swapped(row: Row) -> Row | None:
 
 
 def row_weights(rows: Sequence[Row], alpha: float) -> list[float]:
-    """1 / P(label, group)^alpha of each row, normalised to a mean of 1; P from the rows themselves.
+    """The weight of each row in the loss: 1 / P(label, group)^alpha, normalised to a mean of 1.
 
-    A row without a group is in a cell of its own with those of its label.
+    Args:
+        rows: training rows; P is their own. Rows of a label without a group count as a group.
+        alpha: the exponent, ``mitigation.reweight``; 0 gives equal weights.
     """
     cells = Counter((row.label, row.group) for row in rows)
     raw = [(cells[row.label, row.group] / len(rows)) ** -alpha for row in rows]

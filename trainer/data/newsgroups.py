@@ -22,8 +22,8 @@ def load_newsgroups(config: DataConfig, report: Callable[[str], None]) -> tuple[
     """Training rows from the train file and validation rows from the test file, with columns ``text`` and ``label``.
 
     Args:
-        config: topics and rows a topic. A smaller number of rows is a part of the larger.
-        report: told about a download.
+        config: topics, and rows a topic. Fewer rows are a part of more rows.
+        report: called with a sentence before a download.
 
     Raises:
         DataError: for an unknown topic, or more rows a topic than there are.
@@ -40,6 +40,10 @@ def load_newsgroups(config: DataConfig, report: Callable[[str], None]) -> tuple[
 
 def load_newsgroups_test(config: DataConfig, report: Callable[[str], None]) -> Table:
     """Rows of the test file that are not among the validation rows.
+
+    Args:
+        config: topics, and rows a topic.
+        report: called with a sentence before a download.
 
     Raises:
         DataError: where there are fewer, or none.

@@ -1,4 +1,4 @@
-"""Tables from files: CSV, TSV, JSON-lines, Parquet, Arrow, a folder of text files."""
+"""Reads tables from files: CSV, TSV, JSON-lines, Parquet, Arrow, or a folder of text files."""
 
 import csv
 import json
@@ -66,7 +66,7 @@ def read_table(source: str, key: str, value: str, selection: ColumnSelection, er
         key: config path of the file, for messages (``data.train``).
         value: what the key is set to.
         selection: which columns.
-        errors: told about rows that cannot be read.
+        errors: what is done with rows that cannot be read.
 
     Raises:
         DataError: for a file that is missing, unreadable or malformed, or lacks a column.

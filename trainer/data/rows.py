@@ -1,4 +1,4 @@
-"""From a table to checked rows of a schema, templates filled in."""
+"""Makes the rows of a table into checked rows of a schema, templates filled in."""
 
 import json
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from trainer.data.templates import WHOLE, RowTemplate
 
 @dataclass(frozen=True)
 class Reading:
-    """How a schema reads a table: its columns and templates.
+    """How rows of a schema are read from a table: its columns and templates.
 
     Attributes:
         schema: one of SCHEMAS.
@@ -42,7 +42,11 @@ class Reading:
 
 
 def reading(config: DataConfig, schema: str) -> Reading:
-    """What to read for a schema.
+    """How to read the rows of a schema.
+
+    Args:
+        config: columns and templates.
+        schema: one of SCHEMAS.
 
     Raises:
         ConfigError: for a template that Jinja cannot read.
@@ -79,7 +83,7 @@ def rows_of(table: Table, prefix: str, how: Reading, errors: RowErrors) -> tuple
         table: with the columns that ``how.selection`` names.
         prefix: of the item ids: the split, or ``row``.
         how: schema and columns.
-        errors: told about rows that cannot be used.
+        errors: what is done with rows that cannot be used.
 
     Raises:
         DataError: where no row is left.

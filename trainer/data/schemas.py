@@ -1,4 +1,4 @@
-"""What a row of a task is, and how it comes from the columns of a table.
+"""The schemas of rows: what a row of a task is, and from which columns of a table it comes.
 
 =============  ==============================  ==========================================================
 schema         columns                         what is learned
@@ -57,7 +57,12 @@ class Row:
 
 
 def columns_of(config: DataConfig, schema: str) -> dict[str, str]:
-    """Config key → column that a schema reads; templates stand in for some."""
+    """Config key → column that a schema reads. A template stands in for the column of its key.
+
+    Args:
+        config: names the columns.
+        schema: one of SCHEMAS.
+    """
     keys: dict[str, tuple[str, ...]] = {
         "label": ("text", "label"),
         "completion": ("prompt", "completion"),
@@ -73,9 +78,10 @@ def columns_of(config: DataConfig, schema: str) -> dict[str, str]:
 
 
 def infer_schema(config: DataConfig, columns: Sequence[str], where: str) -> tuple[str, str]:
-    """The schema that the columns tell, and a few words on why.
+    """The schema that the columns of the data fit, and the columns that decide it, as text.
 
     Args:
+        config: names columns and templates.
         columns: of the training data.
         where: file, for messages.
 
@@ -106,7 +112,7 @@ def infer_schema(config: DataConfig, columns: Sequence[str], where: str) -> tupl
 
 
 def _no_schema(config: DataConfig, columns: Sequence[str], where: str, shown: str) -> str:
-    """Which column is missing, of the schema that comes nearest."""
+    """A message that names the missing column of the schema that fits best."""
     there = set(columns)
     for schema in ("completion", "chat", "label"):
         needed = columns_of(config, schema)
@@ -126,7 +132,12 @@ def _no_schema(config: DataConfig, columns: Sequence[str], where: str, shown: st
 
 
 def content_of(row: Row, schema: str) -> list[Any]:
-    """What makes a row what it is, for hashes: the same for the same content in another format."""
+    """The parts of a row that make its hash: the same for the same content, whatever the file's format.
+
+    Args:
+        row: of the schema.
+        schema: one of SCHEMAS.
+    """
     if schema == "completion":
         return [row.text, row.completion]
     if schema == "chat":
@@ -141,7 +152,11 @@ Cell = Callable[[str], str]
 
 
 def conversation(value: Any, column: str) -> tuple[dict[str, Any], ...]:
-    """The messages of a chat row.
+    """The messages of a chat row, checked.
+
+    Args:
+        value: of the cell.
+        column: its name, for messages.
 
     Raises:
         DataError: without a place, for what is not a list of messages with known roles and an assistant's turn.

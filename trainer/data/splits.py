@@ -1,4 +1,4 @@
-"""Splits made from one table of rows: by a seed alone, stratified by label, or grouped so that no group is in two.
+"""Splits one table of rows into training, validation and test rows: stratified by label, or by whole groups.
 
 A row's place depends on its id and the seed, not on the machine or a library's version.
 """

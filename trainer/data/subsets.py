@@ -1,4 +1,4 @@
-"""Fixed subsets of items: the same on every machine, with every library version, whatever order the items come in.
+"""Fixed subsets of items: the same on every machine and in every order, with every library version.
 
 An item is taken by the SHA-256 of its id, so a subset of 50 from one group is part of the subset of 100.
 """
@@ -8,7 +8,16 @@ from hashlib import sha256
 
 
 def fixed_draw(ids: Sequence[str], n: int, seed: int) -> list[int]:
-    """Ascending indices of ``n`` of the ids (all, if there are fewer), which must be distinct."""
+    """A fixed subset of items.
+
+    Args:
+        ids: of the items, distinct.
+        n: how many to take; all, if there are fewer.
+        seed: another seed gives another subset.
+
+    Returns:
+        Ascending indices.
+    """
     ranked = sorted(range(len(ids)), key=lambda i: sha256(f"{seed}:{ids[i]}".encode()).digest())
     return sorted(ranked[:n])
 
@@ -21,7 +30,7 @@ def proportional_shares(sizes: dict[str, int], n: int) -> dict[str, int]:
 
     Args:
         sizes: items per group, each at least 1.
-        n: items wanted; more than there are means all.
+        n: how many items to take; all, if there are fewer.
     """
     total = sum(sizes.values())
     n = min(n, total)
@@ -46,7 +55,7 @@ def stratified(ids: Sequence[str], groups: Sequence[str], n: int, seed: int) -> 
     Args:
         ids: one per item, distinct: they decide what is drawn.
         groups: one per item.
-        n: items wanted; more than there are means all.
+        n: how many items to take; all, if there are fewer.
         seed: another seed gives another subset.
     """
     members: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""Tables of any format: columns of plain values, with the place of every row for messages.
+"""Tables of any format: columns of plain values, and for each row its place in a file, for messages.
 
 Values stay what the file says: the words "NA" and "None" are text, not missing values.
 """
@@ -53,7 +53,7 @@ class RowErrors:
     skipped: list[str] = field(default_factory=list)
 
     def broken(self, error: DataError) -> None:
-        """Raises the error, unless such rows are left out."""
+        """Note a row that cannot be used. Raises its error, unless such rows are left out."""
         if not self.skip:
             raise DataError(f"{error} Or leave such rows out: data.on_error=skip.") from None
         self.skipped.append(str(error))
@@ -74,13 +74,23 @@ class ColumnSelection:
     all: bool = False
 
     def columns(self, there: Sequence[str]) -> list[str]:
-        """The columns to keep, of those there are."""
+        """The columns to keep, of those that the file has (``there``)."""
         if self.all:
             return list(dict.fromkeys(there))
         return list(dict.fromkeys([*self.keys.values(), *self.optional.values()]))
 
     def check(self, path: Path | str, there: Sequence[str], where: str = "", optional: bool = True) -> None:
-        """Raises DataError for a column that is not there or stands there twice."""
+        """Check the columns of a file.
+
+        Args:
+            path: of the file, for messages.
+            there: its columns.
+            where: such as a line, for messages.
+            optional: whether columns that templates name must be there too.
+
+        Raises:
+            DataError: for a column that is missing or stands there twice.
+        """
         for key, column in {**self.keys, **(self.optional if optional else {})}.items():
             if column not in there:
                 hint = nearest_names(column, there)
@@ -103,6 +113,10 @@ def quoted(columns: Sequence[str], most: int = 20) -> str:
 
 def as_text(value: Any, column: str) -> str:
     """A cell as text: 1 → "1", 1.0 → "1", true → "true"; null and NaN become "", the empty cell.
+
+    Args:
+        value: of the cell.
+        column: its name, for messages.
 
     Raises:
         DataError: without a place, for a list or an object.

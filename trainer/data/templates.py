@@ -1,4 +1,4 @@
-"""Rows of any columns made into text by a Jinja template, in Jinja's sandbox: a config file must not run code."""
+"""Jinja templates that make a row's columns into text; in Jinja's sandbox, as a config file must not run code."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,14 @@ class RowTemplate:
             raise ConfigError(f"{key}={source!r}: no column in it. A column stands in it as {{{{ column }}}}.")
 
     def render(self, cells: Mapping[str, Any]) -> str:
-        """Raises DataError, without a place, where a row does not fit the template."""
+        """The text for one row.
+
+        Args:
+            cells: column → value.
+
+        Raises:
+            DataError: without a place, where the row does not fit the template.
+        """
         from jinja2 import TemplateError
 
         try:

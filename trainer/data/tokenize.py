@@ -1,4 +1,4 @@
-"""From rows of any schema to tokens: what the model reads, which tokens bear loss, and what ``data.max_length`` cuts.
+"""Rows of any schema as tokens: what the model reads, which tokens bear loss, what ``data.max_length`` cuts.
 
 =============  =============================================================================================
 schema         longer than ``max_length``
@@ -172,7 +172,7 @@ def _packed(rows: list[Row], tokenizer: Any, max_length: int) -> Tokens:
 
 
 def _windows(rows: list[Row], tokenizer: Any, max_length: int, stride: int) -> Tokens:
-    """Every token of every text is scored once; the first window scores all that it holds."""
+    """Texts in windows for scoring: each token is scored once. The first window scores all its tokens."""
     first = _first_token(tokenizer)
     batch = tokenizer(
         [row.text for row in rows], add_special_tokens=False, return_offsets_mapping=bool(tokenizer.is_fast)
@@ -198,7 +198,7 @@ def _windows(rows: list[Row], tokenizer: Any, max_length: int, stride: int) -> T
 
 
 def _first_token(tokenizer: Any) -> int:
-    """What stands before a text's first token where the tokenizer puts nothing there, as in lm-evaluation-harness."""
+    """The token put before a text where the tokenizer puts none, as in lm-evaluation-harness."""
     candidates = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
     return next(token for token in candidates if token is not None)
 

@@ -1,4 +1,4 @@
-"""The micro-batches of a trial: a function of its seed and step, so that any step can be made without others."""
+"""Micro-batches of a trial: each is a function of the trial's seed and the step, so any step can be made alone."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,15 +13,21 @@ from trainer.data.encode import Encoded
 from trainer.engines.data_order import rows_for_step
 from trainer.likelihood.log_likelihood import pad
 
-# Tokens that take as long as what a further pass costs by itself: 25 to 100 for MiniLM on a CPU, fewer for larger
-# models (BENCHMARKS.md). Not measured anew each time: where passes are cut decides the last bits of a result, and a
-# sweep that is resumed must end like one that was not. Nobody has measured it on a GPU, so there nothing is cut.
+# The fixed cost of one more pass, in tokens that take as long: 25 to 100 for MiniLM on a CPU, fewer for larger models
+# (BENCHMARKS.md). It is a constant, not measured in each run: where passes are cut decides the last bits of a result,
+# and a resumed sweep must end like one that was not interrupted. It is not known for a GPU, so there nothing is cut.
 _PASS_COST = {"cpu": 128.0}
-_LEAST_SAVED = 0.05  # of a pass: what a cut must save at least
+_LEAST_SAVED = 0.05  # share of a pass's tokens that a cut must save at least
 
 
 def micro_batches(trial: TrialConfig, encoded: list[Encoded], pad_token: int, step: int) -> list[dict[str, Any]]:
     """One optimiser step's rows, cut into ``train.accumulation`` micro-batches.
+
+    Args:
+        trial: its seed, task and batch size.
+        encoded: all training rows.
+        pad_token: id.
+        step: optimiser steps done.
 
     Returns:
         Per micro-batch: ``input_ids`` and ``attention_mask`` (rows, longest); ``labels``: completion (rows, longest)
@@ -43,7 +49,13 @@ def micro_batches(trial: TrialConfig, encoded: list[Encoded], pad_token: int, st
 
 
 def batch_of(trial: TrialConfig, rows: list[Encoded], pad_token: int) -> dict[str, Any]:
-    """Any rows as one micro-batch of step 0, to try what such a batch costs."""
+    """Any rows as one micro-batch of step 0, for measuring what such a batch costs.
+
+    Args:
+        trial: its task.
+        rows: of the micro-batch.
+        pad_token: id.
+    """
     completion = trial.task.name == "completion"
     batch = _micro_batch(rows, range(len(rows)), completion, pad_token)
     return batch | {"step": 0, "denominator": _denominator(rows, completion)}
@@ -70,7 +82,12 @@ def _micro_batch(rows: list[Encoded], samples: range, completion: bool, pad_toke
 
 
 def pass_cost(settings: EngineConfig, device: torch.device) -> float:
-    """For ``cut_by_length``; infinite where passes are not to be cut."""
+    """The fixed cost of one more pass on this device, in tokens that take as long; infinite where passes are not cut.
+
+    Args:
+        settings: of the engine.
+        device: that trains.
+    """
     cuts = settings.name == "packed" and settings.cut_by_length
     return _PASS_COST.get(device.type, math.inf) if cuts else math.inf
 
@@ -80,10 +97,10 @@ def cut_by_length(batches: Sequence[dict[str, Any]], cost: float) -> list[list[t
 
     Args:
         batches: one of each slot.
-        cost: tokens that take as long as what a further pass costs by itself; infinite: everything in one pass.
+        cost: fixed cost of one more pass, in tokens that take as long; infinite: everything in one pass.
 
     Returns:
-        Passes, the longest rows first; of each, (which batch, its rows in that pass) in the order of the batches.
+        Passes, the longest rows first. Each holds (index of a batch, that batch's rows in this pass), ascending.
     """
     lengths = np.array([n for batch in batches for n in batch["lengths"]])
     places = [(k, r) for k, batch in enumerate(batches) for r in range(len(batch["lengths"]))]

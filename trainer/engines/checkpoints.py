@@ -1,4 +1,4 @@
-"""Whether a checkpoint is whole: its ``counters.json``, written last, holds a digest of every other file."""
+"""Checks that a checkpoint is whole: ``counters.json``, written last, holds a digest of every other file."""
 
 import hashlib
 import json
@@ -13,7 +13,12 @@ COUNTERS = "counters.json"
 
 
 def seal(checkpoint: Path, counters: Mapping[str, Any]) -> None:
-    """Make what is in the folder safe on disk, then write ``counters.json``: from now on the checkpoint counts."""
+    """Complete a checkpoint: flush its files to the disk, then write ``counters.json``, which makes it count.
+
+    Args:
+        checkpoint: folder that holds all other files.
+        counters: step, tokens and the like.
+    """
     files = sorted(path for path in checkpoint.iterdir() if path.is_file())
     for path in files:
         with path.open("rb") as file:
@@ -24,7 +29,7 @@ def seal(checkpoint: Path, counters: Mapping[str, Any]) -> None:
 
 
 def fault(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint, as a phrase; empty where it is whole. Files without a digest are not judged."""
+    """What is wrong with a checkpoint, as a phrase; empty where it is whole. Files without a digest are not checked."""
     try:
         counters = json.loads((checkpoint / COUNTERS).read_text())
         digests = counters.get("sha256", {})

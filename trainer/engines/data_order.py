@@ -1,5 +1,7 @@
-"""In which order a trial sees its training rows: a function of its seed and step alone, so that any step can be made
-without the ones before."""
+"""The order of a trial's training rows: a function of seed and step alone.
+
+Any step's rows can be computed without those of the steps before.
+"""
 
 from functools import lru_cache
 
@@ -21,12 +23,18 @@ def epoch_order(n_rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """
     keys = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(n_rows)
     order = np.argsort(keys, kind="stable").astype(np.int64)
-    order.setflags(write=False)  # it is shared by everyone who asks again
+    order.setflags(write=False)  # all callers share this array
     return order
 
 
 def data_order(n_rows: int, seed: int, start: int, count: int) -> list[int]:
-    """Row indices at positions ``start`` to ``start + count - 1`` of the endless run through the epochs.
+    """Row indices at some positions of the endless run through the epochs.
+
+    Args:
+        n_rows: rows in the training set.
+        seed: of the trial.
+        start: first position, from 0.
+        count: how many positions.
 
     Raises:
         ValueError: if there are no rows, or ``start`` or ``count`` is negative.
@@ -41,5 +49,12 @@ def data_order(n_rows: int, seed: int, start: int, count: int) -> list[int]:
 
 
 def rows_for_step(n_rows: int, batch_size: int, seed: int, step: int) -> list[int]:
-    """Row indices of one optimiser step, counted from 0. A batch may run over the end of an epoch into the next."""
+    """Row indices of one optimiser step. A batch may run over the end of an epoch into the next.
+
+    Args:
+        n_rows: rows in the training set.
+        batch_size: rows per optimiser step.
+        seed: of the trial.
+        step: optimiser steps done, from 0.
+    """
     return data_order(n_rows, seed, step * batch_size, batch_size)

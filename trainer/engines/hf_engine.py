@@ -1,7 +1,7 @@
 """The reference engine: one trial at a time with Hugging Face Trainer and PEFT.
 
-``Trainer.train()`` cannot be left and entered again, so a trial runs in a thread of its own that is parked whenever it
-rests at a rung; engine and trial never run at the same time.
+``Trainer.train()`` cannot be left and entered again. So a trial runs in a thread of its own, which waits at each rung;
+the engine's thread and the trial's never run at the same time.
 """
 
 import gc
@@ -30,7 +30,7 @@ from trainer.outcomes import ended_by
 
 
 class HfEngine:
-    """One slot.
+    """An ``Engine`` (trainer/engine.py) with one slot.
 
     Args:
         device_cache: base models and data of this device.
@@ -131,7 +131,7 @@ class _Run:
         self._go: queue.SimpleQueue[bool] = queue.SimpleQueue()  # False: stop
         self._thread = threading.Thread(target=self._train, name=f"trial-{trial.trial_id}", daemon=True)
 
-    # --- called by the engine's thread, while the trial's thread is parked
+    # --- called by the engine's thread, while the trial's thread waits
 
     def next_event(self) -> Event:
         """Let the trial train until it rests or ends."""

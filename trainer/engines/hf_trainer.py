@@ -92,11 +92,13 @@ class RungTrainer(Trainer):
         self.keeps_positions = "logits_to_keep" in inspect.signature(base.model.forward).parameters
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """All micro-batches from ``start`` to the last step."""
         pad_token = self.base.tokenizer.pad_token_id
         batches = MicroBatches(self.trial, self.encoded, pad_token, self.start, self.trial.train.max_steps)
         return DataLoader(batches, batch_size=None, shuffle=False)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The optimiser, with the moments of a checkpoint where there are some."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if self.moments is not None:
             for name, parameter in self._trained():
@@ -105,7 +107,7 @@ class RungTrainer(Trainer):
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The whole trial's schedule, wound on to ``start``."""
+        """The learning-rate schedule of the whole trial, advanced to ``start``."""
         total, optim = self.trial.train.max_steps, self.trial.optim
         if self.lr_scheduler is None:
             name = "constant_with_warmup" if optim.schedule == "constant" else optim.schedule
@@ -121,7 +123,11 @@ class RungTrainer(Trainer):
         return self.lr_scheduler
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """This micro-batch's share of the token mean over the whole accumulated batch."""
+        """The loss of a micro-batch: its share of the token mean over the whole accumulated batch, in nats.
+
+        Raises:
+            Diverged: where it is not finite.
+        """
         labels = inputs["labels"]
         self.routing.keys = row_keys(self.trial.seed, inputs["step"], inputs["samples"])
         self.tokens += sum(inputs["lengths"])
@@ -174,6 +180,8 @@ class RungTrainer(Trainer):
 
 
 class _Rungs(TrainerCallback):
+    """Calls back after each step that is a rung, and stops the training where the callback says so."""
+
     def __init__(self, trainer: RungTrainer, on_rung: Callable[[int], bool]):
         self.trainer, self.on_rung = trainer, on_rung
 

@@ -66,7 +66,17 @@ def drop(x: torch.Tensor, keys: torch.Tensor, module_key: int, p: "float | torch
 
 
 def keep_mask(keys: torch.Tensor, module_key: int, shape: torch.Size, p: "float | torch.Tensor") -> torch.Tensor:
-    """True where an input is kept; the arguments are those of ``drop``."""
+    """Which inputs are kept.
+
+    Args:
+        keys: (rows,) from ``row_keys``.
+        module_key: 32-bit key of the module.
+        shape: of the inputs: (rows, tokens, features), or (rows, features).
+        p: probability of dropping; for rows that differ in it, (rows,).
+
+    Returns:
+        Boolean, of that shape.
+    """
     threshold: int | torch.Tensor
     if isinstance(p, torch.Tensor):
         threshold = ((p.double() * 2**32).to(torch.int64) - _SIGN).to(torch.int32)[:, None]
@@ -82,7 +92,13 @@ def keep_mask(keys: torch.Tensor, module_key: int, shape: torch.Size, p: "float 
 
 
 class KeyedDropout(nn.Module):
-    """Takes the place of PEFT's ``nn.Dropout``; ``routing.keys`` must be set before each forward in training."""
+    """Takes the place of PEFT's ``nn.Dropout``.
+
+    Args:
+        p: probability of dropping.
+        module_name: full name of the LoRA layer in the base model; keys the mask.
+        routing: its ``keys`` must be set before each forward pass in training.
+    """
 
     def __init__(self, p: float, module_name: str, routing: "DropoutKeys"):
         super().__init__()
@@ -97,13 +113,19 @@ class KeyedDropout(nn.Module):
 
 
 class DropoutKeys:
-    """Keys of the rows in the current micro-step; one object for one trial."""
+    """The dropout keys of the current micro-step's rows, (rows,); one object for one trial."""
 
     keys: torch.Tensor
 
 
 def use_keyed_dropout(model: nn.Module, p: float, routing: DropoutKeys) -> None:
-    """Replace the dropout of every LoRA layer in ``model`` (a base model with an adapter on it)."""
+    """Replace the dropout of every LoRA layer.
+
+    Args:
+        model: a base model with an adapter on it; changed in place.
+        p: probability of dropping; 0 removes dropout.
+        routing: where the layers look up their keys.
+    """
     from peft.tuners.lora import LoraLayer
 
     for name, module in model.named_modules():

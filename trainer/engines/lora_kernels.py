@@ -26,15 +26,16 @@ class Segment:
 
 @dataclass(frozen=True)
 class Routing:
-    """Which rows of a batch belong to which slot: a value, so that recomputing a layer repeats it.
+    """Which rows of a batch belong to which slot.
 
-    What layers need of it on their device is copied there once a pass: each copy waits for the device.
+    It does not change, so that a layer that is recomputed in the backward pass gives the same result. Its tensors are
+    copied to the device once a pass, not once a layer: each copy waits for the device.
 
     Attributes:
         segments: ascending in slot and row, without gaps, none empty.
         n_slots: slots in the pack; some may have no rows.
         keys: (rows,) from ``row_keys`` for dropout, or None where nothing is dropped (scoring).
-        kernel: the kernel asked for: auto, loop, bmm or grouped.
+        kernel: auto, loop, bmm or grouped.
         device: of the rows.
     """
 
@@ -51,6 +52,7 @@ class Routing:
 
     @cached_property
     def slots(self) -> list[int]:
+        """The slot of each segment."""
         return [segment.slot for segment in self.segments]
 
     @cached_property
@@ -99,9 +101,9 @@ def loop(
         routing: which rows belong to which slot.
         module_key: for dropout.
     """
-    in_place = not torch.is_grad_enabled()  # in scoring, where nobody needs what the base layer said
+    in_place = not torch.is_grad_enabled()  # in scoring the base layer's own output is not needed any more
     pieces = []
-    # split, as the gradient of a slice is a tensor of zeros as large as the whole, for every slot
+    # split() instead of slices: the gradient of each slice would be a tensor of zeros as large as the whole
     parts = zip(routing.segments, output.split(routing.counts), x.split(routing.counts), strict=True)
     for segment, piece, rows in parts:
         slot = slots[segment.slot]
@@ -153,10 +155,15 @@ def grouped(
 
 
 def choose(routing: Routing, device: torch.device, autocast: bool) -> str:
-    """The kernel for a batch where the config leaves it open.
+    """The kernel for a batch.
 
-    One segment needs no stack. Equal segments go to ``bmm``; ragged ones to ``grouped`` where the GPU has it (bf16),
-    else to ``loop``: on a CPU the loop's products are large enough to fill the cores.
+    With ``auto``: one segment needs no stack; equal segments go to ``bmm``; ragged ones to ``grouped`` where the GPU
+    has it (bf16), else to ``loop``. On a CPU it is always ``loop``, whose products are large enough to fill the cores.
+
+    Args:
+        routing: of the batch; names the kernel that the config sets.
+        device: of the rows.
+        autocast: whether products run in bf16.
     """
     if routing.kernel != "auto":
         return routing.kernel if routing.kernel != "bmm" or routing.equal else "loop"

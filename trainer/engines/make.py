@@ -1,4 +1,4 @@
-"""Which engine a config's ``engine.name`` means. Importing this imports torch."""
+"""Makes the engine that ``engine.name`` names. Importing this imports torch."""
 
 from trainer.config import EngineConfig
 from trainer.device_cache import DeviceCache

@@ -27,8 +27,8 @@ from trainer.models.lm_head import weighted_cross_entropy
 from trainer.models.lora import linear_modules
 from trainer.outcomes import Diverged, ended_by, out_of_memory
 
-# Tokens of a pass, padding included: on a CPU a larger one is slower than two, as its tensors leave the caches and the
-# allocator faults in the largest anew each time (BENCHMARKS.md).
+# Most tokens of a pass, padding included. On a CPU two passes are faster than a larger one: its tensors do not fit the
+# caches, and the allocator gets the memory of the largest from the system anew each time (BENCHMARKS.md).
 _PASS = {"cpu": 1 << 12}
 _NEAR = 2  # optimiser steps that a slot waits at a rung for others, to be scored in one pass with them
 
@@ -44,8 +44,8 @@ class Pack:
 
     Attributes:
         slots: the oldest first.
-        pass_tokens: most tokens (padding included) of one pass, or None; less when memory runs out.
-        pass_cost: for ``cut_by_length``; at first nothing is cut.
+        pass_tokens: most tokens of one pass, padding included; None: no limit. Lowered when memory runs out.
+        pass_cost: of ``cut_by_length``; infinite at first, so that nothing is cut.
     """
 
     def __init__(self, base: BaseModel, task: str, kernel: str = "auto", activation_checkpointing: bool = False):
@@ -60,7 +60,7 @@ class Pack:
         self._heads: dict[str, PackedHead] = {}
 
     def add(self, slot: Slot) -> None:
-        """Take a slot in. Where there is no memory for it, the pack is as before."""
+        """Add a slot. Raises MemoryError or RuntimeError where it does not fit; then the pack is as before."""
         if not self.slots:
             self._attach()
         self.slots.append(slot)
@@ -71,7 +71,7 @@ class Pack:
             raise
 
     def remove(self, slot: Slot) -> None:
-        """Let a slot go; with the last one the base model is its old self, and free for others."""
+        """Remove a slot. With the last one, the base model is as it was before the pack."""
         self.slots.remove(slot)
         if self.slots:
             self._restack()
@@ -80,7 +80,7 @@ class Pack:
 
     @property
     def rank_multiple(self) -> int:
-        """To which stacks of adapters round their rank up; 0 where only the loop runs, which needs no stack."""
+        """What stacks of adapters round their rank up to; 0 where only the loop kernel runs, which needs no stack."""
         return {"loop": 0, "bmm": 1, "grouped": 8, "auto": 8 if self.base.device.type == "cuda" else 0}[self.kernel]
 
     def _attach(self) -> None:
@@ -116,10 +116,10 @@ class Pack:
     # --- training
 
     def step(self) -> list[Event]:
-        """One micro-step of every slot that trains, and the optimiser step of those that have all of theirs.
+        """Do one micro-step of every slot that trains; of slots whose micro-steps are all done, the optimiser step.
 
         Returns:
-            How slots ended that diverged or have no room by themselves; those stay in the pack until they are removed.
+            The ends of slots that diverged, or ran out of memory alone. They stay in the pack until they are removed.
         """
         training = [slot for slot in self.slots if self.trains(slot)]
         events: list[Event] = []
@@ -134,7 +134,7 @@ class Pack:
             except Exception as error:
                 slot.spoiled = True
                 events.append(ended_by(error, slot.trial.trial_id, slot.record.step))
-                for other in ready[i + 1 :]:  # they take this step again, with the room that this one leaves
+                for other in ready[i + 1 :]:  # they repeat this step, with the memory that this slot leaves
                     other.forget_micro_steps()
                 break
         if updated:
@@ -153,6 +153,7 @@ class Pack:
 
     @staticmethod
     def trains(slot: Slot) -> bool:
+        """Whether a slot takes part in the next micro-step."""
         return not slot.resting and not slot.due and slot.record.step < slot.trial.train.max_steps
 
     def _passes(self, slots: list[Slot]) -> Iterable[list[Slot]]:
@@ -193,9 +194,13 @@ class Pack:
         return events
 
     def run_pass(self, slots: list[Slot], batches: list[dict[str, Any]]) -> None:
-        """Forward and backward over one micro-batch of each slot; leaves gradients in place.
+        """Forward and backward over one micro-batch of each slot; gradients are added up in place.
 
-        In several passes where rows differ enough in length (``cut_by_length``).
+        Rows that differ enough in length go in several passes (``cut_by_length``).
+
+        Args:
+            slots: of this pack.
+            batches: one of each slot, from ``micro_batches``.
         """
         losses: dict[int, torch.Tensor] = {}
         for part in cut_by_length(batches, self.pass_cost):
@@ -206,7 +211,7 @@ class Pack:
             slot.note(losses[k])
 
     def _one_pass(self, slots: list[Slot], batches: list[dict[str, Any]]) -> list[torch.Tensor]:
-        """Returns each slot's share of its loss."""
+        """Forward and backward over some rows of each slot. Returns each slot's loss over them, a scalar in nats."""
         places = {id(slot): k for k, slot in enumerate(self.slots)}
         counts = [len(batch["input_ids"]) for batch in batches]
         ends = torch.tensor(counts).cumsum(0).tolist()
@@ -241,9 +246,10 @@ class Pack:
         self, batches: list[dict[str, Any]], ids: torch.Tensor, mask: torch.Tensor
     ) -> list[torch.Tensor]:
         assert self._logits is not None
-        targets = self._stack_rows(batches, "labels", -100).roll(-1, 1)  # (rows, tokens): what each position is to say
+        # (rows, tokens): the token that each position predicts
+        targets = self._stack_rows(batches, "labels", -100).roll(-1, 1)
         targets[:, -1] = -100
-        bears = targets != -100  # looked at on the CPU: the device need not be waited for
+        bears = targets != -100  # on the CPU, so that nothing waits for the device
         here = bears.sum(1).split([len(batch["labels"]) for batch in batches])
         with self.base.arithmetic():
             hidden = self._logits.hidden(ids, mask).flatten(0, 1)
@@ -269,7 +275,7 @@ class Pack:
     # --- scoring
 
     def rungs(self, slots: list[Slot]) -> list[Event]:
-        """Score slots on their rung subsets, those that are asked the same together. They rest afterwards."""
+        """Score slots on their rung subsets; slots with the same items in one pass. They rest afterwards."""
         models = self._models(slots)
         events: list[Event] = []
         for slot in slots:
@@ -284,18 +290,18 @@ class Pack:
         return events
 
     def due(self) -> list[Slot]:
-        """Slots to be scored now: those at a rung, unless others that are asked the same are nearly there too."""
+        """Slots to be scored now: those at a rung, unless others with the same items will be at theirs soon."""
         due = [slot for slot in self.slots if slot.due]
         training = [slot for slot in self.slots if self.trains(slot)]
         ready = []
         for slot in due:
-            near = [s for s in training if s.to_rung <= _NEAR and self._scored_on(s) == self._scored_on(slot)]
+            near = [s for s in training if s.to_rung <= _NEAR and self._items_key(s) == self._items_key(slot)]
             if near and slot.waited < _NEAR:
                 slot.waited += 1
             else:
                 ready.append(slot)
-        due_together = {self._scored_on(slot) for slot in ready}
-        return [slot for slot in due if self._scored_on(slot) in due_together]
+        due_together = {self._items_key(slot) for slot in ready}
+        return [slot for slot in due if self._items_key(slot) in due_together]
 
     def finish(self, slots: list[Slot]) -> list[Event]:
         """Score slots' best rungs on all validation items and write their adapters."""
@@ -320,11 +326,11 @@ class Pack:
         return events
 
     def _models(self, slots: list[Slot]) -> dict[str, SlotModel]:
-        """What to score each slot as: slots that are asked the same share a ``Together``."""
+        """Trial id → the model to score it as. Slots with the same items share a ``Together``."""
         places = {slot.trial.trial_id: self.slots.index(slot) for slot in slots}
         alike: dict[str, list[int]] = {}
         for slot in slots:
-            alike.setdefault(self._scored_on(slot), []).append(places[slot.trial.trial_id])
+            alike.setdefault(self._items_key(slot), []).append(places[slot.trial.trial_id])
         together = {key: Together(group, self._route) for key, group in alike.items()}
         return {
             trial_id: SlotModel(self.base.model, place, next(t for t in together.values() if place in t.places))
@@ -332,8 +338,8 @@ class Pack:
         }
 
     @staticmethod
-    def _scored_on(slot: Slot) -> str:
-        """The same for slots that are asked the same."""
+    def _items_key(slot: Slot) -> str:
+        """A key of the items that a slot is scored on: equal for slots that can be scored in one pass."""
         trial = slot.trial
         return repr((trial.data, trial.task, trial.eval, trial.bias))
 

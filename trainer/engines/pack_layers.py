@@ -16,7 +16,12 @@ from trainer.engines.lora_kernels import Routing, SlotLora
 
 
 def padded(rank: int, multiple: int) -> int:
-    """The rank of a stack whose largest slot has this one; the same where nothing is stacked (a multiple of 0)."""
+    """The rank of a stack: the largest rank of its slots, rounded up.
+
+    Args:
+        rank: the largest.
+        multiple: to which it is rounded up; 0 where nothing is stacked, which leaves it as it is.
+    """
     return -(-rank // multiple) * multiple if multiple else rank
 
 
@@ -24,8 +29,8 @@ class SlotModule:
     """One slot's trained tensors on one module: parameters of their own, or views into the module's stack.
 
     Args:
-        a: (rank, d_in) start values.
-        b: (d_out, rank)
+        a: (rank, d_in), start values.
+        b: (d_out, rank), start values.
         scale: the factor on B A x.
         p: dropout probability.
     """
@@ -42,16 +47,16 @@ class SlotModule:
 class PackedLora:
     """All slots' adapters on one linear layer. Called as the layer's forward hook.
 
-    ``a``: (slots, r_max, d_in) and ``b``: (slots, r_max, d_out), transposed, are zero beyond a slot's own rank and for
-    slots that leave the module alone. There the gradient is zero too: each of the two is multiplied by the other's
-    zeros. A slot's own part of either lies in one piece, so that its optimiser takes all its tensors at once. Where
-    only the loop can run, nothing is stacked: a product of transposed rows is rounded otherwise than PEFT's.
+    ``a``: (slots, r_max, d_in) and ``b``: (slots, r_max, d_out), transposed, are zero beyond a slot's own rank, and for
+    slots that leave the module alone. There the gradient is zero too, because each is multiplied by the other's zeros.
+    A slot's part of each stack is contiguous, so that its optimiser can step all its tensors at once. Where only the
+    loop kernel can run, nothing is stacked: products of transposed rows round differently from PEFT's.
 
     Args:
         name: the layer's full name in the base model, which keys dropout and start values.
         layer: linear, ``Conv1D``, or a quantised linear layer.
-        routing: what the batch at hand is; None leaves the layer alone.
-        rank_multiple: r_max is rounded up to it (strides for ``grouped``); 0: no stack, for the loop alone.
+        routing: gives the routing of the current batch; None leaves the layer alone.
+        rank_multiple: r_max is rounded up to it (strides for ``grouped``); 0: no stack, for the loop kernel alone.
     """
 
     def __init__(self, name: str, layer: nn.Module, routing: Callable[[], Routing | None], rank_multiple: int):
@@ -62,10 +67,16 @@ class PackedLora:
         self._hook = layer.register_forward_hook(self)
 
     def remove(self) -> None:
+        """Take the adapters off the layer."""
         self._hook.remove()
 
     def restack(self, slots: list[SlotModule | None], device: torch.device) -> None:
-        """Lay the slots' tensors and gradients out anew; their values do not change."""
+        """Lay the slots' tensors and gradients out anew; their values do not change.
+
+        Args:
+            slots: one for each slot of the pack; None where a slot leaves this layer alone.
+            device: of the stacks.
+        """
         self.slots = slots
         present = [slot for slot in slots if slot is not None]
         if not present or not self.rank_multiple:
@@ -113,7 +124,12 @@ class PackedLora:
 
 
 class PackedHead(nn.Module):
-    """A task head of which each slot has its own; the base model's where nothing is routed."""
+    """Stands for a task head: applies each slot's own copy to its rows; the base model's head where nothing is routed.
+
+    Args:
+        original: the base model's head.
+        routing: gives the routing of the current batch, or None.
+    """
 
     def __init__(self, original: nn.Module, routing: Callable[[], Routing | None]):
         super().__init__()

@@ -20,7 +20,9 @@ from trainer.outcomes import out_of_memory
 
 
 class PackedEngine:
-    """Packs keyed by base model (model, revision, precision, task head), trained in turns.
+    """An ``Engine`` (trainer/engine.py) with a pack for each base model (model, revision, precision, task head).
+
+    Packs train in turns, a step each.
 
     Args:
         device_cache: base models and data of this device.
@@ -32,7 +34,7 @@ class PackedEngine:
     def __init__(self, device_cache: DeviceCache, score: Score, settings: EngineConfig, slots: int | None = None):
         self.device_cache, self.score, self.settings, self.slots = device_cache, score, settings, slots
         self.patience = 0.0
-        self._room: int | None = None  # slots at a time; known once memory has run out
+        self._room: int | None = None  # most slots at a time that memory holds; known once it has run out
         self._packs: list[Pack] = []
         self._admitted: list[Slot] = []  # of all packs, the oldest first
         self._budgets: dict[tuple[str, ...], SlotBudget] = {}
@@ -117,7 +119,7 @@ class PackedEngine:
         """Take the youngest slot out, with its optimiser's state; from now on there is one slot fewer.
 
         Args:
-            slot: memory ran out for it. It tries again, unless it is the youngest itself, or spoiled.
+            slot: whose pass ran out of memory. It tries again, unless it is the youngest itself, or spoiled.
             reason: what the allocator said.
         """
         others = [s for pack in self._packs for s in pack.slots if not s.resting]  # those that rest await a decision

@@ -41,7 +41,7 @@ _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:
 
 
 class Slot:
-    """Set up from a trial's config, or from its checkpoint.
+    """A trial's state in a pack, set up from its config, or from a checkpoint.
 
     Args:
         trial: checked, and one that a pack can hold.
@@ -56,9 +56,9 @@ class Slot:
         modules: target module → trained tensors, in the model's order.
         heads: task head → the slot's own copy.
         resting: whether it waits after a rung.
-        waited: steps of the pack for which it has waited at a rung to be scored with others.
-        micro: micro-steps done of the optimiser step at hand.
-        spoiled: whether an optimiser step broke off half-way, so that only its checkpoint is of use.
+        waited: for how many steps of the pack it has waited at a rung, to be scored with others.
+        micro: micro-steps done of the current optimiser step.
+        spoiled: whether an optimiser step failed half-way, so that the trial can go on only from a checkpoint.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Slot:
 
     @property
     def due(self) -> bool:
-        """Whether it is at a rung and not yet scored."""
+        """Whether the slot is at a rung and not scored there yet."""
         return self._scored_step < self.record.step in self.trial.train.rungs
 
     @property
@@ -104,7 +104,7 @@ class Slot:
         return min(rung for rung in self.trial.train.rungs if rung > self.record.step) - self.record.step
 
     def rest(self) -> None:
-        """It has been scored: wait to be told to go on."""
+        """Wait after a rung was scored, until the engine's ``proceed``."""
         self.resting, self.waited, self._scored_step = True, 0, self.record.step
 
     # --- training
@@ -116,7 +116,7 @@ class Slot:
         return self._batches[self.micro]
 
     def note(self, loss: torch.Tensor) -> None:
-        """A micro-step's gradient is in place."""
+        """Note that a micro-step's gradient is in place; ``loss`` is a scalar."""
         self._losses.append(loss)
         self.micro += 1
 
@@ -126,13 +126,17 @@ class Slot:
         return self.micro == self.trial.train.accumulation
 
     def forget_micro_steps(self) -> None:
-        """Start the optimiser step at hand over, after a pass that failed."""
+        """Start the current optimiser step over, after a pass that failed."""
         self.micro = 0
         self._losses = []
         self.optimizer.zero_grad(set_to_none=False)
 
     def update(self) -> torch.Tensor:
-        """Clip, step, advance the schedule. Returns (2,): the step's largest loss and the gradient's norm."""
+        """Clip the gradient, step the optimiser, advance the schedule.
+
+        Returns:
+            (2,) the largest of the step's losses, and the gradient's norm, both still on the device.
+        """
         trained = [parameter for _, parameter in self.parameters()]
         norm = torch.nn.utils.clip_grad_norm_(trained, self.trial.train.clip)
         self.optimizer.step()
@@ -143,7 +147,7 @@ class Slot:
         return checked
 
     def count(self, checked: tuple[float, float]) -> None:
-        """Count an optimiser step, once what ``update`` returned is here. Raises Diverged."""
+        """Count an optimiser step, given what ``update`` returned. Raises Diverged where a number is not finite."""
         for what, value in zip(("loss", "gradient norm"), checked, strict=True):
             if not math.isfinite(value):
                 raise Diverged(f"the {what} was {value} in step {self.record.step + 1}")
@@ -163,6 +167,7 @@ class Slot:
 
     @torch.no_grad()
     def restore(self, weights: Weights) -> None:
+        """Copy weights into the trained tensors, in place."""
         for key, parameter in self._tensors.values():
             parameter.copy_(weights[key])
 
@@ -238,7 +243,7 @@ class Slot:
             weight_decay=optim.weight_decay,
             fused=fused,
         )
-        for _, parameter in self.parameters():  # at once, not in the first step: a slot takes its memory when it comes
+        for _, parameter in self.parameters():  # not in the first step: a slot takes all its memory on admission
             moments = {m: torch.zeros_like(parameter.data) for m in _MOMENTS if m != "step"}
             step = torch.zeros((), device=parameter.device if fused else "cpu")
             optimizer.state[parameter] = {"step": step, **moments}
@@ -258,7 +263,7 @@ class Slot:
                     state[m] = torch.empty_like(parameter.data).copy_(state[m])
 
     def _make_scheduler(self) -> Any:
-        """The whole trial's schedule, wound on to where it stands."""
+        """The learning-rate schedule of the whole trial, advanced to the current step."""
         optim, total = self.trial.optim, self.trial.train.max_steps
         scheduler = get_scheduler(
             "constant_with_warmup" if optim.schedule == "constant" else optim.schedule,

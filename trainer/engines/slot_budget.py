@@ -1,9 +1,9 @@
-"""How many trials a device takes side by side: measured by two probe steps, not guessed from a table.
+"""How many trials fit a device side by side, from the measured time and memory of two passes.
 
-Two passes, the second over twice as many rows, give a line each for time and for memory: what a pass costs at all, and
-what a token adds. Memory then is adapters and optimiser (16 bytes a parameter: weight, gradient and AdamW's two moments
-in float32; more of the first two where a stack pads them) plus activations; packing pays as long as a pass's fixed cost
-is still worth sharing.
+The second pass has twice as many rows. Two points give a straight line, for time and for memory: a fixed cost of a
+pass, and a cost per token. A trial's memory is its adapter and optimiser (16 bytes a parameter: weight, gradient and
+AdamW's two moments in float32; more of the first two where a stack pads them) plus its activations. One more trial
+pays as long as sharing the fixed cost of a pass is worth it.
 """
 
 import time
@@ -26,10 +26,10 @@ from trainer.models.lora import linear_modules, linear_shape, resolve_targets
 _WEIGHT_BYTES = 8  # with its gradient
 _MOMENT_BYTES = 8  # both of them
 _SHARE = 0.8  # of the free memory; the rest is for scoring, the allocator and others on the machine
-_WORTH = 0.05  # another slot must add this much to the throughput
-_LONG = 0.3  # seconds of a pass that is timed once
-_LEAST = 2  # one trains while Ray Tune decides about the other
-_MOST = {"cpu": 8, "cuda": 32}  # a trial has a process of its own in Ray Tune, of about 110 MB
+_WORTH = 0.05  # share by which one more slot must raise the throughput
+_LONG = 0.3  # seconds; a pass that takes longer is timed only once
+_LEAST = 2  # slots; one trains while Ray Tune decides about the other
+_MOST = {"cpu": 8, "cuda": 32}  # slots; each trial has a process of its own in Ray Tune, of about 110 MB
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ class SlotBudget:
     """What a pass costs on this device.
 
     Attributes:
-        fixed: seconds of a pass, however many tokens.
-        per_token: seconds.
-        bytes_per_token: of activations kept for the backward pass.
-        bytes_free: for slots and their activations.
+        fixed: seconds of a pass, whatever the number of tokens.
+        per_token: seconds that each token adds, padding included.
+        bytes_per_token: of activations kept for the backward pass, in the probe.
+        bytes_free: memory for slots and their activations.
         widths: linear layer → parameters of an adapter of rank 1 on it.
         head_parameters: of a slot's own task head.
-        columns: ranks of the probe's pass, summed over layers: each more keeps one more number a token.
+        columns: the probe's ranks, summed over layers. A trial with one more keeps one more float32 a token.
         rank_multiple: of the pack's stacks; 0 where it has none.
-        width: tokens of the longest row at ``max_length``.
-        max_length: of the probe's trial.
-        most: slots a device of this kind takes at all.
+        width: tokens of the probe's longest row.
+        max_length: ``data.max_length`` of the probe's trial.
+        most: slots that a device of this kind takes at most.
     """
 
     fixed: float
@@ -63,14 +63,14 @@ class SlotBudget:
     most: int
 
     def tokens(self, trial: TrialConfig) -> int:
-        """Of one micro-step, padding included, at most."""
+        """Most tokens of one of the trial's micro-steps, padding included."""
         width = self.width if trial.data.max_length == self.max_length else trial.data.max_length
         return trial.train.batch_size // trial.train.accumulation * width
 
     def pack_bytes(self, trials: Sequence[TrialConfig]) -> float:
-        """Predicted memory of a pack of these trials, without the base model: adapters with optimisers, and a pass.
+        """Predicted bytes of a pack of these trials, without the base model: adapters with optimisers, and a pass.
 
-        A layer's stack has the largest rank of those that target it, and room for all slots.
+        A layer's stack has a part for every slot, of the largest rank among the trials that target the layer.
         """
         targeted = [self._targeted(trial) for trial in trials]
         largest: dict[str, int] = {}
@@ -95,7 +95,7 @@ class SlotBudget:
         return {name for name in self.widths if f".{name}".endswith(targets)}
 
     def slots(self, trial: TrialConfig) -> int:
-        """Trials like this one that fit and are worth it: throughput k / (fixed + k · tokens · per_token) grows."""
+        """How many trials like this one fit, and still raise the throughput k / (fixed + k · tokens · per_token)."""
         cost = self.tokens(trial) * self.per_token
         k = 1
         while k < self.most and (k + 1) / k * (self.fixed + k * cost) / (self.fixed + (k + 1) * cost) >= 1 + _WORTH:
@@ -106,9 +106,9 @@ class SlotBudget:
         """Whether one more slot fits beside those of the pack.
 
         Args:
-            pack: where it would go.
-            trial: the newcomer.
-            n_slots: slots in use on the device, where their number is left to this budget.
+            pack: to which the slot would be added.
+            trial: of the slot.
+            n_slots: slots in use on the device; None where the config sets their number.
         """
         if n_slots is not None and n_slots >= self.slots(trial):
             return False
@@ -117,11 +117,11 @@ class SlotBudget:
 
 
 def measure(pack: Pack, slot: Slot) -> SlotBudget:
-    """Probe a device with a trial's own rows; slots that are in the pack are not touched.
+    """Measure what passes cost on a device, with a trial's own rows. Slots in the pack are not changed.
 
     Args:
         pack: of the trial's base model.
-        slot: a slot of the trial that nobody else uses; spoiled afterwards.
+        slot: a slot of the trial made for this; of no other use afterwards.
     """
     trial = slot.trial
     rows = trial.train.batch_size // trial.train.accumulation
@@ -159,13 +159,18 @@ def measure(pack: Pack, slot: Slot) -> SlotBudget:
 
 
 def _slope(measured: Sequence[float], batches: Sequence[Mapping[str, Any]]) -> float:
-    """What one more token adds, from two passes."""
+    """What one more token adds.
+
+    Args:
+        measured: seconds or bytes of two passes.
+        batches: of the two passes.
+    """
     fewer, more = (batch["input_ids"].numel() for batch in batches)
     return (measured[1] - measured[0]) / (more - fewer)
 
 
 def _least_time(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the faster of two runs, as the other one met a neighbour; of a single one that is long enough."""
+    """Seconds of the faster of two runs, which other programs slowed down less; of one run that is long enough."""
     times: list[float] = []
     while len(times) < 2 and sum(times) < _LONG:
         _wait(device)
@@ -182,7 +187,13 @@ def _wait(device: torch.device) -> None:
 
 
 def kept_bytes(work: Callable[[], object], base: BaseModel, adapters: Iterable[torch.Tensor] = ()) -> int:
-    """Bytes that a pass adds at its peak: on a GPU the allocator's word, on a CPU what autograd saves but weights."""
+    """Bytes that a pass adds at its peak: on a GPU as the allocator counts, on a CPU what autograd saves.
+
+    Args:
+        work: runs the pass.
+        base: the base model.
+        adapters: other weights that are not to be counted.
+    """
     if base.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(base.device)
         before = torch.cuda.memory_allocated(base.device)

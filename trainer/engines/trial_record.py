@@ -1,4 +1,4 @@
-"""What a trial has yielded so far: its rungs, the best of them, its counters; the same for every engine."""
+"""The record of a trial: its rungs, the best one, its counters, and how they are written; the same for all engines."""
 
 import json
 import math
@@ -29,7 +29,14 @@ Weights = dict[str, torch.Tensor]
 
 @dataclass
 class Best:
-    """The best rung so far: its step, its objective, the adapter's weights then (on the CPU), and how it was scored."""
+    """The best rung so far.
+
+    Attributes:
+        step: optimiser steps done.
+        score: its objective, higher is better.
+        weights: the adapter's, then, on the CPU.
+        evaluation: its scores; None where their item tables are gone.
+    """
 
     step: int
     score: float
@@ -38,7 +45,7 @@ class Best:
 
 
 def peak_memory() -> int:
-    """Most bytes that this process had at a time: of its GPU, or, where it has none, resident."""
+    """Most bytes that this process had at a time: of GPU memory; without a GPU, of resident memory."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -49,8 +56,8 @@ class TrialRecord:
     """Keeps a trial's best rung and writes what its rungs yield.
 
     Args:
-        trial: whose it is.
-        folder: where item tables, checkpoints and the adapter go.
+        trial: its config.
+        folder: of the trial: for item tables and the adapter.
         validation: what the trial is scored on.
         score: the sweep's objective, higher is better.
 
@@ -67,7 +74,15 @@ class TrialRecord:
         self._started = time.monotonic()
 
     def rung(self, evaluation: Evaluation, weights: Callable[[], Weights]) -> RungResult:
-        """Note a rung. ``weights`` is called where it is the best so far. Raises Diverged."""
+        """Record a rung.
+
+        Args:
+            evaluation: on the rung subset.
+            weights: gives a copy of the adapter's weights; called where the rung is the best so far.
+
+        Raises:
+            Diverged: where a metric is not finite.
+        """
         self._require_finite(evaluation, self.step)
         score = self.score(evaluation.metrics)
         if self.best is None or score >= self.best.score:  # on a tie, the longer trained
@@ -82,7 +97,11 @@ class TrialRecord:
         return self.best
 
     def completed(self, evaluation: Evaluation) -> Ended:
-        """Note the final scoring, on all validation items, of the best rung's adapter. Raises Diverged."""
+        """Record the final scoring of the best rung's adapter, on all validation items.
+
+        Raises:
+            Diverged: where a metric is not finite, or there is no best rung.
+        """
         step = self.require_best().step
         self._require_finite(evaluation, step)
         self._write_items(evaluation, step)
@@ -90,7 +109,7 @@ class TrialRecord:
         return Ended(self.trial.trial_id, State.COMPLETED, "", self.step, row)
 
     def write_adapter(self, write: Callable[[Path], None]) -> None:
-        """The adapter as plain PEFT; written beside and renamed, so that it is whole or not there."""
+        """Put the adapter into the trial's folder: ``write`` fills a new folder, which then is renamed into place."""
         final = self.folder.adapter_dir
         beside = final.with_name(f".adapter.{os.getpid()}.tmp")
         shutil.rmtree(beside, ignore_errors=True)
@@ -99,7 +118,7 @@ class TrialRecord:
         beside.rename(final)
 
     def save(self, to: Path) -> None:
-        """Best rung and counters, which are written last and make a checkpoint whole."""
+        """Write the best rung and the counters into a checkpoint, and complete it (``seal``)."""
         counters: dict[str, Any] = {"step": self.step, "tokens": self.tokens, "seconds": self._seconds}
         if self.best is not None:
             counters |= {"best_step": self.best.step, "best_score": self.best.score}
@@ -107,7 +126,7 @@ class TrialRecord:
         seal(to, counters)
 
     def load(self, checkpoint: Path) -> None:
-        """Take up what ``save`` wrote."""
+        """Read the best rung and the counters that ``save`` wrote."""
         counters: dict[str, Any] = json.loads((checkpoint / COUNTERS).read_text())
         self.step = int(counters["step"])
         self.tokens = int(counters["tokens"])
@@ -141,9 +160,8 @@ class TrialRecord:
         return Evaluation(metrics_of(tables, self.validation.labels), tables, len(tables["task"]["item_id"]))
 
     def _require_finite(self, evaluation: Evaluation, step: int) -> None:
-        figures = {
-            name: x for name, x in evaluation.metrics.items() if not name.endswith("stderr")
-        }  # one item has none
+        # a standard error is not finite where there is one item
+        figures = {name: x for name, x in evaluation.metrics.items() if not name.endswith("stderr")}
         bad = sorted(name for name, value in figures.items() if not math.isfinite(value))
         if bad:
             raise Diverged(f"{', '.join(bad)} not finite after step {step}")

@@ -1,4 +1,4 @@
-"""Language-model output at chosen positions only: logits are the largest tensor there is, and few are asked for."""
+"""Logits of a language model at chosen positions only: they are the largest tensor, and few are needed."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +30,12 @@ class TokenLogits:
 
     @property
     def head(self) -> Any:
-        return self.base.model.get_output_embeddings()  # PEFT may have put a trained copy in its place
+        """The output layer; PEFT may have put a trained copy in its place."""
+        return self.base.model.get_output_embeddings()
 
     @property
     def body(self) -> Any:
+        """The model without its output layer; None where it is not to be had."""
         return getattr(self.base.model, self.base.model.base_model_prefix, None)
 
     @torch.no_grad()
@@ -55,7 +57,15 @@ class TokenLogits:
         return logits
 
     def hidden(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """(rows, tokens, width); where the model cannot be cut, its logits."""
+        """Hidden states of all positions.
+
+        Args:
+            ids: (rows, tokens) token ids.
+            mask: (rows, tokens), 0 at padding; None without padding.
+
+        Returns:
+            (rows, tokens, width); where the model cannot be cut, its logits, (rows, tokens, vocabulary).
+        """
         if self.separable:
             hidden: torch.Tensor = self.body(input_ids=ids, attention_mask=mask, use_cache=False)[0]
             return hidden
@@ -113,9 +123,15 @@ class TokenLogits:
 def weighted_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, ignore_index: int = -100
 ) -> torch.Tensor:
-    """Cross-entropy summed over the rows of logits, (rows, classes), each times its weight; in float32.
+    """Cross-entropy summed over rows, each times its weight; in float32, in nats.
 
-    Without weights it is PyTorch's own sum: a neighbour that has weights changes no bit of it.
+    Without weights it is PyTorch's own sum, so that a neighbour with weights changes no bit of it.
+
+    Args:
+        logits: (rows, classes)
+        targets: (rows,) class indices.
+        weights: (rows,), or None where all are 1.
+        ignore_index: target of rows that do not count.
     """
     if weights is None:
         return torch.nn.functional.cross_entropy(logits.float(), targets, ignore_index=ignore_index, reduction="sum")

@@ -1,4 +1,4 @@
-"""LoRA on a base model: which modules, which scaling, which initial values.
+"""LoRA on a base model: its target modules, its scaling, its initial values.
 
 Initial values depend on the trial's seed, the module's name and the rank alone, so that a trial starts from the same
 adapter on its own, in a pack, or after other trials on the same base model.
@@ -24,7 +24,12 @@ ADAPTER = "default"
 
 
 def linear_modules(model: PreTrainedModel, heads: frozenset[str]) -> list[str]:
-    """Full names of the layers LoRA can go on: linear ones, quantised or not, except output and task heads."""
+    """Full names of the layers that LoRA can go on: linear ones, quantised or not, except output and task heads.
+
+    Args:
+        model: the base model.
+        heads: names of its task heads.
+    """
     output = model.get_output_embeddings()
     return [
         name
@@ -89,7 +94,12 @@ def scaling(settings: LoraSettings) -> tuple[float, bool]:
 
 
 def keyed_generator(seed: int, name: str) -> torch.Generator:
-    """A CPU generator whose stream depends on the seed and a name alone."""
+    """A CPU generator whose stream depends on two keys alone.
+
+    Args:
+        seed: the trial's.
+        name: of the tensor that is drawn.
+    """
     digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
@@ -110,7 +120,14 @@ def initial_a(rank: int, d_in: int, seed: int, name: str) -> torch.Tensor:
 
 
 def fresh_head(head: nn.Module, seed: int, name: str, std: float) -> None:
-    """Give a task head its start values, in place, as float32: AdamW's small updates are lost in half precision."""
+    """Give a task head its start values, in place, as float32: AdamW's small updates are lost in half precision.
+
+    Args:
+        head: the module.
+        seed: the trial's.
+        name: of the module in the base model.
+        std: standard deviation of the weights; biases are zero.
+    """
     head.float()
     for part, parameter in head.named_parameters():
         if parameter.dim() > 1:

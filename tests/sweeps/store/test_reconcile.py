@@ -31,7 +31,7 @@ from sweeps.search.scheduler import build_sampler, build_scheduler, replay_sched
 from sweeps.search.searcher import GuardedOptunaSearch, SearchPlan
 from sweeps.space.dimensions import DefineByRun
 from sweeps.store.reconcile import update_files, update_study
-from sweeps.store.recorder import Recorder, keep_best
+from sweeps.store.recorder import Recorder, write_best_adapter
 from trainer.engine import RungResult
 
 _spec = importlib.util.spec_from_file_location("simulated", Path(__file__).parents[2] / "benchmarks" / "simulated.py")
@@ -263,5 +263,5 @@ def test_a_checkpoint_without_a_best_rung_leaves_the_adapter_alone(tmp_path: Pat
     files = SweepFolder(tmp_path).trial("t0000")
     files.checkpoint_dir(4).mkdir(parents=True)
     (files.checkpoint_dir(4) / "counters.json").write_text("{}")
-    keep_best(files)
+    write_best_adapter(files)
     assert not files.adapter_dir.exists()
