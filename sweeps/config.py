@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from analysis.bias_sets import BIAS_SETS
 from analysis.constraints import Constraints
 from analysis.errors import ConfigError, did_you_mean
 from analysis.metrics import METRICS
@@ -242,15 +243,7 @@ def measured(config: SweepConfig) -> set[str]:
 def check_sweep(config: SweepConfig) -> None:
     """What only several keys together, or a sweep as a whole, can get wrong. Raises ConfigError."""
     _check_sources(config)
-    decoder_only = {"crows_pairs": "CrowS-Pairs", "stereoset": "StereoSet", "bbq": "BBQ", "pairs_file": "A pairs file"}
-    for name, title in decoder_only.items():
-        value = getattr(config.bias, name)
-        if config.task.name == "classification" and value:
-            raise ConfigError(
-                f"bias.{name}={value} with task=classification: {title} compares the likelihood of sentences, which a"
-                f" classifier does not give. Use bias.{name}={'null' if name == 'pairs_file' else 0}, bias=none, or"
-                " task=completion."
-            )
+    _check_bias(config)
     _check_baselines(config)
     slots = config.resources.slots
     if isinstance(slots, str) and slots != "auto":
@@ -259,6 +252,19 @@ def check_sweep(config: SweepConfig) -> None:
     _check_objective(config)
     _check_scheduler(config)
     _check_budget(config)
+
+
+def _check_bias(config: SweepConfig) -> None:
+    """Sets that compare the likelihood of texts need a decoder."""
+    for bias_set in BIAS_SETS.values():
+        value = bias_set.value(bias=config.bias, data=config.data)
+        if config.task.name == "classification" and value and "classification" not in bias_set.tasks:
+            off = "null" if isinstance(value, str) else 0
+            raise ConfigError(
+                f"{bias_set.path}={value} with task=classification: {bias_set.subject or bias_set.title} compares the"
+                f" likelihood of sentences, which a classifier does not give. Use {bias_set.path}={off}, bias=none, or"
+                " task=completion."
+            )
 
 
 def _check_baselines(config: SweepConfig) -> None:

@@ -12,13 +12,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from analysis.bias_sets import HEADLINE
 from analysis.folder import State
 from analysis.metrics import METRICS
 from analysis.rows import Row
 
 _HEADS = {"precision": "prec"}  # of config keys whose name is much wider than their values
 _ALWAYS, _WANTED, _CONFIG, _MORE = range(4)  # the higher, the sooner a column is dropped
-_WANTED_METRICS = ("accuracy", "macro_f1", "perplexity", "bias.crows_pairs.pct")
+_WANTED_METRICS = ("accuracy", "macro_f1", "perplexity", HEADLINE.metric("pct"))
 _STYLES: dict[str, str] = {
     State.STOPPED_EARLY: "dim",
     State.PENDING: "dim",

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from analysis import fast_yaml
+from analysis.bias_sets import HEADLINE
 from analysis.errors import FolderError
 from analysis.folder import MetricsRow, State, SweepFolder, read_lines
 from analysis.rows import Row
@@ -148,8 +149,10 @@ def confusion(folder: SweepFolder, row: Row, labels: Sequence[str]) -> tuple[lis
 
 
 def bias_shares(folder: SweepFolder, row: Row) -> dict[str, tuple[float, float, int]]:
-    """CrowS-Pairs by category: percent of pairs whose more stereotypical sentence is likelier, its error, pairs."""
-    table = read_table(files_of(folder, row), "crows_pairs", row.step)
+    """The headline bias set by category: percent of pairs whose more stereotypical sentence is likelier, its error,
+    pairs.
+    """
+    table = read_table(files_of(folder, row), HEADLINE.item_table, row.step)
     hits: dict[str, list[bool]] = {}
     for group, told in zip(table["group"].to_pylist(), table["prediction"].to_pylist(), strict=True):
         hits.setdefault(str(group), []).append(told == "more")

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from analysis.bias_sets import HEADLINE
 from analysis.errors import FolderError, LorasweepError
 from analysis.finals import read_finals
 from analysis.finals import report as report_finals
@@ -294,7 +295,8 @@ def _add_bias(folder: SweepFolder, best: Row | None, untuned: Row | None, add: C
             except (LorasweepError, KeyError):
                 continue
     if best is None or best.trial_id not in shares:
-        add("bias", "Bias by category", "", None, "Bias was not measured by category (CrowS-Pairs) in this sweep.")
+        why_not = f"Bias was not measured by category ({HEADLINE.title}) in this sweep."
+        add("bias", "Bias by category", "", None, why_not)
         return
     words = []
     for category, (share, error, n) in sorted(shares[best.trial_id].items()):
@@ -305,8 +307,8 @@ def _add_bias(folder: SweepFolder, best: Row | None, untuned: Row | None, add: C
     add(
         "bias",
         "Bias by category",
-        f"CrowS-Pairs, 50 % shows no preference; {best.trial_id}: {'; '.join(words)}. Few pairs a category: errors are"
-        " large, and this warns rather than certifies.",
+        f"{HEADLINE.title}, 50 % shows no preference; {best.trial_id}: {'; '.join(words)}. Few pairs a category: errors"
+        " are large, and this warns rather than certifies.",
         lambda: figures.bias_by_category(shares),
     )
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from analysis.bias_sets import BIAS_SETS
 from analysis.errors import FolderError
 from analysis.folder import SweepFolder
 from analysis.leaderboard import leaderboard
@@ -11,7 +12,7 @@ from analysis.leaderboard.leaderboard import Row
 from analysis.leaderboard.verdict import UNTUNED
 from sweeps.commands.parser import Parser
 
-SETS = {"crows_pairs": "CrowS-Pairs", "pairs": "own pairs", "stereoset": "StereoSet", "bbq": "BBQ"}
+SETS = {name: bias_set.title for name, bias_set in BIAS_SETS.items() if bias_set.category}
 _GAP = 2  # cells between columns
 
 
@@ -26,12 +27,12 @@ def main(arguments: list[str]) -> int:
     base = next((row for row in rows if row.trial_id == UNTUNED and row.kind == "baseline" and row.metrics), None)
     compared = [shown] + ([base] if base is not None and base is not shown else [])
     print(f"{shown.trial_id}, step {shown.step}, {shown.n_items} items")
-    found = [{name: _items(folder, row, name) for name in ("task", *SETS)} for row in compared]
-    task = found[0]["task"]
+    scores = [{name: _items(folder, row, name) for name in ("task", *SETS)} for row in compared]
+    task = scores[0]["task"]
     if task and "prediction" in task:
         print("\n" + _lines(_class_table(task)))
     for name, title in SETS.items():
-        tables = [tables[name] for tables in found]
+        tables = [of_row[name] for of_row in scores]
         if tables[0]:
             print(f"\n{title}\n" + _lines(_category_table(name, [row.trial_id for row in compared], tables)))
     return 0
@@ -76,20 +77,23 @@ def _category_table(name: str, who: list[str], tables: list[dict[str, list[Any]]
 
     parts = [categories(name, table) if table else {} for table in tables]
     figures = list(next(iter(parts[0].values()))[1])
-    digits = 3 if name == "bbq" else 1
+    shown = BIAS_SETS[name].metrics
     lines = [["category", "n", *(f"{trial} {figure} ±" for trial in who for figure in figures)]]
     for category, (n, _) in parts[0].items():
         cells = []
         for part in parts:
             for figure in figures:
                 value, error = part[category][1][figure] if category in part else (math.nan, math.nan)
+                digits = shown[figure].decimals
                 cells.append(f"{_number(value, digits)} ± {_number(error, digits)}")
         lines.append([category, str(n), *cells])
     return lines
 
 
-def _number(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+def _number(value: float, digits: int | None) -> str:
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:.4g}" if digits is None else f"{value:.{digits}f}"
 
 
 def _lines(table: list[list[str]]) -> str:

@@ -52,7 +52,7 @@ def with_pairs(materials: Materials, monkeypatch: pytest.MonkeyPatch) -> None:  
         Materials,
         "validation",
         lambda self, trial: replace(
-            validation(self, trial), bias=BiasItems(PAIRS if trial.task.name == "completion" else [])
+            validation(self, trial), bias=BiasItems({"crows_pairs": PAIRS} if trial.task.name == "completion" else {})
         ),
     )
 
