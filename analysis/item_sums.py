@@ -49,14 +49,9 @@ class Estimator:
     value: Callable[["Array", "Array"], "Array"]
 
 
-def mean_of(column: str, dataset: str = TASK) -> Estimator:
-    """The mean of a numeric column."""
-    return Estimator(dataset, _columns(column), _mean)
-
-
-def ratio_of(above: str, below: str, dataset: str = TASK, scale: float = 1.0) -> Estimator:
-    """The sum of one numeric column over the sum of another, divided by ``scale``."""
-    return Estimator(dataset, _columns(above, below), lambda sums, n: _ratio(sums) / scale)
+def ratio_of(above: str, below: str, unit: float = 1.0) -> Estimator:
+    """The sum of one numeric column of the task's table over the sum of another, in units of ``unit``."""
+    return Estimator(TASK, _columns(above, below), lambda sums, n: _ratio(sums) / unit)
 
 
 def perplexity_of(nll: str, tokens: str) -> Estimator:

@@ -15,8 +15,8 @@ _SHARE = (0.0, 1.0)
 _UP = (0.0, math.inf)
 _COMPLETIONS = ("completion", "chat")
 _WITH_COMPLETION = ("label", *_COMPLETIONS)
-
 _BITS = math.log(2)  # nats
+
 METRICS = {
     "accuracy": Metric("acc", "high", range=_SHARE, tasks=LABELLED, estimator=sums.accuracy()),
     "macro_f1": Metric("F1", "high", range=_SHARE, tasks=LABELLED, estimator=sums.macro_f1()),
@@ -43,7 +43,7 @@ METRICS = {
         estimator=sums.perplexity_of("completion_nll", "completion_tokens"),
     ),
     "bits_per_byte": Metric(
-        "bits/B", "low", range=_UP, tasks=DECODERS, estimator=sums.ratio_of("nll", "n_bytes", scale=_BITS)
+        "bits/B", "low", range=_UP, tasks=DECODERS, estimator=sums.ratio_of("nll", "n_bytes", unit=_BITS)
     ),
     **bias_metrics(),
 }
@@ -70,6 +70,12 @@ def full_name(given: str) -> str:
         return name
     below = [known for known in RANKABLE if known.startswith(f"{name}.")]
     return f"{name}.distance" if f"{name}.distance" in below else below[0] if len(below) == 1 else name
+
+
+def scale(name: str) -> tuple[float, float]:
+    """The ends of a metric's range, for a term of the objective that gives none; (0, 1) where it has an open end."""
+    low, high = METRICS[name].range if name in METRICS else _SHARE
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else _SHARE
 
 
 def badness(name: str, value: float) -> float:

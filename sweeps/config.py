@@ -75,7 +75,7 @@ class TermConfig:
     metric: str = ""
     direction: str = key("max", choices=("max", "min", "target"))
     target: float | None = None  # in the metric's unit; for direction=target
-    range: list[float] = field(default_factory=lambda: [0.0, 1.0])  # ends of the scale, lower first
+    range: list[float] | None = None  # ends of the scale, lower first; null: the metric's own, else [0, 1]
     weight: float = key(1.0, low=0.0)  # 0 leaves the term out
     tolerance: float = key(0.0, low=0.0)  # in the metric's unit; for method=lexicographic
 
@@ -346,7 +346,8 @@ def _check_objective(config: SweepConfig) -> None:
                 f"{where}.metric={term.metric!r} is not measured in this sweep.{bias}"
                 f" {did_you_mean(term.metric, known)} To leave the term out: {where}.weight=0"
             )
-        if len(term.range) != 2 or not term.range[0] < term.range[1]:
+        ends = term.range or []  # filled in where the config gives none
+        if len(ends) != 2 or not ends[0] < ends[1]:
             raise ConfigError(f"{where}.range={term.range}: expected two numbers, the lower first, such as [0, 1].")
         if (term.direction == "target") != (term.target is not None):
             raise ConfigError(
