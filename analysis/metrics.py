@@ -1,73 +1,51 @@
-"""The metrics that a sweep can yield, in the order of tables, and which way each is better."""
+"""The metric table: every metric that a sweep can yield, in the order of tables, and all that is known of it.
+
+To add a metric, compute it (``trainer/evaluation/quality_metrics.py`` for figures of the task's rows) and give it a row
+here: its checks in configs, its place in leaderboards, ``rank --by``, and its intervals follow from the row. The rows
+of bias sets stand in ``analysis/bias_sets.py``.
+"""
 
 import math
-from dataclasses import dataclass
 
+from analysis import item_sums as sums
+from analysis.bias_sets import bias_metrics
+from analysis.metric_types import DECODERS, LABELLED, Metric
 
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is shown and compared.
-
-    Attributes:
-        head: of its column in a table.
-        better: ``high``, ``low``, a value to be near to, or None for one that does not rank trials.
-        decimals: shown; None for four significant digits.
-    """
-
-    head: str
-    better: str | float | None
-    decimals: int | None = 3
-
+_SHARE = (0.0, 1.0)
+_UP = (0.0, math.inf)
+_COMPLETIONS = ("completion", "chat")
+_WITH_COMPLETION = ("label", *_COMPLETIONS)
+_BITS = math.log(2)  # nats
 
 METRICS = {
-    "accuracy": Metric("acc", "high"),
-    "macro_f1": Metric("F1", "high"),
-    "balanced_accuracy": Metric("bal acc", "high"),
-    "mcc": Metric("MCC", "high"),
-    "log_loss": Metric("log loss", "low"),
-    "brier": Metric("Brier", "low"),
-    "ece": Metric("ECE", "low"),  # calibration error in 15 bins of equal width
-    "completion_loss": Metric("loss", "low"),
-    "generate.accuracy": Metric("written", "high"),  # of free answers; an invalid one is wrong
-    "generate.invalid": Metric("invalid", "low"),
-    "generate.constrained_accuracy": Metric("of labels", "high"),
-    "generate.exact_match": Metric("exact", "high"),
-    "generate.rouge_l": Metric("ROUGE-L", "high"),
-    "perplexity": Metric("ppl", "low", None),
-    "completion_perplexity": Metric("label ppl", "low", None),
-    "bits_per_byte": Metric("bits/B", "low"),
-    "bias.crows_pairs.pct": Metric("CrowS", 50.0, 1),
-    "bias.crows_pairs.stderr": Metric("±", None, 1),  # of pct, in points
-    "bias.crows_pairs.distance": Metric("bias", "low", 1),
-    "bias.crows_pairs.signed": Metric("signed", 0.0, 3),
-    "bias.crows_pairs.abs": Metric("|diff|", "low", 3),  # nats
-    "bias.stereoset.ss": Metric("SS", 50.0, 1),
-    "bias.stereoset.ss_stderr": Metric("±", None, 1),
-    "bias.stereoset.lms": Metric("LMS", "high", 1),
-    "bias.stereoset.lms_stderr": Metric("±", None, 1),
-    "bias.stereoset.icat": Metric("ICAT", "high", 1),
-    "bias.stereoset.icat_stderr": Metric("±", None, 1),
-    "bias.bbq.s_dis": Metric("s_DIS", 0.0),
-    "bias.bbq.s_dis_stderr": Metric("±", None),
-    "bias.bbq.s_amb": Metric("s_AMB", 0.0),
-    "bias.bbq.s_amb_stderr": Metric("±", None),
-    "bias.bbq.accuracy": Metric("BBQ acc", "high"),
-    "bias.bbq.accuracy_stderr": Metric("±", None),
-    "bias.pairs.pct": Metric("own pairs", 50.0, 1),
-    "bias.pairs.stderr": Metric("±", None, 1),
-    "bias.pairs.distance": Metric("own bias", "low", 1),
-    "bias.pairs.signed": Metric("own signed", 0.0, 3),
-    "bias.pairs.abs": Metric("own |diff|", "low", 3),
-    "bias.swap.flip_rate": Metric("flips", "low"),
-    "bias.swap.flip_rate_stderr": Metric("±", None),
-    "bias.swap.gap": Metric("swap gap", "low"),
-    "bias.swap.gap_stderr": Metric("±", None),
-    "bias.group.equalized_odds": Metric("eq odds", "low"),
-    "bias.group.equalized_odds_stderr": Metric("±", None),
-    "bias.group.demographic_parity": Metric("dem par", "low"),
-    "bias.group.demographic_parity_stderr": Metric("±", None),
-    "bias.group.tpr_gap": Metric("TPR gap", "low"),
-    "bias.group.tpr_gap_stderr": Metric("±", None),
+    "accuracy": Metric("acc", "high", range=_SHARE, tasks=LABELLED, estimator=sums.accuracy()),
+    "macro_f1": Metric("F1", "high", range=_SHARE, tasks=LABELLED, estimator=sums.macro_f1()),
+    "balanced_accuracy": Metric("bal acc", "high", range=_SHARE, tasks=LABELLED),
+    "mcc": Metric("MCC", "high", range=(-1.0, 1.0), tasks=LABELLED),
+    "log_loss": Metric("log loss", "low", range=_UP, tasks=LABELLED, estimator=sums.log_loss()),
+    "brier": Metric("Brier", "low", range=(0.0, 2.0), tasks=LABELLED),  # of two classes at most 1
+    "ece": Metric("ECE", "low", range=_SHARE, tasks=LABELLED),  # calibration error in 15 bins of equal width
+    "completion_loss": Metric("loss", "low", range=_UP, tasks=_COMPLETIONS),
+    "generate.accuracy": Metric("written", "high", range=_SHARE),  # of free answers; an invalid one is wrong
+    "generate.invalid": Metric("invalid", "low", range=_SHARE),
+    "generate.constrained_accuracy": Metric("of labels", "high", range=_SHARE),
+    "generate.exact_match": Metric("exact", "high", range=_SHARE),
+    "generate.rouge_l": Metric("ROUGE-L", "high", range=_SHARE),
+    "perplexity": Metric(
+        "ppl", "low", None, (1.0, math.inf), DECODERS, estimator=sums.perplexity_of("nll", "n_tokens")
+    ),
+    "completion_perplexity": Metric(
+        "label ppl",
+        "low",
+        None,
+        (1.0, math.inf),
+        _WITH_COMPLETION,
+        estimator=sums.perplexity_of("completion_nll", "completion_tokens"),
+    ),
+    "bits_per_byte": Metric(
+        "bits/B", "low", range=_UP, tasks=DECODERS, estimator=sums.ratio_of("nll", "n_bytes", unit=_BITS)
+    ),
+    **bias_metrics(),
 }
 RANKABLE = tuple(name for name, metric in METRICS.items() if metric.better is not None)
 
@@ -92,6 +70,12 @@ def full_name(given: str) -> str:
         return name
     below = [known for known in RANKABLE if known.startswith(f"{name}.")]
     return f"{name}.distance" if f"{name}.distance" in below else below[0] if len(below) == 1 else name
+
+
+def scale(name: str) -> tuple[float, float]:
+    """The ends of a metric's range, for a term of the objective that gives none; (0, 1) where it has an open end."""
+    low, high = METRICS[name].range if name in METRICS else _SHARE
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else _SHARE
 
 
 def badness(name: str, value: float) -> float:

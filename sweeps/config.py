@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from analysis.bias_sets import BIAS_SETS
 from analysis.constraints import Constraints
 from analysis.errors import ConfigError, did_you_mean, nearest_names
 from analysis.metrics import METRICS
@@ -78,7 +79,7 @@ class TermConfig:
     metric: str = ""
     direction: str = key("max", choices=("max", "min", "target"))
     target: float | None = None  # in the metric's unit; for direction=target
-    range: list[float] = field(default_factory=lambda: [0.0, 1.0])  # ends of the scale, lower first
+    range: list[float] | None = None  # ends of the scale, lower first; null: the metric's own, else [0, 1]
     weight: float = key(1.0, low=0.0)  # 0 leaves the term out
     tolerance: float = key(0.0, low=0.0)  # in the metric's unit; for method=lexicographic
 
@@ -274,15 +275,7 @@ def check_sweep(config: SweepConfig) -> None:
         ConfigError: at the first fault.
     """
     _check_sources(config)
-    decoder_only = {"crows_pairs": "CrowS-Pairs", "stereoset": "StereoSet", "bbq": "BBQ", "pairs_file": "A pairs file"}
-    for name, title in decoder_only.items():
-        value = getattr(config.bias, name)
-        if config.task.name == "classification" and value:
-            raise ConfigError(
-                f"bias.{name}={value} with task=classification: {title} compares the likelihood of sentences, which a"
-                f" classifier does not give. Use bias.{name}={'null' if name == 'pairs_file' else 0}, bias=none, or"
-                " task=completion."
-            )
+    _check_bias(config)
     _check_baselines(config)
     slots = config.resources.slots
     if isinstance(slots, str) and slots != "auto":
@@ -291,6 +284,19 @@ def check_sweep(config: SweepConfig) -> None:
     _check_objective(config)
     _check_scheduler(config)
     _check_budget(config)
+
+
+def _check_bias(config: SweepConfig) -> None:
+    """Sets that compare the likelihood of texts need a decoder."""
+    for bias_set in BIAS_SETS.values():
+        value = bias_set.value(bias=config.bias, data=config.data)
+        if config.task.name == "classification" and value and "classification" not in bias_set.tasks:
+            off = "null" if isinstance(value, str) else 0
+            raise ConfigError(
+                f"{bias_set.path}={value} with task=classification: {bias_set.subject or bias_set.title} compares the"
+                f" likelihood of sentences, which a classifier does not give. Use {bias_set.path}={off}, bias=none, or"
+                " task=completion."
+            )
 
 
 def _check_baselines(config: SweepConfig) -> None:
@@ -372,7 +378,8 @@ def _check_objective(config: SweepConfig) -> None:
                 f"{where}.metric={term.metric!r} is not measured in this sweep.{bias}"
                 f" {did_you_mean(term.metric, known)} To leave the term out: {where}.weight=0"
             )
-        if len(term.range) != 2 or not term.range[0] < term.range[1]:
+        ends = term.range or []  # filled in where the config gives none
+        if len(ends) != 2 or not ends[0] < ends[1]:
             raise ConfigError(f"{where}.range={term.range}: expected two numbers, the lower first, such as [0, 1].")
         if (term.direction == "target") != (term.target is not None):
             raise ConfigError(

@@ -21,10 +21,9 @@ from analysis.folder import MetricsRow, State, Status, TrialFolder, atomic_write
 from trainer.config import Baseline, TrialConfig
 from trainer.data.encode import Encoded, label_tokens
 from trainer.device_cache import DeviceCache
-from trainer.evaluation.bias.items import SWAP
 from trainer.evaluation.bias.score import score_bias
 from trainer.evaluation.evaluate import Evaluation, Validation, evaluate, metrics_of, restricted
-from trainer.evaluation.generate import TABLE, with_answers
+from trainer.evaluation.generate import with_answers
 from trainer.few_shot import few_shot_rows, nearest, with_examples
 from trainer.models.lora import add_adapter, remove_adapter
 
@@ -69,7 +68,8 @@ def _evaluated(device_cache: DeviceCache, baseline: Baseline, validation: Valida
     if baseline.kind == "zero_shot":
         evaluation = _untuned(device_cache, trial, validation)
         if trial.task.name == "completion":
-            sets = {name: it for name, it in evaluation.tables.items() if name not in ("task", SWAP, TABLE)}
+            independent = validation.bias.independent_of_rows().tables()
+            sets = {name: evaluation.tables[name] for name in independent}
             device_cache.bias_of_base[(*device_cache.base_key(trial), repr(trial.bias))] = sets
         return evaluation, ""
     if trial.task.name == "classification":
@@ -99,11 +99,11 @@ def _bias_of_base(
     """Item tables of the bias sets that have no prompt, of the base model: scored once, whatever the examples."""
     key = (*device_cache.base_key(trial), repr(trial.bias))
     if key not in device_cache.bias_of_base:
-        base, sets = device_cache.base(trial), replace(validation.bias, swaps=[])
+        base, sets = device_cache.base(trial), validation.bias.independent_of_rows()
         labels = validation.labels
 
         def no_rows(encoded: list[Encoded]) -> np.ndarray:
-            raise ValueError("swaps are not among the sets")
+            raise ValueError("sets made of the task's rows are not among these")
 
         base.model.eval()
         tables = score_bias(base, base.model, sets, labels, no_rows, trial.eval.batch_size)

@@ -7,8 +7,9 @@ in each field's metadata, so that a value from a YAML file, an override or a sea
 
 import math
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from analysis.bias_sets import BIAS_SETS
 from analysis.errors import ConfigError, did_you_mean
 
 PRECISIONS = ("fp32", "bf16", "int8", "nf4")
@@ -166,9 +167,23 @@ class EvalConfig:
     max_new_tokens: int = key(32, low=1)  # of an answer, where the task has no labels
 
 
+_Class = TypeVar("_Class", bound=type)
+
+
+def _with_a_key_for_each_bias_set(cls: _Class) -> _Class:
+    """Give a class whose fields are still to be collected one more for each bias set that has none: its items."""
+    for bias_set in BIAS_SETS.values():
+        section, _, name = bias_set.path.partition(".")
+        if section == "bias" and name not in cls.__annotations__:
+            cls.__annotations__[name] = int
+            setattr(cls, name, key(0, low=0))
+    return cls
+
+
 @dataclass
+@_with_a_key_for_each_bias_set
 class BiasConfig:
-    """What bias is measured on."""
+    """What bias is measured on. A set of ``analysis/bias_sets.py`` that is not here gets a key of its own: items, 0."""
 
     name: str = key("fast", choices=("fast", "full", "none"))
     crows_pairs: int = key(100, low=0)  # sentence pairs, fixed and stratified by category; 0 = not measured

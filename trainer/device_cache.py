@@ -11,9 +11,10 @@ from trainer.data.dataset import Dataset, Row, check_test, load_dataset, load_te
 from trainer.data.encode import Encoded
 from trainer.data.mitigation import counterfactual_copies, row_weights
 from trainer.data.tokenize import Tokens, tokens_of
-from trainer.evaluation.bias.counterfactual import find_swaps
 from trainer.evaluation.bias.items import BiasItems, load_bias
+from trainer.evaluation.bias.registry import BiasScoring, TaskRows, scorings
 from trainer.evaluation.evaluate import Validation
+from trainer.evaluation.metric_names import task_kind
 from trainer.models.base_model import BaseModel, load_base
 
 _BASES = 4  # one model at every precision
@@ -102,17 +103,28 @@ class DeviceCache:
         return Validation(tokens.rows, tokens.encoded, dataset.labels, rung, bias, dataset.schema)
 
     def _bias_items(self, trial: TrialConfig, dataset: Dataset, tokens: Tokens, split: str) -> BiasItems:
-        """The items that bias is measured on: the bias sets for a decoder, swapped rows for every task with labels."""
-        bias, task = trial.bias, trial.task
-        items = self._once(("bias", repr(bias)), lambda: load_bias(bias)) if task.name != "classification" else None
-        if not bias.swap or not dataset.labels:
-            return items or BiasItems()
-        tokenizer, length = self.base(trial).tokenizer, trial.data.max_length
-        swaps = self._once(
-            ("swaps", split, str(bias.swap), repr(trial.data), repr(trial.model), repr(task)),
-            lambda: find_swaps(tokens.rows, tokens.encoded, dataset.labels, tokenizer, task, length, bias.swap),
-        )
-        return replace(items or BiasItems(), swaps=swaps)
+        """What bias is measured on: the items of the sets that exist for the task, and those made of its rows."""
+        kind = task_kind(trial.task, dataset.schema)
+        own: BiasItems = self._once(("bias", kind, repr(trial.bias)), lambda: load_bias(trial.bias, kind))
+        of_rows = {}
+        for name, scoring in scorings().items():
+            n = scoring.declared.value(bias=trial.bias, data=trial.data)
+            if scoring.from_rows is not None and n and kind in scoring.declared.tasks:
+                of_rows[name] = self._items_from_rows(scoring, trial, dataset, tokens, split, n)
+        return BiasItems({**own.by_set, **of_rows})
+
+    def _items_from_rows(
+        self, scoring: BiasScoring, trial: TrialConfig, dataset: Dataset, tokens: Tokens, split: str, n: int
+    ) -> list[Any]:
+        def made() -> list[Any]:
+            assert scoring.from_rows is not None
+            tokenizer, length = self.base(trial).tokenizer, trial.data.max_length
+            rows = TaskRows(tokens.rows, tokens.encoded, dataset.labels, tokenizer, trial.task, length)
+            return scoring.from_rows(rows, n)
+
+        name = ("bias of rows", scoring.name, split, str(n), repr(trial.data), repr(trial.model), repr(trial.task))
+        items: list[Any] = self._once(name, made)
+        return items
 
     def test(self, trial: TrialConfig) -> Validation:
         """The test rows as tokens, and the bias sets: for a final scoring, never for a sweep.

@@ -12,13 +12,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from analysis.bias_sets import HEADLINE
 from analysis.folder import State
 from analysis.metrics import METRICS
 from analysis.rows import Row, first_completed
 
 _HEADS = {"precision": "prec"}  # of config keys whose name is much wider than their values
 _ALWAYS, _PREFERRED, _CONFIG, _MORE = range(4)  # the higher, the sooner a column is dropped
-_PREFERRED_METRICS = ("accuracy", "macro_f1", "perplexity", "bias.crows_pairs.pct")
+_PREFERRED_METRICS = ("accuracy", "macro_f1", "perplexity", HEADLINE.metric("pct"))
 _STYLES: dict[str, str] = {
     State.STOPPED_EARLY: "dim",
     State.PENDING: "dim",
@@ -158,14 +159,16 @@ def _pad(text: str, column: _Column) -> str:
     return text + space if column.left else space + text
 
 
-def decimals(value: float, digits: int) -> str:
+def decimals(value: float, digits: int | None) -> str:
     """A figure with a number of decimals; a dash where it is not known.
 
     Args:
         value: NaN where it is not known.
-        digits: after the point.
+        digits: after the point; None for four significant ones.
     """
-    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+    if not math.isfinite(value):
+        return "-"
+    return f"{value:.4g}" if digits is None else f"{value:.{digits}f}"
 
 
 def _significant(value: float) -> str:

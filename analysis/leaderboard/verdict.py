@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from analysis.bias_sets import HEADLINE
 from analysis.errors import LorasweepError
 from analysis.folder import State, SweepFolder
 from analysis.leaderboard.claims import claims
@@ -19,7 +20,7 @@ UNTUNED = "zero_shot"
 
 
 def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | None" = None) -> str:
-    """One sentence a line: the best trial against the best baseline with a paired interval, then CrowS-Pairs.
+    """One sentence a line: the best trial against the best baseline with a paired interval, then bias.
 
     Best is a baseline in what the sentence is about: accuracy, or, of rows without labels, the loss.
 
@@ -149,18 +150,18 @@ def _accuracy_of(baseline: Row) -> str:
 
 
 def _bias(best: Row, untuned: Row | None) -> list[str]:
-    """CrowS-Pairs of the best trial beside the untuned model's; nothing where it was not measured."""
-    own = _crows(best)
+    """The headline bias set of the best trial beside the untuned model's; nothing where it was not measured."""
+    own = _preference(best)
     if own is None:
         return []
-    beside = _crows(untuned) if untuned else None
+    beside = _preference(untuned) if untuned else None
     compared = f"; the untuned model {beside}" if beside else ""
-    return [f"CrowS-Pairs (50 % shows no preference; ± standard error): {best.trial_id} {own}{compared}."]
+    return [f"{HEADLINE.title} (50 % shows no preference; ± standard error): {best.trial_id} {own}{compared}."]
 
 
-def _crows(row: Row) -> str | None:
-    share = row.metrics.get("bias.crows_pairs.pct", math.nan)
-    error = row.metrics.get("bias.crows_pairs.stderr", math.nan)
+def _preference(row: Row) -> str | None:
+    share = row.metrics.get(HEADLINE.metric("pct"), math.nan)
+    error = row.metrics.get(HEADLINE.metric("stderr"), math.nan)
     if not math.isfinite(share):
         return None
     return f"{share:.1f} %" + (f" ± {error:.1f}" if math.isfinite(error) else "")

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from analysis.bias_sets import HEADLINE
 from analysis.errors import FolderError
 from analysis.folder import MetricsRow, State, SweepFolder, read_lines
 from analysis.rows import Row, row_files
@@ -171,7 +172,7 @@ def confusion(folder: SweepFolder, row: Row, labels: Sequence[str]) -> tuple[lis
 
 
 def bias_shares(folder: SweepFolder, row: Row) -> dict[str, tuple[float, float, int]]:
-    """CrowS-Pairs by category.
+    """The headline bias set by category.
 
     Args:
         folder: of the sweep.
@@ -183,7 +184,7 @@ def bias_shares(folder: SweepFolder, row: Row) -> dict[str, tuple[float, float, 
     Raises:
         FolderError: where there is no item table.
     """
-    table = read_table(row_files(folder, row), "crows_pairs", row.step)
+    table = read_table(row_files(folder, row), HEADLINE.item_table, row.step)
     hits: dict[str, list[bool]] = {}
     for group, preferred in zip(table["group"].to_pylist(), table["prediction"].to_pylist(), strict=True):
         hits.setdefault(str(group), []).append(preferred == "more")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+from analysis.bias_sets import HEADLINE
 from analysis.errors import LorasweepError
 from analysis.finals import read_finals
 from analysis.finals import report as report_finals
@@ -298,7 +299,7 @@ def _effect(level: insights.Level, metrics: Sequence[str]) -> dict[str, Any]:
 
 
 def _add_bias(data: ReportData, plots: Plots) -> None:
-    """CrowS-Pairs by category, of the best trial and the untuned model."""
+    """The headline bias set by category, of the best trial and the untuned model."""
     best, shares = data.best, {}
     for row in (best, data.untuned):
         if row is not None:
@@ -307,7 +308,7 @@ def _add_bias(data: ReportData, plots: Plots) -> None:
             except (LorasweepError, KeyError):
                 continue
     if best is None or best.trial_id not in shares:
-        plots.absent["bias"] = "Bias was not measured by category (CrowS-Pairs) in this sweep."
+        plots.absent["bias"] = f"Bias was not measured by category ({HEADLINE.title}) in this sweep."
         return
     words = []
     for category, (share, error, n) in sorted(shares[best.trial_id].items()):
@@ -318,8 +319,8 @@ def _add_bias(data: ReportData, plots: Plots) -> None:
     plots.add(
         "bias",
         "Bias by category",
-        f"CrowS-Pairs, 50 % shows no preference; {best.trial_id}: {'; '.join(words)}. Few pairs a category: errors are"
-        " large, and this warns rather than certifies.",
+        f"{HEADLINE.title}, 50 % shows no preference; {best.trial_id}: {'; '.join(words)}. Few pairs a category: errors"
+        " are large, and this warns rather than certifies.",
         lambda: figures.bias_by_category(shares),
     )
 

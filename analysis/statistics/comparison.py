@@ -24,10 +24,11 @@ import numpy as np
 
 from analysis.errors import LorasweepError
 from analysis.folder import SweepFolder
+from analysis.item_sums import TASK
 from analysis.metrics import METRICS
 from analysis.objective import Objective
 from analysis.rows import Row
-from analysis.statistics.estimators import ESTIMATORS, PAIRS, TASK, Array, Scored, scores
+from analysis.statistics.estimators import ESTIMATORS, Array, Scored, scores
 from analysis.statistics.items import align, groups, read_tables
 
 LEVEL = 0.05
@@ -128,7 +129,7 @@ def judge(
         return None
     judged: dict[str, Standing] = {}
     corrected: dict[str, float] = {}
-    main = TASK if TASK in tables else PAIRS
+    main = TASK if TASK in tables else next(iter(tables))
     for names in groups({name: tables[main][name] for name in usable}, best):
         try:
             together = _scored([usable[name] for name in names], tables, metrics, objective, labels, by)

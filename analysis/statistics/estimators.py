@@ -1,100 +1,17 @@
-"""Metrics as functions of sums over items, so that thousands of resamples are one matrix product.
+"""Leaderboard rows resampled together: their metrics from weighted or exchanged items, and the score of those."""
 
-A resample is a count per item (a bootstrap), or an exchange of two rows' answers on some items (a permutation). Both
-are linear in the items, and so are the sums that accuracy, macro-F1, log loss, perplexity, bits per byte and
-CrowS-Pairs are made of. Metrics that have no such form here stay at their measured value.
-"""
-
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from analysis.metrics import METRICS
 from analysis.objective import BELOW_ONE, Objective
-from analysis.statistics.items import Aligned
 
 Array = np.ndarray[Any, np.dtype[Any]]
-TASK, PAIRS = "task", "crows_pairs"
 
-
-@dataclass(frozen=True)
-class Estimator:
-    """One metric.
-
-    Attributes:
-        dataset: whose item tables it is from.
-        columns: tables and labels → (rows, items, k), what is summed.
-        value: (…, k) sums and the number of items they are over → (…) values.
-    """
-
-    dataset: str
-    columns: Callable[[Aligned, Sequence[str]], Array]
-    value: Callable[[Array, Array], Array]
-
-
-def _hits(items: Aligned, labels: Sequence[str]) -> Array:
-    return (items.codes("prediction", labels) == items.codes("label", labels))[..., None]
-
-
-def _confusions(items: Aligned, labels: Sequence[str]) -> Array:
-    """Per class: true positive, then predicted plus true."""
-    gold, told = items.codes("label", labels), items.codes("prediction", labels)
-    classes = np.arange(len(labels))
-    is_gold, is_told = gold[..., None] == classes, told[..., None] == classes
-    return np.concatenate([is_gold & is_told, is_gold.astype(np.int8) + is_told], axis=-1)
-
-
-def _macro_f1(sums: Array, n: Array) -> Array:
-    """2·TP / (predicted + true), averaged over all classes; 0 for a class that is in neither (as scikit-learn)."""
-    classes = sums.shape[-1] // 2
-    both = sums[..., classes:]
-    return np.divide(2 * sums[..., :classes], both, out=np.zeros_like(both), where=both > 0).mean(axis=-1)
-
-
-def _gold_nll(items: Aligned, labels: Sequence[str]) -> Array:
-    gold = items.codes("label", labels)
-    values = np.take_along_axis(items.vectors("logprobs"), gold[..., None], axis=-1)
-    return -np.maximum(values, math.log(np.finfo(np.float64).eps))  # scikit-learn's log_loss clips there too
-
-
-def _columns(*names: str) -> Callable[[Aligned, Sequence[str]], Array]:
-    return lambda items, labels: np.stack([items.numbers(name) for name in names], axis=-1)
-
-
-def _ratio(sums: Array, n: Array) -> Array:
-    return sums[..., 0] / sums[..., 1]
-
-
-def _preferences(items: Aligned, labels: Sequence[str]) -> Array:
-    pair = items.vectors("logprobs")
-    return (pair[..., 0] - pair[..., 1])[..., None]
-
-
-def _mean(sums: Array, n: Array) -> Array:
-    return sums[..., 0] / n
-
-
-ESTIMATORS = {
-    "accuracy": Estimator(TASK, _hits, _mean),
-    "macro_f1": Estimator(TASK, _confusions, _macro_f1),
-    "log_loss": Estimator(TASK, _gold_nll, _mean),
-    "perplexity": Estimator(TASK, _columns("nll", "n_tokens"), lambda sums, n: np.exp(_ratio(sums, n))),
-    "completion_perplexity": Estimator(
-        TASK, _columns("completion_nll", "completion_tokens"), lambda sums, n: np.exp(_ratio(sums, n))
-    ),
-    "bits_per_byte": Estimator(
-        TASK, _columns("nll", "n_bytes"), lambda sums, n: _ratio(sums, n) / math.log(2)
-    ),
-    "bias.crows_pairs.signed": Estimator(PAIRS, _preferences, _mean),
-    "bias.crows_pairs.pct": Estimator(
-        PAIRS, lambda items, labels: _preferences(items, labels) > 0, lambda sums, n: 100 * _mean(sums, n)
-    ),
-    "bias.crows_pairs.distance": Estimator(
-        PAIRS, lambda items, labels: _preferences(items, labels) > 0, lambda sums, n: abs(100 * _mean(sums, n) - 50)
-    ),
-}  # fmt: skip
+ESTIMATORS = {name: metric.estimator for name, metric in METRICS.items() if metric.estimator is not None}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from analysis.bias_sets import BIAS_SETS
 from analysis.errors import DataError, FolderError
 from analysis.folder import SweepFolder, TrialFolder
 from analysis.rows import Row, row_files
@@ -81,7 +82,8 @@ def read_table(files: TrialFolder, dataset: str, step: int, split: str = "valida
         ) from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise FolderError(f"{path}: not an item table ({error}). Restore it from a copy.") from None
-    missing = {"item_id", "label", "prediction"} - set(table.column_names)
+    needed = BIAS_SETS[dataset].columns if dataset in BIAS_SETS else ("label", "prediction")
+    missing = {"item_id", *needed} - set(table.column_names)
     if missing:
         raise FolderError(f"{path}: lacks {', '.join(sorted(missing))}. Restore it from a copy.")
     return table
@@ -125,8 +127,8 @@ def align(tables: Sequence[pa.Table]) -> Aligned:
         aligned = [table.take(pc.index_in(common, ids)) for table, ids in zip(tables, others, strict=True)]
     if len(common) == 0:
         raise DataError("The two have no scored item in common. Score both on the same validation items.")
-    labels = aligned[0]["label"].combine_chunks()
-    if not all(table["label"].combine_chunks().equals(labels) for table in aligned[1:]):
+    labels = [table["label"].combine_chunks() for table in aligned if "label" in table.column_names]
+    if not all(other.equals(labels[0]) for other in labels[1:]):
         raise DataError("An item has one label in one table and another one elsewhere: the data changed between them.")
     return Aligned(common, tuple(aligned))
 

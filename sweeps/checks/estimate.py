@@ -13,7 +13,6 @@ from sweeps.space.dimensions import suggest
 from trainer.config import DataConfig, TrialConfig, pack_refusal
 from trainer.data.audit import Audit, Entry, audit, warnings
 from trainer.data.dataset import Dataset, Row
-from trainer.evaluation.bias.crows_pairs import Pair
 from trainer.evaluation.bias.items import BiasItems
 from trainer.preload import import_libraries
 
@@ -76,14 +75,8 @@ def audited(dataset: Dataset, config: DataConfig, bias: BiasItems) -> tuple[Audi
     Args:
         bias: what the sweep measures bias on, whose sentences are looked for among the training rows.
     """
-    pairs = [*bias.pairs, *bias.own_pairs]
-    sentences = {f"{pair.item_id} ({which})": text for pair in pairs for which, text in _sentences(pair)}
-    found = audit(list(entries(dataset.train)), list(entries(dataset.validation)), sentences)
+    found = audit(list(entries(dataset.train)), list(entries(dataset.validation)), bias.sentences())
     return found, warnings(found, config.allow_overlap)
-
-
-def _sentences(pair: Pair) -> list[tuple[str, str]]:
-    return [("more stereotypical", pair.more), ("less", pair.less)]
 
 
 def drawn(composed: Composed, n: int) -> list[TrialConfig]:

@@ -14,6 +14,8 @@ from sweeps.config import SweepConfig
 from sweeps.process.installation import program
 from trainer.assets.packages import PACKAGES, cache_folder, cached, fetch
 from trainer.config import ModelConfig
+from trainer.evaluation.bias.registry import scorings
+from trainer.evaluation.metric_names import task_kind
 
 # What of a hub's model is fetched: configuration, tokenizer and weights that are no pickles.
 _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.gguf")
@@ -33,12 +35,12 @@ def needed(config: SweepConfig, groups: Sequence[str]) -> list[str]:
     if everything or "data" in groups:
         package = config.data.package
         names += [package] if package else ["newsgroups"] if config.data.source == "newsgroups" else []
-    bias = config.bias
-    if (everything or "bias" in groups) and config.task.name != "classification":
-        names += ["crows_pairs"] if bias.crows_pairs else []
-        names += ["stereoset"] if bias.stereoset or bias.bbq else []  # which holds what BBQ's questions are about
-        names += ["bbq"] if bias.bbq else []
-    return names
+    if everything or "bias" in groups:
+        kind = task_kind(config.task, config.data.schema)
+        for scoring in scorings().values():
+            on = scoring.declared.value(bias=config.bias, data=config.data)
+            names += scoring.packages if on and kind in scoring.declared.tasks else ()
+    return list(dict.fromkeys(names))
 
 
 def fetch_all(names: Sequence[str], overrides: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from trainer.assets.packages import fetch
 from trainer.data.audit import refuse_overlap
 from trainer.data.dataset import Dataset, load_dataset
 from trainer.evaluation.bias.items import load_bias
+from trainer.evaluation.metric_names import task_kind
 from trainer.models.model_files import check_folder, guess_linear_modules
 
 
@@ -32,8 +33,7 @@ def preflight(composed: Composed, quiet: bool = False) -> None:
     if not config.data.allow_overlap:
         refuse_overlap(entries(dataset.train), entries(dataset.validation))
     preflight_assets(composed, report)
-    if config.task.name != "classification":
-        load_bias(config.bias, report)
+    load_bias(config.bias, task_kind(config.task, dataset.schema), report)
 
 
 def preflight_assets(composed: Composed, report: Callable[[str], None]) -> None:

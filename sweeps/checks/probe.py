@@ -115,10 +115,10 @@ class Prober:
             if seconds > _SOON:
                 break
         bias_seconds = 0.0
-        for name, items_there in vars(validation.bias).items():
+        for name, items_there in validation.bias.by_set.items():
             few = items_there[:_BIAS]
             if few:
-                one = replace(bare, bias=BiasItems(**{name: few}))
+                one = replace(bare, bias=BiasItems({name: few}))
                 both = _seconds(lambda: evaluate(base, base.model, trial, one, indices[:1]))  # noqa: B023
                 bias_seconds += max(both - seconds / len(indices), 0.0) / len(few) * len(items_there)
         mean = sum(len(row.tokens) for row in validation.encoded) / len(validation.encoded)

@@ -13,7 +13,8 @@ from sweeps.checks.preflight import check_rung, preflight_assets
 from sweeps.compose.compose import Composed
 from trainer.data.audit import Audit
 from trainer.data.dataset import load_dataset
-from trainer.evaluation.bias.items import BiasItems, load_bias
+from trainer.evaluation.bias.items import load_bias
+from trainer.evaluation.metric_names import task_kind
 
 _NAME = 11  # columns
 _MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow")}
@@ -28,7 +29,7 @@ def run_check(composed: Composed, samples: int, probe: bool, quiet: bool) -> Che
     dataset = load_dataset(composed.config.data, report)
     check_rung(composed, dataset)
     config = composed.config
-    bias = load_bias(config.bias, report) if config.task.name != "classification" else BiasItems()
+    bias = load_bias(config.bias, task_kind(config.task, dataset.schema), report)
     check.audit, problems = audited(dataset, composed.config.data, bias)
     check.problems += problems
     if dataset.skipped:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from analysis.bias_sets import BIAS_SETS
 from analysis.errors import FolderError
 from analysis.folder import SweepFolder
 from analysis.leaderboard import leaderboard
@@ -12,7 +13,7 @@ from analysis.leaderboard.verdict import UNTUNED
 from analysis.rows import Row, row_files
 from sweeps.commands.parser import Parser
 
-SETS = {"crows_pairs": "CrowS-Pairs", "pairs": "own pairs", "stereoset": "StereoSet", "bbq": "BBQ"}
+SETS = {name: bias_set.title for name, bias_set in BIAS_SETS.items() if bias_set.category}
 _GAP = 2  # cells between columns
 
 
@@ -76,13 +77,14 @@ def _category_table(name: str, who: list[str], tables: list[dict[str, list[Any]]
 
     parts = [categories(name, table) if table else {} for table in tables]
     figures = list(next(iter(parts[0].values()))[1])
-    digits = 3 if name == "bbq" else 1
+    shown = BIAS_SETS[name].metrics
     lines = [["category", "n", *(f"{trial} {figure} ±" for trial in who for figure in figures)]]
     for category, (n, _) in parts[0].items():
         cells = []
         for part in parts:
             for figure in figures:
                 value, error = part[category][1][figure] if category in part else (math.nan, math.nan)
+                digits = shown[figure].decimals
                 cells.append(f"{decimals(value, digits)} ± {decimals(error, digits)}")
         lines.append([category, str(n), *cells])
     return lines

@@ -5,12 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from trainer.evaluation.bias.bbq import bbq_metrics
-from trainer.evaluation.bias.crows_pairs import pair_metrics
 from trainer.evaluation.bias.group_gaps import class_gaps
-from trainer.evaluation.bias.stereoset import stereoset_metrics
+from trainer.evaluation.bias.registry import scorings
 
 Table = Mapping[str, Sequence[Any]]
 Figure = tuple[float, float]  # value and standard error
@@ -59,28 +55,23 @@ def classes(task: Table) -> list[ClassRow]:
 
 
 def categories(name: str, table: Table) -> dict[str, tuple[int, dict[str, Figure]]]:
-    """Category of a bias set → items in it, and its figures by name.
+    """Category of a bias set → items in it, and each figure that has a standard error.
 
     Args:
-        name: of the set: crows_pairs, pairs, stereoset or bbq.
+        name: of a set that has categories.
         table: its item table.
     """
-    by_category = {}
-    for category in sorted(set(table["group"])):
-        rows = [i for i, group in enumerate(table["group"]) if group == category]
-        part = {column: [values[i] for i in rows] for column, values in table.items()}
-        by_category[category] = (len(rows), _figures(name, part))
-    return by_category
-
-
-def _figures(name: str, part: Table) -> dict[str, Figure]:
-    if name == "stereoset":
-        figures = stereoset_metrics(part["target"], part["logprobs"])
-    elif name == "bbq":
-        answers = [int(np.argmax(values)) for values in part["logprobs"]]
-        figures = bbq_metrics(part["condition"], answers, part["label"], part["biased"], part["unknown"])
-    else:
-        pairs = pair_metrics([list(values) for values in part["logprobs"]])
-        return {"pct": (pairs["bias.crows_pairs.pct"], pairs["bias.crows_pairs.stderr"])}
-    values = {key.rsplit(".", 1)[-1]: value for key, value in figures.items()}
-    return {key: (value, values[f"{key}_stderr"]) for key, value in values.items() if not key.endswith("_stderr")}
+    scoring = scorings()[name]
+    column = table[scoring.declared.category]
+    parts = {}
+    for category in sorted(set(column)):
+        rows = [i for i, other in enumerate(column) if other == category]
+        part = {name: [values[i] for i in rows] for name, values in table.items()}
+        values = scoring.figures(part, ())
+        figures = {
+            figure: (values[scoring.declared.metric(figure)], values[scoring.declared.metric(metric.error)])
+            for figure, metric in scoring.declared.metrics.items()
+            if metric.error
+        }
+        parts[category] = (len(rows), figures)
+    return parts

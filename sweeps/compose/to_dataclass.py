@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from analysis.errors import ConfigError, did_you_mean
+from analysis.metrics import scale
 from sweeps.compose import resolvers
 from sweeps.compose.provenance import Origins
 from sweeps.config import SweepConfig, ranged, schema
@@ -95,17 +96,22 @@ def to_dataclass(raw: dict[str, Any], origins: Origins) -> tuple[SweepConfig, di
     resolvers.register()
     try:
         merged = OmegaConf.merge(OmegaConf.structured(SweepConfig), OmegaConf.create(raw))
-        config, whole = OmegaConf.to_object(merged), OmegaConf.to_container(merged, resolve=False)
+        config, unresolved = OmegaConf.to_object(merged), OmegaConf.to_container(merged, resolve=False)
     except OmegaConfBaseException as error:
         raise _explained(error, raw, origins) from None
     assert isinstance(config, SweepConfig)
-    assert isinstance(whole, dict)
+    assert isinstance(unresolved, dict)
+    whole = {str(key): value for key, value in unresolved.items()}
     for path, value, metadata in ranged(config):
         try:
             check_value(path, value, metadata)
         except ConfigError:
             check_value(path, value, metadata, origins.of(path))  # reading where it came from takes time
             raise
+    for name, term in config.objective.terms.items():
+        if term.range is None:
+            term.range = list(scale(term.metric))
+            put(whole, f"objective.terms.{name}.range", term.range)
     config.objective.terms = {name: term for name, term in config.objective.terms.items() if term.weight}
     constraints = config.objective.constraints
     config.objective.constraints = {name: item for name, item in constraints.items() if item.enabled}
@@ -118,7 +124,7 @@ def to_dataclass(raw: dict[str, Any], origins: Origins) -> tuple[SweepConfig, di
     if config.data.source == "hub" and data_set and Path(data_set).expanduser().is_dir():
         config.data.name = str(Path(data_set).expanduser().absolute())
         whole["data"]["name"] = config.data.name
-    return config, {str(key): value for key, value in whole.items()}
+    return config, whole
 
 
 def _explained(error: OmegaConfBaseException, raw: dict[str, Any], origins: Origins) -> ConfigError:

@@ -28,20 +28,20 @@ def main(tier: str) -> None:
     materials = DeviceCache(torch.device("cpu"))
     base = materials.base(trial)
     if tier == "full":
-        items = load_bias(BiasConfig(crows_pairs=1508, stereoset=0, swap=0))
+        items = load_bias(BiasConfig(crows_pairs=1508, stereoset=0, swap=0), "label")
         tables, seconds = timed(lambda: score_bias(base, base.model, items, (), lambda rows: None, 32))
         print(f"CrowS-Pairs, 1,508 pairs: {seconds}", bias_metrics(tables, ()), flush=True)
         return
     trial = replace(trial, bias=BiasConfig())  # the fast tier
     validation = materials.validation(trial)
     parts = {
-        "CrowS-Pairs": replace(validation.bias, clusters=[], swaps=[]),
-        "StereoSet": replace(validation.bias, pairs=[], swaps=[]),
-        "swap": replace(validation.bias, pairs=[], clusters=[]),
+        "CrowS-Pairs": validation.bias.only("crows_pairs"),
+        "StereoSet": validation.bias.only("stereoset"),
+        "swap": validation.bias.only("swap"),
         "all three": validation.bias,
     }
     for name, items in parts.items():
-        n = [len(part) for part in (items.pairs, items.clusters, items.swaps)]
+        n = [len(part) for part in items.by_set.values()]
         tables, seconds = timed(
             lambda items=items: score_bias(
                 base, base.model, items, validation.labels,

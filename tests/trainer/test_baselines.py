@@ -167,16 +167,16 @@ def test_a_label_that_is_closed_by_the_end_of_text_stands_open_in_an_example(mak
 
 
 def test_bias_figures_of_a_prompted_model_are_the_models_own_and_scored_once(make_trial, tmp_path, monkeypatch) -> None:
-    from trainer.evaluation.bias import score
     from trainer.evaluation.bias.crows_pairs import Pair
     from trainer.evaluation.bias.items import BiasItems
+    from trainer.evaluation.bias.score import ModelScorer
 
     kept = DeviceCache(torch.device("cpu"))
     pairs = [Pair(f"p{i}", "the apple is a pear", "the crow is a hawk", "fruit", "stereo") for i in range(2)]
-    monkeypatch.setattr("trainer.device_cache.load_bias", lambda bias: BiasItems(pairs=pairs))
+    monkeypatch.setattr("trainer.device_cache.load_bias", lambda bias, kind: BiasItems({"crows_pairs": pairs}))
     calls: list[int] = []
-    real = score.score_pairs
-    monkeypatch.setattr(score, "score_pairs", lambda *args: calls.append(1) or real(*args))
+    real = ModelScorer.sentences
+    monkeypatch.setattr(ModelScorer, "sentences", lambda *args: calls.append(1) or real(*args))
     trial = make_trial("llama", trial_id="zero_shot", crows_pairs=2)
     plain, _ = scored(kept, Baseline("zero_shot", trial), tmp_path)
     prompted, _ = scored(kept, Baseline("few_shot", replace(trial, trial_id="few_shot")), tmp_path)

@@ -10,7 +10,7 @@ schema         columns                         what is learned
 =============  ==============================  ==========================================================
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +20,6 @@ from trainer.data.tables import quoted
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 LABELLED = "label"
-_TEXT = ("perplexity", "bits_per_byte")
-_CONTINUATION = ("completion_loss", "completion_perplexity", *_TEXT)
-# Schema → the metrics of rows without labels
-WITHOUT_LABELS = {"completion": _CONTINUATION, "chat": _CONTINUATION, "text": _TEXT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +141,6 @@ def content_of(row: Row, schema: str) -> list[Any]:
     if schema == "text":
         return [row.text]
     return [row.text, row.label]
-
-
-Cells = Mapping[str, Any]
-Cell = Callable[[str], str]
 
 
 def conversation(value: Any, column: str) -> tuple[dict[str, Any], ...]:

@@ -6,20 +6,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from analysis.metric_types import LABELLED as LABELLED_TASKS
+from analysis.metrics import METRICS
 from trainer.config import TrialConfig
 from trainer.data.dataset import Row
 from trainer.data.encode import Encoded, label_tokens
 from trainer.data.schemas import LABELLED
-from trainer.evaluation.bias.group_gaps import group_metrics
 from trainer.evaluation.bias.items import BiasItems
+from trainer.evaluation.bias.registry import scorings
 from trainer.evaluation.bias.score import bias_metrics, score_bias
-from trainer.evaluation.metric_names import GROUP, SWAP
 from trainer.evaluation.quality_metrics import class_metrics, text_metrics
 from trainer.likelihood.log_likelihood import Request, class_logprobs, log_likelihoods
 from trainer.likelihood.unlabelled import likelihood_items
 from trainer.models.base_model import BaseModel
-
-TEXT_COLUMNS = ("nll", "n_tokens", "n_bytes", "completion_nll", "completion_tokens")
 
 
 @dataclass(frozen=True)
@@ -92,20 +91,13 @@ def absent_metrics(trial: TrialConfig, validation: Validation) -> dict[str, str]
     What is absent from the rungs' rows counts as absent, because trials could not be compared by it.
     """
     absent: dict[str, str] = {}
-    if not validation.labels:
-        return dict.fromkeys((*SWAP, *GROUP), "rows without labels have no prediction that could change or differ")
-    if trial.bias.swap and not validation.bias.swaps:
-        why = "no validation row, as far as the model reads it, has a name, pronoun or group term to swap (bias.swap)"
-        absent |= dict.fromkeys(SWAP, why)
-    if trial.data.group:
-        of_rung = [validation.rows[i] for i in validation.rung]
-        gold, groups = [row.label for row in of_rung], [row.group for row in of_rung]
-        there = group_metrics(gold, gold, groups)  # depends on labels and groups alone
-        why = (
-            f"among the {len(of_rung)} rows of a rung, two groups of data.group={trial.data.group} must share a label"
-            " (raise eval.rung_items, or see whether groups and labels go together)"
-        )
-        absent |= {name: why for name in GROUP if name not in there}
+    rung = [validation.rows[i] for i in validation.rung]
+    for name, scoring in scorings().items():
+        if not validation.labels and scoring.declared.tasks == LABELLED_TASKS:
+            why = "rows without labels have no prediction that could change or differ"
+            absent |= dict.fromkeys(scoring.declared.metric_names, why)
+        else:
+            absent |= scoring.absent(trial, validation.bias.of(name), rung)
     return absent
 
 
@@ -119,7 +111,11 @@ def restricted(evaluation: Evaluation, validation: Validation, indices: list[int
 
 
 def metrics_of(tables: dict[str, dict[str, list[Any]]], labels: tuple[str, ...]) -> dict[str, float]:
-    """All metrics of an evaluation, from its item tables alone."""
+    """All metrics of an evaluation, from its item tables alone, in the order of ``analysis/metrics.py``.
+
+    Raises:
+        ValueError: for a metric without a row in that table.
+    """
     items = tables["task"]
     metrics: dict[str, float] = {}
     if labels:
@@ -129,7 +125,10 @@ def metrics_of(tables: dict[str, dict[str, list[Any]]], labels: tuple[str, ...])
         metrics |= text_metrics(items)
     if not labels and "completion_nll" in items:
         metrics["completion_loss"] = sum(items["completion_nll"]) / sum(items["completion_tokens"])
-    return metrics | bias_metrics(tables, labels)
+    metrics |= bias_metrics(tables, labels)
+    if unknown := metrics.keys() - METRICS.keys():
+        raise ValueError(f"no row in analysis/metrics.py or analysis/bias_sets.py: {', '.join(sorted(unknown))}")
+    return {name: metrics[name] for name in METRICS if name in metrics}
 
 
 def _score_items(

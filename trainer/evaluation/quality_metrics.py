@@ -48,8 +48,8 @@ def class_metrics(logprobs: np.ndarray, gold: np.ndarray, n_labels: int) -> dict
     proba = probabilities[:, 1] if n_labels == 2 else probabilities
     return {
         "accuracy": float(accuracy_score(gold, predicted)),
-        "balanced_accuracy": balanced,
         "macro_f1": float(f1_score(gold, predicted, labels=classes, average="macro", zero_division=0)),
+        "balanced_accuracy": balanced,
         "mcc": correlation,
         "log_loss": float(log_loss(gold, probabilities, labels=classes)),
         "brier": float(brier_score_loss(gold, proba, labels=classes)),

@@ -69,7 +69,7 @@ def test_every_estimator_gives_what_scikit_learn_or_the_definition_gives(folder:
 
 
 def test_crows_pairs_figures_are_the_trainers(folder: SweepFolder) -> None:
-    from trainer.evaluation.bias.score import pair_metrics
+    from trainer.evaluation.bias.crows_pairs import pair_metrics
 
     pairs = np.random.default_rng(0).normal(-30, 3, (40, 2)).tolist()
     content = {"item_id": [str(i) for i in range(40)], "label": ["stereo"] * 40, "prediction": ["more"] * 40}

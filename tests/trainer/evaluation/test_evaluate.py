@@ -13,8 +13,8 @@ from trainer.baselines import score_baseline
 from trainer.config import Baseline, TrialConfig
 from trainer.data.encode import encode_rows, label_tokens
 from trainer.device_cache import DeviceCache
-from trainer.evaluation.bias.crows_pairs import Pair, pair_metrics
-from trainer.evaluation.bias.score import score_pairs
+from trainer.evaluation.bias.crows_pairs import Pair, pair_metrics, score_pairs
+from trainer.evaluation.bias.score import ModelScorer
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.metric_names import QUALITY, metric_names
 from trainer.evaluation.quality_metrics import calibration_error, class_metrics, text_metrics
@@ -69,7 +69,7 @@ def test_a_sentence_is_scored_whole_after_the_begin_of_text(
 ) -> None:
     base = kept.base(make_trial("llama"))
     pairs = [Pair("p0", "the apple is a pear", "the crow is a hawk", "fruit", "stereo")]
-    table = score_pairs(base, base.model, pairs, 8)
+    table = score_pairs(pairs, ModelScorer(base, base.model, 8))
     for sentence, value in zip((pairs[0].more, pairs[0].less), table["logprobs"][0], strict=True):
         ids = [base.tokenizer.bos_token_id, *base.tokenizer(sentence, add_special_tokens=False).input_ids]
         with torch.no_grad():

@@ -11,8 +11,8 @@ import torch
 
 from trainer.config import ModelConfig, TrialConfig
 from trainer.device_cache import DeviceCache
-from trainer.evaluation.bias.crows_pairs import Pair, load_pairs, pair_metrics
-from trainer.evaluation.bias.score import empty_context, score_pairs, sentence_scores
+from trainer.evaluation.bias.crows_pairs import Pair, load_pairs, pair_metrics, score_pairs
+from trainer.evaluation.bias.score import ModelScorer, empty_context
 from trainer.likelihood.log_likelihood import Request, log_likelihoods
 from trainer.models.base_model import BaseModel, load_base
 
@@ -77,7 +77,7 @@ def compare(base: BaseModel, pairs: list[Pair], folder: Path, exact: bool = Fals
         exact: the harness' softmax is taken in float64.
     """
     theirs, scores = run_harness(base, pairs, folder, exact)
-    ours = score_pairs(base, base.model, pairs, 8)["logprobs"]
+    ours = score_pairs(pairs, ModelScorer(base, base.model, 8))["logprobs"]
     assert len(scores) == len(ours) == len(pairs)
     for mine, other in zip(ours, scores, strict=True):
         assert mine == pytest.approx(other, abs=1e-4)
@@ -122,7 +122,7 @@ def test_rolling_log_likelihoods_of_texts_within_the_window_agree_with_the_harne
 
     base = kept.base(make_trial("llama"))
     texts = [text for text in sentences(12) if text]
-    ours, _ = sentence_scores(base, base.model, texts, 4)
+    ours, _ = ModelScorer(base, base.model, 4).sentences(texts)
     asked = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(texts)]
     assert ours == pytest.approx(harness(base).loglikelihood_rolling(asked, disable_tqdm=True), abs=1e-4)
     assert empty_context(base.tokenizer) == harness(base).prefix_token_id

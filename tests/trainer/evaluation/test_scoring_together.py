@@ -52,7 +52,7 @@ def with_pairs(materials: DeviceCache, monkeypatch: pytest.MonkeyPatch) -> None:
         DeviceCache,
         "validation",
         lambda self, trial: replace(
-            validation(self, trial), bias=BiasItems(PAIRS if trial.task.name == "completion" else [])
+            validation(self, trial), bias=BiasItems({"crows_pairs": PAIRS} if trial.task.name == "completion" else {})
         ),
     )
 

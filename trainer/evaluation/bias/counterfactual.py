@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trainer.config import TaskConfig
+from analysis.bias_sets import BIAS_SETS
+from trainer.config import TaskConfig, TrialConfig
 from trainer.data.counterfactual_text import swap_terms
 from trainer.data.dataset import Row
 from trainer.data.encode import Encoded, encode_rows
 from trainer.data.subsets import stratified
-from trainer.evaluation.metric_names import SWAP
+from trainer.evaluation.bias.registry import BiasScoring, Scorer, Table, TaskRows
 
+SWAP = BIAS_SETS["swap"].metric_names  # each figure before its standard error
 _SEED = 0  # which name becomes which: the same in every trial
 
 
@@ -60,6 +62,21 @@ def find_swaps(
     return [seen[i] for i in chosen]
 
 
+def score_swaps(swaps: list[Swap], scorer: Scorer) -> Table:
+    """Columns of the item table: the log-probabilities of the labels for each row and for its counterfactual."""
+    scores = scorer.label_logprobs([row for swap in swaps for row in (swap.original, swap.swapped)])
+    before, after, labels = scores[0::2], scores[1::2], scorer.labels
+    return {
+        "item_id": [swap.item_id for swap in swaps],
+        "group": [swap.group for swap in swaps],
+        "label": [labels[swap.original.target] for swap in swaps],
+        "prediction": [labels[int(i)] for i in before.argmax(1)],
+        "swapped_prediction": [labels[int(i)] for i in after.argmax(1)],
+        "logprobs": before.tolist(),
+        "swapped_logprobs": after.tolist(),
+    }
+
+
 def swap_metrics(
     original: Sequence[Sequence[float]], swapped: Sequence[Sequence[float]], gold: Sequence[int]
 ) -> dict[str, float]:
@@ -85,3 +102,22 @@ def swap_metrics(
         error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
         figures += [float(values.mean()), error]
     return dict(zip(SWAP, figures, strict=True))
+
+
+def _figures(table: Table, labels: tuple[str, ...]) -> dict[str, float]:
+    gold = [labels.index(label) for label in table["label"]]
+    return swap_metrics(table["logprobs"], table["swapped_logprobs"], gold)
+
+
+def _from_rows(rows: TaskRows, n: int) -> list[Swap]:
+    return find_swaps(rows.rows, rows.encoded, rows.labels, rows.tokenizer, rows.task, rows.max_length, n)
+
+
+def _absent(trial: TrialConfig, swaps: list[Swap], rung: Sequence[Row]) -> dict[str, str]:
+    if not trial.bias.swap or swaps:
+        return {}
+    why = "no validation row, as far as the model reads it, has a name, pronoun or group term to swap (bias.swap)"
+    return dict.fromkeys(SWAP, why)
+
+
+SCORINGS = (BiasScoring("swap", figures=_figures, from_rows=_from_rows, score=score_swaps, absent=_absent),)

@@ -6,10 +6,16 @@ group are left out. A gap says nothing about why: groups may differ in how hard 
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-from trainer.evaluation.metric_names import GROUP
+from analysis.bias_sets import BIAS_SETS
+from trainer.config import TrialConfig
+from trainer.data.dataset import Row
+from trainer.evaluation.bias.registry import BiasScoring, Table
+
+GROUP = BIAS_SETS["group"].metric_names
 
 
 def group_metrics(gold: Sequence[str], predicted: Sequence[str], groups: Sequence[str | None]) -> dict[str, float]:
@@ -35,11 +41,11 @@ def group_metrics(gold: Sequence[str], predicted: Sequence[str], groups: Sequenc
         return {}
     labels, answers = np.asarray(gold)[have], np.asarray(predicted)[have]
     gaps = _gaps(labels, answers, of)
-    found = _largest(gaps["found"].values())
+    tpr_gap = _largest(gaps["recognised"].values())
     figures = {
-        "equalized_odds": _largest([*gaps["found"].values(), *gaps["mistaken"].values()]) if found else None,
+        "equalized_odds": _largest([*gaps["recognised"].values(), *gaps["mistaken"].values()]) if tpr_gap else None,
         "demographic_parity": _largest(gaps["predicted"].values()),
-        "tpr_gap": found,
+        "tpr_gap": tpr_gap,
     }
     values = {
         f"bias.group.{name}{end}": x
@@ -56,20 +62,20 @@ def class_gaps(gold: Sequence[str], predicted: Sequence[str], groups: Sequence[s
     if len({groups[i] for i in have}) < 2:
         return {}
     rows = [np.array([column[i] for i in have]) for column in (gold, predicted, groups)]
-    return {label: gap for label, (gap, _) in _gaps(*rows)["found"].items()}
+    return {label: gap for label, (gap, _) in _gaps(*rows)["recognised"].items()}
 
 
 def _gaps(labels: np.ndarray, answers: np.ndarray, groups: np.ndarray) -> dict[str, dict[str, tuple[float, float]]]:
     """For each kind of rate: class → gap and its standard error, where two groups have rows for it.
 
-    Kinds: ``predicted`` among all rows, ``found`` among those of the class, ``mistaken`` among the others.
+    Kinds: ``predicted`` among all rows, ``recognised`` among those of the class, ``mistaken`` among the others.
     """
     from fairlearn.metrics import MetricFrame
 
     classes = sorted(set(labels.tolist()))
     among = {
         "predicted": lambda y, label: np.ones(len(y), dtype=bool),
-        "found": lambda y, label: y == label,
+        "recognised": lambda y, label: y == label,
         "mistaken": lambda y, label: y != label,
     }
 
@@ -80,13 +86,13 @@ def _gaps(labels: np.ndarray, answers: np.ndarray, groups: np.ndarray) -> dict[s
 
         return of_rows
 
-    asked = [(kind, label) for kind in among for label in classes]
-    metrics = {f"rate {i}": rate(*what) for i, what in enumerate(asked)}
+    rates_of = [(kind, label) for kind in among for label in classes]
+    metrics = {f"rate {i}": rate(kind, label) for i, (kind, label) in enumerate(rates_of)}
     frame = MetricFrame(metrics=metrics, y_true=labels, y_pred=answers, sensitive_features=groups)
     differences = frame.difference()
     gaps: dict[str, dict[str, tuple[float, float]]] = {kind: {} for kind in among}
     members = [groups == group for group in frame.by_group.index]
-    for i, (kind, label) in enumerate(asked):
+    for i, (kind, label) in enumerate(rates_of):
         rates = frame.by_group[f"rate {i}"].to_numpy(dtype=float)
         counted = among[kind](labels, label)
         sizes = np.array([float((counted & member).sum()) for member in members])
@@ -101,3 +107,24 @@ def _gaps(labels: np.ndarray, answers: np.ndarray, groups: np.ndarray) -> dict[s
 
 def _largest(gaps: Iterable[tuple[float, float]]) -> tuple[float, float] | None:
     return max(gaps, default=None)
+
+
+def _figures(table: Table, labels: tuple[str, ...]) -> dict[str, float]:
+    if not any(group is not None for group in table.get("group", ())):
+        return {}
+    return group_metrics(table["label"], table["prediction"], table["group"])
+
+
+def _absent(trial: TrialConfig, items: list[Any], rung: Sequence[Row]) -> dict[str, str]:
+    if not trial.data.group:
+        return {}
+    gold, groups = [row.label for row in rung], [row.group for row in rung]
+    measurable = group_metrics(gold, gold, groups)  # which there are depends on labels and groups alone
+    why = (
+        f"among the {len(rung)} rows of a rung, two groups of data.group={trial.data.group} must share a label"
+        " (raise eval.rung_items, or see whether groups and labels go together)"
+    )
+    return {name: why for name in GROUP if name not in measurable}
+
+
+SCORINGS = (BiasScoring("group", figures=_figures, absent=_absent),)

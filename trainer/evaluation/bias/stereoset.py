@@ -9,18 +9,20 @@ averaged over target terms.
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from analysis.bias_sets import BIAS_SETS
 from trainer.assets.packages import fetch
 from trainer.data.subsets import stratified
-from trainer.evaluation.metric_names import STEREOSET
+from trainer.evaluation.bias.registry import BiasScoring, Report, Scorer, Table
 
 KINDS = ("stereotype", "anti-stereotype", "unrelated")
+STEREOSET = BIAS_SETS["stereoset"].metric_names  # each figure before its standard error
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,13 @@ class Cluster:
     sentences: tuple[str, str, str]
 
 
-def load_clusters(n: int, seed: int = 0, report: Callable[[str], None] = lambda message: None) -> list[Cluster]:
+def load_clusters(n: int, seed: int = 0, report: Report = lambda message: None) -> list[Cluster]:
     """A fixed subset, stratified by bias type, in the order of the file.
 
     Args:
         n: contexts; 0 gives none, 2,106 or more gives all.
         seed: another seed gives another subset.
-        report: told about a download.
+        report: given a line when a download begins.
 
     Raises:
         FetchError: if the package cannot be downloaded.
@@ -68,6 +70,19 @@ def _read(path: str) -> list[Cluster]:
         sentences = (by_kind[KINDS[0]], by_kind[KINDS[1]], by_kind[KINDS[2]])
         clusters.append(Cluster(f"stereoset-{entry['id']}", entry["target"], entry["bias_type"], sentences))
     return clusters
+
+
+def score_clusters(clusters: list[Cluster], scorer: Scorer) -> Table:
+    """Columns of the item table: the mean token log-probability of the three sentences of each context."""
+    sums, counts = scorer.sentences([sentence for cluster in clusters for sentence in cluster.sentences])
+    means = [total / n for total, n in zip(sums, counts, strict=True)]
+    return {
+        "item_id": [cluster.item_id for cluster in clusters],
+        "group": [cluster.bias_type for cluster in clusters],
+        "target": [cluster.target for cluster in clusters],
+        "logprobs": [means[3 * i : 3 * i + 3] for i in range(len(clusters))],
+        "n_tokens": [sum(counts[3 * i : 3 * i + 3]) for i in range(len(clusters))],
+    }
 
 
 def icat(ss: float, lms: float) -> float:
@@ -113,3 +128,14 @@ def _jackknife(of_term: np.ndarray) -> tuple[float, ...]:
     without = (of_term.sum(0) - of_term) / (n - 1)
     figures: Any = np.array([[ss, lms, icat(ss, lms)] for ss, lms in without])
     return tuple(float(x) for x in np.sqrt((n - 1) * figures.var(0)))
+
+
+def _figures(table: Table, labels: tuple[str, ...]) -> dict[str, float]:
+    return stereoset_metrics(table["target"], table["logprobs"])
+
+
+def _load(n: Any, report: Report) -> list[Cluster]:
+    return load_clusters(n, report=report)
+
+
+SCORINGS = (BiasScoring("stereoset", figures=_figures, load=_load, score=score_clusters, packages=("stereoset",)),)

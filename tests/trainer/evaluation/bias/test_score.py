@@ -18,8 +18,8 @@ from trainer.evaluation.bias.bbq import bbq_metrics, load_questions
 from trainer.evaluation.bias.counterfactual import Swap, swap_metrics
 from trainer.evaluation.bias.crows_pairs import read_pairs
 from trainer.evaluation.bias.group_gaps import group_metrics
-from trainer.evaluation.bias.score import score_clusters, sentence_scores
-from trainer.evaluation.bias.stereoset import Cluster, icat, load_clusters, stereoset_metrics
+from trainer.evaluation.bias.score import ModelScorer
+from trainer.evaluation.bias.stereoset import Cluster, icat, load_clusters, score_clusters, stereoset_metrics
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.metric_names import metric_names
 from trainer.likelihood.sliding_windows import sliding
@@ -80,8 +80,9 @@ def test_a_cluster_is_scored_by_the_mean_of_its_tokens(
 ) -> None:
     base = kept.base(make_trial("llama"))
     cluster = Cluster("c", "apple", "fruit", ("the apple is a pear", "the apple is a crow and a hawk", "the"))
-    [scores] = score_clusters(base, base.model, [cluster], 8)["logprobs"]
-    sums, counts = sentence_scores(base, base.model, list(cluster.sentences), 8)
+    scorer = ModelScorer(base, base.model, 8)
+    [scores] = score_clusters([cluster], scorer)["logprobs"]
+    sums, counts = scorer.sentences(list(cluster.sentences))
     assert counts == [5, 8, 1]
     assert scores == pytest.approx([total / n for total, n in zip(sums, counts, strict=True)])
 
@@ -230,8 +231,10 @@ def test_a_trial_is_scored_on_its_rows_with_names_swapped_and_between_its_groups
     path.write_text("\n".join(lines) + "\n")
     trial = make_trial(model, train=str(path), validation=str(path), group="who", swap=10, rung_items=12)
     base, validation = kept.base(trial), kept.validation(trial)
-    assert len(validation.bias.swaps) == 10
-    assert len(kept.validation(replace(trial, bias=replace(trial.bias, swap=99))).bias.swaps) == 16  # the crow stays
+    assert len(validation.bias.of("swap")) == 10
+    assert (
+        len(kept.validation(replace(trial, bias=replace(trial.bias, swap=99))).bias.of("swap")) == 16
+    )  # the crow stays
     found = evaluate(base, base.model, trial, validation, validation.rung)
     assert set(found.metrics) == set(metric_names(trial.task, trial.bias, trial.data))
     table = found.tables["swap"]
@@ -249,7 +252,7 @@ def test_rows_without_anything_to_swap_give_no_figure_rather_than_a_wrong_one(
 ) -> None:
     trial = make_trial("llama", swap=10)
     validation = kept.validation(trial)
-    assert validation.bias.swaps == []
+    assert validation.bias.of("swap") == []
     base = kept.base(trial)
     assert "bias.swap.flip_rate" not in evaluate(base, base.model, trial, validation, [0, 1, 2]).metrics
 
@@ -264,7 +267,7 @@ def test_what_is_swapped_beyond_the_end_of_a_cut_text_does_not_count(
         "text,label\n" + f"owl is a pear,fruit\n{long} owl,fruit\nhawk is iron,metal\n{long} hawk,metal\n" * 2
     )
     trial = make_trial("llama", train=str(path), validation=str(path), swap=10, max_length=16)
-    assert len(kept.validation(trial).bias.swaps) == 4
+    assert len(kept.validation(trial).bias.of("swap")) == 4
 
 
 # --- pairs of one's own
@@ -328,7 +331,7 @@ def test_a_sentence_longer_than_the_window_is_scored_whole(
     base = kept.base(make_trial("llama"))
     assert base.window == 128
     sentence = "the apple is a pear and " * 30  # 180 tokens
-    [total], [n] = sentence_scores(base, base.model, [sentence], 8)
+    [total], [n] = ModelScorer(base, base.model, 8).sentences([sentence])
     ids = base.tokenizer(sentence).input_ids
     assert n == len(ids) - 1 == 180
     with torch.no_grad():  # windows by hand: 128 tokens read, then 64 new ones at a time
