@@ -1,5 +1,7 @@
 """The console script ``lorasweep``: reads the command line, and starts the subcommand that does the work.
 
+Each is a module of its name in ``sweeps/commands/``; ``sweeps/commands/run.py`` is the one that runs a sweep.
+
 Nothing heavy is imported here at module level: ``--help`` answers at once, and mistakes are told before torch loads.
 """
 

@@ -32,7 +32,7 @@ from sweeps.driver.baseline_runner import main_figures, planned
 from sweeps.driver.device_client import GONE, LOST, DeviceClient, TrialPlacement
 from sweeps.driver.ray_cluster import ray_running, start_workers, with_facts
 from sweeps.process.installation import program, shell_path
-from sweeps.run import locked
+from sweeps.store.folder_lock import locked
 from sweeps.store.manifest import read_manifest
 from trainer.config import Baseline, TrialConfig, check_trial
 from trainer.data.dataset import Row as DataRow
@@ -101,7 +101,7 @@ def finalize(run_dir: str, top: int, seeds: int, overrides: Sequence[str], quiet
             minutes, seconds = divmod(int(time.monotonic() - began), 60)
             print(f"[{minutes:>4}:{seconds:02}] {text}", flush=True)
 
-    preflight(composed, quiet)
+    preflight(composed.config, composed.space, quiet)
     with locked(folder):
         runs = [run for row in finalists for run in _runs(folder, composed, row.trial_id, seeds)]
         baseline = _best_baseline(composed, rows)

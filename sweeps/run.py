@@ -1,13 +1,11 @@
 """A sweep from its config to its leaderboard, and again from its folder.
 
-Check what can be checked at once; start the device workers; let Ray Tune run the trials; rank.
+Check what can be checked at once; start the device workers; let Ray Tune run the trials
+(``sweeps/driver/tune_run.py``); rank.
 """
 
-import contextlib
-import fcntl
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,19 +16,21 @@ from analysis.folder import ENDED, SweepFolder
 from analysis.leaderboard import leaderboard
 from sweeps.checks.preflight import preflight, skipped_note
 from sweeps.compose.compose import Composed
+from sweeps.config import SweepConfig
 from sweeps.display.progress import Progress
 from sweeps.display.summary import show_leaderboard, show_next
 from sweeps.display.sweep_state import SweepState
+from sweeps.driver.baseline_runner import planned
 from sweeps.driver.device_client import DeviceClient
 from sweeps.driver.device_facts import DataFacts
 from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.ray_cluster import max_concurrent, ray_running, start_workers, with_facts
 from sweeps.driver.resume import nothing_left, same_sweep
 from sweeps.process import gc_pause
-from sweeps.process.installation import program, shell_path
 from sweeps.process.logs import to_file
 from sweeps.search.warm_start import carried_over
 from sweeps.store.control import driver
+from sweeps.store.folder_lock import locked, new_folder
 from sweeps.store.manifest import make_manifest, read_manifest, write_manifest
 
 if TYPE_CHECKING:
@@ -51,10 +51,10 @@ def run_sweep(composed: Composed, view: str = "auto", worker: type[DeviceWorker]
     if there.sweep_file.exists():
         manifest = read_manifest(there)
         return _go_on(there, same_sweep(there, manifest, composed), manifest, view, worker)
-    folder = new_folder(composed)
+    folder = new_folder(composed.config.sweep)
     carried_over(composed.config.search.warm_start, composed.space, composed.resolved(), composed.objective)
-    preflight(composed, view == "quiet")
-    with locked(folder), _progress(composed, view) as progress:
+    preflight(composed.config, composed.space, view == "quiet")
+    with locked(folder), _progress(composed.config, view) as progress:
         return _drive(folder, composed, progress, None, worker)
 
 
@@ -77,34 +77,16 @@ def resume_sweep(
 def _go_on(
     folder: SweepFolder, composed: Composed, manifest: dict[str, Any], view: str, worker: type[DeviceWorker]
 ) -> int:
-    done = nothing_left(folder, composed)
+    baselines = planned(composed.template, composed.precisions)
+    done = nothing_left(folder, composed.config.search, baselines)
     if done and not driver(folder).alive:
         ranking = leaderboard.ranked(folder)
         show_leaderboard(folder, ranking.rows, judgement=ranking.judgement)
         print(f"\n{done}")
         return _exit_status(ranking.rows)
-    preflight(composed, view == "quiet")
-    with locked(folder), _progress(composed, view, _ended(folder)) as progress:
+    preflight(composed.config, composed.space, view == "quiet")
+    with locked(folder), _progress(composed.config, view, _ended(folder)) as progress:
         return _drive(folder, composed, progress, manifest, worker)
-
-
-def new_folder(composed: Composed) -> SweepFolder:
-    """The folder of a new sweep, not yet made. Raises FolderError where it cannot be used."""
-    settings = composed.config.sweep
-    folder = SweepFolder(Path(settings.dir) / str(settings.name))
-    if folder.sweep_file.exists():
-        raise FolderError(
-            f"{folder.root} already holds a sweep. Go on with it: {program()} resume {shell_path(folder.root)}"
-            f" — or give this one another name: sweep.name={settings.name}-2"
-        )
-    if folder.root.is_file() or (folder.root.is_dir() and any(not _left_behind(p) for p in folder.root.iterdir())):
-        raise FolderError(f"{folder.root} is there already and is no sweep. Give another name: sweep.name=…")
-    return folder
-
-
-def _left_behind(path: Path) -> bool:
-    """Whether a file is what a driver leaves that was killed before it had begun."""
-    return path.name.startswith(".") or path.name in ("control", "lorasweep.log")
 
 
 def _drive(
@@ -194,36 +176,7 @@ def _exit_status(rows: list[leaderboard.Row]) -> int:
     return 0 if any(row.kind == "trial" and row.status in ("completed", "stopped_early") for row in rows) else 1
 
 
-@contextlib.contextmanager
-def locked(folder: SweepFolder) -> Iterator[None]:
-    """One driver a folder. Folders that were made here and stayed without a sweep are removed again."""
-    made = [path for path in (folder.root, *folder.root.parents) if not path.exists()]
-    try:
-        folder.root.mkdir(parents=True, exist_ok=True)
-        lock = (folder.root / ".lock").open("w")
-    except OSError as error:
-        raise FolderError(
-            f"{folder.root}: cannot be written ({error.strerror}). Choose another place: sweep.dir=…"
-        ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FolderError(
-                f"{folder.root}: another lorasweep runs this sweep now. Wait for it, or stop it first."
-            ) from None
-        try:
-            yield
-        finally:
-            if made and not folder.sweep_file.exists():
-                shutil.rmtree(folder.root, ignore_errors=True)
-                for parent in made[1:]:
-                    with contextlib.suppress(OSError):  # something else is in it by now
-                        parent.rmdir()
-
-
-def _progress(composed: Composed, view: str, ended: int = 0) -> Progress:
-    config = composed.config
+def _progress(config: SweepConfig, view: str, ended: int = 0) -> Progress:
     state = SweepState(str(config.sweep.name), config.search.trials, config.train.max_steps, ended)
     return Progress(state, sys.stdout, view)
 

@@ -12,7 +12,7 @@ from sweeps.compose.compose import Composed
 from sweeps.display.summary import show_leaderboard, show_next
 from sweeps.driver.baseline_runner import planned
 from sweeps.process import gc_pause
-from sweeps.run import locked, new_folder
+from sweeps.store.folder_lock import locked, new_folder
 from sweeps.store.manifest import make_manifest, write_manifest
 from trainer.engine import Ended, Refused
 from trainer.preload import import_libraries
@@ -26,8 +26,8 @@ def run_trial(composed: Composed) -> int:
     Raises:
         LorasweepError: for anything about the input that cannot be run.
     """
-    folder = new_folder(composed)
-    preflight(composed)
+    folder = new_folder(composed.config.sweep)
+    preflight(composed.config, composed.space)
     with locked(folder):
         return _run(folder, composed)
 

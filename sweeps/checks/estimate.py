@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from sweeps.checks.simulate import Cost, Decide, Forecast
 from sweeps.compose.compose import Composed
+from sweeps.config import SweepConfig
 from sweeps.process import gc_pause
 from sweeps.process.installation import shell_path
 from sweeps.space.dimensions import suggest
@@ -15,6 +16,9 @@ from trainer.data.audit import Audit, Entry, audit, warnings
 from trainer.data.dataset import Dataset, Row
 from trainer.evaluation.bias.items import BiasItems
 from trainer.preload import import_libraries
+
+if TYPE_CHECKING:
+    from sweeps.checks.probe import Prober
 
 _RAY_SECONDS = 6.0  # Ray's start and the trials' first processes, on two cores
 _TURNOVER_SECONDS = 0.3  # between two trials in a slot
@@ -98,8 +102,56 @@ def drawn(composed: Composed, n: int) -> list[TrialConfig]:
         optuna.logging.set_verbosity(before)
 
 
-def estimated(composed: Composed, dataset: Dataset, check: Check) -> None:
-    """Probe the machine and fill in lengths, precisions and the estimate. Raises LorasweepError."""
+@dataclass(frozen=True)
+class Estimate:
+    """What the probes of a machine say about a sweep.
+
+    Attributes:
+        lengths: split → tokens of its rows.
+        precisions: precision → bytes, slots and seconds of a trial.
+        figures: of the whole sweep: seconds, steps, tokens, operations, cost.
+        problems: (error or warning, sentence).
+    """
+
+    lengths: dict[str, Any]
+    precisions: dict[str, dict[str, float]]
+    figures: dict[str, Any]
+    problems: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class _Probed:
+    """One precision, measured.
+
+    Attributes:
+        figures: for the terminal and for programs.
+        costs: of the sweep's trials at this precision.
+        slots: trials side by side.
+        startup_seconds: to load the model and to measure how many trials fit.
+        scoring_seconds: of all validation items and the bias sets.
+        item_tokens: mean tokens of a validation item.
+        parameters: that take part in each token.
+        n_validation: validation items.
+        lengths: split → tokens of its rows.
+    """
+
+    figures: dict[str, float]
+    costs: list[Cost]
+    slots: int
+    startup_seconds: float
+    scoring_seconds: float
+    item_tokens: float
+    parameters: int
+    n_validation: int
+    lengths: dict[str, Any]
+
+
+def estimate(composed: Composed, dataset: Dataset) -> Estimate:
+    """Probe this machine at each precision of the sweep, and simulate the sweep with what it measured.
+
+    Raises:
+        LorasweepError: where the model or a precision cannot be used here.
+    """
     began = time.monotonic()
     with gc_pause.paused():
         import_libraries()
@@ -109,62 +161,94 @@ def estimated(composed: Composed, dataset: Dataset, check: Check) -> None:
         from sweeps.checks.probe import Prober
         from trainer.models.base_model import available_precisions, best_device, slow_precisions
 
-    config = composed.config
-    device = best_device()
-    threads = config.resources.threads or max(1, int(usable_cores()))
-    torch.set_num_threads(threads)
+    config, device = composed.config, best_device()
+    torch.set_num_threads(config.resources.threads or max(1, int(usable_cores())))
     able = [name for name, fault in available_precisions(device).items() if not fault]
-    told = len(composed.notes)
+    notes_before = len(composed.notes)
     composed = composed.on_machine(able, slow_precisions(device))
-    check.problems += [("warning", note) for note in composed.notes[told:]]
+    notes = [("warning", note) for note in composed.notes[notes_before:]]
     imports = time.monotonic() - began
+
     prober = Prober(dataset, device, config.engine)
     trials = _estimable(drawn(composed, min(config.search.trials, _DRAWN)))
-    costs, slots = [], []
-    startup = _RAY_SECONDS + imports
-    scored = 0.0
-    item_tokens, parameters, n_validation = 0.0, 0, 0
-    check.lengths = {}
+    probed: dict[str, _Probed] = {}
     for precision in composed.precisions:
         mine = [trial for trial in trials if trial.precision == precision]
         example = (mine or _estimable([composed.trial("probe", {**_first(composed), "precision": precision})]))[0]
-        probe = prober.probe(example)
-        n_validation = prober.n_validation(example)
-        if not check.lengths:
-            check.lengths = {split: asdict(found) for split, found in prober.lengths(example).items()}
-        fit = 1 if config.engine.name == "hf" or pack_refusal(config.lora) else probe.budget.slots(example)
-        asked = config.resources.slots
-        here = asked if isinstance(asked, int) else fit
-        costs += [prober.cost(trial, probe, n_validation) for trial in mine]
-        slots.append(here)
-        startup += probe.load_seconds + probe.probe_seconds
-        item_tokens, parameters = probe.item_tokens, probe.parameters
-        one = prober.cost(example, probe, n_validation)
-        scored = max(scored, n_validation * probe.item_seconds + one.rung_seconds)
-        check.precisions[precision] = {
-            "base_bytes": probe.base_bytes,
-            "trial_bytes": max(probe.budget.pack_bytes([trial]) for trial in mine or [example]),
-            "free_bytes": probe.budget.bytes_free,
-            "slots": here,
-            "step_seconds": one.own + one.shared,
-            "tokens_per_second": one.tokens / (one.own + one.shared),
-            "score_seconds": one.rung_seconds,
-        }
+        probed[precision] = _probe(prober, config, example, mine, with_lengths=not probed)
         prober.forget()
-    costs = _repeated(costs, config.search.trials)
+
     devices = max(1, torch.cuda.device_count()) if config.resources.gpus_per_trial != 0 else 1
-    side_by_side = max(1, min([*slots, config.search.trials, config.ray.max_concurrent_trials or 10**9]))
-    played = _play(composed, costs, side_by_side, devices)
-    baselines = len(config.baselines) * scored / devices
-    seconds = startup + played.seconds + baselines + _END_SECONDS
-    hours = seconds * devices / 3600
-    price = config.resources.price_per_hour
-    scored_tokens = item_tokens * (
-        played.scorings * min(config.eval.rung_items, n_validation)
-        + played.completed * max(n_validation - config.eval.rung_items, 0)
-        + len(config.baselines) * n_validation
+    startup = _RAY_SECONDS + imports + sum(it.startup_seconds for it in probed.values())
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    figures = _whole_sweep(config, list(probed.values()), devices, startup) | {"device": name}
+    precisions = {precision: it.figures for precision, it in probed.items()}
+    lengths = next(iter(probed.values())).lengths
+    return Estimate(lengths, precisions, figures, [*notes, *_limits(config, precisions, figures)])
+
+
+def _probe(
+    prober: "Prober", config: SweepConfig, example: TrialConfig, mine: list[TrialConfig], with_lengths: bool
+) -> _Probed:
+    """Measure one precision.
+
+    Args:
+        prober: of this machine.
+        config: of the sweep.
+        example: a trial at the precision, to measure with.
+        mine: the trials of the sweep at the precision.
+        with_lengths: whether to count the tokens of rows too.
+    """
+    probe = prober.probe(example)
+    n_validation = prober.n_validation(example)
+    fit = 1 if config.engine.name == "hf" or pack_refusal(config.lora) else probe.budget.slots(example)
+    slots = config.resources.slots if isinstance(config.resources.slots, int) else fit
+    one = prober.cost(example, probe, n_validation)
+    figures = {
+        "base_bytes": probe.base_bytes,
+        "trial_bytes": max(probe.budget.pack_bytes([trial]) for trial in mine or [example]),
+        "free_bytes": probe.budget.bytes_free,
+        "slots": slots,
+        "step_seconds": one.own + one.shared,
+        "tokens_per_second": one.tokens / (one.own + one.shared),
+        "score_seconds": one.rung_seconds,
+    }
+    return _Probed(
+        figures,
+        [prober.cost(trial, probe, n_validation) for trial in mine],
+        slots,
+        probe.load_seconds + probe.probe_seconds,
+        n_validation * probe.item_seconds + one.rung_seconds,
+        probe.item_tokens,
+        probe.parameters,
+        n_validation,
+        {split: asdict(it) for split, it in prober.lengths(example).items()} if with_lengths else {},
     )
-    check.estimate = {
+
+
+def _whole_sweep(config: SweepConfig, probed: Sequence[_Probed], devices: int, startup: float) -> dict[str, Any]:
+    """Time, work and cost of the whole sweep, simulated with the costs of its trials.
+
+    Args:
+        config: of the sweep.
+        probed: each precision.
+        devices: that train.
+        startup: seconds until the first trial trains.
+    """
+    costs = _repeated([cost for it in probed for cost in it.costs], config.search.trials)
+    slots = [it.slots for it in probed]
+    side_by_side = max(1, min([*slots, config.search.trials, config.ray.max_concurrent_trials or 10**9]))
+    played = _play(config, costs, side_by_side, devices)
+    baselines = len(config.baselines) * max(it.scoring_seconds for it in probed) / devices
+    seconds = startup + played.seconds + baselines + _END_SECONDS
+    hours, price = seconds * devices / 3600, config.resources.price_per_hour
+    last = probed[-1]
+    scored_tokens = last.item_tokens * (
+        played.scorings * min(config.eval.rung_items, last.n_validation)
+        + played.completed * max(last.n_validation - config.eval.rung_items, 0)
+        + len(config.baselines) * last.n_validation
+    )
+    return {
         "seconds": seconds,
         "low": seconds - played.seconds + played.low,
         "high": seconds - played.seconds + played.high,
@@ -172,18 +256,14 @@ def estimated(composed: Composed, dataset: Dataset, check: Check) -> None:
         "baseline_seconds": baselines,
         "slots": side_by_side,
         "devices": devices,
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads",
         "completed": played.completed,
         "steps": played.steps,
         "tokens": played.tokens,
         # A frozen weight takes part in the forward pass and in the gradient of its input: 2 + 2 operations a token.
-        "flops": parameters * (4 * played.tokens + 2 * scored_tokens),
+        "flops": last.parameters * (4 * played.tokens + 2 * scored_tokens),
         "device_hours": hours,
         "cost": None if price is None else hours * price,
     }
-    check.problems += _limits(composed, check)
 
 
 def _first(composed: Composed) -> dict[str, Any]:
@@ -192,8 +272,6 @@ def _first(composed: Composed) -> dict[str, Any]:
 
 def _estimable(trials: list[TrialConfig]) -> list[TrialConfig]:
     """What only engine=hf can do is left out: it costs about the same, and a probe is a pack's."""
-    from dataclasses import replace
-
     return [replace(t, lora=replace(t.lora, dora=False, bias="none", modules_to_save=[])) for t in trials]
 
 
@@ -201,11 +279,9 @@ def _repeated(costs: list[Cost], n: int) -> list[Cost]:
     return [costs[i % len(costs)] for i in range(n)]
 
 
-def _play(composed: Composed, costs: list[Cost], slots: int, devices: int) -> Forecast:
+def _play(config: SweepConfig, costs: list[Cost], slots: int, devices: int) -> Forecast:
     from sweeps.checks.simulate import forecast
     from sweeps.search.scheduler import StandIn, build_scheduler
-
-    config = composed.config
 
     def decider() -> Decide:
         scheduler = build_scheduler(config.scheduler, config.train.rungs)
@@ -224,9 +300,11 @@ def _play(composed: Composed, costs: list[Cost], slots: int, devices: int) -> Fo
     return forecast(costs, slots, devices, decider, _TURNOVER_SECONDS, config.sweep.seed)
 
 
-def _limits(composed: Composed, check: Check) -> Iterator[tuple[str, str]]:
-    """What would not do: memory, and the budgets of ``search.budget``."""
-    for precision, found in check.precisions.items():
+def _limits(
+    config: SweepConfig, precisions: Mapping[str, Mapping[str, float]], figures: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """Warnings about what would not do: memory, and the budgets of ``search.budget``."""
+    for precision, found in precisions.items():
         if found["trial_bytes"] > found["free_bytes"]:
             yield (
                 "warning",
@@ -234,10 +312,8 @@ def _limits(composed: Composed, check: Check) -> Iterator[tuple[str, str]]:
                 f" {found['free_bytes'] / 1e9:.1f} GB can be used. Raise train.accumulation, lower data.max_length, or"
                 " engine.activation_checkpointing=true.",
             )
-    estimate = check.estimate
-    hours = estimate["seconds"] / 3600
-    budget: Mapping[str, Any] = composed.resolved()["search"].get("budget", {})
-    needs = {"hours": hours, "device_hours": estimate["device_hours"], "tokens": estimate["tokens"]}
+    budget = asdict(config.search.budget)
+    needs = {"hours": figures["seconds"] / 3600, "device_hours": figures["device_hours"], "tokens": figures["tokens"]}
     for name, needed in needs.items():
         limit = budget.get(name)
         if limit is not None and needed > limit:

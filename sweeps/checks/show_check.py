@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from analysis import fast_yaml
-from sweeps.checks.estimate import Check, audited, drawn, estimated, plan
+from sweeps.checks.estimate import Check, audited, drawn, estimate, plan
 from sweeps.checks.preflight import check_rung, preflight_assets
 from sweeps.compose.compose import Composed
 from trainer.data.audit import Audit
@@ -24,10 +24,10 @@ def run_check(composed: Composed, samples: int, probe: bool, quiet: bool) -> Che
     """Find everything, and print it unless ``quiet``. Raises LorasweepError for what cannot be composed or read."""
     console = Console(highlight=False, quiet=quiet)
     check = Check(plan=plan(composed))
-    _show_plan(console, composed, check.plan)
+    _show_plan(console, check.plan)
     report = (lambda line: None) if quiet else print
     dataset = load_dataset(composed.config.data, report)
-    check_rung(composed, dataset)
+    check_rung(composed.config.eval.rung_items, dataset)
     config = composed.config
     bias = load_bias(config.bias, task_kind(config.task, dataset.schema), report)
     check.audit, problems = audited(dataset, composed.config.data, bias)
@@ -37,10 +37,12 @@ def run_check(composed: Composed, samples: int, probe: bool, quiet: bool) -> Che
             ("warning", f"{len(dataset.skipped)} rows left out (data.on_error=skip), the first: {dataset.skipped[0]}")
         )
     _show_data(console, check.audit)
-    preflight_assets(composed, report)
+    preflight_assets(composed.config, composed.space, report)
     if probe:
         with console.status("probing: a base model at each precision, two steps, a scoring"):
-            estimated(composed, dataset, check)
+            probed = estimate(composed, dataset)
+        check.lengths, check.precisions, check.estimate = probed.lengths, probed.precisions, probed.figures
+        check.problems += probed.problems
         cut = {split: found for split, found in check.lengths.items() if found["cut"] >= 0.05}
         for split, found in cut.items():
             check.problems.append(
@@ -71,7 +73,7 @@ def _line(console: Console, name: str, text: str) -> None:
     console.print(Text(filled[:_NAME], "bold") + Text(filled[_NAME:]), soft_wrap=True)
 
 
-def _show_plan(console: Console, composed: Composed, found: dict[str, Any]) -> None:
+def _show_plan(console: Console, found: dict[str, Any]) -> None:
     given = f"{found['given']} given, the others suggested by" if found["given"] else "suggested by"
     _line(console, "sweep", f"{found['name']}, in {found['folder']}")
     rungs = ", ".join(map(str, found["rungs"]))

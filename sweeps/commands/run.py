@@ -1,4 +1,4 @@
-"""``lorasweep run``: run a sweep."""
+"""``lorasweep run``: composes the config of a sweep, and hands it to ``sweeps/run.py``."""
 
 from analysis.errors import ConfigError
 from sweeps.commands.composing import composed, composing_parser

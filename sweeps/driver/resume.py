@@ -1,16 +1,18 @@
 """A command that names a sweep that is there already: the same one, which goes on, or another, which is refused."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from analysis.errors import FolderError
 from analysis.folder import ENDED, SweepFolder, read_lines
 from sweeps.compose.compose import RESUMABLE, Composed
-from sweeps.driver.baseline_runner import missing, planned
+from sweeps.config import SearchConfig
+from sweeps.driver.baseline_runner import missing
 from sweeps.driver.stop_budget import StopBudget
 from sweeps.process.installation import program, shell_path
 from sweeps.store.control import ENQUEUE, requests, spent
+from trainer.config import Baseline
 
 _SHOWN = 12  # differences in a message
 
@@ -55,20 +57,25 @@ def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator
             yield f"{path}: there {_shown(before, path)}, here {_shown(after, path)}"
 
 
-def nothing_left(folder: SweepFolder, composed: Composed) -> str:
-    """Why a sweep that was asked to go on has nothing to do, in a sentence; empty where it has."""
-    config = composed.config
+def nothing_left(folder: SweepFolder, search: SearchConfig, baselines: Sequence[Baseline]) -> str:
+    """Why a sweep that was asked to go on has nothing to do, in a sentence; empty where it has.
+
+    Args:
+        folder: of the sweep.
+        search: how much it may do.
+        baselines: all that it has.
+    """
     records = list(read_lines(folder.asks_file))
     asked = {record.get("trial_id") for record in records if record.get("event") == "ask"}
     told = {record.get("trial_id") for record in records if record.get("event") == "tell"}
     open_trials = any(folder.trial(str(name)).read_status().state not in ENDED for name in asked)
-    if missing(folder, planned(composed.template, composed.precisions)):
+    if missing(folder, baselines):
         return ""
     waiting = any(request.kind == ENQUEUE for request in requests(folder))
-    if asked and not open_trials and asked == told and len(asked) >= config.search.trials:
+    if asked and not open_trials and asked == told and len(asked) >= search.trials:
         more = f"{program()} resume {shell_path(folder.root)} search.trials={len(asked) + max(1, len(asked) // 2)}"
         return f"All {len(asked)} trials have ended{', and more are enqueued' if waiting else ''}. For more: {more}"
-    watch = StopBudget(config.search.budget, spent(folder))
+    watch = StopBudget(search.budget, spent(folder))
     watch.replay(folder, records)
     used = watch.used_up()
     return (

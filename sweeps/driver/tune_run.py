@@ -1,4 +1,7 @@
-"""Ray Tune with everything around it: search, scheduler, what records and tracks, budgets, requests, baselines."""
+"""Ray Tune with everything around it: search, scheduler, what records and tracks, budgets, requests, baselines.
+
+Each trial that Tune starts is a proxy in a process of its own: ``sweeps/driver/trial_proxy.py``.
+"""
 
 import contextlib
 import math

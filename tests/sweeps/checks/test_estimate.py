@@ -53,7 +53,8 @@ def test_the_same_text_in_both_splits_fails_check_and_run_unless_allowed(
     allowed = [*given, "data.allow_overlap=true"]
     assert cli.main(["check", *allowed, "--no-probe"]) == 0
     assert "! 1 validation row stands" in capsys.readouterr().out
-    preflight(compose(allowed))
+    composed = compose(allowed)
+    preflight(composed.config, composed.space)
 
 
 def test_the_plan_is_readable_in_80_columns(tiny, monkeypatch, capsys, tmp_path) -> None:

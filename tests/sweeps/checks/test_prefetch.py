@@ -87,7 +87,7 @@ def test_everything_an_experiment_needs_is_what_its_run_would_fetch(monkeypatch,
     ):
         monkeypatch.setattr(f"{module}.fetch", spy)
     composed = compose(["experiment=quickstart"])
-    preflight(composed, quiet=True)
+    preflight(composed.config, composed.space, quiet=True)
     assert set(asked) == set(prefetch.needed(composed.config, ["experiment"]))
 
 

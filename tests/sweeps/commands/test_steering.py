@@ -17,7 +17,8 @@ import pytest
 from analysis.errors import ConfigError, FolderError
 from analysis.folder import MetricsRow, State, Status, SweepFolder, append_line, read_lines
 from sweeps.cli import main
-from sweeps.compose.compose import compose
+from sweeps.compose.compose import Composed, compose
+from sweeps.driver.baseline_runner import planned
 from sweeps.driver.resume import differences, nothing_left, same_sweep
 from sweeps.process.installation import package_root
 from sweeps.store.control import Heartbeat, requests
@@ -151,16 +152,19 @@ def test_the_same_command_again_goes_on_and_another_config_is_refused_with_what_
 
 
 def test_a_sweep_whose_trials_have_all_ended_has_nothing_left_to_do(folder: SweepFolder, tmp_path: Path) -> None:
+    def left(composed: Composed) -> str:
+        return nothing_left(folder, composed.config.search, planned(composed.template, composed.precisions))
+
     composed = compose([*simulated.overrides(tmp_path), "search.trials=2"])
-    assert nothing_left(folder, composed) == ""
+    assert left(composed) == ""
     line = {"event": "tell", "trial_id": "t0001", "number": 1, "state": "stopped_early", "objective": 0.5}
     append_line(folder.asks_file, line)
-    assert nothing_left(folder, composed) == "", "its files do not say so yet"
+    assert left(composed) == "", "its files do not say so yet"
     folder.trial("t0001").write_status(Status(State.STOPPED_EARLY))
-    assert "All 2 trials have ended" in nothing_left(folder, composed)
-    assert nothing_left(folder, compose([*simulated.overrides(tmp_path), "search.trials=3"])) == ""
+    assert "All 2 trials have ended" in left(composed)
+    assert left(compose([*simulated.overrides(tmp_path), "search.trials=3"])) == ""
     spent = compose([*simulated.overrides(tmp_path), "search.trials=3", "search.budget.tokens=2000"])
-    assert "search.budget.tokens=2000 is used up" in nothing_left(folder, spent)
+    assert "search.budget.tokens=2000 is used up" in left(spent)
 
 
 def run(*arguments: str) -> "subprocess.Popen[str]":
