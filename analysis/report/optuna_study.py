@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from analysis.folder import State
 from analysis.rows import Row
 
 if TYPE_CHECKING:
@@ -84,6 +83,3 @@ def distribution(dimension: Any, tried: Sequence[Any]) -> "BaseDistribution":
 
 def _fits(dist: "BaseDistribution", value: Any) -> bool:
     return value is not None and dist._contains(dist.to_internal_repr(value))
-
-
-SCORED = frozenset({State.COMPLETED, State.STOPPED_EARLY, State.RUNNING})

@@ -10,7 +10,7 @@ schema         columns                         what is learned
 =============  ==============================  ==========================================================
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,10 +145,6 @@ def content_of(row: Row, schema: str) -> list[Any]:
     if schema == "text":
         return [row.text]
     return [row.text, row.label]
-
-
-Cells = Mapping[str, Any]
-Cell = Callable[[str], str]
 
 
 def conversation(value: Any, column: str) -> tuple[dict[str, Any], ...]:
