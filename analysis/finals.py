@@ -146,7 +146,7 @@ def read_looks(folder: SweepFolder) -> tuple[Look, ...]:
                 before = looks[number]
                 looks[number] = Look(number, before.time, before.user, before.command, before.finalists, True)
         except (KeyError, TypeError, ValueError):
-            continue  # a line that somebody edited
+            continue  # a line that was edited by hand
     return tuple(looks[number] for number in sorted(looks))
 
 

@@ -183,7 +183,7 @@ def _read(kind: str, files: TrialFolder, reader: ConfigReader) -> Row:
     if kind == "trial" and status != State.PENDING:
         config |= _config(files, reader, notes)
     elif kind == "baseline" and "precision" in reader.searched:
-        config |= _config(files, ConfigReader(["precision"]), [])  # all of a trial's values that it has
+        config |= _config(files, ConfigReader(["precision"]), [])  # a baseline has no other searched value
     shown = _metrics(files, status, notes)
     if shown is None:
         return Row(kind, files.trial_id, status, reached, config=config, reason="; ".join(notes))

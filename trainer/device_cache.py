@@ -16,7 +16,7 @@ from trainer.evaluation.bias.items import BiasItems, load_bias
 from trainer.evaluation.evaluate import Validation
 from trainer.models.base_model import BaseModel, load_base
 
-_BASES = 4  # one model at every precision
+_BASES = 4  # base models kept: one at every precision
 
 
 class DeviceCache:

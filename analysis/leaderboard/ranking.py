@@ -190,7 +190,7 @@ def _cheapest_first(folder: SweepFolder, rows: list[Row], judgement: "Judgement"
     places = [i for i, row in enumerate(rows) if row.kind == "trial" and row.trial_id in near]
     costs = {i: (adapter_parameters(folder.trial(rows[i].trial_id)), rows[i].seconds) for i in places}
     if any(math.isnan(value) for cost in costs.values() for value in cost):
-        return rows  # what is not known cannot be compared
+        return rows  # unknown costs cannot be compared
     cheapest = min(places, key=lambda i: (costs[i], i))
     return [
         *rows[: places[0]],

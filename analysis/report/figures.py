@@ -24,7 +24,7 @@ COLOURS = {
     State.FAILED: PURPLE,
 }
 Columns = tuple[list[Any], list[Any], list[Any]]  # x, y and hover text of a trace
-MOST_CURVES = 300  # drawn; a page with a thousand lines shows none of them
+MOST_CURVES = 300  # trials that are drawn; of a thousand lines none could be told from the others
 
 
 def axis_name(path: str) -> str:
@@ -38,7 +38,7 @@ def _figure(height: int = 420) -> "go.Figure":
     figure = go.Figure()
     figure.update_layout(
         height=height,
-        margin={"l": 16, "r": 16, "t": 16, "b": 48},  # the page lets axes make room for their labels
+        margin={"l": 16, "r": 16, "t": 16, "b": 48},  # page.js lets axes make room for their labels
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",

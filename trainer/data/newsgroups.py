@@ -13,7 +13,7 @@ from trainer.config import DataConfig
 from trainer.data.subsets import fixed_draw
 from trainer.data.tables import Table
 
-DRAW_SEED = 20  # which rows of a topic are taken is part of the task: not of a sweep's or a trial's seed
+DRAW_SEED = 20  # fixed: which rows of a topic are taken is part of the task, not of the trial
 _HEAD = 4  # lines: names, Orange's column types and roles, a blank line
 SPLITS = ("train", "test")  # 11,293 and 7,528 rows: of earlier and of later messages
 
