@@ -146,7 +146,7 @@ def read_looks(folder: SweepFolder) -> tuple[Look, ...]:
                 before = looks[number]
                 looks[number] = Look(number, before.time, before.user, before.command, before.finalists, True)
         except (KeyError, TypeError, ValueError):
-            continue  # a line that somebody edited
+            continue  # a line that was edited by hand
     return tuple(looks[number] for number in sorted(looks))
 
 
@@ -186,8 +186,10 @@ def report(finals: Finals) -> str:
     """The final scores as text: a table, intervals on the test items, and who looked at the test split."""
     if not finals.finalists:
         return "There are no final scores."
-    there = {name for finalist in finals.finalists for run in finalist.runs for name in run.test}
-    metrics = [name for name in METRICS if name in there and (name in SHOWN or name.startswith(("bias.", "generate.")))]
+    measured = {name for finalist in finals.finalists for run in finalist.runs for name in run.test}
+    metrics = [
+        name for name in METRICS if name in measured and (name in SHOWN or name.startswith(("bias.", "generate.")))
+    ]
     metrics = [name for name in metrics if not name.endswith((".stderr", ".distance"))]
     heads = ["trial", "seeds", "metric", "in the sweep", "validation", "test"]
     lines = [heads]

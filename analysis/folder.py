@@ -131,14 +131,14 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
     try:
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            line = b"\n" + line  # a torn line stays torn: it must not swallow this one
+            line = b"\n" + line  # after a torn line, so that it does not swallow this one
         try:
             written = os.write(descriptor, line)
             if written < len(line):  # the disk is full
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
             os.fsync(descriptor)
         except OSError:
-            os.ftruncate(descriptor, size)  # a line that was not written whole was not written
+            os.ftruncate(descriptor, size)  # nothing of a line that cannot be written whole
             raise
     finally:
         os.close(descriptor)
@@ -169,7 +169,7 @@ class TrialFolder:
         self.items_dir = root / "items"
         self.checkpoints_dir = root / "checkpoint"
         self.adapter_dir = root / "adapter"
-        self.lineage_file = root / "lineage.jsonl"  # whose weights it took up, and when (population based training)
+        self.lineage_file = root / "lineage.jsonl"  # PBT: whose weights the trial took over, and when
 
     def checkpoint_dir(self, step: int) -> Path:
         """The folder of the checkpoint at a step."""

@@ -148,12 +148,12 @@ def read_rows(folder: SweepFolder, searched: Sequence[str]) -> list[Row]:
     return [*baselines, *trials, *_missing(folder, {row.trial_id for row in trials}, searched)]
 
 
-def _missing(folder: SweepFolder, there: Collection[str], searched: Sequence[str]) -> list[Row]:
+def _missing(folder: SweepFolder, with_folder: Collection[str], searched: Sequence[str]) -> list[Row]:
     """Trials that ended, as the search wrote down, and whose folders are not there."""
     rows = []
     for record in read_lines(folder.asks_file):
         name, values = record.get("trial_id"), record.get("values")
-        if record.get("event") == "tell" and isinstance(name, str) and name not in there:
+        if record.get("event") == "tell" and isinstance(name, str) and name not in with_folder:
             config = {path: values.get(path) if isinstance(values, Mapping) else None for path in searched}
             reason = f"its folder is missing (it ended as {record.get('state')}): restore trials/{name} from a copy"
             rows.append(Row("trial", name, UNKNOWN, 0, config=config, reason=reason))
@@ -183,7 +183,7 @@ def _read(kind: str, files: TrialFolder, reader: ConfigReader) -> Row:
     if kind == "trial" and status != State.PENDING:
         config |= _config(files, reader, notes)
     elif kind == "baseline" and "precision" in reader.searched:
-        config |= _config(files, ConfigReader(["precision"]), [])  # all of a trial's values that it has
+        config |= _config(files, ConfigReader(["precision"]), [])  # a baseline has no other searched value
     shown = _metrics(files, status, notes)
     if shown is None:
         return Row(kind, files.trial_id, status, reached, config=config, reason="; ".join(notes))

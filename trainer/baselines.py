@@ -51,7 +51,7 @@ def score_baseline(
     for dataset, columns in evaluation.tables.items():
         folder.write_items(dataset, split, 0, columns)
     seconds = time.monotonic() - started
-    if rows.rung:  # what constraints compare trials at their rungs with
+    if rows.rung:  # constraints compare trials at their rungs with it
         rung = restricted(evaluation, rows, rows.rung)
         folder.append_metrics(MetricsRow(folder.trial_id, 0, 0, seconds, False, rung.n_items, rung.metrics))
     row = MetricsRow(folder.trial_id, 0, 0, seconds, True, evaluation.n_items, evaluation.metrics, split)

@@ -17,7 +17,7 @@ from trainer.evaluation.evaluate import Validation
 from trainer.evaluation.metric_names import task_kind
 from trainer.models.base_model import BaseModel, load_base
 
-_BASES = 4  # one model at every precision
+_BASES = 4  # base models kept: one at every precision
 
 
 class DeviceCache:

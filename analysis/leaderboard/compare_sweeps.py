@@ -17,7 +17,7 @@ from analysis.rows import Row, first_completed, sweep_yaml
 from analysis.searched_values import at
 
 PER_TOKEN = ("perplexity", "completion_perplexity")
-_APART = ("sweep", "search", "ray", "resources", "tracking")  # config that changes no trial
+_APART = ("sweep", "search", "ray", "resources", "tracking")  # parts of the config that change no trial
 
 
 class SweepFolders(SweepFolder):

@@ -58,8 +58,8 @@ def to_json(rows: Sequence[Row]) -> str:
 
 def _metric_columns(rows: Iterable[Row]) -> list[str]:
     """Names of the metrics that any row has: those that are known in their order, then others by name."""
-    there = {name for row in rows for name in row.metrics}
-    return [name for name in METRICS if name in there] + sorted(there - METRICS.keys())
+    measured = {name for row in rows for name in row.metrics}
+    return [name for name in METRICS if name in measured] + sorted(measured - METRICS.keys())
 
 
 def _finite(value: Any) -> Any:

@@ -190,7 +190,7 @@ def _cheapest_first(folder: SweepFolder, rows: list[Row], judgement: "Judgement"
     places = [i for i, row in enumerate(rows) if row.kind == "trial" and row.trial_id in near]
     costs = {i: (adapter_parameters(folder.trial(rows[i].trial_id)), rows[i].seconds) for i in places}
     if any(math.isnan(value) for cost in costs.values() for value in cost):
-        return rows  # what is not known cannot be compared
+        return rows  # unknown costs cannot be compared
     cheapest = min(places, key=lambda i: (costs[i], i))
     return [
         *rows[: places[0]],
@@ -271,22 +271,22 @@ def baselines_metrics(folder: SweepFolder, names: Iterable[str], final: bool) ->
     return metrics
 
 
-def metrics_to_rank_by(by: Sequence[str], there: set[str]) -> list[str]:
+def metrics_to_rank_by(by: Sequence[str], measured: set[str]) -> list[str]:
     """Full names of the metrics to rank by.
 
     Args:
         by: as the user wrote them.
-        there: metrics that some row has.
+        measured: metrics that some row has.
 
     Raises:
         ConfigError: for a metric that is unknown, cannot be ranked by, or was not measured.
     """
     names = [full_name(name.strip()) for name in by]
-    rankable = [name for name in RANKABLE if name in there] or RANKABLE
+    rankable = [name for name in RANKABLE if name in measured] or RANKABLE
     for name in names:
         if name not in RANKABLE:
             raise ConfigError(f"--by: '{name}' is not a metric to rank by. {did_you_mean(name, rankable)}")
-        if there and name not in there:
+        if measured and name not in measured:
             raise ConfigError(f"--by: {name} is not measured in this sweep. There are: {', '.join(rankable)}.")
     return names
 

@@ -94,9 +94,9 @@ def _columns(rows: Sequence[Row], by: Sequence[str]) -> list[_Column]:
     if any(math.isfinite(row.low) for row in rows):
         cells = [f"{row.low:.2f}–{row.high:.2f}" if math.isfinite(row.low) else "-" for row in rows]
         columns.append(_Column(("95 %",), cells, _MORE))
-    there = {name for row in rows for name in row.metrics}
+    measured = {name for row in rows for name in row.metrics}
     for name, metric in METRICS.items():
-        if name in there:
+        if name in measured:
             keep = _ALWAYS if name in by else _PREFERRED if name in _PREFERRED_METRICS else _MORE
             values = [row.metrics.get(name, math.nan) for row in rows]
             digits = metric.decimals

@@ -23,7 +23,8 @@ COLOURS = {
     State.OUT_OF_MEMORY: ORANGE,
     State.FAILED: PURPLE,
 }
-MOST_CURVES = 300  # drawn; a page with a thousand lines shows none of them
+Columns = tuple[list[Any], list[Any], list[Any]]  # x, y and hover text of a trace
+MOST_CURVES = 300  # trials that are drawn; of a thousand lines none could be told from the others
 
 
 def axis_name(path: str) -> str:
@@ -37,7 +38,7 @@ def _figure(height: int = 420) -> "go.Figure":
     figure = go.Figure()
     figure.update_layout(
         height=height,
-        margin={"l": 16, "r": 16, "t": 16, "b": 48},  # the page lets axes make room for their labels
+        margin={"l": 16, "r": 16, "t": 16, "b": 48},  # page.js lets axes make room for their labels
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
@@ -153,21 +154,14 @@ def quality_cost(rows: Sequence[Row], term: Term) -> "go.Figure":
     return figure
 
 
-def curves(rows: Sequence[Row], evaluations: Mapping[str, Sequence[MetricsRow]], objective: Objective) -> "go.Figure":
-    """The objective at every rung. The end of a trial before its last step is marked with how it ended.
-
-    Args:
-        rows: ranked; only the first ``MOST_CURVES`` trials are drawn.
-        evaluations: trial id → its evaluations.
-        objective: of the sweep.
-    """
-    import plotly.graph_objects as go
-
-    figure = _figure()
+def _curve_points(
+    rows: Sequence[Row], evaluations: Mapping[str, Sequence[MetricsRow]], objective: Objective
+) -> tuple[dict[str, Columns], dict[str, Columns]]:
+    """The points of ``curves``: status (or ``best``) → all its lines, with gaps between them; status → their ends."""
     drawn = [row for row in rows if row.kind == "trial" and evaluations.get(row.trial_id)][:MOST_CURVES]
     best = next((row.trial_id for row in drawn if row.status == State.COMPLETED), None)
-    lines: dict[str, tuple[list[Any], list[Any], list[Any]]] = {}
-    ends: dict[str, tuple[list[Any], list[Any], list[Any]]] = {}
+    lines: dict[str, Columns] = {}
+    ends: dict[str, Columns] = {}
     for row in drawn:
         points = [
             (e.step, objective.score(e.metrics))
@@ -181,9 +175,24 @@ def curves(rows: Sequence[Row], evaluations: Mapping[str, Sequence[MetricsRow]],
         y += [*(value for _, value in points), None]
         text += [*(_hover_text(row) for _ in points), ""]
         if points and row.status not in (State.COMPLETED, State.RUNNING):
-            at = ends.setdefault(row.status, ([], [], []))
-            for column, value in zip(at, (*points[-1], _hover_text(row)), strict=True):
+            end = ends.setdefault(row.status, ([], [], []))
+            for column, value in zip(end, (*points[-1], _hover_text(row)), strict=True):
                 column.append(value)
+    return lines, ends
+
+
+def curves(rows: Sequence[Row], evaluations: Mapping[str, Sequence[MetricsRow]], objective: Objective) -> "go.Figure":
+    """The objective at every rung. The end of a trial before its last step is marked with how it ended.
+
+    Args:
+        rows: ranked; only the first ``MOST_CURVES`` trials are drawn.
+        evaluations: trial id → its evaluations.
+        objective: of the sweep.
+    """
+    import plotly.graph_objects as go
+
+    figure = _figure()
+    lines, ends = _curve_points(rows, evaluations, objective)
     for name in sorted(lines, key=lambda name: name == "best"):
         x, y, text = lines[name]
         figure.add_trace(

@@ -88,13 +88,15 @@ def basis(rows: Sequence[Row], curves: Mapping[str, Sequence[MetricsRow]], score
     if len(finals) >= ENOUGH or not rungs or len(finals) == len(rows):
         return Basis("the final scoring of completed trials", dict(finals), {k: score(m) for k, m in finals.items()})
     first = min(rungs)
-    there: dict[str, Mapping[str, float]] = {}
+    at_first_rung: dict[str, Mapping[str, float]] = {}
     for name, own in curves.items():
         at = [row for row in own if row.step == first and not row.final]
         if at:
-            there[name] = at[-1].metrics
+            at_first_rung[name] = at[-1].metrics
     return Basis(
-        f"the score at step {first}, which each of them reached", there, {k: score(m) for k, m in there.items()}
+        f"the score at step {first}, which each of them reached",
+        at_first_rung,
+        {k: score(m) for k, m in at_first_rung.items()},
     )
 
 
@@ -181,10 +183,10 @@ def _level(label: str, group: Sequence[Row], by: Basis, metrics: Sequence[str]) 
     ended: dict[str, int] = {}
     for row in group:
         ended[row.status] = ended.get(row.status, 0) + 1
-    there = [by.metrics[row.trial_id] for row in group if row.trial_id in by.metrics]
+    scored = [by.metrics[row.trial_id] for row in group if row.trial_id in by.metrics]
     medians = {}
     for name in metrics:
-        finite = [values[name] for values in there if math.isfinite(values.get(name, math.nan))]
+        finite = [values[name] for values in scored if math.isfinite(values.get(name, math.nan))]
         medians[name] = statistics.median(finite) if finite else math.nan
     best = [by.values[row.trial_id] for row in group if math.isfinite(by.values.get(row.trial_id, math.nan))]
     return Level(label, len(group), ended, medians, max(best, default=math.nan))

@@ -160,14 +160,14 @@ def _torch() -> Iterator[Finding]:
     facts = {"version": torch.__version__, "cuda": build, "gpus": gpus, "threads": torch.get_num_threads()}
     shown = f"{torch.__version__}, " + (f"CUDA {build}" if build else "CPU build")
     yield Finding("torch", "ok", shown, facts=facts)
-    there = shutil.which("nvidia-smi") is not None
+    has_driver = shutil.which("nvidia-smi") is not None
     if gpus:
         for index, gpu in enumerate(gpus):
             summary = f"{gpu['name']}, {_gb(gpu['memory'])}, {_gb(gpu['free'])} of it free"
             taken = gpu["free"] < gpu["memory"] / 2
             advice = "Others use more than half of its memory: `nvidia-smi` shows who." if taken else ""
             yield Finding(f"GPU {index}", "note" if taken else "ok", summary, advice, gpu)
-    elif there and not build:
+    elif has_driver and not build:
         yield Finding("GPU", "note", "a driver is installed, but this torch is a CPU build", "make install TORCH=cuda")
     elif build:
         advice = "Check `nvidia-smi` and CUDA_VISIBLE_DEVICES, or train on the CPU."
@@ -284,17 +284,19 @@ def _cache() -> Iterator[Finding]:
     from trainer.assets.packages import PACKAGES, cache_folder, cached
 
     folder = cache_folder()
-    there = [name for name in PACKAGES if cached(name)]
-    rest = [name for name in PACKAGES if name not in there]
-    facts = {"folder": str(folder), "cached": there, "absent": rest}
-    shown = f"{folder}: {', '.join(there) or 'empty'}"
+    in_cache = [name for name in PACKAGES if cached(name)]
+    absent = [name for name in PACKAGES if name not in in_cache]
+    facts = {"folder": str(folder), "cached": in_cache, "absent": absent}
+    shown = f"{folder}: {', '.join(in_cache) or 'empty'}"
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     writable = nearest.is_dir() and os.access(nearest, os.W_OK)
-    if rest and not writable:
-        advice = f"It cannot be written, and lacks {', '.join(rest)}: set LORASWEEP_CACHE to a folder of yours."
+    if absent and not writable:
+        advice = f"It cannot be written, and lacks {', '.join(absent)}: set LORASWEEP_CACHE to a folder of yours."
         yield Finding("cache", "note", shown, advice, facts)
-    elif rest:
-        advice = f"Not fetched yet: {', '.join(rest)}. Sweeps fetch what they need; lorasweep fetch does so beforehand."
+    elif absent:
+        advice = (
+            f"Not fetched yet: {', '.join(absent)}. Sweeps fetch what they need; lorasweep fetch does so beforehand."
+        )
         yield Finding("cache", "note", shown, advice, facts)
     else:
         yield Finding("cache", "ok", shown, facts=facts)

@@ -17,7 +17,7 @@ from trainer.config import ModelConfig
 from trainer.evaluation.bias.registry import scorings
 from trainer.evaluation.metric_names import task_kind
 
-# What of a hub's model is fetched: configuration, tokenizer and weights that are no pickles.
+# Files of a hub's model that are fetched: configuration, tokenizer, and weights that are not pickled.
 _HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.gguf")
 
 

@@ -137,7 +137,7 @@ def _simulate(
         if not busy:
             total.seconds = max(clocks)
             return total
-        place = min(busy, key=clocks.__getitem__)  # what happens first is decided first
+        place = min(busy, key=clocks.__getitem__)  # events are decided in the order of their time
         here = running[place]
         n = min(slot.next_rung() - slot.step for slot in here)
         shared = {slot.cost.pack: slot.cost.shared for slot in here}

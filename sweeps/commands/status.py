@@ -14,6 +14,6 @@ def main(arguments: list[str]) -> int:
     from sweeps.display.status import lines, overview
 
     folder = SweepFolder.open(options.run)
-    seen = overview(folder)
-    print(json.dumps(seen, indent=2, ensure_ascii=False) if options.json else "\n".join(lines(seen, folder)))
+    facts = overview(folder)
+    print(json.dumps(facts, indent=2, ensure_ascii=False) if options.json else "\n".join(lines(facts, folder)))
     return 0

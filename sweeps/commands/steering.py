@@ -26,8 +26,8 @@ def stop(folder: SweepFolder, trial_id: str = "") -> str:
     Raises:
         FolderError: where nothing runs, or not this trial.
     """
-    who = driver(folder)
-    if not who.alive:
+    process = driver(folder)
+    if not process.alive:
         raise FolderError(
             f"{folder.root}: no lorasweep runs this sweep now. See {program()} status {shell_path(folder.root)}"
         )
@@ -39,7 +39,7 @@ def stop(folder: SweepFolder, trial_id: str = "") -> str:
         if status.state in ENDED:
             raise FolderError(f"{folder.root}: {trial_id} has ended already ({str(status.state).replace('_', ' ')}).")
     ask_to_stop(folder, trial_id)
-    by = f" (process {who.pid} on {who.host})" if who.pid else ""
+    by = f" (process {process.pid} on {process.host})" if process.pid else ""
     if trial_id:
         return f"Asked the sweep{by} to end {trial_id} at its next rung."
     return f"Asked the sweep{by} to stop. Go on with it: {program()} resume {shell_path(folder.root)}"

@@ -15,12 +15,14 @@ from sweeps.display.sweep_state import SweepState, TrialState
 _STATES = {State.STOPPED_EARLY: "stopped", State.OUT_OF_MEMORY: "no memory"}
 _STYLES = {State.COMPLETED: "green", State.RUNNING: "bold", State.STOPPED_EARLY: "dim"}  # others: red
 
-# Shown where there is room, the first ones first.
+# Metrics beside accuracy and F1 that are shown where there is room, in this order: name → title.
 _MORE = {"log_loss": "loss", "perplexity": "ppl", "bits_per_byte": "bits/B", "bias.crows_pairs.pct": "CrowS"}
 _SPEAKING = ("precision", "lora.alpha_rule", "lora.targets", "optim.schedule")  # in the table, where room is scarce
 _WITH_LEFT = 90  # columns of a terminal with room for the time left of each trial
 _METRIC_WIDTH = 8  # columns
-_ROOMY, _WIDE, _REASON_WIDTH = 104, 140, 30  # columns of a terminal with room for more metrics, for reasons; of these
+_ROOMY = 104  # columns of a terminal with room for more metrics
+_WIDE = 140  # columns of a terminal with room for reasons
+_REASON_WIDTH = 30  # columns
 VIEWS = ("auto", "table", "line", "plain", "quiet", "verbose")
 
 

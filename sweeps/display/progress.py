@@ -45,7 +45,7 @@ class Progress:
         self.verbose = view == "verbose"
         plain = view in ("quiet", "plain", "verbose") or not stream.isatty() or Console(file=stream).is_dumb_terminal
         self._live: Callable[[int, int], RenderableType] | None = None
-        if not plain:  # what is redrawn needs a terminal
+        if not plain:  # only a terminal can be redrawn
             self._live = self._line if view == "line" else self._table
         self._view: View = Quiet() if view == "quiet" else PlainLines(stream)
         self._stream = stream
@@ -126,7 +126,7 @@ class Progress:
             if shown is None or shown.state in ENDED:
                 return
             if self._stopping and state in (State.STOPPED_EARLY, State.FAILED):
-                return  # it goes on when the sweep does
+                return  # it has not ended: a resume goes on with it
             self._state.end(trial_id, state, reason)
             why = f": {reason}" if reason and state is not State.STOPPED_EARLY else ""
             label = str(state).replace("_", " ")

@@ -27,7 +27,7 @@ def overview(folder: SweepFolder) -> dict[str, Any]:
     """
     manifest = read_manifest(folder)
     search: Mapping[str, Any] = manifest["config"]["search"]
-    who = driver(folder)
+    process = driver(folder)
     handed_out = {line["trial_id"] for line in read_lines(folder.asks_file) if line.get("event") == "ask"}
     trials, unreadable = [], []
     for files in folder.trials():
@@ -42,14 +42,16 @@ def overview(folder: SweepFolder) -> dict[str, Any]:
     return {
         "name": manifest["name"],
         "folder": str(folder.root),
-        "state": _state(who, ended, len(handed_out), search["trials"]),
+        "state": _state(process, ended, len(handed_out), search["trials"]),
         "driver": {
-            "alive": who.alive,
-            "pid": who.pid,
-            "host": who.host,
-            "running_for_seconds": max(0.0, time.time() - who.started) if who.alive and who.started else None,
-            "last_sign_seconds_ago": max(0.0, time.time() - who.seen) if who.seen else None,
-            "ended": who.ended,
+            "alive": process.alive,
+            "pid": process.pid,
+            "host": process.host,
+            "running_for_seconds": max(0.0, time.time() - process.started)
+            if process.alive and process.started
+            else None,
+            "last_sign_seconds_ago": max(0.0, time.time() - process.seen) if process.seen else None,
+            "ended": process.ended,
         },
         "trials": {
             "total": search["trials"],
@@ -70,61 +72,61 @@ def overview(folder: SweepFolder) -> dict[str, Any]:
     }
 
 
-def lines(seen: Mapping[str, Any], folder: SweepFolder) -> list[str]:
+def lines(facts: Mapping[str, Any], folder: SweepFolder) -> list[str]:
     """An overview as lines of text.
 
     Args:
-        seen: from ``overview``.
+        facts: from ``overview``.
         folder: of the sweep.
     """
-    trials, who, used = seen["trials"], seen["driver"], seen["spent"]
-    shown = [f"{seen['name']}: {_state_sentence(seen)}"]
+    trials, process, used = facts["trials"], facts["driver"], facts["spent"]
+    text = [f"{facts['name']}: {_state_sentence(facts)}"]
     by_state = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in trials["by_state"].items())
     enqueued = f", {len(trials['enqueued'])} of them enqueued" if trials["enqueued"] else ""
     to_come = max(trials["total"] - trials["handed_out"], 0)
-    shown.append(
+    text.append(
         f"trials   {trials['ended']} of {trials['total']} ended ({by_state or 'none yet'}), {to_come} to come{enqueued}"
     )
-    if seen["best"]:
-        best = seen["best"]
+    if facts["best"]:
+        best = facts["best"]
         metrics = "  ".join(f"{name} {value:.4g}" for name, value in list(best["metrics"].items())[:3])
-        shown.append(f"best     {best['trial_id']}  objective {best['objective']:.3f}  {metrics}")
-    limits = ", ".join(f"{name} {value}" for name, value in seen["budget"].items())
+        text.append(f"best     {best['trial_id']}  objective {best['objective']:.3f}  {metrics}")
+    limits = ", ".join(f"{name} {value}" for name, value in facts["budget"].items())
     hours = f"{used['hours']:.2f} hours, {used['device_hours']:.2f} device-hours, {used['tokens']} tokens"
-    shown.append(f"spent    {hours}" + (f" (budget: {limits})" if limits else ""))
-    for trial in seen["running"]:
+    text.append(f"spent    {hours}" + (f" (budget: {limits})" if limits else ""))
+    for trial in facts["running"]:
         at = f"step {trial['step']}" if trial["step"] else "before its first rung"
         metrics = "  ".join(f"{name} {value:.4g}" for name, value in list(trial["metrics"].items())[:3])
-        going = "running " if who["alive"] else "waiting "
-        shown.append(f"{going} {trial['trial_id']}  {at}  {metrics}  {trial['where']}  {trial['reason']}".rstrip())
-    shown += [f"note     {note}" for note in seen["notes"]]
-    if seen["state"] in (STOPPED, DIED, IDLE):
-        shown.append(f"go on:   {program()} resume {shell_path(folder.root)}")
-    return shown
+        going = "running " if process["alive"] else "waiting "
+        text.append(f"{going} {trial['trial_id']}  {at}  {metrics}  {trial['where']}  {trial['reason']}".rstrip())
+    text += [f"note     {note}" for note in facts["notes"]]
+    if facts["state"] in (STOPPED, DIED, IDLE):
+        text.append(f"go on:   {program()} resume {shell_path(folder.root)}")
+    return text
 
 
-def _state_sentence(seen: Mapping[str, Any]) -> str:
-    who = seen["driver"]
-    by = f"process {who['pid']} on {who['host']}" if who["pid"] else "its process has not said who it is"
-    if seen["state"] == RUNNING:
-        ago = who["last_sign_seconds_ago"]
+def _state_sentence(facts: Mapping[str, Any]) -> str:
+    process = facts["driver"]
+    by = f"process {process['pid']} on {process['host']}" if process["pid"] else "its process has not said who it is"
+    if facts["state"] == RUNNING:
+        ago = process["last_sign_seconds_ago"]
         sign = f", last sign of life {ago:.0f} s ago" if ago is not None else ""
         return f"running ({by}{sign})"
-    if seen["state"] == DIED:
+    if facts["state"] == DIED:
         return f"not running: its driver ({by}) died"
-    if seen["state"] == STOPPED:
-        return f"stopped: {who['ended']}"
-    return str(seen["state"])
+    if facts["state"] == STOPPED:
+        return f"stopped: {process['ended']}"
+    return str(facts["state"])
 
 
-def _state(who: Driver, ended: int, handed_out: int, total: int) -> str:
-    if who.alive:
+def _state(process: Driver, ended: int, handed_out: int, total: int) -> str:
+    if process.alive:
         return RUNNING
     if ended == handed_out and handed_out >= total:
         return FINISHED
-    if who.ended:
-        return STOPPED if who.ended != "finished" else FINISHED
-    return DIED if who.pid else IDLE
+    if process.ended:
+        return STOPPED if process.ended != "finished" else FINISHED
+    return DIED if process.pid else IDLE
 
 
 def _trial(files: TrialFolder) -> dict[str, Any]:

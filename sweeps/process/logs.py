@@ -22,7 +22,7 @@ def to_file(path: Path, verbose: bool = False) -> Iterator[None]:
         verbose: show it on the terminal too.
     """
     handlers: list[logging.Handler] = [logging.FileHandler(path, encoding="utf-8", delay=True)]
-    handlers[0].setLevel(logging.WARNING)  # W&B alone says hundreds of lines below that
+    handlers[0].setLevel(logging.WARNING)  # below that, W&B alone logs hundreds of lines
     if verbose:
         handlers.append(logging.StreamHandler(sys.stderr))
         handlers[1].setLevel(logging.INFO)
@@ -32,7 +32,7 @@ def to_file(path: Path, verbose: bool = False) -> Iterator[None]:
     before = [(logger, logger.propagate, logger.handlers[:]) for logger in loggers]
     logging.captureWarnings(True)
     for logger in loggers:
-        logger.handlers = handlers[:]  # some have one of their own, on standard error
+        logger.handlers = handlers[:]  # some have a handler of their own, on standard error
         logger.propagate = False
     try:
         yield
@@ -58,5 +58,5 @@ def of_worker(path: Path, node: str) -> None:
     logging.getLogger().addHandler(handler)
     for name in LIBRARIES:
         logger = logging.getLogger(name)
-        if not logger.propagate:  # as transformers sets its own
+        if not logger.propagate:  # such as transformers, which has a handler of its own
             logger.addHandler(handler)

@@ -116,14 +116,14 @@ class Heartbeat(Spent):
         devices: device workers that the sweep occupies.
     """
 
-    BEAT = 5.0  # seconds between two signs of life, and so what a killed driver's last run may be short of
+    BEAT = 5.0  # seconds between two signs of life; of a killed driver, at most so many are not counted
 
     def __init__(self, folder: SweepFolder, devices: int):
         before = spent(folder)
         super().__init__(before.seconds, before.device_seconds)
         self.folder, self.devices = folder, devices
         self._identity = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
-        self._last = time.monotonic()  # of what was counted; a clock that is set back counts nothing twice
+        self._last = time.monotonic()  # up to when time was counted, by a clock that is never set back
         self._beat_at = self._last
         for request in requests(folder):
             if request.kind == STOP:  # meant for an earlier driver
@@ -169,7 +169,7 @@ def driver(folder: SweepFolder) -> Driver:
         known = Driver(alive, *(content[name] for name in ("pid", "host", "started", "seen", "ended")))
     except (OSError, ValueError, KeyError, TypeError):
         return Driver(alive)
-    return known if not alive or not known.ended else Driver(alive)  # a new driver that has not said so yet
+    return known if not alive or not known.ended else Driver(alive)  # a new driver that has not written its record yet
 
 
 def _locked(lock: Path) -> bool:

@@ -62,7 +62,7 @@ def update_study(
         status, rows = files.read_status(), files.read_metrics()
         rungs = [row for row in rows if not row.final]
         by_itself = status.state in ENDED and status.state is not State.STOPPED_EARLY
-        if by_itself:  # such a rung was reported together with the end
+        if by_itself:  # its last rung was reported together with the end
             rungs = [row for row in rungs if row.step != status.step]
         for row in rungs:
             report = _report(row, status, State.RUNNING, score(row.metrics))

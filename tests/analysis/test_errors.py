@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from analysis import errors
-from analysis.errors import LorasweepError, did_you_mean
+from analysis.errors import LorasweepError, did_you_mean, first_line, nearest_names
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, LorasweepError)]
 
@@ -48,3 +48,15 @@ def test_a_long_list_is_cut_and_says_so() -> None:
 
 def test_nothing_to_choose_from_is_said() -> None:
     assert did_you_mean("accuracy", []) == "There are none."
+
+
+def test_a_suggestion_alone_lists_nothing_where_no_name_is_near() -> None:
+    assert nearest_names("lora.ranks", ["lora.rank", "optim.lr"]) == "Did you mean 'lora.rank'?"
+    assert nearest_names("zzz", ["min", "max"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("message", "line"), [("disk full\nat /tmp", "disk full"), ("\n  lost \nmore", "lost "), ("", "ValueError")]
+)
+def test_an_error_in_one_line_is_its_first_or_its_class(message: str, line: str) -> None:
+    assert first_line(ValueError(message)) == line

@@ -1,5 +1,7 @@
-"""From a GGUF file to a folder that plain transformers loads, once: the folder loads in a quarter of a second, the
-GGUF in fifteen."""
+"""Converts a GGUF file to a folder that plain transformers loads.
+
+The conversion is done once: the folder loads in a quarter of a second, the GGUF file in fifteen seconds.
+"""
 
 import contextlib
 import io
@@ -38,7 +40,7 @@ def convert_gguf(gguf: Path, to: Path) -> None:
             tokenizer.save_pretrained(to)
             again = AutoModelForCausalLM.from_pretrained(to, dtype=torch.float32, local_files_only=True)
             ids = AutoTokenizer.from_pretrained(to, local_files_only=True)(_PROBE).input_ids
-        except Exception as error:  # a reader, torch, safetensors or the disk: each raises its own
+        except Exception as error:  # the reader, torch, safetensors and the disk raise different errors
             raise FetchError(
                 f"{gguf.name}: could not be converted ({type(error).__name__}: {error}). Check that {to} has 1 GB"
                 " free, and install the versions that lorasweep is tested with: make install."
@@ -51,5 +53,5 @@ def convert_gguf(gguf: Path, to: Path) -> None:
                 f"{gguf.name}: what was written does not load as the same model ({what}). Install the versions that"
                 " lorasweep is tested with: make install."
             )
-    for file in to.glob("*.safetensors"):  # written for their owner's eyes alone, but a cache may be shared
+    for file in to.glob("*.safetensors"):  # written as readable by their owner alone, but a cache may be shared
         shutil.copymode(to / "config.json", file)

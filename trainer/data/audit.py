@@ -301,7 +301,7 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
 
 def _near(splits: Mapping[str, Sequence[Entry]], shingler: Shingler) -> tuple[dict[str, Pairs], Pairs]:
     """Rows that nearly repeat an earlier one: of the same split, and validation rows of the training rows."""
-    kept: list[tuple[str, Entry]] = []  # the first of each text of a split: copies were counted already
+    kept: list[tuple[str, Entry]] = []  # one row of each text of a split: exact copies are counted elsewhere
     for split, rows in splits.items():
         first: dict[str, Entry] = {}
         for row in rows:
@@ -378,7 +378,7 @@ def _with_sentences(rows: Sequence[Entry], sentences: Mapping[str, str], shingle
     by_begin: dict[int, list[tuple[str, str]]] = {}
     for place, sentence in sentences.items():
         words = sentence.casefold().rstrip(" .!?").split()
-        if len(words) > _BIAS_WORDS:  # its last word may go on in the text, such as "doctor" in "doctors"
+        if len(words) > _BIAS_WORDS:  # the last word may continue in the text, such as "doctor" in "doctors"
             begin = shingler.runs(shingler.words(" ".join(words)), _BIAS_WORDS)[0]
             by_begin.setdefault(int(begin), []).append((" ".join(words), place))
     begins = np.array(sorted(by_begin), dtype=np.uint32)

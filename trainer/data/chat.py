@@ -41,7 +41,7 @@ def chat_tokens(tokenizer: Any, messages: Messages) -> tuple[list[int], list[boo
     bears = [False] * len(whole)
     for prompt, through in zip(parts[::2], parts[1::2], strict=True):
         start, stop = _common(prompt, whole), _common(through, whole)
-        if stop < len(through):  # the template writes a last turn otherwise than an earlier one
+        if stop < len(through):  # the template writes the last turn differently from an earlier one
             stop = _turn_end(tokenizer, whole, start)
         bears[start:stop] = [True] * (stop - start)
     return whole, bears

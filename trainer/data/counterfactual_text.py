@@ -11,8 +11,9 @@ import re
 from functools import lru_cache
 from hashlib import sha256
 
-# First names common in the United States that are no other word, and those that Bertrand and Mullainathan (2004,
-# "Are Emily and Greg more employable than Lakisha and Jamal?") chose as read as of one group. As many of each gender.
+# First names common in the United States that are not words as well, and the names of Bertrand and Mullainathan (2004,
+# "Are Emily and Greg more employable than Lakisha and Jamal?"), chosen as perceived as of one group. Both lists are of
+# the same length.
 _MALE = (
     "james john robert michael david william richard joseph thomas charles christopher daniel matthew anthony steven"
     " paul andrew joshua kenneth kevin brian george timothy ronald edward jason jeffrey ryan jacob gary nicholas eric"
@@ -36,7 +37,7 @@ _PAIRS = (
     "|spokesman spokeswoman|spokesmen spokeswomen|stepfather stepmother|stepson stepdaughter|groom bride"
     "|widower widow|mr ms|sir madam"
 )
-# Axes of group terms: in each, columns stand for groups, and every row moves by the same number of columns.
+# Axes of group terms. A column is a group; a swap moves every row of an axis by the same number of columns.
 _AXES = (
     (
         "christian muslim jewish hindu buddhist",
@@ -45,13 +46,13 @@ _AXES = (
     ),
     ("african asian european", "africans asians europeans"),
 )
-# Only before a word for a person.
+# Group terms that are swapped only before a word for a person.
 _BEFORE_PERSON = (("black white hispanic",), ("gay straight",))
 _PERSON = (
     "man|men|woman|women|person|people|boy|boys|girl|girls|guy|guys|kid|kids|child|children|male|males|female|females"
     "|couple|couples|family|families|student|students|teacher|teachers|officer|officers|american|americans|community"
 )
-# After these "her" is the object of what stands before it ("told her that"), else it belongs to what follows.
+# Before these words "her" is an object, and becomes "him" ("told her that"); before others it is a possessive, "his".
 _AFTER_OBJECT = (
     "a about after again all also an and any are as at away be because been before but by can could did do does down"
     " for from had has have how i if in into is it just may might must my never not now of off on or our out over"

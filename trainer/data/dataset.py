@@ -22,7 +22,7 @@ from trainer.data.tables import RowErrors, Table
 __all__ = ["Dataset", "Row", "data_columns", "load_dataset", "load_test", "rung_subset", "schema_of"]
 
 _SHOWN = 10  # labels named in a message
-_MOST_LABELS = 1000  # more are a column of texts or numbers, not of classes
+_MOST_LABELS = 1000  # a column with more labels holds texts or numbers, not classes
 _RECORDED = 20  # rows left out that sweep.yaml names
 
 Report = Callable[[str], None]

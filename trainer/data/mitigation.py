@@ -15,7 +15,7 @@ from trainer.data.counterfactual_text import swap_terms
 from trainer.data.dataset import Row
 from trainer.data.subsets import fixed_draw
 
-SWAP_SEED = 0  # which name stands for which is part of the data, not of a trial's seed
+SWAP_SEED = 0  # fixed: which name replaces which is part of the data, not of the trial
 
 
 def counterfactual_copies(rows: Sequence[Row], ratio: float) -> list[Row]:

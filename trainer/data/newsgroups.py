@@ -13,7 +13,7 @@ from trainer.config import DataConfig
 from trainer.data.subsets import fixed_draw
 from trainer.data.tables import Table
 
-DRAW_SEED = 20  # which rows of a topic are taken is part of the task: not of a sweep's or a trial's seed
+DRAW_SEED = 20  # fixed: which rows of a topic are taken is part of the task, not of the trial
 _HEAD = 4  # lines: names, Orange's column types and roles, a blank line
 SPLITS = ("train", "test")  # 11,293 and 7,528 rows: of earlier and of later messages
 
@@ -81,12 +81,13 @@ def _read(path: Path, split: str, topics: dict[str, str], key: str, n: int) -> T
     for topic in words:
         if topic not in by_topic:
             raise DataError(f"data.topics: 20 Newsgroups has no group {topic!r}. {did_you_mean(topic, by_topic)}")
-        there = by_topic[topic]
-        if n > len(there):
+        in_topic = by_topic[topic]
+        if n > len(in_topic):
             raise DataError(
-                f"{key}={n}, but {topic!r} has {len(there)} rows in the {split} file. Give at most that, or 0 for all."
+                f"{key}={n}, but {topic!r} has {len(in_topic)} rows in the {split} file. Give at most that, or 0 for"
+                " all."
             )
-        chosen += [there[i] for i in fixed_draw([f"{split}-{i}" for i in there], n or len(there), DRAW_SEED)]
+        chosen += [in_topic[i] for i in fixed_draw([f"{split}-{i}" for i in in_topic], n or len(in_topic), DRAW_SEED)]
     chosen.sort()
     columns = {"text": [rows[i][1] for i in chosen], "label": [words[rows[i][0]] for i in chosen]}
     return Table(path, columns, chosen, [i + _HEAD + 1 for i in chosen])

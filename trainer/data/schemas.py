@@ -84,16 +84,16 @@ def infer_schema(config: DataConfig, columns: Sequence[str], where: str) -> tupl
     Raises:
         DataError: where several schemas fit, or none.
     """
-    there = set(columns)
+    names = set(columns)
     beside = ("file",) if config.source == "folder" else ()
     fitting = [
-        schema for schema in ("label", "completion", "chat") if set(columns_of(config, schema).values()) <= there
+        schema for schema in ("label", "completion", "chat") if set(columns_of(config, schema).values()) <= names
     ]
     if config.template or config.answer_template:
         fitting = [schema for schema in fitting if schema != "chat"]
         if not fitting and not config.answer_template:
             fitting = ["text"]
-    elif not fitting and config.text in there and len(there - {config.group, config.split.group, *beside}) == 1:
+    elif not fitting and config.text in names and len(names - {config.group, config.split.group, *beside}) == 1:
         fitting = ["text"]
     shown = quoted(columns)
     if len(fitting) == 1:
@@ -109,16 +109,16 @@ def infer_schema(config: DataConfig, columns: Sequence[str], where: str) -> tupl
 
 def _no_schema(config: DataConfig, columns: Sequence[str], where: str, shown: str) -> str:
     """A message that names the missing column of the schema that fits best."""
-    there = set(columns)
+    names = set(columns)
     for schema in ("completion", "chat", "label"):
         needed = columns_of(config, schema)
-        missing = {key: column for key, column in needed.items() if column not in there}
+        missing = {key: column for key, column in needed.items() if column not in names}
         if len(missing) < len(needed) or schema == "label":
             break
     key, column = next(iter(missing.items()))
     hint = nearest_names(column, columns)
     nearest = f" {hint}" if hint else ""
-    plain = " Or data.schema=text, to train on the text alone." if config.text in there else ""
+    plain = " Or data.schema=text, to train on the text alone." if config.text in names else ""
     others = (
         ""
         if plain

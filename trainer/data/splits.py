@@ -39,8 +39,8 @@ def make_splits(rows: Sequence[Row], groups: Sequence[str] | None, split: SplitC
     for name, share in (("test", split.test), ("validation", split.validation)):
         size = round(share * (len(copies) if groups is None else len(rows)))
         if groups is None:
-            there = set(left)
-            same = [alike for alike in copies.values() if alike[0] in there]
+            unassigned = set(left)
+            same = [alike for alike in copies.values() if alike[0] in unassigned]
             firsts = [rows[alike[0]] for alike in same]
             drawn = stratified([row.item_id for row in firsts], [row.label for row in firsts], size, split.seed)
             taken = {i for n in drawn for i in same[n]} if size else set()

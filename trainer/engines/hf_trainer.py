@@ -85,7 +85,7 @@ class RungTrainer(Trainer):
         )
         arguments._n_gpu = min(
             arguments.n_gpu, 1
-        )  # a trial is one process on one device: no DataParallel behind its back
+        )  # one process trains on one device: Trainer must not wrap the model in DataParallel
         super().__init__(model=model, args=arguments, callbacks=[_Rungs(self, on_rung)])
         self.remove_callback(PrinterCallback)
         self.loss_is_scaled_for_ga = True  # by ``denominator``, see compute_loss

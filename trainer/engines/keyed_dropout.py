@@ -24,7 +24,7 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
 def _mix_in_place(x: torch.Tensor) -> None:
     """The same on int32 lanes, which wrap: half the memory to pass, for a mask as large as the activations."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - (1 << 32))):
-        x ^= (x >> shift).bitwise_and_(_MASK >> shift)  # a shift that brings zeros, not the sign
+        x ^= (x >> shift).bitwise_and_(_MASK >> shift)  # the mask makes it a logical shift: zeros come in, not the sign
         x *= factor
     x ^= (x >> 16).bitwise_and_(_MASK >> 16)
 
@@ -87,7 +87,7 @@ def keep_mask(keys: torch.Tensor, module_key: int, shape: torch.Size, p: "float 
     place = torch.arange(tokens * features, device=keys.device)  # counted token by token: longer padding only appends
     lanes = _mix(keys ^ module_key).to(torch.int32)[:, None] ^ _mix(place).to(torch.int32)[None, :]
     _mix_in_place(lanes)
-    lanes ^= -_SIGN  # signed lanes are ordered now as the unsigned ones were
+    lanes ^= -_SIGN  # as signed numbers the lanes are now in the order of the unsigned ones
     return (lanes >= threshold).view(shape)
 
 

@@ -109,7 +109,7 @@ class PackedLora:
         x = inputs[0]
         autocast = torch.is_autocast_enabled(x.device.type)
         if not autocast:
-            x = x.to(torch.float32)  # as the adapters, and as in PEFT; under autocast the products choose
+            x = x.to(torch.float32)  # as the adapters, and as in PEFT; autocast casts by itself
         kernel = lora_kernels.choose(routing, x.device, autocast)
         if kernel == "loop":
             slots = [SlotLora(slot.a, slot.b, slot.scale, slot.p) if slot else None for slot in self.slots]

@@ -104,7 +104,7 @@ class PackedEngine:
                 self._free(slot, event.state)
             settled.append(event)
         for i, (slot, reason) in enumerate(cramped):
-            if slot in self._admitted and (i == 0 or slot.spoiled):  # one has gone: others may have room now
+            if slot in self._admitted and (i == 0 or slot.spoiled):  # once one is out, others may fit
                 settled.append(self._evict(slot, reason))
         return settled
 
@@ -122,7 +122,8 @@ class PackedEngine:
             slot: whose pass ran out of memory. It tries again, unless it is the youngest itself, or spoiled.
             reason: what the allocator said.
         """
-        others = [s for pack in self._packs for s in pack.slots if not s.resting]  # those that rest await a decision
+        # slots at rest await the scheduler's decision
+        others = [s for pack in self._packs for s in pack.slots if not s.resting]
         gone = slot if slot.spoiled else max(others, key=self._admitted.index)
         self._remove(gone.trial.trial_id)
         self._collect()

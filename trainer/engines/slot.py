@@ -141,7 +141,7 @@ class Slot:
         norm = torch.nn.utils.clip_grad_norm_(trained, self.trial.train.clip)
         self.optimizer.step()
         self.scheduler.step()
-        self.optimizer.zero_grad(set_to_none=False)  # in a pack's stack they are views, and stay
+        self.optimizer.zero_grad(set_to_none=False)  # in a pack gradients are views into the stack, and must stay
         checked = torch.stack([torch.stack(self._losses).abs().max(), norm.to(self._losses[0].device)])
         self._losses, self.micro = [], 0
         return checked
@@ -228,7 +228,7 @@ class Slot:
     # --- optimiser
 
     def _make_optimizer(self, checkpoint: Path | None) -> torch.optim.AdamW:
-        optim, fused = self.trial.optim, self.base.device.type == "cuda"  # there one kernel steps many tensors
+        optim, fused = self.trial.optim, self.base.device.type == "cuda"  # on a GPU one kernel steps many tensors
         groups: list[dict[str, Any]] = [
             {"params": [p for name, p in self.parameters() if not _NOT_DECAYED.search(name.lower())]},
             {
@@ -272,7 +272,7 @@ class Slot:
             num_training_steps=total,
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the optimiser's steps were made before the checkpoint
+            warnings.simplefilter("ignore")  # PyTorch warns, as the optimiser's steps were done before the checkpoint
             for _ in range(self.record.step):
                 scheduler.step()
         return scheduler

@@ -129,7 +129,7 @@ def measure(pack: Pack, slot: Slot) -> SlotBudget:
     chosen = [longest[i % len(longest)] for i in range(2 * rows)]
     pad = pack.base.tokenizer.pad_token_id
     timed = counted = [batch_of(trial, chosen[:n], pad) for n in (rows, 2 * rows)]
-    if pack.base.device.type != "cuda":  # what autograd keeps, unlike what an allocator takes, shows in smaller passes
+    if pack.base.device.type != "cuda":  # smaller passes show what autograd keeps just as well
         counted = [batch_of(trial, chosen[:n], pad) for n in (max(rows // 4, 1), max(rows // 2, 2))]
     pack.add(slot)
     try:

@@ -103,7 +103,7 @@ class TokenLogits:
                     part = None if weight is None else weight[first - end + count : last - end + count]
                     pieces.append((k, first - at, last - at, part))
             arguments = (hidden[at:stop], targets[at:stop], [piece[1:] for piece in pieces])
-            whole = at == 0 and stop == len(targets)  # one chunk only: nothing is saved by computing it twice
+            whole = at == 0 and stop == len(targets)  # with one chunk, computing it twice saves no memory
             losses = self._chunk(*arguments) if whole else checkpoint(self._chunk, *arguments, use_reentrant=False)
             for (k, *_), loss in zip(pieces, losses, strict=True):
                 before = sums[k]
