@@ -281,11 +281,13 @@ def _reaches(address: str) -> str:
 
 
 def _cache() -> Iterator[Finding]:
-    from trainer.assets.packages import PACKAGES, cache_folder, cached
+    from trainer.assets.packages import cache_folder, cached
+    from trainer.evaluation.bias.registry import packages
 
     folder = cache_folder()
-    there = [name for name in PACKAGES if cached(name)]
-    rest = [name for name in PACKAGES if name not in there]
+    known = packages()
+    there = [name for name in known if cached(name, known)]
+    rest = [name for name in known if name not in there]
     facts = {"folder": str(folder), "cached": there, "absent": rest}
     shown = f"{folder}: {', '.join(there) or 'empty'}"
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
