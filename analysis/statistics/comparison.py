@@ -4,8 +4,8 @@
   the number that ranks is computed anew for every row from the same resample.
 - Tests: McNemar's where accuracy ranks (exact), else a paired permutation test
   (``scipy.stats.permutation_test``): the two rows' answers are exchanged on random items. Where no exchange is as
-  extreme as what was seen, the normal tail of the permutation distribution gives p: with a thousand rivals, 1/1,999
-  would be too coarse to correct.
+  extreme as the observed difference, the normal tail of the permutation distribution gives p: with a thousand rivals,
+  1/1,999 would be too coarse to correct.
 - Holm's correction over all rivals: a row is *tied* with the best where its corrected p is 0.05 or more.
   That the best beats *all* rivals needs every one of the tests and so no correction (the intersection-union test,
   Berger 1982, "Multiparameter hypothesis testing and acceptance sampling", Technometrics 24, 295-300): where all are
@@ -33,7 +33,7 @@ from analysis.statistics.items import align, groups, read_tables
 
 LEVEL = 0.05
 RESAMPLES = 1_999
-_AT_ONCE = 1 << 25  # sums that are held at a time
+_AT_ONCE = 1 << 25  # sums over items (a resample, a row and a column each) that are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,10 @@ def judge(
     tables: dict[str, dict[str, Any]] = {}
     lacking: dict[str, str] = {}
     for dataset in sorted({ESTIMATORS[name].dataset for name in metrics if name in ESTIMATORS}):
-        found, why = read_tables(folder, rows, dataset)
-        if best in found:  # else its metrics stay as measured
-            tables[dataset] = found
-            lacking |= why
+        of_rows, without = read_tables(folder, rows, dataset)
+        if best in of_rows:  # else its metrics stay as measured
+            tables[dataset] = of_rows
+            lacking |= without
     usable = {row.trial_id: row for row in rows if row.trial_id not in lacking}
     if not tables or len(usable) < 2:
         return None
@@ -205,12 +205,12 @@ def _standings(names: Sequence[str], scored: Scored, by: str | None) -> dict[str
 
     places = tuple(np.arange(scored.sizes[name]) for name in datasets)
     whole = numbers(*(own[None] for own in places))[:, 0]
-    found = bootstrap(
+    resampled = bootstrap(
         places, numbers, n_resamples=RESAMPLES, batch=max(1, _AT_ONCE // scored.width), method="percentile",
         vectorized=True, rng=np.random.default_rng(0),
     )  # fmt: skip
-    low, high = found.confidence_interval
-    apart = found.bootstrap_distribution[:1] - found.bootstrap_distribution
+    low, high = resampled.confidence_interval
+    apart = resampled.bootstrap_distribution[:1] - resampled.bootstrap_distribution
     behind_low, behind_high = np.quantile(apart, [0.025, 0.975], axis=1)
     errors = apart.std(axis=1, ddof=1)
     p = np.concatenate([[1.0], _mcnemar(scored) if by == "accuracy" else _permutation(scored, whole)])
@@ -240,14 +240,14 @@ def _permutation(scored: Scored, whole: Array) -> Array:
         return (scored.score(first) - scored.score(other)).T.reshape(*mask.shape[:-1], -1)
 
     zeros = np.zeros(ends[-1])  # under the null the two are exchangeable on each item: pairs of 0 and 1, shuffled
-    found = permutation_test(
+    exchanges = permutation_test(
         (zeros, zeros + 1), apart, permutation_type="samples", vectorized=True, n_resamples=RESAMPLES,
         batch=max(1, _AT_ONCE // scored.width), rng=np.random.default_rng(0),
     )  # fmt: skip
-    spread = found.null_distribution.std(axis=0, ddof=1)
+    spread = exchanges.null_distribution.std(axis=0, ddof=1)
     seen = np.abs(whole[0] - whole[1:])
     tail = 2 * norm.sf(np.divide(seen, spread, out=np.zeros_like(seen), where=spread > 0))
-    p = np.where(found.pvalue <= 2 / (RESAMPLES + 1), tail, found.pvalue)
+    p = np.where(exchanges.pvalue <= 2 / (RESAMPLES + 1), tail, exchanges.pvalue)
     return np.where(spread > 0, np.minimum(p, 1.0), 1.0)  # the same answers everywhere: no difference to test
 
 

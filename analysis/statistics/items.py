@@ -44,12 +44,12 @@ class Aligned:
     def codes(self, column: str, names: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
         """(rows, items) of a text column as places in ``names``; -1 for a text that is not among them."""
         place = {name: i for i, name in enumerate(names)}
-        found = []
+        coded = []
         for table in self.tables:
             texts = table[column].combine_chunks().cast(pa.string()).dictionary_encode(null_encoding="encode")
             places = np.array([place.get(text, -1) for text in texts.dictionary.to_pylist()], dtype=np.int64)
-            found.append(places[np.from_dlpack(texts.indices)])
-        return np.stack(found)
+            coded.append(places[np.from_dlpack(texts.indices)])
+        return np.stack(coded)
 
     def texts(self, *columns: str) -> list[str]:
         """The different texts of some columns, sorted."""
@@ -93,20 +93,20 @@ def hits(folder: SweepFolder, row: Row) -> dict[str, float]:
     """Item id → 1 where the prediction is the label, else 0. Raises FolderError where there is no item table."""
     table = read_table(row_files(folder, row), "task", row.step)
     columns = (table[name].to_pylist() for name in ("item_id", "prediction", "label"))
-    return {str(item): float(told == label) for item, told, label in zip(*columns, strict=True)}
+    return {str(item): float(prediction == label) for item, prediction, label in zip(*columns, strict=True)}
 
 
 def read_tables(
     folder: SweepFolder, rows: Sequence[Row], dataset: str = "task"
 ) -> tuple[dict[str, pa.Table], dict[str, str]]:
     """Trial id → item table, and trial id → why there is none."""
-    found, lacking = {}, {}
+    tables, lacking = {}, {}
     for row in rows:
         try:
-            found[row.trial_id] = read_table(row_files(folder, row), dataset, row.step)
+            tables[row.trial_id] = read_table(row_files(folder, row), dataset, row.step)
         except FolderError as error:
             lacking[row.trial_id] = str(error)
-    return found, lacking
+    return tables, lacking
 
 
 def align(tables: Sequence[pa.Table]) -> Aligned:

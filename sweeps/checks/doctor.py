@@ -281,11 +281,13 @@ def _reaches(address: str) -> str:
 
 
 def _cache() -> Iterator[Finding]:
-    from trainer.assets.packages import PACKAGES, cache_folder, cached
+    from trainer.assets.packages import cache_folder, cached
+    from trainer.evaluation.bias.registry import packages
 
     folder = cache_folder()
-    in_cache = [name for name in PACKAGES if cached(name)]
-    absent = [name for name in PACKAGES if name not in in_cache]
+    known = packages()
+    in_cache = [name for name in known if cached(name, known)]
+    absent = [name for name in known if name not in in_cache]
     facts = {"folder": str(folder), "cached": in_cache, "absent": absent}
     shown = f"{folder}: {', '.join(in_cache) or 'empty'}"
     nearest = next(path for path in (folder, *folder.parents) if path.exists())

@@ -12,9 +12,9 @@ from analysis.errors import FetchError, first_line
 from sweeps.compose.compose import compose
 from sweeps.config import SweepConfig
 from sweeps.process.installation import program
-from trainer.assets.packages import PACKAGES, cache_folder, cached, fetch
+from trainer.assets.packages import cache_folder, cached, fetch
 from trainer.config import ModelConfig
-from trainer.evaluation.bias.registry import scorings
+from trainer.evaluation.bias.registry import packages, scorings
 from trainer.evaluation.metric_names import task_kind
 
 # Files of a hub's model that are fetched: configuration, tokenizer, and weights that are not pickled.
@@ -39,7 +39,8 @@ def needed(config: SweepConfig, groups: Sequence[str]) -> list[str]:
         kind = task_kind(config.task, config.data.schema)
         for scoring in scorings().values():
             on = scoring.declared.value(bias=config.bias, data=config.data)
-            names += scoring.packages if on and kind in scoring.declared.tasks else ()
+            if on and kind in scoring.declared.tasks:
+                names += [package.name for package in scoring.packages]
     return list(dict.fromkeys(names))
 
 
@@ -70,11 +71,12 @@ def fetch_all(names: Sequence[str], overrides: Sequence[str]) -> None:
 
 
 def _fetch_one(name: str) -> None:
-    if cached(name):
+    known = packages()
+    if cached(name, known):
         print(f"{name}: here already, in {cache_folder()}", flush=True)
         return
     if not sys.stdout.isatty():
-        print(f"{name}: {fetch(name, lambda line: print(line, flush=True))}", flush=True)
+        print(f"{name}: {fetch(name, lambda line: print(line, flush=True), packages=known)}", flush=True)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as bar:
@@ -82,6 +84,7 @@ def _fetch_one(name: str) -> None:
         folder = fetch(
             name,
             lambda line: bar.update(task, description=line),
+            packages=known,
             arrived=lambda share: bar.update(task, completed=share),
         )
     print(f"{name}: {folder}")
@@ -118,8 +121,9 @@ def show_packages() -> None:
     table.add_column("MB", justify="right", no_wrap=True)
     table.add_column("here", no_wrap=True)
     table.add_column("what it is, and its licence")
-    for name, package in PACKAGES.items():
-        here = "yes" if cached(name) else "-"
+    known = packages()
+    for name, package in known.items():
+        here = "yes" if cached(name, known) else "-"
         table.add_row(name, str(package.megabytes), here, f"{package.summary} ({package.licence})")
     console = Console(highlight=False)
     console.print(table)

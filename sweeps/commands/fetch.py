@@ -25,16 +25,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--all", action="store_true", help="every package there is")
     options = parser.read(arguments)
     from sweeps.checks import prefetch
-    from trainer.assets.packages import PACKAGES, describe
+    from trainer.assets.packages import describe
+    from trainer.evaluation.bias.registry import packages
 
     names = [word for word in options.words if "=" not in word]
     overrides = [word for word in options.words if "=" in word]
+    known = packages()
     for name in names:
-        describe(name)  # raises for an unknown name
+        describe(name, known)  # raises for an unknown name
     if options.all:
         if overrides:
             raise ConfigError("--all fetches every package. Leave the overrides out, or --all.")
-        names = list(PACKAGES)
+        names = list(known)
     if not names and not overrides:
         prefetch.show_packages()
         return 0

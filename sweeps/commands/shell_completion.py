@@ -87,9 +87,9 @@ def _of_command(command: str, before: list[str], current: str) -> Iterator[str]:
     if command == "completion":
         yield from ("bash", "zsh")
     if command == "fetch":
-        from trainer.assets.packages import PACKAGES
+        from trainer.evaluation.bias.registry import packages
 
-        yield from PACKAGES
+        yield from packages()
     if command in _COMPOSING:
         yield from _overrides(current)
 

@@ -2,7 +2,7 @@
 
 A bias set, ``toy``, costs three files beside its test, this one:
 
-- ``trainer/evaluation/bias/toy.py``: its items, how they are scored, and its figures;
+- ``trainer/evaluation/bias/toy.py``: its items, what is downloaded for them, how they are scored, and its figures;
 - ``analysis/bias_sets.py``: its title and the rows of its figures in the metric table;
 - ``conf/bias/full.yaml``: how much of it ``bias=full`` measures.
 
@@ -34,8 +34,10 @@ from typing import Any
 import numpy as np
 
 from analysis.bias_sets import BIAS_SETS
+from trainer.assets.wheels import Package
 from trainer.evaluation.bias.registry import BiasScoring, Report, Scorer, Table
 
+PACKAGE = Package("toy_words", "toy==1.0", "toy-1.0-py3-none-any.whl", "0" * 64, 1, "CC0", "words, made up", {})
 WORDS = ("apple", "pear", "plum", "cherry", "iron", "copper", "zinc", "tin")
 
 
@@ -73,7 +75,9 @@ def sentences(items: list[Likeness]) -> dict[str, str]:
     return {item.item_id: item.sentences[0] for item in items}
 
 
-SCORINGS = (BiasScoring("toy", figures=figures, load=load, score=score, sentences=sentences),)
+SCORINGS = (
+    BiasScoring("toy", figures=figures, load=load, score=score, sentences=sentences, packages=(PACKAGE,)),
+)
 '''
 
 TOY_ENTRY = """    BiasSet(
@@ -195,6 +199,12 @@ def test_its_config_key_is_checked_like_any_other(command: Any, tiny: Callable[.
     assert done.returncode == 2
     assert "Toy compares the likelihood of sentences" in done.stderr
     assert "toy: 8" in command("run", *tiny("llama", "bias=full"), "--cfg", "job", "--resolve").stdout
+
+
+def test_its_package_is_among_those_that_can_be_fetched(command: Any) -> None:
+    assert "words, made up (CC0)" in command("fetch").stdout
+    done = command("fetch", "toy_word")  # refused before anything is asked of the network
+    assert "Did you mean 'toy_words'?" in done.stderr
 
 
 def test_the_data_check_looks_for_its_sentences(command: Any, tiny: Callable[..., list[str]], tmp_path: Path) -> None:

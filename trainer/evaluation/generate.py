@@ -22,7 +22,7 @@ from trainer.models.base_model import BaseModel
 LABELLED = ("generate.accuracy", "generate.invalid", "generate.constrained_accuracy")
 FREE = ("generate.exact_match", "generate.rouge_l")
 TABLE = "generated"  # item table: item_id, label, generated, prediction, constrained
-_SPARE = 4  # tokens beyond the longest label, so that a wrong answer is seen to go on
+_SPARE = 4  # tokens beyond the longest label: a free answer that only begins with a label is not taken for it
 
 Tokens = tuple[int, ...]
 
@@ -50,10 +50,10 @@ def answers(
     ids = [row.item_id for row in validation.rows]
     batch_size = trial.eval.batch_size
     if not validation.labels:
-        wanted = [text_of(base, row.completion) for row in validation.encoded]
+        reference = [text_of(base, row.completion) for row in validation.encoded]
         written = [text_of(base, new) for new in greedy(base, model, contexts, trial.eval.max_new_tokens, batch_size)]
-        metrics = dict(zip(FREE, (exact_match(written, wanted), rouge_l(written, wanted)), strict=True))
-        return metrics, {"item_id": ids, "label": wanted, "generated": written}
+        metrics = dict(zip(FREE, (exact_match(written, reference), rouge_l(written, reference)), strict=True))
+        return metrics, {"item_id": ids, "label": reference, "generated": written}
     labels = validation.labels
     tokens = label_tokens(base.tokenizer, labels)
     longest = max(len(label) for label in tokens)
@@ -94,9 +94,9 @@ def greedy(
         base: arithmetic and tokenizer.
         model: with ``generate``.
         contexts: prompts, in any order.
-        most: new tokens.
+        most: new tokens, at most.
         batch_size: prompts a pass; they are sorted by length, and padded on the left.
-        allowed: what was written so far → the tokens that may come next; None: all.
+        allowed: tokens written so far → the tokens that may come next; None: all may.
     """
     tokenizer = base.tokenizer
     order = sorted(range(len(contexts)), key=lambda i: -len(contexts[i]))
@@ -133,7 +133,9 @@ def greedy(
 
 
 def continuations(labels: Sequence[Tokens], end: int) -> Callable[[Tokens], list[int]]:
-    """What may follow a part of some label: the next tokens of all that begin so; the end after a whole one.
+    """Tokens written so far → those that may come next, so that the answer is one of the labels.
+
+    After the beginning of one or more labels: the next token of each of these. After a whole label: the end of text.
 
     Args:
         labels: tokens, none of which begins another (see ``label_tokens``).
@@ -148,7 +150,12 @@ def continuations(labels: Sequence[Tokens], end: int) -> Callable[[Tokens], list
 
 
 def _which(new: Tokens, labels: Sequence[Tokens]) -> int:
-    """The label that constrained decoding wrote; those that are closed by the end-of-text token lost it."""
+    """Index of the label that constrained decoding wrote.
+
+    Args:
+        new: tokens written, without the end-of-text token.
+        labels: tokens; where one begins another, it ends in the end-of-text token (see ``label_tokens``).
+    """
     for i, label in enumerate(labels):
         if new in (label, label[:-1]) and (new == label or label[:-1] not in labels):
             return i
@@ -156,6 +163,7 @@ def _which(new: Tokens, labels: Sequence[Tokens]) -> int:
 
 
 def text_of(base: BaseModel, tokens: Tokens) -> str:
+    """The text that tokens spell, without special tokens and white space at the ends."""
     text: str = base.tokenizer.decode(list(tokens), skip_special_tokens=True)
     return text.strip()
 
@@ -172,14 +180,14 @@ def as_label(text: str, labels: Sequence[str]) -> str | None:
     return None
 
 
-def exact_match(written: Sequence[str], wanted: Sequence[str]) -> float:
-    """Share of the texts that are the reference, white space at the ends aside."""
-    return sum(a.strip() == b.strip() for a, b in zip(written, wanted, strict=True)) / len(wanted)
+def exact_match(written: Sequence[str], reference: Sequence[str]) -> float:
+    """Share of the texts that equal the reference in the same place, white space at the ends aside."""
+    return sum(a.strip() == b.strip() for a, b in zip(written, reference, strict=True)) / len(reference)
 
 
-def rouge_l(written: Sequence[str], wanted: Sequence[str]) -> float:
-    """Mean ROUGE-L F-measure, from 0 to 1, without stemming."""
+def rouge_l(written: Sequence[str], reference: Sequence[str]) -> float:
+    """Mean ROUGE-L F-measure of each text against its reference, from 0 to 1, without stemming."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"], use_stemmer=False)
-    return sum(scorer.score(b, a)["rougeL"].fmeasure for a, b in zip(written, wanted, strict=True)) / len(wanted)
+    return sum(scorer.score(b, a)["rougeL"].fmeasure for a, b in zip(written, reference, strict=True)) / len(reference)

@@ -1,8 +1,9 @@
 """One batched scorer of log-likelihoods and classes, shared by labels, perplexity and bias.
 
-Rows are padded on the right, where a causal model cannot see it; requests whose input begins another's share its row
-(all single-token labels of a prompt, and the prompt's own perplexity, cost one row); rows are batched by length. Slots
-of a pack that are asked the same are scored in one forward pass over the base model (``Together``).
+Rows are padded on the right, where a causal model does not see the padding, and batched by length. A request whose
+input is the beginning of another's shares its row: all single-token labels of a prompt, and the prompt's own
+perplexity, cost one row. Slots of a pack that have the same requests are scored in one forward pass over the base model
+(``Together``).
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -19,9 +20,9 @@ from trainer.models.base_model import BaseModel
 from trainer.models.lm_head import TokenLogits
 from trainer.outcomes import out_of_memory
 
-# Tokens of a pass, padding included: more of them are no faster, and all are in memory at once.
+# Tokens of a forward pass, padding included, at most. More would be no faster, and all are in memory at once.
 _PASS = {"cpu": 1 << 13, "cuda": 1 << 18}
-_LOGITS = 1 << 27  # numbers of a chunk of logits: 512 MiB in float32; the vocabulary is the large dimension
+_LOGITS = 1 << 27  # numbers of a chunk of logits, (positions, vocabulary), at most: 512 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -32,41 +33,48 @@ class Request:
     start: int
 
 
-Route = Callable[[int], AbstractContextManager[None]]  # while a pass of so many rows a slot runs
-Compute = Callable[[int, Route], list[Any]]  # of so many slots, over one pass's rows sorted by slot: a result for each
+# A context for a forward pass: sends its rows, sorted by slot and so many of each slot, through the slots' adapters.
+Route = Callable[[int], AbstractContextManager[None]]
+# A computation over the base model: the number of slots, and the context for its passes → a result for each slot.
+Compute = Callable[[int, Route], list[Any]]
 
 
 class Together:
     """Slots of one base model that are scored at the same time.
 
-    Each is scored by code that knows of itself alone; the first one to ask for something has it computed for all, in
-    one forward pass over the base model, and the others find it done.
+    Each slot is scored by code that knows of that slot alone. When the first one needs a computation, it is made for
+    all slots, in one forward pass over the base model; the others get their result from memory.
 
     Args:
         places: the slots' places in their pack.
-        route: sends the rows of a pass, as many for each of the places and sorted by them, through their adapters.
+        route: places, and rows of each → a context for a forward pass that sends these rows, sorted by place, through
+            the adapters at the places.
     """
 
     def __init__(self, places: Sequence[int], route: Callable[[Sequence[int], int], AbstractContextManager[None]]):
         self.places, self.route = tuple(places), route
-        self._known: dict[Hashable, list[Any]] = {}
-        self._apart: set[Hashable] = set()  # what failed for all together
+        self._results: dict[Hashable, list[Any]] = {}  # computation → result of each slot
+        self._one_by_one: set[Hashable] = set()  # computations that failed for all slots together
 
-    def ask(self, place: int, what: Hashable, compute: Compute) -> Any:
-        """The result for the slot at ``place``. ``compute`` is called once for each ``what``.
+    def result(self, place: int, key: Hashable, compute: Compute) -> Any:
+        """The result of a computation for one slot.
 
-        Where it fails for all together, it is called for the slot alone, whose own fault an error then is.
+        Args:
+            place: of the slot.
+            key: what is computed: the same key means the same computation, which is made once for all slots.
+            compute: the computation. Where it fails for all slots together, it is made for this one alone, so that an
+                error is that slot's own.
         """
-        if what not in self._known and what not in self._apart:
+        if key not in self._results and key not in self._one_by_one:
             try:
-                self._known[what] = compute(len(self.places), partial(self.route, self.places))
+                self._results[key] = compute(len(self.places), partial(self.route, self.places))
             except Exception:
                 if len(self.places) == 1:
                     raise
-                self._apart.add(what)
-        if what in self._apart:
+                self._one_by_one.add(key)
+        if key in self._one_by_one:
             return compute(1, partial(self.route, [place]))[0]
-        return self._known[what][self.places.index(place)]
+        return self._results[key][self.places.index(place)]
 
 
 class SlotModel(torch.nn.Module):
@@ -87,10 +95,10 @@ class SlotModel(torch.nn.Module):
             return self.model(input_ids=input_ids, **inputs)
 
 
-def _asked(model: torch.nn.Module, what: Hashable, compute: Compute) -> Any:
-    """What ``compute`` finds for a model by itself, or what a slot's fellows have had computed for it too."""
+def _computed(model: torch.nn.Module, key: Hashable, compute: Compute) -> Any:
+    """The result of a computation for a model; for a slot, together with the slots that are scored with it."""
     if isinstance(model, SlotModel):
-        return model.together.ask(model.place, what, compute)
+        return model.together.result(model.place, key, compute)
     return compute(1, lambda rows: nullcontext())[0]
 
 
@@ -124,7 +132,7 @@ def in_batches(order: Sequence[int], size: int, score: Callable[[list[int]], Non
 def log_likelihoods(
     base: BaseModel, model: torch.nn.Module, requests: Sequence[Request], batch_size: int
 ) -> list[list[float]]:
-    """Log-probability, in nats, of each asked token.
+    """Log-probability, in nats, of each token that a request asks for.
 
     Args:
         base: arithmetic and padding token.
@@ -144,16 +152,16 @@ def log_likelihoods(
                 "a request needs context and at least one token to score,"
                 f" got start={request.start} of {len(request.tokens)}"
             )
-    found: list[list[float]] = _asked(
+    scores: list[list[float]] = _computed(
         model,
         ("log-likelihoods", tuple(requests), batch_size),
         partial(_log_likelihoods, base, _token_logits(base, model), requests, batch_size),
     )
-    return found
+    return scores
 
 
 def _rows_a_pass(base: BaseModel, batch_size: int, slots: int, rows: Sequence[tuple[int, ...]]) -> int:
-    """Of each slot."""
+    """Rows of each slot that go into a forward pass."""
     longest = max(map(len, rows), default=1)
     return min(batch_size, max(1, _PASS.get(base.device.type, 1 << 13) // (slots * longest)))
 
@@ -166,20 +174,20 @@ def _token_logits(base: BaseModel, model: torch.nn.Module) -> TokenLogits:
 def _log_likelihoods(
     base: BaseModel, output: TokenLogits, requests: Sequence[Request], batch_size: int, slots: int, route: Route
 ) -> list[list[list[float]]]:
-    """By slot and request."""
+    """Log-probabilities by slot, request and token."""
     rows, row_of = _share_rows([request.tokens[:-1] for request in requests])
-    asked: list[list[int]] = [[] for _ in rows]
+    requests_of: list[list[int]] = [[] for _ in rows]  # row → the requests that it answers
     for i, row in enumerate(row_of):
-        asked[row].append(i)
+        requests_of[row].append(i)
     order = sorted(range(len(rows)), key=lambda r: -len(rows[r]))
     scores: list[list[list[float]]] = [[[] for _ in requests] for _ in range(slots)]
 
     def score(batch: list[int]) -> None:
-        wanted = [i for r in batch for i in asked[r]]
-        of_rows = [[requests[i] for i in asked[r]] for r in batch]
+        numbers = [i for r in batch for i in requests_of[r]]
+        of_rows = [[requests[i] for i in requests_of[r]] for r in batch]
         values = _score_batch(base, output, [rows[r] for r in batch], of_rows, slots, route)
-        for of_slot, found in zip(scores, values, strict=True):
-            for i, value in zip(wanted, found, strict=True):
+        for of_slot, new in zip(scores, values, strict=True):
+            for i, value in zip(numbers, new, strict=True):
                 of_slot[i] = value
 
     in_batches(order, _rows_a_pass(base, batch_size, slots, rows), score)
@@ -209,34 +217,39 @@ def _score_batch(
     base: BaseModel,
     output: TokenLogits,
     rows: list[tuple[int, ...]],
-    asked: list[list[Request]],
+    of_rows: list[list[Request]],
     slots: int,
     route: Route,
 ) -> list[list[list[float]]]:
-    """By slot and request of ``asked``, which holds each row's requests."""
+    """Log-probabilities by slot, request and token.
+
+    Args:
+        rows: tokens.
+        of_rows: the requests that each row answers; results are in their order.
+    """
     inputs = pad(rows, base.tokenizer.pad_token_id)
     ids = inputs["input_ids"].repeat(slots, 1).to(base.device)  # (slots · rows, longest)
     with base.arithmetic(), route(len(rows)):
         hidden = output.hidden(ids, None)
     hidden = hidden.view(slots, len(rows), *hidden.shape[1:])
-    flat = [(r, request) for r, of_row in enumerate(asked) for request in of_row]
+    flat = [(r, request) for r, of_row in enumerate(of_rows) for request in of_row]
     positions = sorted({(r, p - 1) for r, request in flat for p in range(request.start, len(request.tokens))})
     number = {position: n for n, position in enumerate(positions)}
-    # each (position, token) that is asked for; several requests may ask for the same position
-    wanted = [
+    # (position, token) of each log-probability; several requests may need the same position
+    targets = [
         (number[r, p - 1], request.tokens[p]) for r, request in flat for p in range(request.start, len(request.tokens))
     ]
     size = max(1, _LOGITS // output.vocabulary)
-    values = np.empty((slots, len(wanted)))
+    values = np.empty((slots, len(targets)))
     for k in range(slots):
         for at in range(0, len(positions), size):
             part = positions[at : at + size]
             at_rows, at_places = (torch.tensor(column, device=base.device) for column in zip(*part, strict=True))
             with base.arithmetic():
                 logits = output.logits(hidden[k, at_rows, at_places]).float()  # (positions, vocabulary)
-            here = [w for w, (n, _) in enumerate(wanted) if at <= n < at + size]
-            which = torch.tensor([wanted[w][0] - at for w in here], device=base.device)
-            tokens = torch.tensor([wanted[w][1] for w in here], device=base.device)
+            here = [w for w, (n, _) in enumerate(targets) if at <= n < at + size]
+            which = torch.tensor([targets[w][0] - at for w in here], device=base.device)
+            tokens = torch.tensor([targets[w][1] for w in here], device=base.device)
             values[k, here] = (logits[which, tokens] - logits.logsumexp(1)[which]).double().cpu().numpy()
     ends = np.cumsum([len(request.tokens) - request.start for _, request in flat])[:-1]
     return [[part.tolist() for part in np.split(of_slot, ends)] for of_slot in values]
@@ -254,12 +267,12 @@ def class_logprobs(
         rows: tokens.
         batch_size: rows a forward pass, of each slot, at most.
     """
-    found: np.ndarray = _asked(
+    logprobs: np.ndarray = _computed(
         model,
         ("classes", tuple(rows), batch_size),
         partial(_class_logprobs, base, _inner(base, model), rows, batch_size),
     )
-    return found
+    return logprobs
 
 
 def _class_logprobs(
@@ -270,7 +283,7 @@ def _class_logprobs(
     slots: int,
     route: Route,
 ) -> list[np.ndarray]:
-    """By slot."""
+    """(rows, classes) log-probabilities of each slot."""
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     result = np.empty((slots, len(rows), int(base.model.config.num_labels or 0)))
 

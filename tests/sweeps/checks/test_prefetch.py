@@ -137,9 +137,8 @@ def test_two_commands_at_once_download_once(tmp_path) -> None:
         f"line = {line[:-1]!r}\n"
         "command = lambda package, into: [*line, str(into / package.wheel)]\n"
         "real = assets.fetch\n"
-        "fetching.PACKAGES = assets.PACKAGES = {'toy': package}\n"
-        "toy = {'packages': {'toy': package}, 'command': command}\n"
-        "fetching.fetch = lambda name, report, **more: real(name, report, **toy, **more)\n"
+        "assets.PACKAGES['toy'] = package\n"
+        "fetching.fetch = lambda name, report, **more: real(name, report, command=command, **more)\n"
         "from sweeps import cli\n"
         "sys.exit(cli.main(['fetch', 'toy']))\n"
     )

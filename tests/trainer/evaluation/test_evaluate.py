@@ -15,7 +15,7 @@ from trainer.data.encode import encode_rows, label_tokens
 from trainer.device_cache import DeviceCache
 from trainer.evaluation.bias.crows_pairs import Pair, pair_metrics, score_pairs
 from trainer.evaluation.bias.score import ModelScorer
-from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.evaluate import evaluate, metrics_of
 from trainer.evaluation.metric_names import QUALITY, metric_names
 from trainer.evaluation.quality_metrics import calibration_error, class_metrics, text_metrics
 
@@ -232,3 +232,11 @@ def test_rows_longer_than_the_models_window_are_refused(
 
     with pytest.raises(ConfigError, match=r"data.max_length=129 is longer than the model's window of 128 tokens"):
         kept.validation(make_trial("gpt2", max_length=129))
+
+
+def test_a_figure_without_a_row_in_the_metric_table_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = {"nll": [1.0], "n_tokens": [2], "n_bytes": [3]}
+    assert list(metrics_of({"task": items}, ())) == ["perplexity", "bits_per_byte"]
+    monkeypatch.setattr("trainer.evaluation.evaluate.bias_metrics", lambda tables, labels: {"bias.new.share": 0.5})
+    with pytest.raises(ValueError, match=r"no row in analysis/metrics\.py or analysis/bias_sets\.py: bias\.new\.share"):
+        metrics_of({"task": items}, ())

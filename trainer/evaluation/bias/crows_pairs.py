@@ -23,7 +23,7 @@ import numpy as np
 
 from analysis.bias_sets import BIAS_SETS
 from analysis.errors import DataError
-from trainer.assets.packages import fetch
+from trainer.assets.packages import PACKAGES, fetch
 from trainer.data.subsets import stratified
 from trainer.evaluation.bias.registry import BiasScoring, Report, Scorer, Table
 
@@ -179,7 +179,7 @@ SCORINGS = (
         load=_load,
         score=score_pairs,
         sentences=_sentences,
-        packages=("crows_pairs",),
+        packages=(PACKAGES["crows_pairs"],),
     ),
     BiasScoring(
         "pairs", figures=partial(_figures, name="pairs"), load=_load_own, score=score_pairs, sentences=_sentences

@@ -16,6 +16,8 @@ import numpy as np
 
 from analysis.bias_sets import BIAS_SETS
 from analysis.metric_types import BiasSet
+from trainer.assets.packages import PACKAGES
+from trainer.assets.wheels import Package
 from trainer.config import TaskConfig, TrialConfig
 from trainer.data.dataset import Row
 from trainer.data.encode import Encoded
@@ -78,7 +80,7 @@ class BiasScoring:
         from_rows: rows of the split that is scored, and the value of its config key → items.
         score: items → item table, a row for each: ``item_id``, and the columns that ``figures`` reads.
         sentences: items → what ``lorasweep check`` looks for among the training rows: where it stands → sentence.
-        packages: that ``load`` fetches, by their names in ``trainer/assets/packages.py``.
+        packages: that ``load`` fetches: of ``trainer/assets/packages.py``, or its own.
         absent: metrics that these items, or the rows of a rung, cannot give → why.
     """
 
@@ -88,7 +90,7 @@ class BiasScoring:
     from_rows: Callable[[TaskRows, int], list[Any]] | None = None
     score: Callable[[list[Any], Scorer], Table] | None = None
     sentences: Callable[[list[Any]], dict[str, str]] = _no_sentences
-    packages: tuple[str, ...] = ()
+    packages: tuple[Package, ...] = ()
     absent: Callable[[TrialConfig, list[Any], Sequence[Row]], dict[str, str]] = _nothing_absent
 
     @property
@@ -114,6 +116,11 @@ def scorings() -> Mapping[str, BiasScoring]:
             " analysis/bias_sets.py and a BiasScoring in SCORINGS of a module in trainer/evaluation/bias/."
         )
     return {name: known[name] for name in BIAS_SETS}
+
+
+def packages() -> dict[str, Package]:
+    """Name → every package that can be fetched: models, data, and those that bias sets bring."""
+    return {**PACKAGES, **{package.name: package for scoring in scorings().values() for package in scoring.packages}}
 
 
 def _names_of(folder: Sequence[str]) -> list[str]:

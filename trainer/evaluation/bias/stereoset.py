@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from analysis.bias_sets import BIAS_SETS
-from trainer.assets.packages import fetch
+from trainer.assets.packages import PACKAGES, fetch
 from trainer.data.subsets import stratified
 from trainer.evaluation.bias.registry import BiasScoring, Report, Scorer, Table
 
@@ -138,4 +138,6 @@ def _load(n: Any, report: Report) -> list[Cluster]:
     return load_clusters(n, report=report)
 
 
-SCORINGS = (BiasScoring("stereoset", figures=_figures, load=_load, score=score_clusters, packages=("stereoset",)),)
+SCORINGS = (
+    BiasScoring("stereoset", figures=_figures, load=_load, score=score_clusters, packages=(PACKAGES["stereoset"],)),
+)
