@@ -108,6 +108,9 @@ def _card(manifest: dict[str, Any], folder: SweepFolder, trial_id: str) -> dict[
 
 def _merge(adapter: Path, manifest: dict[str, Any], to: Path) -> None:
     """In float32: merging into quantised weights would round the adapter away."""
+    from trainer.preload import import_libraries
+
+    import_libraries()
     import torch
     from peft import PeftModel
 
