@@ -52,7 +52,7 @@ def _report(run: str, entity: str | None, only_print: bool) -> int:
     except ModuleNotFoundError as error:
         if error.name != "wandb_workspaces":
             raise
-        raise missing_extra("lorasweep wandb report", "wandb-workspaces", "wandb-report") from None
+        raise missing_extra("wandb report", "wandb-workspaces", "wandb-report") from None
     folder = SweepFolder.open(run)
     shown = _shown(folder, entity, may_ask=not only_print)
     if only_print:

@@ -56,7 +56,7 @@ def missing_extra(command: str, library: str, extra: str) -> HardwareError:
     """What to raise where a command needs a library that is installed with an extra alone.
 
     Args:
-        command: that the user gave.
+        command: that the user gave, without ``lorasweep``.
         library: its name on the package index.
         extra: of ``[project.optional-dependencies]`` in pyproject.toml.
     """

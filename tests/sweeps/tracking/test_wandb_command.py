@@ -210,5 +210,5 @@ def test_report_without_its_extra_names_it(
     monkeypatch.delitem(sys.modules, "sweeps.tracking.wandb_workspace", raising=False)
     assert main(["wandb", "report", str(folder.root), *["--print"][:only_print]]) == 7
     error = " ".join(capsys.readouterr().err.split())
-    assert "lorasweep wandb report needs wandb-workspaces, which is not installed." in error
+    assert "lorasweep: wandb report needs wandb-workspaces, which is not installed." in error
     assert "pip install 'lorasweep[wandb-report]'" in error
