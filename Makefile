@@ -1,10 +1,12 @@
-# make install   .venv with pinned versions and the CPU build of torch (TORCH=cuda: the CUDA build)
+# make install   .venv with pinned versions and the CPU build of torch (TORCH=cuda: the CUDA build, also from then on)
 # make sweep     install, then a real sweep: SmolLM2 on four newsgroup topics
+# make dev       install, and what the targets below need (each makes it by itself)
 # make check     lint, format, types, import contracts
 # make test      the default tests;  make test-all adds those marked heavy
 # make bench-sweep, bench-pack, bench-overhead, bench-search   what BENCHMARKS.md reports (BENCH="--setting short": see each --help)
 PYTHON ?= python3
-TORCH ?= cpu
+# the build of torch: the one that is installed, or else the CPU's
+TORCH ?= $(or $(patsubst $(VENV)/installed-%,%,$(firstword $(wildcard $(VENV)/installed-*))),cpu)
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # test processes side by side, each with one thread
@@ -13,16 +15,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --retries 5
 
-.PHONY: install sweep check format test test-all clean
+.PHONY: install dev sweep check format test test-all clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed-$(TORCH)
+dev: $(VENV)/dev-$(TORCH)
 
 $(VENV)/installed-$(TORCH): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else f"lorasweep needs Python 3.11 to 3.13, $(PYTHON) is {sys.version.split()[0]}: make install PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	rm -f $(VENV)/installed-*
+	rm -f $(VENV)/installed-* $(VENV)/dev-*
 	$(MAKE) --no-print-directory torch-$(TORCH)
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m compileall -q analysis conf sweeps trainer # else the first command and Ray's workers do
+	touch $@
+
+$(VENV)/dev-$(TORCH): $(VENV)/installed-$(TORCH)
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
@@ -32,39 +40,40 @@ torch-cpu:
 	@if [ "$$(uname)" = Darwin ]; then $(PIP) install --quiet torch==$(TORCH_VERSION); \
 	else $(PIP) install --quiet 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null \
 	|| $(PIP) install --quiet --index-url $(TORCH_CPU_INDEX) 'torch==$(TORCH_VERSION)+cpu'; fi
-torch-cuda:
+torch-cuda: # pip takes an installed CPU build of the same version for it
+	@if $(PIP) show torch 2>/dev/null | grep -q '^Version:.*+cpu'; then $(PIP) uninstall --quiet --yes torch; fi
 	$(PIP) install --quiet torch==$(TORCH_VERSION)
 
 sweep: install
 	$(BIN)/lorasweep run experiment=quickstart
 
-check: install
+check: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: install
+format: dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: install
+test: dev
 	$(BIN)/python -m pytest -m 'not heavy' -n $(JOBS) --dist loadfile --durations 25
 
-test-all: install
+test-all: dev
 	$(BIN)/python -m pytest -m 'not heavy' -n $(JOBS) --dist loadfile
 	$(BIN)/python -m pytest -m heavy
 
 .PHONY: bench-sweep bench-scale bench-pack bench-overhead bench-search
-bench-sweep: install
+bench-sweep: dev
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/sweep.py $(BENCH)
-bench-pack: install
+bench-pack: dev
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/pack.py $(BENCH)
-bench-overhead: install
+bench-overhead: dev
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/overhead.py $(BENCH)
-bench-search: install
+bench-search: dev
 	$(BIN)/python -m tests.benchmarks.search_quality $(BENCH)
-bench-scale: install # what a trial costs the driver, up to 2,000 of them: some minutes
+bench-scale: dev # what a trial costs the driver, up to 2,000 of them: some minutes
 	$(BIN)/python tests/benchmarks/scale.py $(BENCH)
 
 clean:

@@ -119,6 +119,9 @@ def _card(manifest: dict[str, Any], files: TrialFolder) -> dict[str, Any]:
 
 def _merge(adapter: Path, manifest: dict[str, Any], to: Path) -> None:
     """Write the merged model. In float32: merging into quantised weights would round the adapter away."""
+    from trainer.preload import import_libraries
+
+    import_libraries()
     import torch
     from peft import PeftModel
 

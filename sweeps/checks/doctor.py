@@ -180,7 +180,9 @@ def _precisions() -> Iterator[Finding]:
     import torch
 
     from trainer.models.base_model import available_precisions, slow_precisions
+    from trainer.preload import import_bitsandbytes
 
+    import_bitsandbytes()
     devices = [torch.device("cpu")]
     if torch.cuda.is_available():
         names = {torch.cuda.get_device_name(i): i for i in reversed(range(torch.cuda.device_count()))}

@@ -45,8 +45,14 @@ def main(arguments: list[str]) -> int:
 
 def _report(run: str, entity: str | None, only_print: bool) -> int:
     from analysis.folder import SweepFolder
-    from sweeps.tracking.wandb_workspace import report, save, specification, workspace
+    from sweeps.process.installation import missing_extra
 
+    try:
+        from sweeps.tracking.wandb_workspace import report, save, specification, workspace
+    except ModuleNotFoundError as error:
+        if error.name != "wandb_workspaces":
+            raise
+        raise missing_extra("wandb report", "wandb-workspaces", "wandb-report") from None
     folder = SweepFolder.open(run)
     shown = _shown(folder, entity, may_ask=not only_print)
     if only_print:

@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from analysis.errors import LorasweepError
+from analysis.errors import HardwareError, LorasweepError
 
 PACKAGES = ("analysis", "conf", "sweeps", "trainer")
 
@@ -54,3 +54,16 @@ def program(name: str = "lorasweep") -> str:
     if started.exists() and started.samefile(beside):
         return shlex.quote(sys.argv[0])
     return f"./{name}" if beside.parent == Path.cwd() else shell_path(beside)
+
+
+def missing_extra(command: str, library: str, extra: str) -> HardwareError:
+    """What to raise where a command needs a library that is installed with an extra alone.
+
+    Args:
+        command: that the user gave, without ``lorasweep``.
+        library: its name on the package index.
+        extra: of ``[project.optional-dependencies]`` in pyproject.toml.
+    """
+    return HardwareError(
+        f"{command} needs {library}, which is not installed. Install it: {program('pip')} install 'lorasweep[{extra}]'"
+    )

@@ -17,3 +17,15 @@ print([name for name in sys.modules if name.startswith("torch._inductor.compile_
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_the_doctor_tries_precisions_without_the_compiler() -> None:
+    code = """
+import sys
+from sweeps.checks.doctor import _precisions
+print([finding.name for finding in _precisions()])
+assert "bitsandbytes" in sys.modules
+print([name for name in sys.modules if name == "peft" or name.startswith("torch._inductor.compile_fx")])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["['precisions']", "[]"], done.stdout + done.stderr

@@ -3,7 +3,7 @@
 Likelihoods rank trials; what a user of the model sees is what it writes. Decoding is greedy, in batches padded on the
 left. *Constrained*: only tokens that go on with some label are allowed, so that every answer is a label. *Free*: any
 token; an answer whose first line is not a label (letter case and the mark at its end aside) is invalid, and wrong.
-Tasks without labels are compared with the reference text: exact match, and ROUGE-L (Lin 2004) of ``rouge-score``.
+Tasks without labels are compared with the reference text: exact match, and ROUGE-L.
 """
 
 import re
@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 from trainer.config import TrialConfig
 from trainer.data.encode import label_tokens
 from trainer.evaluation.evaluate import Evaluation, Validation
+from trainer.evaluation.rouge import rouge_l
 from trainer.models.base_model import BaseModel
 
 LABELLED = ("generate.accuracy", "generate.invalid", "generate.constrained_accuracy")
@@ -183,11 +184,3 @@ def as_label(text: str, labels: Sequence[str]) -> str | None:
 def exact_match(written: Sequence[str], reference: Sequence[str]) -> float:
     """Share of the texts that equal the reference in the same place, white space at the ends aside."""
     return sum(a.strip() == b.strip() for a, b in zip(written, reference, strict=True)) / len(reference)
-
-
-def rouge_l(written: Sequence[str], reference: Sequence[str]) -> float:
-    """Mean ROUGE-L F-measure of each text against its reference, from 0 to 1, without stemming."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer = RougeScorer(["rougeL"], use_stemmer=False)
-    return sum(scorer.score(b, a)["rougeL"].fmeasure for a, b in zip(written, reference, strict=True)) / len(reference)

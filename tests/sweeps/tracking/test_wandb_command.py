@@ -1,6 +1,7 @@
 """``lorasweep wandb``: the views that are saved, and sweeps pulled from a project, against the loopback server."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,25 @@ def test_report_without_a_login_says_what_to_do(
     server.trouble = "500"
     assert main(["wandb", "report", str(folder.root), "--entity", "me"]) == 6
     assert "wandb login" in capsys.readouterr().err
+
+
+class _NotInstalled:
+    """A finder before all others, for whom there is no wandb-workspaces."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "wandb_workspaces":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+@pytest.mark.parametrize("only_print", [True, False])
+def test_report_without_its_extra_names_it(
+    folder: SweepFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], only_print: bool
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "wandb_workspaces"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [_NotInstalled(), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "sweeps.tracking.wandb_workspace", raising=False)
+    assert main(["wandb", "report", str(folder.root), *["--print"][:only_print]]) == 7
+    error = " ".join(capsys.readouterr().err.split())
+    assert "lorasweep: wandb report needs wandb-workspaces, which is not installed." in error
+    assert "pip install 'lorasweep[wandb-report]'" in error
