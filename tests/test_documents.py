@@ -14,6 +14,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -387,6 +388,15 @@ def test_every_metric_is_in_the_manual() -> None:
 def test_every_room_is_in_the_manual(package: str) -> None:
     rooms = {f"{path.parent.name}/" for path in (ROOT / package).glob("*/__init__.py")}
     assert rows(f"{package}/README.md", f"The rooms of {package}/").keys() == rooms
+
+
+def test_the_rooms_of_the_architecture_are_those_of_the_import_contracts() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = {it["containers"][0]: it["layers"] for it in contracts if "containers" in it}
+    lines = re.split(r"\n\| sweeps \| trainer \| analysis \|\n", read("ARCHITECTURE.md").prose)[1].split("\n\n")[0]
+    cells = [[re.findall(r"`(\w+)`", cell) for cell in line.split("|")[1:-1]] for line in lines.splitlines()[1:]]
+    for package, column in zip(("sweeps", "trainer", "analysis"), zip(*cells, strict=True), strict=True):
+        assert [rooms for rooms in column if rooms] == [layer.split(" | ") for layer in layers[package]]
 
 
 def test_the_readme_is_short() -> None:
