@@ -207,17 +207,17 @@ def test_ctrl_c_exits_130(called):
     assert cli.main(["run"]) == 130
 
 
-def test_exit_codes_are_those_of_the_errors_and_documented_in_help_and_readme(capsys):
+def test_exit_codes_are_those_of_the_errors_and_documented_in_help_and_manual(capsys):
     codes = cli.exit_codes()
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, LorasweepError)]
     assert set(codes) == {0, 130} | {kind.exit_code for kind in kinds}
     cli.main(["--help"])
     shown = capsys.readouterr().out
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    manual = (Path(__file__).parents[2] / "sweeps" / "README.md").read_text()
     for code, meaning in codes.items():
         assert f"{code}  {meaning}" in shown
         if code:
-            assert f"| {code} | {meaning.split(' (')[0].split(';')[0]} |" in readme
+            assert f"| {code} | {meaning.split(' (')[0].split(';')[0]} |" in manual
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

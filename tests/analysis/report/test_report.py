@@ -228,3 +228,42 @@ def test_nothing_is_wider_than_the_screen(page: Any, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
     page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+# The picture in the README: `LORASWEEP_PICTURE_OF=runs/NAME pytest tests/analysis/report -k picture` takes it anew.
+
+PICTURE = Path(__file__).parents[3] / "docs" / "report.png"
+_PICTURED = ("answer", "leaderboard", "training")  # sections
+_COLUMNS = ("#", "Trial", "Outcome", "Score", "95 %", "acc", "F1", "log loss", "alpha rule", "rank", "lr")
+_LEFT_OUT = "header, footer, .notes, .controls, #leaderboard-caption, figcaption, #training h2"
+_SMALLER = """([sections, columns, others]) => {
+  const style = document.createElement("style")
+  style.textContent = `section:not(${sections.map(name => "#" + name).join()}), ${others} {display: none !important}`
+  document.head.append(style)
+  document.querySelectorAll("#board thead th").forEach((head, place) => {
+    if (!columns.includes(head.innerText.replace(/[▲▼]/, "").trim()))
+      style.textContent += `#board :is(th, td):nth-child(${place + 1}) {display: none}`
+  })
+}"""
+
+
+def take_picture(browser: Any, report: Path, to: Path) -> list[str]:
+    """The answer, the ranking and the learning curves, as wide as a forge shows a README. Returns the heads shown."""
+    tab = browser.new_page(viewport={"width": 1000, "height": 900}, color_scheme="light", device_scale_factor=0.8)
+    tab.goto(f"file://{report}")
+    tab.evaluate(_SMALLER, [_PICTURED, _COLUMNS, _LEFT_OUT])
+    plot = tab.locator("#training [data-plot]").first
+    plot.scroll_into_view_if_needed()
+    plot.locator("svg .lines path").first.wait_for(timeout=20_000, state="attached")
+    heads = [section.inner_text() for section in tab.locator("main h2").all() if section.is_visible()]
+    tab.locator("main").screenshot(path=to)
+    tab.close()
+    return heads
+
+
+def test_a_picture_shows_the_answer_the_ranking_and_a_plot(browser: Any, finished: SweepFolder, tmp_path: Path) -> None:
+    given = os.environ.get("LORASWEEP_PICTURE_OF")
+    folder, to = (SweepFolder.open(given), PICTURE) if given else (finished, tmp_path / "report.png")
+    answer, board = take_picture(browser, write(folder), to)
+    assert (board, to.read_bytes()[:4]) == ("Leaderboard", b"\x89PNG")
+    assert re.search(r"t\d{4}|Nothing", answer)
