@@ -31,6 +31,7 @@ from sweeps.process.logs import to_file
 from sweeps.search.warm_start import carried_over
 from sweeps.store.control import driver
 from sweeps.store.manifest import make_manifest, read_manifest, write_manifest
+from sweeps.tracking.base import check_trackers
 
 if TYPE_CHECKING:
     from sweeps.driver.tune_run import TuneRun
@@ -53,6 +54,7 @@ def run_sweep(composed: Composed, view: str = "auto", worker: type[DeviceWorker]
     folder = new_folder(composed)
     config, objective = composed.config, Objective.from_config(composed.resolved()["objective"])
     carried_over(config.search.warm_start, composed.space, composed.resolved(), objective)
+    check_trackers(config.tracking, composed.raw["tracking"], composed.explicit)
     preflight(composed, view == "quiet")
     with locked(folder), _progress(composed, view) as progress:
         return _drive(folder, composed, progress, None, worker)
@@ -83,6 +85,7 @@ def _go_on(
         show_leaderboard(folder, ranking.rows, judgement=ranking.judgement)
         print(f"\n{done}")
         return _exit_status(ranking.rows)
+    check_trackers(composed.config.tracking, composed.raw["tracking"], composed.explicit)
     preflight(composed, view == "quiet")
     with locked(folder), _progress(composed, view, _ended(folder)) as progress:
         return _drive(folder, composed, progress, manifest, worker)
@@ -172,9 +175,7 @@ def _close(folder: SweepFolder, progress: Progress, sweep: "TuneRun", interrupte
     waiting = [files.trial_id for files in folder.trials() if files.read_status().state not in ENDED]
     if waiting and not interrupted:
         print(f"\nNot ended yet, and gone on with by a resume: {', '.join(waiting)}")
-    show_next(
-        folder, rows, interrupted or bool(waiting), sweep.tracker.sync_hint() if sweep.tracker is not None else ""
-    )
+    show_next(folder, rows, interrupted or bool(waiting), sweep.tracking.hints())
     if interrupted:
         return INTERRUPTED
     return _exit_status(rows)

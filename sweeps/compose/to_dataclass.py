@@ -21,7 +21,9 @@ _FILES = ("data.train", "data.validation", "data.test")
 def paths(config: SweepConfig) -> tuple[str, ...]:
     """The keys that hold paths of this machine: of a hub data set or a package, ``data.train`` is none."""
     files = () if config.data.source in ("hub", "package") else _FILES
-    return (*files, "bias.pairs_file", "model.path", "sweep.dir")
+    uri = config.tracking.uri or ""
+    folder = ("tracking.uri",) if "/" in uri and "://" not in uri else ()
+    return (*files, "bias.pairs_file", "model.path", "sweep.dir", *folder)
 
 
 def put(raw: dict[str, Any], path: str, value: Any) -> None:

@@ -58,12 +58,14 @@ def show_comparison(found: "Comparison") -> None:
         console.print(Text(sentence))
 
 
-def show_next(folder: SweepFolder, rows: Sequence[Row], interrupted: bool, sync: str) -> None:
+def show_next(
+    folder: SweepFolder, rows: Sequence[Row], interrupted: bool, hints: Sequence[tuple[str, str]] = ()
+) -> None:
     """Print where the results are, and commands that can be typed as they stand.
 
     Args:
         interrupted: the sweep can be gone on with.
-        sync: uploads offline W&B runs; empty where there is nothing to upload.
+        hints: of trackers: a command, such as the one that uploads W&B runs, and what it does.
     """
     shown, lorasweep = typed(folder.root), program()
     print(f"\nResults: {shown}/  (leaderboard.csv, trials/, sweep.yaml)")
@@ -80,8 +82,7 @@ def show_next(folder: SweepFolder, rows: Sequence[Row], interrupted: bool, sync:
         commands.append((f"{export} --to model --merge", "or merged into its base model"))
         if _has_test_rows(folder):
             commands.append((f"{lorasweep} finalize {shown} --top 3", "the best with other seeds, on the test split"))
-    if sync:
-        commands.append((sync, "upload the offline W&B runs"))
+    commands += hints
     widest = max(len(command) for command, _ in commands)
     lines = [f"  {command:<{widest}}  # {what}" for command, what in commands]
     if sys.stdout.isatty() and max(map(len, lines)) > shutil.get_terminal_size((120, 24)).columns:

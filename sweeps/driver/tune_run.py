@@ -36,8 +36,9 @@ from sweeps.store.control import ENQUEUE, Post, done, requests
 from sweeps.store.leaderboard_writer import Board
 from sweeps.store.reconcile import settle_told, settle_untold
 from sweeps.store.recorder import Recorder, write_config
-from sweeps.tracking.wandb_tables import charts
-from sweeps.tracking.wandb_tracker import WandbTracker
+from sweeps.tracking.base import TrackedSweep, build_trackers
+from sweeps.tracking.tables import charts
+from sweeps.tracking.tune_callback import TrackerCallback, spare_imports_for_usage_reports
 from trainer.config import Baseline
 
 
@@ -120,21 +121,8 @@ class TuneRun:
                 f"A population is what trains side by side: {concurrent} at a time here, and search.trials is"
                 f" {config.search.trials}. Those that come later exchange weights among themselves."
             )
-        self.tracker: WandbTracker | None = None
-        if config.tracking.mode != "disabled":
-            tracking = config.tracking
-            self.tracker = WandbTracker(
-                folder,
-                uid,
-                tracking.project,
-                tracking.entity,
-                tracking.tags,
-                tracking.mode,
-                self.trial_config,
-                progress.note,
-                self.interrupt.is_set,
-                tracking.predictions,
-            )
+        trackers = build_trackers(config.tracking, TrackedSweep(folder, uid, progress.note))
+        self.tracking = TrackerCallback(trackers, folder, self.trial_config, self.interrupt.is_set)
         self.objective = objective
 
     def trial_config(self, trial_id: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -168,8 +156,7 @@ class TuneRun:
             write_config(files, asdict(config))
             new = "  ".join(f"{path}={value:.3g}" for path, value in decided.new.items())
             self.progress.note(f"{decided.trial_id} goes on from {decided.parent} at step {decided.step}: {new}")
-            if self.tracker is not None:
-                self.tracker.log_exchange(decided)
+            self.tracking.log_exchange(decided)
             return True
         return False
 
@@ -199,9 +186,8 @@ class TuneRun:
             ),
             ToldByTune(self.budget),
             ToldByTune(self.progress),
+            self.tracking,
         ]
-        if self.tracker is not None:
-            callbacks.append(self.tracker)
         proxy = tune.with_parameters(
             TrialProxy,
             composed=self.composed,
@@ -209,6 +195,7 @@ class TuneRun:
             root=str(self.folder.root),
             workers=self.workers,
         )
+        spare_imports_for_usage_reports()
         scratch = tempfile.mkdtemp(prefix="lorasweep-tune-")
         tuner = tune.Tuner(
             tune.with_resources(proxy, {"cpu": 0.001}),
@@ -241,8 +228,7 @@ class TuneRun:
         finally:
             with contextlib.suppress(OSError):
                 self.post.end(self.interrupt.why or "finished")
-            if self.tracker is not None:
-                self.tracker.close()
+            self.tracking.close()
             shutil.rmtree(scratch, ignore_errors=True)
         return self.interrupt.at_once()
 
@@ -299,14 +285,13 @@ class TuneRun:
                 self.interrupt.stop("Stopping, as `lorasweep stop` asks. Everything scored so far is kept.")
 
     def _baseline_scored(self, baseline: Baseline, row: MetricsRow) -> None:
-        if self.tracker is not None:
-            self.tracker.log_baseline(baseline.name, row.metrics, settings_of(baseline))
+        self.tracking.log_baseline(baseline.name, row.metrics, settings_of(baseline))
 
     def _track_sweep(self) -> None:
-        if self.tracker is not None:
+        if self.tracking.active:
             rows = leaderboard.ranked(self.folder).rows
             objective, _ = objective_of(self.folder, rows)
             config = self.composed.resolved() | {
                 "searched": list(self.composed.space)
             }  # `lorasweep wandb pull` reads it
-            self.tracker.log_sweep(rows, config, charts(rows, objective))
+            self.tracking.log_sweep(rows, config, charts(rows, objective))
