@@ -262,7 +262,7 @@ class TrackerThread:
         return not thread.is_alive()
 
     def abandon(self, seconds: float) -> None:
-        """Never call the tracker again, and say so."""
+        """Queue nothing more for the tracker, and say so. What is queued may still be done while the process lives."""
         self._given_up = True
         hint = self.hint(cut_short=True)
         after = f" {hint.purpose[:1].upper()}{hint.purpose[1:]}: `{hint.command}`" if hint else ""
@@ -292,7 +292,7 @@ class TrackerThread:
             self._trouble("the trials are not tracked there", error)
             return
         while (call := queue.get()) is not None:
-            if self._given_up or call.run in self._refused:
+            if call.run in self._refused:
                 continue
             try:
                 getattr(self._tracker, call.method)(*call.arguments)

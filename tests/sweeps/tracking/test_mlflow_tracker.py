@@ -24,7 +24,7 @@ from tests.sweeps.tracking.test_wandb_tracker import complete, config_of, report
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for MLflow's database, which takes seconds to make: the tests share it; their sweeps have other names."""
+    """A folder for MLflow's database, which takes seconds to make: tests share it; their sweeps have other names."""
     return tmp_path_factory.mktemp("store")
 
 
