@@ -204,7 +204,7 @@ def test_a_server_killed_in_mid_sweep_costs_one_note_and_nothing_of_the_sweep(
     assert time.monotonic() - killed < 60
     notes = [line for line in (seen + out).splitlines() if "MLflow:" in line]
     assert len(notes) == 1, notes
-    assert "Connection refused" in notes[0]
+    assert "Connection re" in notes[0]  # refused, or reset
     folder = SweepFolder(tmp_path / "runs" / "tiny")
     with folder.leaderboard_file.open(newline="") as file:
         rows = list(csv.DictReader(file))
