@@ -290,7 +290,7 @@ FETCHER = """
 import sys
 sys.path[:0] = [{repository!r}, {tests!r}]
 from pathlib import Path
-from test_assets import Index
+from test_packages import Index
 from trainer.assets.packages import fetch
 from trainer.assets.wheels import Package
 
