@@ -110,9 +110,13 @@ class ObjectiveConfig:
 
 @dataclass
 class TrackingConfig:
-    mode: str = key("offline", choices=("online", "offline", "disabled"))
-    project: str = "lorasweep"
+    """The trackers, each a class with its keywords, and the keys that their files refer to."""
+
+    trackers: dict[str, dict[str, Any]] = field(default_factory=dict)  # name → _target_ and keyword arguments
+    mode: str = key("offline", choices=("online", "offline", "disabled"))  # of W&B
+    project: str = "lorasweep"  # at W&B
     entity: str | None = None  # W&B user or team
+    uri: str | None = None  # where MLflow's runs go: server, folder or database; null: the sweep folder
     tags: list[str] = field(default_factory=list)
     predictions: int = key(200, low=0, high=10_000)  # rows of a completed trial's table of predictions; 0 = no table
 
@@ -217,7 +221,7 @@ def misfits(config: Mapping[str, Any], cls: type = SweepConfig, prefix: str = ""
     hints, problems = get_type_hints(cls), []
     for name, value in config.items():
         path, hint = f"{prefix}{name}", hints.get(str(name))
-        inner = get_args(hint)[1] if get_origin(hint) is dict else None
+        inner: Any = get_args(hint)[1] if get_origin(hint) is dict else None
         if hint is None:
             beside = [f"{prefix}{known}" for known in hints]
             near = nearest_names(path, beside) or did_you_mean(path, [*schema(), *beside])
@@ -235,10 +239,10 @@ def misfits(config: Mapping[str, Any], cls: type = SweepConfig, prefix: str = ""
                     problems.append(
                         (f"{path}.{entry}", f"{path}.{entry}: expected text. For names with dots write {example}.")
                     )
-        elif isinstance(inner, type) and is_dataclass(inner):
+        elif get_origin(inner) is dict or (isinstance(inner, type) and is_dataclass(inner)):
             for entry, below in value.items():
                 if isinstance(below, Mapping):
-                    problems += misfits(below, inner, f"{path}.{entry}.")
+                    problems += misfits(below, inner, f"{path}.{entry}.") if isinstance(inner, type) else []
                 else:
                     problems.append((f"{path}.{entry}", f"{path}.{entry}={below!r}: expected keys below it."))
     return problems

@@ -32,6 +32,7 @@ from sweeps.search.warm_start import carried_over
 from sweeps.store.control import driver
 from sweeps.store.folder_lock import locked, new_folder
 from sweeps.store.manifest import make_manifest, read_manifest, write_manifest
+from sweeps.tracking.base import check_trackers
 
 if TYPE_CHECKING:
     from sweeps.driver.tune_run import TuneRun
@@ -53,6 +54,7 @@ def run_sweep(composed: Composed, view: str = "auto", worker: type[DeviceWorker]
         return _go_on(there, same_sweep(there, manifest, composed), manifest, view, worker)
     folder = new_folder(composed.config.sweep)
     carried_over(composed.config.search.warm_start, composed.space, composed.resolved(), composed.objective)
+    check_trackers(composed.config.tracking, composed.raw["tracking"], composed.explicit)
     preflight(composed.config, composed.space, view == "quiet")
     with locked(folder), _progress(composed.config, view) as progress:
         return _drive(folder, composed, progress, None, worker)
@@ -84,6 +86,7 @@ def _go_on(
         show_leaderboard(folder, ranking.rows, judgement=ranking.judgement)
         print(f"\n{done}")
         return _exit_status(ranking.rows)
+    check_trackers(composed.config.tracking, composed.raw["tracking"], composed.explicit)
     preflight(composed.config, composed.space, view == "quiet")
     with locked(folder), _progress(composed.config, view, _ended(folder)) as progress:
         return _drive(folder, composed, progress, manifest, worker)
@@ -164,9 +167,7 @@ def _close(folder: SweepFolder, progress: Progress, sweep: "TuneRun", interrupte
     waiting = [files.trial_id for files in folder.trials() if files.read_status().state not in ENDED]
     if waiting and not interrupted:
         print(f"\nNot ended yet, and gone on with by a resume: {', '.join(waiting)}")
-    show_next(
-        folder, rows, interrupted or bool(waiting), sweep.tracker.sync_hint() if sweep.tracker is not None else ""
-    )
+    show_next(folder, rows, interrupted or bool(waiting), sweep.tracking.hints())
     if interrupted:
         return INTERRUPTED
     return _exit_status(rows)

@@ -90,7 +90,7 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     leaderboard_rows = leaderboard.build(folder)
     leaderboard.write(folder, leaderboard_rows)
     show_leaderboard(folder, leaderboard_rows)
-    show_next(folder, leaderboard_rows, interrupted=False, sync="")
+    show_next(folder, leaderboard_rows, interrupted=False)
     return 0 if status.state == "completed" else 1
 
 

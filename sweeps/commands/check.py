@@ -22,7 +22,9 @@ def main(arguments: list[str]) -> int:
     if sweep is None:
         return 0
     from sweeps.checks.show_check import run_check
+    from sweeps.tracking.base import check_trackers
 
+    check_trackers(sweep.config.tracking, sweep.raw["tracking"], sweep.explicit)
     check = run_check(sweep, options.samples, probe=not options.no_probe, quiet=options.json)
     if options.json:
         json.dump(check.as_dict(), sys.stdout, indent=1, default=str)

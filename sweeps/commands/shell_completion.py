@@ -10,6 +10,7 @@ from pathlib import Path
 from sweeps.cli import COMMANDS
 from sweeps.commands.parser import Parser
 from sweeps.compose import conf_tree
+from sweeps.compose.overrides import COMBINED
 from sweeps.config import schema
 
 _COMPOSING = ("run", "trial", "check", "data", "fetch", "resume")  # take overrides
@@ -127,6 +128,11 @@ def _overrides(current: str) -> Iterator[str]:
     name, sign, _ = current.partition("=")
     if sign:
         values = groups.get(name, [])
+        _, bracket, inside = current.partition("=[")
+        if bracket and name in COMBINED:  # the next option of a list
+            chosen, _, _ = inside.rpartition(",")
+            before = f"[{chosen}," if chosen else "["
+            values = [f"{before}{value}" for value in values if value not in chosen.split(",")]
         if name in keys:
             leaf = keys[name]
             values = [str(value) for value in leaf.metadata.get("choices") or () if value is not None]

@@ -73,7 +73,7 @@ def _shown(folder: "SweepFolder", entity: str | None, may_ask: bool) -> "Shown":
     from analysis.leaderboard import leaderboard
     from analysis.leaderboard.ranking import objective_of
     from sweeps.store.manifest import read_manifest
-    from sweeps.tracking.wandb_tables import leaderboard_table
+    from sweeps.tracking.tables import leaderboard_table
     from sweeps.tracking.wandb_workspace import Shown
 
     manifest = read_manifest(folder)

@@ -28,7 +28,7 @@ from sweeps.compose import conf_tree
 from sweeps.compose.infer_schema import check_read, detect_schema
 from sweeps.compose.overrides import Overrides, Setting, read_overrides
 from sweeps.compose.provenance import Origins, Source, shown
-from sweeps.compose.stored import normalised
+from sweeps.compose.stored import normalised, with_trackers
 from sweeps.compose.to_dataclass import get, paths, put, read_environment, to_dataclass
 from sweeps.compose.trial_template import TrialTemplate
 from sweeps.config import SweepConfig, check_sweep, misfits, schema, trial_part
@@ -168,8 +168,9 @@ class Composed:
                     f" What can: {can}. For other values start a new sweep."
                 )
         raw = copy.deepcopy(dict(stored))
-        for line in read.groups:
-            raw |= _compose_files([], line.replace("=", "/"), None)[0]
+        raw["tracking"] = with_trackers(raw.get("tracking", {}))
+        for group, option in read.choices.items():
+            raw[group] = _group(group, option)
         return _build(raw, Origins(tuple, read.typed()), read, {})
 
 
@@ -184,6 +185,15 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> Composed
     raw, choices = _compose_files(read.groups, "config", extra)
     origins = Origins(lambda: _sources(read.groups, extra), read.typed())
     return _build(raw, origins, read, choices)
+
+
+def _group(name: str, options: str | list[str]) -> dict[str, Any]:
+    """A group's section as its options say, later ones over earlier ones."""
+    files = [options] if isinstance(options, str) else options
+    parts = [_compose_files([], f"{name}/{option}", None)[0][name] for option in files]
+    merged = OmegaConf.to_container(OmegaConf.merge(*parts), resolve=False)
+    assert isinstance(merged, dict)
+    return {str(key): value for key, value in merged.items()}
 
 
 def _searched(extra: Path | None) -> list[str]:

@@ -11,6 +11,9 @@ from typing import Any
 from analysis.errors import ConfigError, did_you_mean, nearest_names
 from sweeps.config import schema
 
+_REMOVABLE = ("space.", "data.topics.", "objective.terms.", "sampler.", "scheduler.", "tracking.trackers.")
+COMBINED = ("tracking",)  # groups of which several options can be chosen: tracking=[wandb,mlflow]
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -36,12 +39,12 @@ class Overrides:
     Attributes:
         groups: ``group=option`` lines for Hydra.
         settings: values to set, in order; a searched value is a setting of ``space.<path>``.
-        choices: group → option, as given.
+        choices: group → option, or options, as given.
     """
 
     groups: list[str] = field(default_factory=list)
     settings: list[Setting] = field(default_factory=list)
-    choices: dict[str, str] = field(default_factory=dict)
+    choices: dict[str, str | list[str]] = field(default_factory=dict)
 
     def typed(self) -> list[tuple[str, str]]:
         """Dotted path of each setting, and the override as the user wrote it."""
@@ -120,7 +123,7 @@ def _read_delete(typed: str, name: str, groups: Mapping[str, Sequence[str]], res
         raise ConfigError(
             f"'{typed}': a group cannot be removed. Choose one of its options: {', '.join(groups[name])}."
         )
-    if not name.startswith(("space.", "data.topics.", "objective.terms.", "sampler.", "scheduler.")):
+    if not name.startswith(_REMOVABLE):
         _check_key(typed, name, groups)
         raise ConfigError(f"'{typed}': a key cannot be removed. Set a value: {name}=VALUE")
     result.settings.append(Setting(name, None, typed, delete=True))
@@ -131,12 +134,19 @@ def _read_group(typed: str, name: str, value: Any, groups: Mapping[str, Sequence
     if value is None and name == "experiment":
         result.groups.append(f"{name}=null")
         return
+    if name in COMBINED and isinstance(value, list) and value:
+        for option in value:
+            _read_group(f"{name}={option}", name, option, groups, Overrides())  # refuses what is no option
+        result.groups.append(f"{name}=[{','.join(value)}]")
+        result.choices[name] = list(value)
+        return
     if not isinstance(value, str) or value not in groups[name]:
         shown = typed.split("=", 1)[1]
         near = nearest_names(shown, options)
         near = f"{near} " if near else ""
         keys = [path for path in schema() if path.startswith(f"{name}.")]
         below = f" To set one of its keys: {keys[0]}=…" if keys and not isinstance(value, str) else ""
+        below = f" Several: '{name}=[{shown}]'." if name in COMBINED and "," in shown.strip("[]") else below
         raise ConfigError(
             f"{name}={shown}: there is no such option. {near}Options of {name}: {', '.join(options)}.{below}"
         )

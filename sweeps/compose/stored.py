@@ -5,6 +5,15 @@ from typing import Any
 
 # Modules that samplers and schedulers were named by, before they moved into rooms → where they are now.
 _MOVED = {"sweeps.samplers.": "sweeps.search.samplers.", "sweeps.population.": "sweeps.search.pbt."}
+# What conf/tracking/wandb.yaml says: W&B was the only tracker, and had no entry.
+_WANDB = {
+    "_target_": "sweeps.tracking.wandb_tracker.WandbTracker",
+    "project": "${tracking.project}",
+    "entity": "${tracking.entity}",
+    "tags": "${tracking.tags}",
+    "mode": "${tracking.mode}",
+    "predictions": "${tracking.predictions}",
+}
 
 
 def current_target(target: Any) -> Any:
@@ -23,3 +32,10 @@ def normalised(stored: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(part, Mapping) and "_target_" in part:
             config[group] = {**part, "_target_": current_target(part["_target_"])}
     return config
+
+
+def with_trackers(stored_tracking: Mapping[str, Any]) -> dict[str, Any]:
+    """The section ``tracking`` of a stored config, with W&B among its trackers where it names none."""
+    if "trackers" in stored_tracking:
+        return dict(stored_tracking)
+    return {"trackers": {"wandb": dict(_WANDB)}, **stored_tracking}

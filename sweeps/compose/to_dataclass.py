@@ -26,7 +26,9 @@ def paths(config: SweepConfig) -> tuple[str, ...]:
         config: with ``data.source`` hub or package, ``data.train`` and the like name splits or files of the package.
     """
     files = () if config.data.source in ("hub", "package") else _FILES
-    return (*files, "bias.pairs_file", "model.path", "sweep.dir")
+    uri = config.tracking.uri or ""
+    folder = ("tracking.uri",) if "/" in uri and "://" not in uri else ()
+    return (*files, "bias.pairs_file", "model.path", "sweep.dir", *folder)
 
 
 def put(raw: dict[str, Any], path: str, value: Any) -> None:

@@ -60,14 +60,16 @@ def show_comparison(comparison: "Comparison") -> None:
         console.print(Text(sentence))
 
 
-def show_next(folder: SweepFolder, rows: Sequence[Row], interrupted: bool, sync: str) -> None:
+def show_next(
+    folder: SweepFolder, rows: Sequence[Row], interrupted: bool, hints: Sequence[tuple[str, str]] = ()
+) -> None:
     """Print where the results are, and the commands to use next, ready to be copied.
 
     Args:
         folder: of the sweep.
         rows: ranked.
         interrupted: whether a resume would go on with the sweep.
-        sync: the command that uploads offline W&B runs; empty where there is nothing to upload.
+        hints: of trackers: a command, such as the one that uploads W&B runs, and what it does.
     """
     shown, lorasweep = shell_path(folder.root), program()
     print(f"\nResults: {shown}/  (leaderboard.csv, trials/, sweep.yaml)")
@@ -84,8 +86,7 @@ def show_next(folder: SweepFolder, rows: Sequence[Row], interrupted: bool, sync:
         commands.append((f"{export} --to model --merge", "or merged into its base model"))
         if _has_test_rows(folder):
             commands.append((f"{lorasweep} finalize {shown} --top 3", "the best with other seeds, on the test split"))
-    if sync:
-        commands.append((sync, "upload the offline W&B runs"))
+    commands += hints
     widest = max(len(command) for command, _ in commands)
     lines = [f"  {command:<{widest}}  # {what}" for command, what in commands]
     if sys.stdout.isatty() and max(map(len, lines)) > shutil.get_terminal_size((120, 24)).columns:

@@ -37,8 +37,9 @@ from sweeps.store.control import ENQUEUE, Heartbeat, remove_request, requests
 from sweeps.store.leaderboard_writer import LeaderboardWriter
 from sweeps.store.reconcile import update_files, update_study
 from sweeps.store.recorder import Recorder, write_config
-from sweeps.tracking.wandb_tables import charts
-from sweeps.tracking.wandb_tracker import WandbTracker
+from sweeps.tracking.base import TrackedSweep, build_trackers
+from sweeps.tracking.tables import charts
+from sweeps.tracking.tune_callback import TrackerCallback, spare_imports_for_usage_reports
 from trainer.config import Baseline
 
 
@@ -119,21 +120,8 @@ class TuneRun:
                 f"A population is what trains side by side: {concurrent} at a time here, and search.trials is"
                 f" {config.search.trials}. Those that come later exchange weights among themselves."
             )
-        self.tracker: WandbTracker | None = None
-        if config.tracking.mode != "disabled":
-            tracking = config.tracking
-            self.tracker = WandbTracker(
-                folder,
-                uid,
-                tracking.project,
-                tracking.entity,
-                tracking.tags,
-                tracking.mode,
-                self.trial_config,
-                progress.note,
-                self.interrupt.is_set,
-                tracking.predictions,
-            )
+        trackers = build_trackers(config.tracking, TrackedSweep(folder, uid, progress.note))
+        self.tracking = TrackerCallback(trackers, folder, self.trial_config, self.interrupt.is_set)
 
     def trial_config(self, trial_id: str, values: dict[str, Any]) -> dict[str, Any]:
         return asdict(self.composed.trial(trial_id, values))
@@ -166,8 +154,7 @@ class TuneRun:
             write_config(files, asdict(config))
             new = "  ".join(f"{path}={value:.3g}" for path, value in decided.new.items())
             self.progress.note(f"{decided.trial_id} goes on from {decided.parent} at step {decided.step}: {new}")
-            if self.tracker is not None:
-                self.tracker.log_exchange(decided)
+            self.tracking.log_exchange(decided)
             return True
         return False
 
@@ -197,9 +184,8 @@ class TuneRun:
             ),
             TuneCallback(self.budget),
             TuneCallback(self.progress),
+            self.tracking,
         ]
-        if self.tracker is not None:
-            callbacks.append(self.tracker)
         proxy = tune.with_parameters(
             TrialProxy,
             template=self.composed.template,
@@ -207,6 +193,7 @@ class TuneRun:
             root=str(self.folder.root),
             devices=self.devices,
         )
+        spare_imports_for_usage_reports()
         scratch = tempfile.mkdtemp(prefix="lorasweep-tune-")
         tuner = tune.Tuner(
             tune.with_resources(proxy, {"cpu": 0.001}),
@@ -239,8 +226,7 @@ class TuneRun:
         finally:
             with contextlib.suppress(OSError):
                 self.heartbeat.end(self.interrupt.why or "finished")
-            if self.tracker is not None:
-                self.tracker.close()
+            self.tracking.close()
             shutil.rmtree(scratch, ignore_errors=True)
         return self.interrupt.at_once()
 
@@ -296,14 +282,13 @@ class TuneRun:
                 self.interrupt.stop("Stopping, as `lorasweep stop` asks. Everything scored so far is kept.")
 
     def _baseline_scored(self, baseline: Baseline, row: MetricsRow) -> None:
-        if self.tracker is not None:
-            self.tracker.log_baseline(baseline.name, row.metrics, settings_of(baseline))
+        self.tracking.log_baseline(baseline.name, row.metrics, settings_of(baseline))
 
     def _track_sweep(self) -> None:
-        if self.tracker is not None:
+        if self.tracking.active:
             rows = leaderboard.ranked(self.folder).rows
             objective, _ = objective_of(self.folder, rows)
             config = self.composed.resolved() | {
                 "searched": list(self.composed.space)
             }  # `lorasweep wandb pull` reads it
-            self.tracker.log_sweep(rows, config, charts(rows, objective))
+            self.tracking.log_sweep(rows, config, charts(rows, objective))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 LIBRARIES = (
     "ray", "transformers", "bitsandbytes", "wandb", "optuna", "accelerate", "peft", "datasets", "torch",
-    "huggingface_hub", "py.warnings",
+    "huggingface_hub", "mlflow", "alembic", "sqlalchemy", "urllib3", "sweeps.tracking", "py.warnings",
 )  # fmt: skip
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 

@@ -22,7 +22,7 @@ from analysis.folder import (
     atomic_write,
 )
 from analysis.metrics import METRICS, RANKABLE
-from sweeps.tracking.wandb_tracker import SWEEP_RUN
+from sweeps.tracking.base import SWEEP_RUN
 
 # W&B's state → ours, where the run's summary does not say.
 _STATES = {"finished": State.COMPLETED, "running": State.RUNNING}

@@ -15,8 +15,10 @@ import wandb
 from analysis.folder import MetricsRow, State, Status, SweepFolder
 from analysis.rows import Row
 from sweeps.tracking import wandb_runs
+from sweeps.tracking.base import TrackedSweep
+from sweeps.tracking.tune_callback import TrackerCallback
 from sweeps.tracking.wandb_tracker import WandbTracker
-from tests.sweeps.tracking.test_wandb_tracker import VALUES, Read, complete, report, start, tell, trial
+from tests.sweeps.tracking.test_wandb_tracker import VALUES, Read, command, complete, report, start, tell, trial
 from tests.wandb_server import WandbServer, wait_for
 
 KEY = "0123456789abcdef" * 3
@@ -52,15 +54,13 @@ def notes() -> list[str]:
 
 
 @pytest.fixture
-def tracker(folder: SweepFolder, notes: list[str], server: WandbServer) -> Callable[..., WandbTracker]:
-    def make(**changes: Any) -> WandbTracker:
+def tracker(folder: SweepFolder, notes: list[str], server: WandbServer) -> Callable[..., TrackerCallback]:
+    def make() -> TrackerCallback:
         def config(trial_id: str, values: dict[str, Any]) -> dict[str, Any]:
             return {"precision": "nf4", "lora": {"rank": values["lora.rank"]}, "optim": {"lr": values["optim.lr"]}}
 
-        arguments: dict[str, Any] = {"predictions": 2} | changes
-        return WandbTracker(
-            folder, "ab12cd34", "p", None, ["quick"], "online", config, notes.append, lambda: False, **arguments
-        )
+        sweep = TrackedSweep(folder, "ab12cd34", notes.append)
+        return TrackerCallback([WandbTracker(sweep, "p", None, ["quick"], "online", 2)], folder, config)
 
     return make
 
@@ -87,7 +87,7 @@ def finished(step: int) -> dict[str, Any]:
 
 
 def test_online_shows_what_offline_writes_with_predictions_leaderboard_and_the_best_adapter(
-    tracker: Callable[..., WandbTracker], folder: SweepFolder, server: WandbServer, notes: list[str]
+    tracker: Callable[..., TrackerCallback], folder: SweepFolder, server: WandbServer, notes: list[str]
 ) -> None:
     mine, one = tracker(), trial("t0000")
     write_trial(folder)
@@ -136,7 +136,7 @@ def test_online_shows_what_offline_writes_with_predictions_leaderboard_and_the_b
 
 
 def test_a_resumed_driver_goes_on_in_the_same_run_and_logs_no_rung_twice(
-    tracker: Callable[..., WandbTracker], folder: SweepFolder, server: WandbServer
+    tracker: Callable[..., TrackerCallback], folder: SweepFolder, server: WandbServer
 ) -> None:
     one = trial("t0000")
     first = tracker()
@@ -157,7 +157,7 @@ def test_a_resumed_driver_goes_on_in_the_same_run_and_logs_no_rung_twice(
 
 @pytest.mark.parametrize("trouble", ["500", "hang", "drop"])
 def test_a_server_that_fails_from_the_start_means_offline(
-    tracker: Callable[..., WandbTracker], folder: SweepFolder, server: WandbServer, notes: list[str], trouble: str
+    tracker: Callable[..., TrackerCallback], folder: SweepFolder, server: WandbServer, notes: list[str], trouble: str
 ) -> None:
     server.trouble = trouble
     mine, one = tracker(), trial("t0000")
@@ -170,12 +170,12 @@ def test_a_server_that_fails_from_the_start_means_offline(
     (run,) = [Read(file) for file in folder.root.glob("wandb/offline-run-*/*.wandb")]
     assert run.series("accuracy") == [(12, 0.5)]
     assert len(notes) == 1
-    assert mine.sync_hint() in notes[0]
+    assert command(mine) in notes[0]
 
 
 @pytest.mark.parametrize("trouble", ["500", "hang", "drop"])
 def test_a_server_lost_in_the_middle_loses_nothing_that_was_logged(
-    tracker: Callable[..., WandbTracker], folder: SweepFolder, server: WandbServer, notes: list[str], trouble: str
+    tracker: Callable[..., TrackerCallback], folder: SweepFolder, server: WandbServer, notes: list[str], trouble: str
 ) -> None:
     mine, one, later = tracker(), trial("t0000"), trial("t0001")
     start(mine, one)
@@ -193,13 +193,13 @@ def test_a_server_lost_in_the_middle_loses_nothing_that_was_logged(
         run = Read(file)
         found.setdefault(run.run["display_name"], []).extend(run.series("accuracy"))
     assert found == {"t0000": [(12, 0.12), (24, 0.24)], "t0001": [(12, 0.2)]}
-    assert mine.sync_hint()
+    assert command(mine)
     assert notes
-    assert mine.sync_hint() in notes[0]
+    assert command(mine) in notes[0]
 
 
 def test_what_was_written_offline_is_uploaded_by_the_printed_command_as_one_run_each(
-    tracker: Callable[..., WandbTracker], folder: SweepFolder, server: WandbServer, notes: list[str]
+    tracker: Callable[..., TrackerCallback], folder: SweepFolder, server: WandbServer, notes: list[str]
 ) -> None:
     """Fallen back to offline, interrupted, and gone on with: still one run."""
     server.trouble = "500"
@@ -215,22 +215,26 @@ def test_what_was_written_offline_is_uploaded_by_the_printed_command_as_one_run_
     tell(second, one, finished(24))
     complete(second, one)
     second.close()
-    synced = subprocess.run(first.sync_hint() or second.sync_hint(), shell=True, capture_output=True, text=True)
+    synced = subprocess.run(command(first) or command(second), shell=True, capture_output=True, text=True)
     assert synced.returncode == 0, synced.stdout + synced.stderr
     (run,) = server.runs.values()
     assert sorted(run.series("accuracy")) == [(12, 0.12), (24, 0.24)]
-    assert second.sync_hint() == ""
+    assert command(second) == ""
 
 
 def test_a_killed_driver_leaves_one_run_that_the_next_goes_on_with(
-    tracker: Callable[..., WandbTracker], folder: SweepFolder, server: WandbServer
+    tracker: Callable[..., TrackerCallback], folder: SweepFolder, server: WandbServer
 ) -> None:
     script = f"""
 import time
 from types import SimpleNamespace
 from analysis.folder import SweepFolder
+from sweeps.tracking.base import TrackedSweep
+from sweeps.tracking.tune_callback import TrackerCallback
 from sweeps.tracking.wandb_tracker import WandbTracker
-tracker = WandbTracker(SweepFolder({str(folder.root)!r}), "ab12cd34", "p", None, [], "online", lambda i, v: v, print)
+folder = SweepFolder({str(folder.root)!r})
+wandb_runs = WandbTracker(TrackedSweep(folder, "ab12cd34", print), "p", None, [], "online")
+tracker = TrackerCallback([wandb_runs], folder, lambda i, v: v)
 one = SimpleNamespace(config={{"trial_id": "t0000", "values": {{}}}})
 tracker.on_trial_start(0, [], one)
 tracker.on_trial_result(0, [], one, {report(12, 0.12)!r})

@@ -24,6 +24,8 @@ from sweeps.display.sweep_state import SweepState
 from sweeps.driver.tune_run import TuneCallback
 from sweeps.process import installation
 from sweeps.tracking import wandb_runs
+from sweeps.tracking.base import TrackedSweep
+from sweeps.tracking.tune_callback import TrackerCallback
 from sweeps.tracking.wandb_tracker import WandbTracker
 
 KEY = "0123456789abcdef" * 3  # looks like an API key
@@ -53,25 +55,23 @@ def notes() -> list[str]:
     return []
 
 
+def config_of(trial_id: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {"lora": {"rank": values["lora.rank"], "dropout": 0.0}, "optim": {"lr": values["optim.lr"]}}
+
+
 @pytest.fixture
-def tracker(folder: SweepFolder, notes: list[str]) -> Callable[..., WandbTracker]:
-    def make(mode: str = "offline", **changes: Any) -> WandbTracker:
-        arguments: dict[str, Any] = {
-            "folder": folder,
-            "uid": "ab12cd34",
-            "project": "lorasweep",
-            "entity": None,
-            "tags": ["quick"],
-            "mode": mode,
-            "trial_config": lambda trial_id, values: {
-                "lora": {"rank": values["lora.rank"], "dropout": 0.0},
-                "optim": {"lr": values["optim.lr"]},
-            },
-            "note": notes.append,
-        }
-        return WandbTracker(**(arguments | changes))
+def tracker(folder: SweepFolder, notes: list[str]) -> Callable[..., TrackerCallback]:
+    def make(mode: str = "offline", interrupted: Callable[[], bool] = lambda: False) -> TrackerCallback:
+        sweep = TrackedSweep(folder, "ab12cd34", notes.append)
+        made = WandbTracker(sweep, "lorasweep", None, ["quick"], mode)
+        return TrackerCallback([] if made.off else [made], folder, config_of, interrupted)
 
     return make
+
+
+def command(tracker: TrackerCallback) -> str:
+    """The command that is printed when the sweep is over; empty where there is none."""
+    return next((hint.command for hint in tracker.hints()), "")
 
 
 def trial(trial_id: str, **values: Any) -> Any:
@@ -95,15 +95,15 @@ def report(step: int, accuracy: float, **changes: Any) -> dict[str, Any]:
     return result | changes
 
 
-def start(tracker: WandbTracker, one: Any) -> None:
+def start(tracker: TrackerCallback, one: Any) -> None:
     tracker.on_trial_start(iteration=0, trials=[one], trial=one)
 
 
-def tell(tracker: WandbTracker, one: Any, result: dict[str, Any]) -> None:
+def tell(tracker: TrackerCallback, one: Any, result: dict[str, Any]) -> None:
     tracker.on_trial_result(iteration=0, trials=[one], trial=one, result=result)
 
 
-def complete(tracker: WandbTracker, one: Any) -> None:
+def complete(tracker: TrackerCallback, one: Any) -> None:
     tracker.on_trial_complete(iteration=0, trials=[one], trial=one)
 
 
@@ -143,7 +143,7 @@ def only(found: list[Read]) -> Read:
 
 
 def test_two_trials_side_by_side_are_two_runs_with_config_metrics_by_step_and_outcome(
-    tracker: Callable[..., WandbTracker], folder: SweepFolder, notes: list[str]
+    tracker: Callable[..., TrackerCallback], folder: SweepFolder, notes: list[str]
 ) -> None:
     mine, (a, b) = tracker(), (trial("t0000"), trial("t0001", **{"lora.rank": 4}))
     for one in (a, b):
@@ -199,7 +199,7 @@ def test_two_trials_side_by_side_are_two_runs_with_config_metrics_by_step_and_ou
     ],
 )
 def test_the_summary_tells_the_outcome(
-    tracker: Callable[..., WandbTracker],
+    tracker: Callable[..., TrackerCallback],
     folder: SweepFolder,
     last: dict[str, Any],
     state: str,
@@ -219,7 +219,7 @@ def test_the_summary_tells_the_outcome(
 
 
 def test_a_lost_process_is_failed_and_an_unfinished_trial_is_left_to_be_gone_on_with(
-    tracker: Callable[..., WandbTracker], folder: SweepFolder
+    tracker: Callable[..., TrackerCallback], folder: SweepFolder
 ) -> None:
     mine, lost, unfinished = tracker(), trial("t0000"), trial("t0001")
     for one in (lost, unfinished):
@@ -235,7 +235,7 @@ def test_a_lost_process_is_failed_and_an_unfinished_trial_is_left_to_be_gone_on_
 
 
 def test_what_a_ctrl_c_takes_down_has_neither_failed_nor_been_stopped(
-    tracker: Callable[..., WandbTracker], folder: SweepFolder
+    tracker: Callable[..., TrackerCallback], folder: SweepFolder
 ) -> None:
     stopped = threading.Event()
     mine, lost, ended, done = tracker(interrupted=stopped.is_set), trial("t0000"), trial("t0001"), trial("t0002")
@@ -252,7 +252,7 @@ def test_what_a_ctrl_c_takes_down_has_neither_failed_nor_been_stopped(
     assert states == {"ab12cd34-t0000": "running", "ab12cd34-t0001": "running", "ab12cd34-t0002": "completed"}
 
 
-def test_what_is_logged_after_the_end_is_kept(tracker: Callable[..., WandbTracker], folder: SweepFolder) -> None:
+def test_what_is_logged_after_the_end_is_kept(tracker: Callable[..., TrackerCallback], folder: SweepFolder) -> None:
     mine = tracker()
     start(mine, trial("t0000"))
     mine.on_experiment_end(trials=[])
@@ -263,7 +263,7 @@ def test_what_is_logged_after_the_end_is_kept(tracker: Callable[..., WandbTracke
     assert sorted(runs(folder)) == ["ab12cd34-t0000", "ab12cd34-zero_shot"]
 
 
-def test_a_baseline_is_a_run_of_its_own_kind(tracker: Callable[..., WandbTracker], folder: SweepFolder) -> None:
+def test_a_baseline_is_a_run_of_its_own_kind(tracker: Callable[..., TrackerCallback], folder: SweepFolder) -> None:
     mine = tracker()
     mine.log_baseline("zero_shot", {"accuracy": 0.3, "perplexity": math.nan}, {"model": {"name": "m"}})
     mine.close()
@@ -273,7 +273,7 @@ def test_a_baseline_is_a_run_of_its_own_kind(tracker: Callable[..., WandbTracker
     assert (run.summary["state"], run.summary["accuracy"], run.summary["perplexity"]) == ("completed", 0.3, "NaN")
 
 
-def test_a_sweep_that_goes_on_adds_to_its_runs(tracker: Callable[..., WandbTracker], folder: SweepFolder) -> None:
+def test_a_sweep_that_goes_on_adds_to_its_runs(tracker: Callable[..., TrackerCallback], folder: SweepFolder) -> None:
     one = trial("t0000")
     first = tracker()
     start(first, one)
@@ -297,9 +297,13 @@ import os, time
 from pathlib import Path
 from types import SimpleNamespace
 from analysis.folder import SweepFolder
+from sweeps.tracking.base import TrackedSweep
+from sweeps.tracking.tune_callback import TrackerCallback
 from sweeps.tracking.wandb_tracker import WandbTracker
 from sweeps.driver.tune_run import TuneCallback
-tracker = WandbTracker(SweepFolder({str(folder.root)!r}), "ab12cd34", "p", None, [], "offline", lambda i, v: v, print)
+folder = SweepFolder({str(folder.root)!r})
+wandb_runs = WandbTracker(TrackedSweep(folder, "ab12cd34", print), "p", None, [], "offline")
+tracker = TrackerCallback([wandb_runs], folder, lambda i, v: v)
 one = SimpleNamespace(config={{"trial_id": "t0000", "values": {{}}}})
 row = {report(12, 0.5)!r}
 tracker.on_trial_start(0, [], one)
@@ -317,7 +321,7 @@ os.kill(os.getpid(), 9)
 
 
 def test_an_error_in_one_run_stops_neither_the_others_nor_the_sweep(
-    tracker: Callable[..., WandbTracker], folder: SweepFolder, notes: list[str], monkeypatch: pytest.MonkeyPatch
+    tracker: Callable[..., TrackerCallback], folder: SweepFolder, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = wandb.Run.log
 
@@ -341,7 +345,7 @@ def test_an_error_in_one_run_stops_neither_the_others_nor_the_sweep(
 
 
 def test_wandb_not_installed_is_noted_once_and_the_sweep_goes_on(
-    tracker: Callable[..., WandbTracker], folder: SweepFolder, notes: list[str], monkeypatch: pytest.MonkeyPatch
+    tracker: Callable[..., TrackerCallback], folder: SweepFolder, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # makes `import wandb` raise ImportError
     mine = tracker("online")
@@ -353,11 +357,11 @@ def test_wandb_not_installed_is_noted_once_and_the_sweep_goes_on(
     mine.close()
     assert len(notes) == 1
     assert "not installed" in notes[0]
-    assert mine.sync_hint() == ""
+    assert command(mine) == ""
 
 
 def test_not_logged_in_means_offline_with_the_command_to_upload(
-    tracker: Callable[..., WandbTracker], folder: SweepFolder, notes: list[str], monkeypatch: pytest.MonkeyPatch
+    tracker: Callable[..., TrackerCallback], folder: SweepFolder, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("W&B asked the user"))
     mine, one = tracker("online"), trial("t0000")
@@ -368,11 +372,11 @@ def test_not_logged_in_means_offline_with_the_command_to_upload(
     assert only(runs(folder)["ab12cd34-t0000"]).series("accuracy") == [(12, 0.5)]
     assert len(notes) == 1
     assert "not logged in" in notes[0]
-    assert mine.sync_hint() in notes[0]
+    assert command(mine) in notes[0]
 
 
 def test_a_server_that_does_not_answer_means_offline_without_an_attempt_to_go_online(
-    tracker: Callable[..., WandbTracker], folder: SweepFolder, notes: list[str], monkeypatch: pytest.MonkeyPatch
+    tracker: Callable[..., TrackerCallback], folder: SweepFolder, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
 
@@ -388,11 +392,11 @@ def test_a_server_that_does_not_answer_means_offline_without_an_attempt_to_go_on
     assert only(runs(folder)["ab12cd34-t0000"]).series("accuracy") == [(12, 0.5)]
     assert len(notes) == 1
     assert "did not respond in time." in notes[0]
-    assert mine.sync_hint() in notes[0]
+    assert command(mine) in notes[0]
 
 
 def test_a_server_that_is_lost_later_means_offline_from_then_on(
-    tracker: Callable[..., WandbTracker], folder: SweepFolder, notes: list[str], monkeypatch: pytest.MonkeyPatch
+    tracker: Callable[..., TrackerCallback], folder: SweepFolder, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -413,7 +417,7 @@ def test_a_server_that_is_lost_later_means_offline_from_then_on(
 
 
 def test_a_wandb_that_hangs_holds_up_neither_the_trials_nor_the_end(
-    tracker: Callable[..., WandbTracker], notes: list[str], monkeypatch: pytest.MonkeyPatch
+    tracker: Callable[..., TrackerCallback], notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hung, release = threading.Event(), threading.Event()
 
@@ -433,14 +437,14 @@ def test_a_wandb_that_hangs_holds_up_neither_the_trials_nor_the_end(
         assert not release.is_set()
         assert "still busy" in notes[0]
         start(mine, trial("t0001"))  # and nothing is queued any more
-        assert mine._thread is None
+        assert mine._threads[0]._thread is None
     finally:
         release.set()
 
 
 @pytest.mark.parametrize(("variable", "given"), [("disabled", "online"), ("offline", "online"), ("dryrun", "online")])
 def test_wandb_mode_in_the_environment_wins(
-    tracker: Callable[..., WandbTracker],
+    tracker: Callable[..., TrackerCallback],
     folder: SweepFolder,
     notes: list[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -462,7 +466,7 @@ def test_wandb_mode_in_the_environment_wins(
 
 
 def test_no_api_key_lands_in_the_sweep_folder_or_in_a_pickle(
-    tracker: Callable[..., WandbTracker], folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
+    tracker: Callable[..., TrackerCallback], folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     mine, one = tracker(), trial("t0000")
@@ -481,21 +485,21 @@ def assert_no_key(folder: SweepFolder) -> None:
 
 
 def test_the_hint_is_a_command_that_finds_the_runs_and_empty_once_they_are_synced(
-    tracker: Callable[..., WandbTracker], folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
+    tracker: Callable[..., TrackerCallback], folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = tracker()
-    assert mine.sync_hint() == ""
+    assert command(mine) == ""
     mine.log_baseline("zero_shot", {"accuracy": 0.3}, {})
     mine.close()
     monkeypatch.chdir(folder.root.parent.parent)
     monkeypatch.setattr(installation.shutil, "which", lambda name: None)  # the environment is not active
-    hint = mine.sync_hint()
+    hint = command(mine)
     assert hint.endswith("/bin/wandb sync 'runs/my sweep/wandb'")
     shown = subprocess.run(f"{hint} --dry-run", shell=True, capture_output=True, text=True, check=True)
     assert "Would sync 1 run(s)" in shown.stdout + shown.stderr
     (file,) = folder.root.glob("wandb/*/*.wandb")
     file.with_name(f"{file.name}.synced").touch()
-    assert tracker().sync_hint() == ""
+    assert command(tracker()) == ""
 
 
 class Tiny(tune.Trainable):
@@ -527,7 +531,7 @@ class StopLater(tune.Stopper):
 
 
 def test_a_real_tune_run_is_tracked_and_shown(
-    tracker: Callable[..., WandbTracker], folder: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracker: Callable[..., TrackerCallback], folder: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     mine, stream = tracker(), io.StringIO()

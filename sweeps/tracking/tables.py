@@ -1,4 +1,4 @@
-"""What a sweep shows in W&B as tables and charts: a trial's predictions, the leaderboard, the objective's metrics."""
+"""What trackers show of a sweep as tables and charts: a trial's predictions, the leaderboard, the metrics."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Cells = list[list[Any]]
 _PREDICTION = ("item_id", "group", "label", "prediction", "confidence", "nll")
 
 
-def predictions(files: TrialFolder, step: int, most: int) -> tuple[Columns, Cells]:
+def predictions(files: TrialFolder, step: int, most: int | None = None) -> tuple[Columns, Cells]:
     """A trial's validation predictions at a step, the surest mistakes first; nothing where none are there.
 
     Texts are left out: they stay in the user's files, and ``item_id`` names the row.
@@ -23,7 +23,7 @@ def predictions(files: TrialFolder, step: int, most: int) -> tuple[Columns, Cell
     Args:
         files: of the trial.
         step: of the checkpoint that was scored.
-        most: rows at most.
+        most: rows at most; None: all.
 
     Returns:
         Column names and rows. ``confidence`` is the probability of the predicted label.

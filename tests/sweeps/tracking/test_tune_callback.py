@@ -1,0 +1,163 @@
+"""That a tracker's errors and delays stay its own: the other trackers and the sweep do not notice."""
+
+import math
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.folder import State, SweepFolder
+from sweeps.tracking.base import Hint, Outcome, Run, TrackedSweep, Tracker
+from sweeps.tracking.tune_callback import TrackerCallback, spare_imports_for_usage_reports
+from tests.sweeps.tracking.test_wandb_tracker import complete, config_of, report, start, tell, trial
+
+
+class Noting(Tracker):
+    """Remembers what it is told; ``fails`` and ``hangs`` name methods that do so."""
+
+    def __init__(self, sweep: TrackedSweep, title: str = "Noting", fails: str = "", hangs: str = "") -> None:
+        super().__init__(sweep)
+        self.title = title  # type: ignore[misc]
+        self.fails, self.hangs, self.release = fails, hangs, threading.Event()
+        self.calls: list[tuple[Any, ...]] = []
+        self.outcomes: dict[str, Outcome] = {}
+        self.threads: set[int] = set()
+
+    def called(self, *call: Any) -> None:
+        self.calls.append(call)
+        self.threads.add(threading.get_ident())
+        if call[0] == self.hangs:
+            self.release.wait(30)
+        if call[0] == self.fails:
+            raise RuntimeError(f"{call[0]} is broken\nlong story")
+
+    def connect(self) -> None:
+        self.called("connect")
+
+    def start_run(self, run: Run) -> None:
+        self.called("start_run", run.name)
+
+    def log_point(self, name: str, step: int, values: Mapping[str, Any]) -> None:
+        self.called("log_point", name, step)
+
+    def finish_run(self, name: str, outcome: Outcome) -> None:
+        self.outcomes[name] = outcome
+        self.called("finish_run", name)
+
+    def close(self) -> None:
+        self.called("close")
+
+    def hint(self, cut_short: bool = False) -> Hint | None:
+        return Hint("look", "look at it") if cut_short else None
+
+
+WHOLE = [
+    ("connect",), ("start_run", "t0000"), ("log_point", "t0000", 12), ("log_point", "t0000", 24),
+    ("finish_run", "t0000"), ("close",),
+]  # fmt: skip
+
+
+@pytest.fixture
+def notes() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, notes: list[str]) -> TrackedSweep:
+    return TrackedSweep(SweepFolder(tmp_path / "runs" / "x"), "ab12cd34", notes.append)
+
+
+def follow(callback: TrackerCallback, timeout: float = 20.0) -> float:
+    """One trial of two rungs, and the end. Returns how long the trial was held up, in seconds."""
+    one = trial("t0000")
+    began = time.monotonic()
+    callback.setup()
+    start(callback, one)
+    for step in (12, 24):
+        tell(callback, one, report(step, 0.5))
+    complete(callback, one)
+    held_up = time.monotonic() - began
+    callback.close(timeout)
+    return held_up
+
+
+def test_every_tracker_is_told_all_in_order_in_a_thread_of_its_own(sweep: TrackedSweep, notes: list[str]) -> None:
+    first, second = Noting(sweep), Noting(sweep)
+    follow(TrackerCallback([first, second], sweep.folder, config_of))
+    assert first.calls == second.calls == WHOLE
+    assert len(first.threads | second.threads) == 2
+    assert threading.get_ident() not in first.threads | second.threads
+    outcome = first.outcomes["t0000"]
+    assert outcome.state is State.STOPPED_EARLY
+    assert outcome.metrics == {"objective": 0.4, "accuracy": 0.5, "bias.crows_pairs.pct": 55.5}
+    assert {"state": "stopped_early", "step": 24, "n_items": 96}.items() <= outcome.facts.items()
+    assert notes == []
+
+
+@pytest.mark.parametrize(
+    ("method", "calls", "note"),
+    [
+        ("connect", WHOLE[:1], "Bad: the trials are not tracked there (connect is broken)."),
+        ("start_run", [*WHOLE[:2], WHOLE[-1]], "Bad: t0000 is not tracked (start_run is broken)."),
+        ("log_point", WHOLE, "Bad: t0000 lacks a point (log_point is broken)."),
+        ("finish_run", WHOLE, "Bad: t0000 lacks its end (finish_run is broken)."),
+        ("close", WHOLE, "Bad: it could not be closed (close is broken)."),
+    ],
+)
+def test_an_error_is_noted_once_and_the_other_tracker_misses_nothing(
+    sweep: TrackedSweep, notes: list[str], method: str, calls: list[Any], note: str
+) -> None:
+    bad, good = Noting(sweep, "Bad", fails=method), Noting(sweep)
+    follow(TrackerCallback([bad, good], sweep.folder, config_of))
+    assert bad.calls == calls
+    assert good.calls == WHOLE
+    assert notes == [f"{note} Results are in the sweep folder all the same."]
+
+
+@pytest.mark.parametrize("method", ["connect", "start_run", "log_point", "finish_run", "close"])
+def test_a_tracker_that_hangs_holds_up_neither_the_trials_nor_the_other_tracker(
+    sweep: TrackedSweep, notes: list[str], method: str
+) -> None:
+    slow, good = Noting(sweep, "Slow", hangs=method), Noting(sweep)
+    callback = TrackerCallback([slow, good], sweep.folder, config_of)
+    try:
+        began = time.monotonic()
+        assert follow(callback, timeout=0.5) < 0.3
+        assert time.monotonic() - began < 3
+        assert good.calls == WHOLE
+        assert notes == ["Slow is still busy after 0 s: not waiting for it. Look at it: `look`"]
+        start(callback, trial("t0001"))  # and nothing is queued any more
+    finally:
+        slow.release.set()
+    until = time.monotonic() + 20
+    while slow.calls[-1:] != [("close",)] and time.monotonic() < until:
+        time.sleep(0.01)
+    assert slow.calls == WHOLE
+
+
+def test_a_trial_without_a_config_is_tracked_with_its_values(sweep: TrackedSweep, notes: list[str]) -> None:
+    def broken(trial_id: str, values: dict[str, Any]) -> dict[str, Any]:
+        raise ValueError
+
+    tracker = Noting(sweep)
+    follow(TrackerCallback([tracker], sweep.folder, broken))
+    assert tracker.calls == WHOLE
+
+
+def test_without_trackers_nothing_is_done(sweep: TrackedSweep) -> None:
+    callback = TrackerCallback([], sweep.folder, lambda trial_id, values: pytest.fail("asked for a config"))
+    follow(callback)
+    callback.log_baseline("zero_shot", {"accuracy": math.nan}, {})
+    assert (callback.active, callback.hints()) == (False, [])
+
+
+def test_ray_still_asks_for_what_is_spared() -> None:
+    from ray.air._internal import usage
+    from ray.tune import tune
+
+    assert tune.air_usage is usage
+    spare_imports_for_usage_reports()
+    assert tune.air_usage.tag_callbacks([]) is False
