@@ -19,7 +19,7 @@ def import_bitsandbytes() -> None:
     While it is imported, bitsandbytes 0.50 wraps some fallbacks of its kernels in ``torch.compile``, which imports
     TorchInductor: a fifth of the time of all these imports. Here they stay as written: they are for devices without
     kernels of its own (it has some for NVIDIA GPUs and for CPUs), and compiling them would ask for a C++ compiler.
-    What is left of bitsandbytes is 0.1 s and 3 MB of memory, so it is not hidden from PEFT where nothing is quantised.
+    What is left of bitsandbytes is 3 MB and next to no time, so it is not hidden from PEFT where nothing is quantised.
     """
     import torch
 
