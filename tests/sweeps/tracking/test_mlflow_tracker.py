@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from analysis.folder import MetricsRow, SweepFolder
+from analysis.folder import MetricsRow, State, SweepFolder
 from analysis.rows import Row
 from sweeps.tracking import mlflow_tracker
-from sweeps.tracking.base import TrackedSweep
+from sweeps.tracking.base import Outcome, Run, TrackedSweep
 from sweeps.tracking.mlflow_tracker import MlflowTracker
 from sweeps.tracking.tune_callback import TrackerCallback
 from tests.sweeps.tracking.mlflow_reading import MlflowRun, MlflowServer, mlflow_runs
@@ -177,6 +177,18 @@ def test_a_resumed_sweep_goes_on_in_its_runs_and_sends_what_was_not_sent(
     (run,) = runs().values()
     assert run.history["accuracy"] == [(12, 0.12), (24, 0.24), (48, 0.48)]
     assert (run.status, run.tags["state"]) == ("FINISHED", "stopped_early")
+
+
+def test_a_rung_that_is_recorded_before_its_run_begins_is_logged_once(
+    folder: SweepFolder, runs: Any, store: Path
+) -> None:
+    folder.trial("t0000").append_metrics(MetricsRow("t0000", 12, 12, 1.2, False, 96, {"accuracy": 0.12}))
+    tracker = MlflowTracker(TrackedSweep(folder, "ab12cd34", print), str(store))
+    tracker.start_run(Run("t0000", "trial", {}))
+    tracker.log_point("t0000", 12, {"accuracy": 0.12, "objective": 0.02})
+    tracker.finish_run("t0000", Outcome(State.STOPPED_EARLY))
+    history = runs()["t0000"].history
+    assert (history["accuracy"], history["objective"]) == ([(12, 0.12)], [(12, 0.02)])
 
 
 def test_two_sweeps_of_one_name_are_two_experiments(
