@@ -152,4 +152,7 @@ def _mean(sums: "Array", n: "Array") -> "Array":
 
 
 def _ratio(sums: "Array") -> "Array":
-    return sums[..., 0] / sums[..., 1]
+    import numpy as np
+
+    with np.errstate(invalid="ignore"):  # a resample without such an item: NaN
+        return np.asarray(sums[..., 0] / sums[..., 1])
