@@ -18,6 +18,7 @@ from typing import Any
 
 from ray.tune import Callback
 
+from analysis.errors import first_line
 from analysis.folder import State, SweepFolder
 from analysis.rows import Row
 from sweeps.search.pbt_exchange import Exchange
@@ -310,7 +311,7 @@ class TrackerThread:
         log.warning("%s: %s", self._title, what, exc_info=error)
         if not self._noted:
             self._noted = True
-            self._say(f"{self._title}: {what} ({first_line(error)}). Results are in the sweep folder all the same.")
+            self._say(f"{self._title}: {what} ({first_line(error)[:160]}). Results are in the sweep folder all the same.")
 
     def _say(self, text: str) -> None:
         with contextlib.suppress(Exception):  # the terminal may be gone
@@ -326,12 +327,6 @@ def spare_imports_for_usage_reports() -> None:
         from ray.air._internal import usage
 
         usage.tag_callbacks = lambda callbacks: False
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, short."""
-    lines = str(error).strip().splitlines()
-    return (lines[0][:160] if lines else "") or type(error).__name__
 
 
 def _counts(row: Mapping[str, Any]) -> dict[str, Any]:
