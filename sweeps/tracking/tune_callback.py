@@ -311,7 +311,9 @@ class TrackerThread:
         log.warning("%s: %s", self._title, what, exc_info=error)
         if not self._noted:
             self._noted = True
-            self._say(f"{self._title}: {what} ({first_line(error)[:160]}). Results are in the sweep folder all the same.")
+            self._say(
+                f"{self._title}: {what} ({first_line(error)[:160]}). Results are in the sweep folder all the same."
+            )
 
     def _say(self, text: str) -> None:
         with contextlib.suppress(Exception):  # the terminal may be gone
