@@ -6,7 +6,7 @@ file is parsed.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -100,3 +100,12 @@ def at(content: Any, *path: str) -> Any:
     for name in path:
         content = content.get(name) if isinstance(content, Mapping) else None
     return content
+
+
+def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted path and value of every leaf of a nested mapping; an empty mapping is a leaf."""
+    for name, value in content.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -165,14 +165,14 @@ def _finalists(folder: SweepFolder, rows: Sequence[Row], top: int) -> list[Row]:
 def _runs(folder: SweepFolder, composed: Composed, trial_id: str, seeds: int) -> list[_Run]:
     """A trial with seeds that the search has not used on it: its own is the one that it was chosen with."""
     own = _trial_config(folder.trial(trial_id))
-    found = []
+    runs = []
     for i in range(seeds):
         seed = own.seed + composed.config.search.repeats + i
         name = f"{trial_id}{SEED}{seed}"
         trained = replace(own, trial_id=name, seed=seed, data=composed.config.data)
         scored = replace(trained, bias=composed.config.bias, eval=composed.config.eval)
-        found.append(_Run(trained, scored, folder.final(name)))
-    return found
+        runs.append(_Run(trained, scored, folder.final(name)))
+    return runs
 
 
 def _trial_config(files: TrialFolder) -> TrialConfig:

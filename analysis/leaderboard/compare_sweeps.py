@@ -14,7 +14,7 @@ from analysis.folder import State, SweepFolder, TrialFolder
 from analysis.leaderboard.ranking import Ranking, judged, metrics_to_rank_by, objective_of, ordered, ranked, rescored
 from analysis.metrics import METRICS, as_shown
 from analysis.rows import Row, first_completed, sweep_yaml
-from analysis.searched_values import at
+from analysis.searched_values import at, leaves
 
 PER_TOKEN = ("perplexity", "completion_perplexity")
 _APART = ("sweep", "search", "ray", "resources", "tracking")  # parts of the config that change no trial
@@ -254,18 +254,10 @@ def _against_first(together: SweepFolders, sides: Sequence[Side]) -> Iterator[st
 
 
 def _changed(sides: Sequence[Side]) -> list[tuple[str, list[str]]]:
-    flat = [dict(_leaves(at(s.content, "config") or {})) for s in sides]
+    flat = [dict(leaves(at(s.content, "config") or {})) for s in sides]
     paths = list(dict.fromkeys(path for own in flat for path in own if path.split(".")[0] not in _APART))
     rows = [(path, [_value(own.get(path)) for own in flat]) for path in paths]
     return [(path, values) for path, values in rows if len(set(values)) > 1]
-
-
-def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in content.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _counts(rows: Sequence[Row]) -> str:

@@ -79,8 +79,8 @@ def audited(dataset: Dataset, config: DataConfig, bias: BiasItems) -> tuple[Audi
     Args:
         bias: what the sweep measures bias on, whose sentences are looked for among the training rows.
     """
-    found = audit(list(entries(dataset.train)), list(entries(dataset.validation)), bias.sentences())
-    return found, warnings(found, config.allow_overlap)
+    findings = audit(list(entries(dataset.train)), list(entries(dataset.validation)), bias.sentences())
+    return findings, warnings(findings, config.allow_overlap)
 
 
 def drawn(composed: Composed, n: int) -> list[TrialConfig]:

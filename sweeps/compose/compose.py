@@ -229,62 +229,24 @@ def _sources(lines: Sequence[str], extra: Path | None) -> list[Source]:
     with initialize_config_module("conf", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         files = loader.compute_defaults_list("config", [*lines, *_searched(extra)], RunMode.RUN).defaults
-    found = []
+    sources = []
     for item in files:
         for folder in (conf_tree.SHIPPED, extra):
             file = folder / f"{item.config_path}.yaml" if folder else None
             if file and file.is_file():
-                found.append(Source(file, shown(file, conf_tree.SHIPPED), item.package or ""))
-    return found
+                sources.append(Source(file, shown(file, conf_tree.SHIPPED), item.package or ""))
+    return sources
 
 
 def _build(raw: dict[str, Any], origins: Origins, read: Overrides, choices: Mapping[str, str]) -> Composed:
     """Apply the settings, then check everything and make it typed."""
-    for setting in read.settings:
-        _apply(raw, setting)
-    for path, problem in misfits(raw):
-        if any(source.package == path for source in origins.sources) and path not in {
-            key.split(".")[0] for key in schema()
-        }:
-            problem = f"A file of group {path} changes other groups' keys: begin it with '# @package _global_'."
-        raise ConfigError(f"{problem} ({origins.of(path)})")
-    raw = normalised(read_environment(raw, origins))
-    for name in ("start_from", "warm_start"):  # one name needs no brackets
-        if isinstance(get(raw, f"search.{name}"), str):
-            put(raw, f"search.{name}", [get(raw, f"search.{name}")])
-
-    said = ""
-    given = get(raw, "data.schema")  # before interpolations that depend on it
-    check_value("data.schema", given, schema()["data.schema"].metadata, origins.of("data.schema") if given else "")
-    if get(raw, "data") and given is None:
-        apart = {name: part for name, part in raw.items() if name not in ("objective", "space", "sampler", "scheduler")}
-        found, said = detect_schema(to_dataclass(apart, origins)[0])
-        put(raw, "data.schema", found)  # the objective's defaults depend on it
+    raw = _with_settings(raw, origins, read.settings)
+    schema_note = _detect_schema(raw, origins)
     config, whole = to_dataclass(raw, origins)
     check_read(str(config.data.schema), [setting.path for setting in read.settings])
-    space = parse_space(config.space, lambda path: origins.of(f"space.{path}"))
-    if config.data.schema == "text" and "data.max_length" in space:
-        raise ConfigError(
-            "space.data.max_length: with data.schema=text the validation texts are scored in windows of that length, so"
-            f" trials could not be compared. Set it to one value. ({origins.of('space.data.max_length')})"
-        )
-    space, notes = _fixed(space, config, read.settings)
-    space = on_grid(space, config.sampler)
-    check_population(space, config.scheduler, config.search.repeats)
-    if config.search.repeats > 1 and "seed" in space:
-        raise ConfigError(
-            f"search.repeats={config.search.repeats} trains every configuration with several seeds, and space.seed"
-            f" searches over them. Keep one of the two. ({origins.of('space.seed')})"
-        )
-    touched = "space" in read.choices or bool(notes) or any(s.path.startswith("space") for s in read.settings)
-    asked = any(setting.path.startswith("search.start_from") for setting in read.settings)
-    points = expand(config.search.start_from, space)
-    start, dropped = start_points(space, points, lenient=touched and not asked)
-    if len(start) > config.search.trials:
-        raise ConfigError(
-            f"search.start_from holds {len(start)} points, but search.trials={config.search.trials} counts them too."
-            " Ask for more trials, or fewer points."
-        )
+    space, fixed = _space(config, origins, read.settings)
+    changed = "space" in read.choices or bool(fixed) or any(it.path.startswith("space") for it in read.settings)
+    start, dropped = _start(config, space, read.settings, space_changed=changed)
     check_sweep(config)
     check_trial(trial_part(config, "check"))
 
@@ -295,23 +257,82 @@ def _build(raw: dict[str, Any], origins: Origins, read: Overrides, choices: Mapp
         )
     config = replace(config, space=to_group(space), sweep=replace(config.sweep, name=name))
     config.search.start_from = [dict(point) for point in start]
-    for path, value in {
-        "space": config.space,
-        "sweep.name": name,
-        "search.start_from": config.search.start_from,
-    }.items():
-        put(whole, path, value)
+    put(whole, "space", config.space)
+    put(whole, "sweep.name", name)
+    put(whole, "search.start_from", config.search.start_from)
     for path in paths(config):  # trials run in other working directories
         if "${" not in str(get(whole, path)):
             put(whole, path, get(asdict(config), path))
     explicit = tuple(setting.path for setting in read.settings)
-    said_first = [said] if said else []
-    composed = Composed(config, space, start, [*said_first, *notes, *dropped], explicit, whole)
+    notes = [*([schema_note] if schema_note else []), *fixed, *dropped]
+    composed = Composed(config, space, start, notes, explicit, whole)
     constraints = composed.constraints()
     constraints.require_some(space, start)
     if size := grid_size(space, config.sampler, constraints.allows, config.search.trials):
         composed.notes.append(size)
     return composed
+
+
+def _with_settings(raw: dict[str, Any], origins: Origins, settings: Sequence[Setting]) -> dict[str, Any]:
+    """The config with the command line's values, environment variables read. Raises ConfigError for unknown keys."""
+    for setting in settings:
+        _apply(raw, setting)
+    groups = {key.split(".")[0] for key in schema()}
+    for path, problem in misfits(raw):
+        if path not in groups and any(source.package == path for source in origins.sources):
+            problem = f"A file of group {path} changes other groups' keys: begin it with '# @package _global_'."
+        raise ConfigError(f"{problem} ({origins.of(path)})")
+    raw = normalised(read_environment(raw, origins))
+    for name in ("start_from", "warm_start"):  # one name needs no brackets
+        if isinstance(get(raw, f"search.{name}"), str):
+            put(raw, f"search.{name}", [get(raw, f"search.{name}")])
+    return raw
+
+
+def _detect_schema(raw: dict[str, Any], origins: Origins) -> str:
+    """Fill in ``data.schema`` where none is given: the objective's defaults depend on it. Returns a note, or ""."""
+    given = get(raw, "data.schema")  # before interpolations that depend on it
+    check_value("data.schema", given, schema()["data.schema"].metadata, origins.of("data.schema") if given else "")
+    if not get(raw, "data") or given is not None:
+        return ""
+    apart = {name: part for name, part in raw.items() if name not in ("objective", "space", "sampler", "scheduler")}
+    detected, note = detect_schema(to_dataclass(apart, origins)[0])
+    put(raw, "data.schema", detected)
+    return note
+
+
+def _space(config: SweepConfig, origins: Origins, settings: Sequence[Setting]) -> tuple[Space, list[str]]:
+    """What is searched, and notes on what the command line fixed. Raises ConfigError."""
+    space = parse_space(config.space, lambda path: origins.of(f"space.{path}"))
+    if config.data.schema == "text" and "data.max_length" in space:
+        raise ConfigError(
+            "space.data.max_length: with data.schema=text the validation texts are scored in windows of that length, so"
+            f" trials could not be compared. Set it to one value. ({origins.of('space.data.max_length')})"
+        )
+    space, notes = _fixed(space, config, settings)
+    space = on_grid(space, config.sampler)
+    check_population(space, config.scheduler, config.search.repeats)
+    if config.search.repeats > 1 and "seed" in space:
+        raise ConfigError(
+            f"search.repeats={config.search.repeats} trains every configuration with several seeds, and space.seed"
+            f" searches over them. Keep one of the two. ({origins.of('space.seed')})"
+        )
+    return space, notes
+
+
+def _start(
+    config: SweepConfig, space: Space, settings: Sequence[Setting], space_changed: bool
+) -> tuple[list[dict[str, Scalar]], list[str]]:
+    """The points to try first, and notes on shipped ones that a changed space has no place for. Raises ConfigError."""
+    given = any(setting.path.startswith("search.start_from") for setting in settings)
+    points = expand(config.search.start_from, space)
+    start, dropped = start_points(space, points, lenient=space_changed and not given)
+    if len(start) > config.search.trials:
+        raise ConfigError(
+            f"search.start_from holds {len(start)} points, but search.trials={config.search.trials} counts them too."
+            " Ask for more trials, or fewer points."
+        )
+    return start, dropped
 
 
 def _apply(raw: dict[str, Any], setting: Setting) -> None:

@@ -80,12 +80,12 @@ class DeviceWorker:
 
     # --- called through Ray ------------------------------------------------------------------------------------------
 
-    async def facts(self, folder: str, wanted: Sequence[str]) -> WorkerFacts:
+    async def facts(self, folder: str, precisions: Sequence[str]) -> WorkerFacts:
         """What it has.
 
         Args:
             folder: of the sweep.
-            wanted: precisions to try.
+            precisions: to try.
 
         Raises:
             FolderError: where it does not see the folder that the driver writes to.
@@ -96,7 +96,7 @@ class DeviceWorker:
                 " file system that all nodes share: sweep.dir=…"
             )
         of_worker(SweepFolder(folder).log_file, self.node)
-        return await self._on_engine_thread(partial(self._facts, wanted))
+        return await self._on_engine_thread(partial(self._facts, precisions))
 
     async def prepare(self, trial: TrialConfig) -> DataFacts:
         """Load what a trial needs, so that bad input is found before the sweep starts. Raises LorasweepError."""
@@ -261,7 +261,7 @@ class DeviceWorker:
 
         return make_engine(self.settings, materials, self.objective.score, self.slots)
 
-    def _facts(self, wanted: Sequence[str]) -> WorkerFacts:
+    def _facts(self, precisions: Sequence[str]) -> WorkerFacts:
         import ray
         import torch
 
@@ -271,7 +271,9 @@ class DeviceWorker:
         name = f"CPU, {self.threads} thread{'s' if self.threads > 1 else ''}"
         if device.type == "cuda":
             name = ", ".join([torch.cuda.get_device_name(device), *(f"GPU {i}" for i in ray.get_gpu_ids())])
-        return WorkerFacts(self.node, name, available_precisions(device, wanted), slow_precisions(device, wanted))
+        return WorkerFacts(
+            self.node, name, available_precisions(device, precisions), slow_precisions(device, precisions)
+        )
 
     def _prepare(self, trial: TrialConfig) -> DataFacts:
         from trainer.evaluation.evaluate import absent_metrics

@@ -140,11 +140,11 @@ def seats(nodes: Sequence[Mapping[str, Any]], config: SweepConfig) -> list[Seat]
     Raises:
         HardwareError: where the nodes have not what ``resources`` asks for.
     """
-    asked = config.resources.gpus_per_trial
+    gpus_per_trial = config.resources.gpus_per_trial
     alive = [(node, node["Resources"]) for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
     gpus_there = sum(has.get("GPU", 0.0) for _, has in alive)
-    share = asked if asked is not None else (1.0 if gpus_there else 0.0)
-    found = []
+    share = gpus_per_trial if gpus_per_trial is not None else (1.0 if gpus_there else 0.0)
+    seats_there = []
     for node, has in alive:
         count = math.floor(has.get("GPU", 0.0) / share + 1e-9) if share else 1
         if not count:
@@ -154,13 +154,13 @@ def seats(nodes: Sequence[Mapping[str, Any]], config: SweepConfig) -> list[Seat]
         claim = min((cpus - _PROXY_CPUS) / count, 1.0 if share else math.inf)
         claim = float(int(claim)) if claim >= 1 else claim
         threads = config.resources.threads or max(1, int(cpus if config.ray.address else cpus - 1) // count)
-        found += [Seat(node["NodeID"], node.get("NodeName") or "", claim, share, threads)] * count
-    if not found:
+        seats_there += [Seat(node["NodeID"], node.get("NodeName") or "", claim, share, threads)] * count
+    if not seats_there:
         raise HardwareError(
-            f"resources.gpus_per_trial={asked}: no node has that many GPUs ({gpus_there:g} in the whole cluster)."
-            " Lower it; 0 trains on CPUs."
+            f"resources.gpus_per_trial={gpus_per_trial}: no node has that many GPUs ({gpus_there:g} in the whole"
+            " cluster). Lower it; 0 trains on CPUs."
         )
-    return found
+    return seats_there
 
 
 def start_workers(
@@ -225,5 +225,5 @@ def max_concurrent(config: SweepConfig, capacities: Sequence[int]) -> int:
         config: ``ray.max_concurrent_trials`` and ``search.trials``.
         capacities: trials that each device worker takes.
     """
-    asked = config.ray.max_concurrent_trials or sum(capacities)
-    return max(1, min(asked, sum(capacities), config.search.trials * config.search.repeats))
+    most = config.ray.max_concurrent_trials or sum(capacities)
+    return max(1, min(most, sum(capacities), config.search.trials * config.search.repeats))

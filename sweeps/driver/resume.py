@@ -6,6 +6,7 @@ from typing import Any
 
 from analysis.errors import FolderError
 from analysis.folder import ENDED, SweepFolder, read_lines
+from analysis.searched_values import leaves
 from sweeps.compose.compose import RESUMABLE, Composed
 from sweeps.config import SearchConfig
 from sweeps.driver.baseline_runner import missing
@@ -25,13 +26,13 @@ def same_sweep(folder: SweepFolder, manifest: Mapping[str, Any], composed: Compo
     Raises:
         FolderError: with the differences, where it is another sweep.
     """
-    asked = manifest.get("asked", manifest["unresolved"])  # as composed, before it was fitted to the machine
-    found = list(differences(asked, composed.unresolved()))
+    as_given = manifest.get("asked", manifest["unresolved"])  # as composed, before it was fitted to the machine
+    different = list(differences(as_given, composed.unresolved()))
     if not manifest["space"]:
-        found = ["it holds a single trial, of `lorasweep trial`"]
-    if found:
-        more = f"\n  and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        listed = "".join(f"\n  {line}" for line in found[:_SHOWN]) + more
+        different = ["it holds a single trial, of `lorasweep trial`"]
+    if different:
+        more = f"\n  and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
+        listed = "".join(f"\n  {line}" for line in different[:_SHOWN]) + more
         raise FolderError(
             f"{folder.root} already holds a sweep, and not this one:{listed}\n"
             f"Go on with that one: {program()} resume {shell_path(folder.root)}"
@@ -40,7 +41,7 @@ def same_sweep(folder: SweepFolder, manifest: Mapping[str, Any], composed: Compo
     stored = dict(manifest["unresolved"])
     start = stored["search"].get("start_from", [])
     stored |= {part: composed.raw[part] for part in RESUMABLE if part in composed.raw}
-    if composed.raw["search"].get("start_from") == asked["search"].get("start_from"):
+    if composed.raw["search"].get("start_from") == as_given["search"].get("start_from"):
         stored["search"] = {**stored["search"], "start_from": start}  # without what this machine cannot do
     again = Composed.from_stored(stored)
     return replace(again, notes=[*again.notes, f"{shell_path(folder.root)} holds this sweep: going on with it."])
@@ -48,7 +49,7 @@ def same_sweep(folder: SweepFolder, manifest: Mapping[str, Any], composed: Compo
 
 def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
     """Lines ``key: there … , here …`` for what differs between two nested configs and no resume may change."""
-    before, after = dict(_flat(stored)), dict(_flat(given))
+    before, after = dict(leaves(stored)), dict(leaves(given))
     for path in sorted(before.keys() | after.keys()):
         top = path.split(".", 1)[0]
         if top in RESUMABLE or path in ("sweep.dir", "sweep.name"):
@@ -66,15 +67,17 @@ def nothing_left(folder: SweepFolder, search: SearchConfig, baselines: Sequence[
         baselines: all that it has.
     """
     records = list(read_lines(folder.asks_file))
-    asked = {record.get("trial_id") for record in records if record.get("event") == "ask"}
-    told = {record.get("trial_id") for record in records if record.get("event") == "tell"}
-    open_trials = any(folder.trial(str(name)).read_status().state not in ENDED for name in asked)
+    suggested = {record.get("trial_id") for record in records if record.get("event") == "ask"}
+    answered = {record.get("trial_id") for record in records if record.get("event") == "tell"}
+    open_trials = any(folder.trial(str(name)).read_status().state not in ENDED for name in suggested)
     if missing(folder, baselines):
         return ""
     waiting = any(request.kind == ENQUEUE for request in requests(folder))
-    if asked and not open_trials and asked == told and len(asked) >= search.trials:
-        more = f"{program()} resume {shell_path(folder.root)} search.trials={len(asked) + max(1, len(asked) // 2)}"
-        return f"All {len(asked)} trials have ended{', and more are enqueued' if waiting else ''}. For more: {more}"
+    if suggested and not open_trials and suggested == answered and len(suggested) >= search.trials:
+        more = (
+            f"{program()} resume {shell_path(folder.root)} search.trials={len(suggested) + max(1, len(suggested) // 2)}"
+        )
+        return f"All {len(suggested)} trials have ended{', and more are enqueued' if waiting else ''}. For more: {more}"
     watch = StopBudget(search.budget, spent(folder))
     watch.replay(folder, records)
     used = watch.used_up()
@@ -86,14 +89,6 @@ def nothing_left(folder: SweepFolder, search: SearchConfig, baselines: Sequence[
 
 
 _ABSENT = object()
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _shown(values: Mapping[str, Any], path: str) -> str:

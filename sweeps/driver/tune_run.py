@@ -70,7 +70,16 @@ class TuneCallback(Callback):
 
 
 class TuneRun:
-    """One run of the driver."""
+    """One run of the driver: everything around Ray Tune, made from the config and from what earlier runs recorded.
+
+    Args:
+        folder: of the sweep.
+        composed: the sweep as it runs on these devices.
+        devices: the device workers, each knowing where it is.
+        concurrent: trials at a time.
+        uid: of the sweep; tells two of one name apart.
+        progress: shows what happens.
+    """
 
     def __init__(
         self,
@@ -173,48 +182,9 @@ class TuneRun:
             self.interrupt.at_once,
         )
         baselines.start()
-        callbacks = [
-            Recorder(
-                self.folder,
-                self.trial_config,
-                self.interrupt.is_set,
-                self.board.trial_ended,
-                self.interrupt.disk,
-                self.search.waits,
-            ),
-            TuneCallback(self.budget),
-            TuneCallback(self.progress),
-            self.tracking,
-        ]
-        proxy = tune.with_parameters(
-            TrialProxy,
-            template=self.composed.template,
-            objective=self.composed.objective,
-            root=str(self.folder.root),
-            devices=self.devices,
-        )
-        spare_imports_for_usage_reports()
         scratch = tempfile.mkdtemp(prefix="lorasweep-tune-")
-        tuner = tune.Tuner(
-            tune.with_resources(proxy, {"cpu": 0.001}),
-            tune_config=tune.TuneConfig(
-                search_alg=PacedSearch(self.search, self.concurrent),
-                scheduler=self.scheduler,
-                num_samples=-1,
-                max_concurrent_trials=self.concurrent,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name=self.folder.name,
-                storage_path=scratch,
-                stop=self.interrupt,
-                callbacks=callbacks,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=2),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # there is nothing in one
-            ),
-        )
         try:
+            tuner = self._tuner(scratch)
             with self.interrupt.catching():
                 self._fit(tuner)
                 if not self.interrupt.at_once():
@@ -229,6 +199,44 @@ class TuneRun:
             self.tracking.close()
             shutil.rmtree(scratch, ignore_errors=True)
         return self.interrupt.at_once()
+
+    def _tuner(self, scratch: str) -> tune.Tuner:
+        """Ray Tune, set up. ``scratch``: a folder for its own state, which nobody reads."""
+        spare_imports_for_usage_reports()
+        proxy = tune.with_parameters(
+            TrialProxy,
+            template=self.composed.template,
+            objective=self.composed.objective,
+            root=str(self.folder.root),
+            devices=self.devices,
+        )
+        recorder = Recorder(
+            self.folder,
+            self.trial_config,
+            self.interrupt.is_set,
+            self.board.trial_ended,
+            self.interrupt.disk,
+            self.search.waits,
+        )
+        return tune.Tuner(
+            tune.with_resources(proxy, {"cpu": 0.001}),
+            tune_config=tune.TuneConfig(
+                search_alg=PacedSearch(self.search, self.concurrent),
+                scheduler=self.scheduler,
+                num_samples=-1,
+                max_concurrent_trials=self.concurrent,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name=self.folder.name,
+                storage_path=scratch,
+                stop=self.interrupt,
+                callbacks=[recorder, TuneCallback(self.budget), TuneCallback(self.progress), self.tracking],
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=2),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # there is nothing in one
+            ),
+        )
 
     def _fit(self, tuner: tune.Tuner) -> None:
         """Run Tune in a thread, so that signals stay with us: Tune handles only Ctrl-C, and waits for busy trials."""

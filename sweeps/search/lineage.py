@@ -1,7 +1,7 @@
 """Whose weights a trial goes on from: ``trials/<id>/lineage.jsonl``, and what a death in the middle left behind.
 
 ``study/asks.jsonl`` is the authority. A checkpoint that was copied from a donor says so in ``parent.json``; one that
-the driver did not live to write down is dropped, and the trial goes on from its own.
+the driver died before writing down is removed, and the trial goes on from its own.
 """
 
 import json
@@ -20,8 +20,12 @@ _OWN = ("best.safetensors",)  # the trial's own best rung stays its own
 
 
 def take_over(own: TrialFolder, donor: TrialFolder, step: int) -> str:
-    """Make the trial's checkpoint at a step the donor's: weights and optimiser state. What it was, it keeps of its
-    counters and its best rung.
+    """Put a donor's weights and optimiser state into a trial's checkpoint; its counters and its best rung stay its own.
+
+    Args:
+        own: folder of the trial.
+        donor: folder of the other one.
+        step: of a rung that both have reached.
 
     Returns:
         Why it cannot be done, or "".

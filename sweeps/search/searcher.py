@@ -180,15 +180,15 @@ class GuardedOptunaSearch(OptunaSearch):
             A name for each, to answer by as if it were Tune's id, and its suggestion. Those that are not answered to
             their end are what ``suggest`` gives first.
         """
-        found: list[tuple[str, dict[str, Any]]] = []
+        handed_out: list[tuple[str, dict[str, Any]]] = []
         while self._resumed:
-            name = f"taken up {len(found)}"
+            name = f"taken up {len(handed_out)}"
             suggestion = self.suggest(name)
             if not isinstance(suggestion, dict):
                 break
-            found.append((name, suggestion))
-        self._taken_up = [name for name, _ in found]
-        return found
+            handed_out.append((name, suggestion))
+        self._taken_up = [name for name, _ in handed_out]
+        return handed_out
 
     def waits(self, trial_id: str) -> bool:
         """Whether a trial, by our id, that Tune gave up is to be handed out again."""

@@ -66,7 +66,7 @@ def carried_over(
         FolderError: where a folder is no sweep.
         ConfigError: where nothing of a sweep fits.
     """
-    found: list[Earlier] = []
+    earlier: list[Earlier] = []
     notes: list[str] = []
     for given in runs:
         run = given.rstrip("/")
@@ -80,8 +80,8 @@ def carried_over(
         out = f" Left out: {'; '.join(f'{why} ({n})' for why, n in left.most_common())}." if left else ""
         other = f" These differ: {', '.join(sorted(differs)[:8])}." if differs else ""
         notes.append(f"Carried over from {run}: {len(kept)} of {len(kept) + left.total()} trials.{out}{other}")
-        found += kept
-    return found, notes
+        earlier += kept
+    return earlier, notes
 
 
 def to_carry(records: Sequence[Mapping[str, Any]], config: SweepConfig) -> list[str]:

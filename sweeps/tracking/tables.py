@@ -62,7 +62,7 @@ def leaderboard_table(rows: Sequence[Row]) -> tuple[Columns, Cells]:
 def charts(rows: Sequence[Row], objective: Objective) -> dict[str, dict[str, Any]]:
     """Plotly figures, as JSON: the objective of every row, and the objective's first metric against each other one."""
     shown = [row for row in rows if math.isfinite(row.objective)]
-    found = {
+    figures = {
         "chart/objective": _figure(
             "bar", [r.trial_id for r in shown], [r.objective for r in shown], "", "objective", shown
         )
@@ -71,8 +71,8 @@ def charts(rows: Sequence[Row], objective: Objective) -> dict[str, dict[str, Any
     for other in others:
         both = [row for row in rows if all(_number(row.metrics.get(name)) is not None for name in (first, other))]
         x, y = ([row.metrics[name] for row in both] for name in (other, first))
-        found[f"chart/{first} against {other}"] = _figure("scatter", x, y, other, first, both)
-    return found
+        figures[f"chart/{first} against {other}"] = _figure("scatter", x, y, other, first, both)
+    return figures
 
 
 def _figure(

@@ -155,13 +155,13 @@ def _rungs(trial_id: str, run: PulledRun, renamed: Mapping[str, str]) -> Iterato
 
 def _metrics(values: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, float]:
     """The metrics that are known here; a name that the user gave wins over one that only looks alike."""
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, value in values.items():
         short = _PREFIX.sub("", name)
         known = short if short in METRICS or short.startswith("bias.") else ""
-        if known and _is_number(value) and (known not in found or name == known):
-            found[known] = float(value)
-    return found | {ours: float(values[theirs]) for theirs, ours in renamed.items() if _is_number(values.get(theirs))}
+        if known and _is_number(value) and (known not in metrics or name == known):
+            metrics[known] = float(value)
+    return metrics | {ours: float(values[theirs]) for theirs, ours in renamed.items() if _is_number(values.get(theirs))}
 
 
 def _single(metric: str, measured: Sequence[Mapping[str, float]]) -> dict[str, Any]:

@@ -102,26 +102,26 @@ def precision_fault(precision: str, device: torch.device) -> str:
         return f"trying it failed ({type(error).__name__}: {error})"
 
 
-def available_precisions(device: torch.device, wanted: Collection[str] = PRECISIONS) -> dict[str, str]:
+def available_precisions(device: torch.device, precisions: Collection[str] = PRECISIONS) -> dict[str, str]:
     """Precision → why it does not work here, empty where it does.
 
     Args:
         device: on which they are tried.
-        wanted: those that are tried; where one does not work, all are, so that another can be named.
+        precisions: those that are tried; where one does not work, all are, so that another can be named.
     """
-    found = {precision: precision_fault(precision, device) for precision in wanted}
-    others = [precision for precision in PRECISIONS if precision not in found] if any(found.values()) else []
-    found |= {precision: precision_fault(precision, device) for precision in others}
-    return {precision: found[precision] for precision in PRECISIONS if precision in found}
+    faults = {precision: precision_fault(precision, device) for precision in precisions}
+    others = [precision for precision in PRECISIONS if precision not in faults] if any(faults.values()) else []
+    faults |= {precision: precision_fault(precision, device) for precision in others}
+    return {precision: faults[precision] for precision in PRECISIONS if precision in faults}
 
 
-def slow_precisions(device: torch.device, wanted: Collection[str] = PRECISIONS) -> dict[str, float]:
+def slow_precisions(device: torch.device, precisions: Collection[str] = PRECISIONS) -> dict[str, float]:
     """Precision → how many times as long as fp32 a linear layer's two passes take in it, where that is several times.
 
     A CPU without bf16 instructions (AVX512 or AMX) does bf16 products by slow generic loops, the backward pass's above
     all: a trial would take hours instead of minutes.
     """
-    if device.type != "cpu" or "bf16" not in wanted:
+    if device.type != "cpu" or "bf16" not in precisions:
         return {}
     size = (64, 512, 2048)  # rows, inputs, outputs: some 20 ms in float32 on one core
 
