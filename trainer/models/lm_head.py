@@ -1,14 +1,25 @@
 """Logits of a language model at chosen positions only: they are the largest tensor, and few are needed."""
 
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-if TYPE_CHECKING:
-    from trainer.models.base_model import BaseModel
-
 _LOGITS = 1 << 26  # numbers of a chunk of logits: 256 MiB in float32
+
+
+class CausalModel(Protocol):
+    """What is needed of a base model (``trainer/models/base_model.py``)."""
+
+    @property
+    def model(self) -> Any: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """The autocast context of every forward."""
 
 
 class TokenLogits:
@@ -21,7 +32,7 @@ class TokenLogits:
         base: the base model; adapters on it take part.
     """
 
-    def __init__(self, base: "BaseModel"):
+    def __init__(self, base: CausalModel):
         self.base = base
         text_config = base.model.config.get_text_config()
         self.softcap = getattr(text_config, "final_logit_softcapping", None)
