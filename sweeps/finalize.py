@@ -163,7 +163,7 @@ def _finalists(folder: SweepFolder, rows: Sequence[Row], top: int) -> list[Row]:
 
 
 def _runs(folder: SweepFolder, composed: Composed, trial_id: str, seeds: int) -> list[_Run]:
-    """A trial with seeds that the search has not used on it: its own is the one that it was chosen with."""
+    """Runs of a trial with new seeds: by its own seed the search chose it."""
     own = _trial_config(folder.trial(trial_id))
     runs = []
     for i in range(seeds):

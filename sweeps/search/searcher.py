@@ -133,7 +133,7 @@ class GuardedOptunaSearch(OptunaSearch):
         self.enqueued: set[str] = set()  # requests whose point was handed out, which asks.jsonl says
         self._taken_up: list[str] = []  # keys in _live of trials that wait for Tune to ask for one
         self._retries: Counter[str] = Counter()  # trial id (ours) → times handed out again after its process was lost
-        self._asked = 0  # trial numbers given out
+        self._numbers_given = 0  # of trials
         self._ready = self._closed = self._abandoned = self._used_up = False
 
     def replay(self, records: Iterable[Mapping[str, Any]]) -> None:
@@ -151,15 +151,15 @@ class GuardedOptunaSearch(OptunaSearch):
         for index, past in enumerate(study):
             for name, value in past.study.items():
                 self._study._storage.set_study_system_attr(self._study._study_id, name, value)
-            self._study.add_trial(past.frozen(index, self._several) if past.told else past.waiting(self._several))
+            self._study.add_trial(past.frozen(index, self._several) if past.end_line else past.waiting(self._several))
             if past.number is not None:
-                self._asked = past.number + 1
+                self._numbers_given = past.number + 1
                 self._seen.add(_key(past.values))
-                if not past.told:
+                if not past.end_line:
                     self._resumed[past.number] = past
             if past.start in self._start_points:
                 self._start_points.remove(past.start)
-        known = {past.told.get("source") for past in study if past.told}
+        known = {past.end_line.get("source") for past in study if past.end_line}
         self._warm = [earlier for earlier in self._warm if earlier.source not in known]
         self._begin([past.frozen(index, self._several) for index, past in enumerate(study)])
 
@@ -223,12 +223,12 @@ class GuardedOptunaSearch(OptunaSearch):
         if handed := self._next_repeat():
             self._live[trial_id] = handed
             return {"trial_id": handed.trial_id, "values": dict(handed.values), "repeat": handed.repeat}
-        if not self._resumed and (self._used_up or self._asked >= self._plan.trials):
+        if not self._resumed and (self._used_up or self._numbers_given >= self._plan.trials):
             # A configuration that completes may still be trained with its other seeds
             waits = len(self._plan.seeds) > 1 and any(not it.repeat for it in self._live.values())
             return None if waits else Searcher.FINISHED
         again = bool(self._resumed)
-        number = min(self._resumed, default=self._asked)
+        number = min(self._resumed, default=self._numbers_given)
         point = None if again else self._next_point(number)
         handed = self._ask(number, point, again)
         if handed is None:
@@ -238,7 +238,7 @@ class GuardedOptunaSearch(OptunaSearch):
         if past is not None and past.first is not None:
             self._regroup(handed, past)
             return self.suggest(trial_id)
-        self._asked = max(self._asked, number + 1)
+        self._numbers_given = max(self._numbers_given, number + 1)
         self._seen.add(_key(handed.values))
         self._live[trial_id] = handed
         return {"trial_id": trial_name(number), "values": dict(handed.values)}

@@ -113,7 +113,7 @@ class Past:
 
     Attributes:
         number: ours, as in the trial's name; None for a rejected point or an earlier sweep's, no trials of this sweep.
-        told: its last line; None for one that never ended.
+        end_line: the line that says how it ended; None for one that never did.
         perturbed: the step after which it went on from another trial's weights, with other values.
         current: its values now.
         first: how its first seed ended, where the other seeds have not.
@@ -129,7 +129,7 @@ class Past:
     start: dict[str, Any] | None
     asked_at: float
     rungs: dict[int, float | None] = field(default_factory=dict)
-    told: Mapping[str, Any] | None = None
+    end_line: Mapping[str, Any] | None = None
     perturbed: int | None = None
     current: dict[str, Any] = field(default_factory=dict)
     first: Answer | None = None
@@ -160,13 +160,13 @@ class Past:
         trial = self._foreign(several) if self.number is None else self._trial(self.number, several)
         trial.number = index
         trial.datetime_start = datetime.fromtimestamp(self.asked_at)
-        if self.told:
-            trial.datetime_complete = datetime.fromtimestamp(self.told["time"])
+        if self.end_line:
+            trial.datetime_complete = datetime.fromtimestamp(self.end_line["time"])
         return trial
 
     def _values(self, told: TrialState, several: bool) -> list[float] | None:
         """What the study has as the trial's value, or values."""
-        ended = self.told or {}
+        ended = self.end_line or {}
         if told is TrialState.COMPLETE:
             return list(ended["losses"]) if several else [ended["objective"]]
         if told is TrialState.PRUNED and self._scores and not several:
@@ -175,20 +175,20 @@ class Past:
 
     def _foreign(self, several: bool) -> FrozenTrial:
         """A rejected point, or a trial of an earlier sweep."""
-        assert self.told is not None
-        state = TrialState[self.told.get("told", TrialState.FAIL.name)]
+        assert self.end_line is not None
+        state = TrialState[self.end_line.get("told", TrialState.FAIL.name)]
         return create_trial(
             state=state,
             values=self._values(state, several),
             params=self._params,
             distributions=self.distributions,
             system_attrs=dict(self.attrs),
-            user_attrs={"source": self.told["source"]} if "source" in self.told else {},
+            user_attrs={"source": self.end_line["source"]} if "source" in self.end_line else {},
             intermediate_values={} if several else self._scores,
         )
 
     def _trial(self, number: int, several: bool) -> FrozenTrial:
-        ended = self.told or {}
+        ended = self.end_line or {}
         state = State(ended.get("state", State.RUNNING))
         told = TrialState.RUNNING
         if ended:
@@ -234,7 +234,7 @@ def read_past(records: Iterable[Mapping[str, Any]]) -> list[Past]:
                     past[number] = study[-1]
                     past[number].current = record["values"]
                 else:
-                    study[-1].told = record
+                    study[-1].end_line = record
                     study[-1].rungs = {int(step): value for step, value in record.get("rungs", {}).items()}
             elif event == "rung":
                 past[number].rungs.setdefault(record["step"], record["objective"])
@@ -244,8 +244,8 @@ def read_past(records: Iterable[Mapping[str, Any]]) -> list[Past]:
                 past[number].current = record["values"]
             elif event == "tell" and record.get("told") == WAIT:
                 past[number].first = Answer.of(record)
-            elif event in ("tell", "mean") and past[number].told is None:
-                past[number].told = record
+            elif event in ("tell", "mean") and past[number].end_line is None:
+                past[number].end_line = record
         except (KeyError, TypeError, ValueError) as error:
             raise FolderError(
                 f"study/asks.jsonl, record {line}: cannot be understood ({type(error).__name__}: {error})."
