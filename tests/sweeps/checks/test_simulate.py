@@ -46,8 +46,8 @@ def test_stopped_trials_make_room() -> None:
 def test_the_sweeps_own_scheduler_decides() -> None:
     base = ["objective=single", "train.max_steps=8", "train.rungs=[2,8]", "space=learning_rate"]
     cost = Cost("fp32", 1.0, 0.0, (2, 8), 0.0, 0.0)
-    halving = _play(compose([*base, "scheduler=asha"]), [cost] * 16, 1, 1)
-    everything = _play(compose([*base, "scheduler=fifo"]), [cost] * 16, 1, 1)
+    halving = _play(compose([*base, "scheduler=asha"]).config, [cost] * 16, 1, 1)
+    everything = _play(compose([*base, "scheduler=fifo"]).config, [cost] * 16, 1, 1)
     assert everything.completed == 16
     assert 2 <= halving.completed <= 10
     assert halving.steps == 2 * 16 + 6 * halving.completed

@@ -83,8 +83,8 @@ def noting(self, result):
 
 pacing.PacedSearch._note = noting
 if "unmended" in sys.argv:
-    from sweeps import scheduling
-    scheduling.keep_actors = lambda *_: None
+    from sweeps.search import scheduler
+    scheduler.keep_actors = lambda *_: None
 given = ["search.trials=12", "resources.slots=3", "train.max_steps=4", "train.rungs=[4]", "scheduler=fifo"]
 run_sweep(compose([*overrides(Path(sys.argv[1])), *given]), view="quiet", worker=Worker)
 print("proxies", len(reported - {None}))

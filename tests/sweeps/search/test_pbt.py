@@ -308,7 +308,7 @@ def test_the_driver_writes_an_exchange_down_once_a_device_has_made_it(tmp_path, 
     sweep: Any = tune_run.TuneRun.__new__(tune_run.TuneRun)
     sweep.folder, sweep.composed = SweepFolder(tmp_path), compose(["space=optimizer", "scheduler=pbt"])
     sweep.progress = SimpleNamespace(note=said.append)
-    sweep.tracker = SimpleNamespace(log_exchange=logged.append)
+    sweep.tracking = SimpleNamespace(log_exchange=logged.append)
     sweep.search = search(tmp_path)
     for name in "ab":
         sweep.search.suggest(name)
