@@ -254,7 +254,8 @@ def _finish(folder: SweepFolder, composed: Composed, runs: Sequence[_Run], basel
         say("loading model and data")
         first = unscored[0].trained if unscored else runs[0].trained
         capacity = sum(reply.get().slots for reply in [device.prepare(first) for device in devices])
-        _side_by_side(waiting, capacity, lambda run, slot: _train(run, devices, slot, say))
+        limit = composed.config.resources.rung_timeout
+        _side_by_side(waiting, capacity, lambda run, slot: _train(run, devices, slot, limit, say))
         for run in runs:  # one that failed is trained on from its last rung, when asked again
             if run.files.read_status().state is State.COMPLETED:
                 run.files.remove_checkpoints()
@@ -293,10 +294,10 @@ def _side_by_side(work: Sequence[Any], slots: int, do: Callable[[Any, int], None
         raise errors[0]
 
 
-def _train(run: _Run, devices: Sequence[DeviceClient], slot: int, say: Say) -> None:
+def _train(run: _Run, devices: Sequence[DeviceClient], slot: int, rung_timeout: float | None, say: Say) -> None:
     """Train one run to its end, on whichever device has room; again from its last rung where a worker dies."""
     atomic_write(run.files.config_file, fast_yaml.dump(asdict(run.trained)))
-    _train_to_end(run, TrialPlacement(devices, run.trained, run.files, first=slot), say)
+    _train_to_end(run, TrialPlacement(devices, run.trained, run.files, slot, rung_timeout), say)
 
 
 def _train_to_end(run: _Run, placement: TrialPlacement, say: Say) -> None:
