@@ -54,3 +54,18 @@ def test_nothing_said_makes_no_file(tmp_path) -> None:
     with to_file(tmp_path / "log"):
         pass
     assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize("place", ["/dev/full", "gone/lorasweep.log"])
+def test_a_log_that_cannot_be_written_fails_nobody_and_hides_no_error(place: str, tmp_path, capsys) -> None:
+    """A full disk, and a folder that is not there any more."""
+
+    def run() -> None:
+        with to_file(tmp_path / place):
+            for number in range(3):
+                logging.getLogger("ray.tune").warning("trial %s: %s", number, "x" * 10_000)
+            raise OSError("what is really wrong")
+
+    with pytest.raises(OSError, match="what is really wrong"):
+        run()
+    assert capsys.readouterr() == ("", "")
