@@ -181,18 +181,20 @@ class MlflowTracker(Tracker):
         elif outcome.state is not State.RUNNING:  # else these are not its last
             for key, value in outcome.metrics.items():
                 run.add(f"final.{key}", float(value), step)
-        for key, table in outcome.tables.items():
-            most = self._predictions if key == "predictions" else None
-            if most != 0 and (content := _csv(table(most))):
-                run.files[f"{key}.csv"] = content
-        if outcome.charts:
-            run.files["charts.html"] = _page(outcome.charts)
-        if outcome.adapter is not None and outcome.adapter.folder.is_dir():
-            run.tags |= _cut({"adapter": outcome.adapter.folder})
-            if _megabytes(outcome.adapter.folder) <= self._adapter_mb:
-                run.files["adapter"] = outcome.adapter.folder
         run.ended = _STATUS.get(outcome.state, "FAILED")
-        self._send()
+        try:
+            for key, table in outcome.tables.items():
+                most = self._predictions if key == "predictions" else None
+                if most != 0 and (content := _csv(table(most))):
+                    run.files[f"{key}.csv"] = content
+            if outcome.charts:
+                run.files["charts.html"] = _page(outcome.charts)
+            if outcome.adapter is not None and outcome.adapter.folder.is_dir():
+                run.tags |= _cut({"adapter": outcome.adapter.folder})
+                if _megabytes(outcome.adapter.folder) <= self._adapter_mb:
+                    run.files["adapter"] = outcome.adapter.folder
+        finally:  # an artifact that cannot be made does not keep the run open
+            self._send()
 
     def close(self) -> None:
         if not self._hung:

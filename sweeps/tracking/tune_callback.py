@@ -5,6 +5,7 @@ goes wrong in its thread is noted once and logged, and closing waits for a bound
 """
 
 import contextlib
+import copy
 import logging
 import math
 import threading
@@ -240,9 +241,14 @@ class TrackerThread:
             self._start()
 
     def post(self, run: str, method: str, *arguments: Any) -> None:
-        """Have a method called, after all that was posted before."""
+        """Have a method called, after all that was posted before.
+
+        Its arguments are copied: trackers work at the same time, and a library may change what it is given, if only
+        for a moment (Plotly does, where it makes a figure of a dictionary).
+        """
         if self._given_up:
             return
+        arguments = copy.deepcopy(arguments)
         with self._lock:
             self._start()
             self._queue.put(_Call(run, method, arguments))

@@ -158,6 +158,19 @@ def test_baselines_and_the_sweep_are_runs_of_their_kinds(
     assert sweep.artifacts["adapter/adapter_model.safetensors"] == b"weights"
 
 
+def test_a_chart_that_cannot_be_drawn_does_not_keep_the_run_open(
+    tracker: Callable[..., TrackerCallback], runs: Any, notes: list[str]
+) -> None:
+    mine = tracker()
+    mine.setup()
+    mine.log_sweep([], {"seed": 0}, {"chart/objective": {"data": [{"type": "no such chart"}]}})
+    mine.close()
+    run = runs()["sweep"]
+    assert (run.status, "charts.html" in run.artifacts) == ("FINISHED", False)
+    assert len(notes) == 1
+    assert "sweep lacks its end" in notes[0]
+
+
 def test_a_resumed_sweep_goes_on_in_its_runs_and_sends_what_was_not_sent(
     tracker: Callable[..., TrackerCallback], folder: SweepFolder, runs: Any
 ) -> None:

@@ -161,3 +161,33 @@ def test_ray_still_asks_for_what_is_spared() -> None:
     assert tune.air_usage is usage
     spare_imports_for_usage_reports()
     assert tune.air_usage.tag_callbacks([]) is False
+
+
+class Spoiling(Noting):
+    """Changes what it is given, as libraries do with what they make their own objects of."""
+
+    def start_run(self, run: Run) -> None:
+        super().start_run(run)
+        dict.clear(run.config)  # type: ignore[arg-type]
+
+    def finish_run(self, name: str, outcome: Outcome) -> None:
+        super().finish_run(name, outcome)
+        for figure in outcome.charts.values():
+            dict.clear(figure)  # type: ignore[arg-type]
+
+
+def test_what_one_tracker_does_with_its_arguments_the_other_does_not_see(sweep: TrackedSweep, notes: list[str]) -> None:
+    """Plotly takes a trace's type out of the dictionary for a moment: two threads that make its figure would clash."""
+    figure, config = {"data": [{"type": "scatter", "x": [1], "y": [2]}]}, {"lora": {"rank": 8}}
+    spoiling, other = Spoiling(sweep), Noting(sweep)
+    configs: list[Mapping[str, Any]] = []
+    other.start_run = lambda run: configs.append(run.config)  # type: ignore[method-assign]
+    callback = TrackerCallback([spoiling, other], sweep.folder, config_of)
+    callback.setup()
+    callback.log_sweep([], config, {"chart/objective": figure})
+    callback.close(20.0)
+    assert dict(spoiling.outcomes["sweep"].charts) == {"chart/objective": {}}
+    assert dict(other.outcomes["sweep"].charts) == {"chart/objective": figure}
+    assert figure["data"] == [{"type": "scatter", "x": [1], "y": [2]}]
+    assert (configs, config) == ([{"lora": {"rank": 8}}], {"lora": {"rank": 8}})
+    assert notes == []
