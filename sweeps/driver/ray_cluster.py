@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import AuthenticationError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from analysis.errors import HardwareError
+from analysis.errors import HardwareError, first_line
 from analysis.objective import Objective
 from sweeps.config import SweepConfig
 from sweeps.driver.device_client import LOST, DeviceClient
@@ -72,11 +72,10 @@ def ray_running(config: SweepConfig) -> Iterator[Callable[[], None]]:
         _check_listening(address)
         _start(options)
     except (AuthenticationError, OSError, OverflowError, ValueError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise HardwareError(
-            f"ray.address={address}: cannot connect ({first}). Is the cluster running (`ray status`)? A cluster with"
-            " token authentication needs RAY_AUTH_MODE=token and its token here too. Without ray.address a local Ray is"
-            " started."
+            f"ray.address={address}: cannot connect ({first_line(error)}). Is the cluster running (`ray status`)? A"
+            " cluster with token authentication needs RAY_AUTH_MODE=token and its token here too. Without ray.address a"
+            " local Ray is started."
         ) from error
     ending = threading.Thread(target=ray.shutdown, name="ending Ray")
     try:

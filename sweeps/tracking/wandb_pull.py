@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import fast_yaml
-from analysis.errors import ConfigError, FetchError, FolderError, did_you_mean
+from analysis.errors import ConfigError, FetchError, FolderError, did_you_mean, first_line
 from analysis.folder import (
     FORMAT_VERSION,
     MetricsRow,
@@ -60,7 +60,7 @@ def fetch_runs(path: str, group: str | None) -> list[PulledRun]:
         runs = wandb.Api().runs(path, filters={"group": group} if group else None, order="+created_at", lazy=False)
         return [_pulled(run) for run in runs]
     except Exception as error:  # its API raises requests', its own and ValueErrors alike
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        line = first_line(error)[:200]
         raise FetchError(
             f"W&B: {path} cannot be read ({line}). Log in (`wandb login`), and give the project as ENTITY/PROJECT."
         ) from None
