@@ -7,9 +7,10 @@ range, which is what error messages, the search space and the overrides are chec
 import functools
 import math
 import operator
+import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from analysis.bias_sets import BIAS_SETS
@@ -37,6 +38,7 @@ from trainer.config import (
 from trainer.data.schemas import LABELLED
 from trainer.evaluation.metric_names import metric_names
 
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
 BASELINES = ("majority", "zero_shot", "few_shot", "retrieval")
 
 
@@ -65,6 +67,8 @@ class SearchConfig:
     """How much is searched, and from where."""
 
     trials: int = key(8, low=1)  # configurations to try, the points of start_from included
+    # that the sweep may take, such as 15m: decides what is left open of epochs, trials and rungs, and is kept
+    time: str | None = "auto"  # auto: 15m where neither the length nor the trials are named; null: no limit
     repeats: int = key(1, low=1)  # seeds with which each configuration is trained
     start_from: list[Any] = field(default_factory=list)  # points to try first: values, or names of known rules
     warm_start: list[str] = field(default_factory=list)  # folders of earlier sweeps to learn from
@@ -144,7 +148,7 @@ class ResourcesConfig:
 class SweepConfig:
     """Everything that decides a sweep."""
 
-    precision: str = key("fp32", choices=PRECISIONS)
+    precision: str = key("auto", choices=("auto", *PRECISIONS))  # auto: bf16 where the device is fast at it, else fp32
     seed: int = key(0, low=0, high=2**32 - 1)
     baselines: list[str] = field(default_factory=lambda: ["zero_shot"])
     few_shot: FewShotConfig = field(default_factory=FewShotConfig)
@@ -394,6 +398,8 @@ def _check_objective(config: SweepConfig) -> None:
 
 
 def _check_budget(config: SweepConfig) -> None:
+    if config.search.time not in (None, "auto"):
+        seconds_of(str(config.search.time))
     known = {name for name in measured(config) if name in METRICS and METRICS[name].better in ("high", "low")}
     for name, value in config.search.budget.target.items():
         if name not in known | {"objective"}:
@@ -407,7 +413,8 @@ def _check_budget(config: SweepConfig) -> None:
 
 def _check_scheduler(config: SweepConfig) -> None:
     scheduler = config.scheduler
-    if str(scheduler.get("_target_", "")).endswith((".ASHAScheduler", ".AsyncHyperBandScheduler")):
+    asha = str(scheduler.get("_target_", "")).endswith((".ASHAScheduler", ".AsyncHyperBandScheduler"))
+    if asha and config.train.rungs:
         milestones(config.train.rungs, scheduler.get("grace_period"), scheduler.get("reduction_factor"))
 
 
@@ -438,6 +445,39 @@ def milestones(rungs: Sequence[int], grace: Any, factor: Any) -> list[int]:
         decisive += near
         step *= factor
     return decisive
+
+
+def seconds_of(text: str, path: str = "search.time") -> float:
+    """Seconds of a time such as ``90s``, ``15m`` or ``1h30m``. Raises ConfigError."""
+    parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.replace(" ", ""))
+    seconds = sum(float(n) * unit for n, unit in zip(parts.groups(), _UNITS.values(), strict=True) if n) if parts else 0
+    if not seconds:
+        raise ConfigError(f"{path}={text}: expected a time such as 90s, 15m, 2h or 1h30m, auto, or null for no limit.")
+    return seconds
+
+
+def stand_ins(config: SweepConfig) -> SweepConfig:
+    """The config with any values in place of those that data and device are still to give, so that it can be checked.
+
+    Raises:
+        ConfigError: where the length is named twice.
+    """
+    train, data = config.train, config.data
+    if train.epochs and train.max_steps:
+        raise ConfigError(
+            f"train.epochs={train.epochs:g} and train.max_steps={train.max_steps} both say how long a trial is."
+            " Keep one of them."
+        )
+    if train.epochs and train.rungs:
+        raise ConfigError(
+            f"train.rungs={list(train.rungs)} are steps, and with train.epochs={train.epochs:g} their number is known"
+            f" once the data are read. Use train.max_steps={train.rungs[-1]}, or leave the rungs out."
+        )
+    steps = train.max_steps or (train.rungs[-1] if train.rungs else 8)
+    train = replace(train, max_steps=steps, rungs=list(train.rungs) or [steps])
+    precision = PRECISIONS[0] if config.precision == "auto" else config.precision
+    data = replace(data, max_length=data.max_length or 2048)
+    return replace(config, precision=precision, train=train, data=data)
 
 
 def trial_part(config: SweepConfig, trial_id: str) -> TrialConfig:

@@ -5,6 +5,7 @@ Check what can be checked at once; start the device workers; let Ray Tune run th
 """
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from analysis.constraints import check_available
 from analysis.errors import INTERRUPTED, DataError, FolderError
 from analysis.folder import ENDED, SweepFolder
 from analysis.leaderboard import leaderboard
+from sweeps.checks.length import Measured, asked_about, choose, is_open, is_timed, max_concurrent
 from sweeps.checks.preflight import preflight, skipped_note
 from sweeps.compose.compose import Composed
 from sweeps.config import SweepConfig
@@ -24,7 +26,7 @@ from sweeps.driver.baseline_runner import planned
 from sweeps.driver.device_client import DeviceClient
 from sweeps.driver.device_facts import DataFacts
 from sweeps.driver.device_worker import DeviceWorker
-from sweeps.driver.ray_cluster import max_concurrent, ray_running, start_workers, with_facts
+from sweeps.driver.ray_cluster import ray_running, start_workers, with_facts
 from sweeps.driver.resume import nothing_left, same_sweep
 from sweeps.process import gc_pause
 from sweeps.process.logs import to_file
@@ -100,6 +102,7 @@ def _drive(
     worker_class: type[DeviceWorker],
 ) -> int:
     """Everything from Ray's start to the printed leaderboard; ``manifest`` is None for a new sweep."""
+    began = time.monotonic()
     progress.phase("starting Ray and the device workers")
     with ray_running(composed.config) as let_go, to_file(folder.log_file, progress.verbose):
         devices = start_workers(composed.config, composed.objective, worker_class)
@@ -110,9 +113,11 @@ def _drive(
         as_given = composed.unresolved()
         able = [name for name in facts[0].precisions if not any(fact.precisions.get(name) for fact in facts)]
         composed = composed.on_machine(able, {name: times for fact in facts for name, times in fact.slow.items()})
+        progress.phase("loading model and data")
+        composed = _with_length(composed, devices, began)
+        progress.planned(composed.config.search.trials, composed.config.train.max_steps)
         for note in composed.notes:
             progress.note(note)
-        progress.phase("loading model and data")
         first = composed.trial("t0000", composed.start[0] if composed.start else {})
         replies = [device.prepare(first) for device in devices]  # all load at the same time
         prepared = [reply.get() for reply in replies]
@@ -130,10 +135,18 @@ def _drive(
             manifest |= {"config": composed.resolved(), "unresolved": composed.unresolved()}
         write_manifest(folder, manifest)
         concurrent = max_concurrent(composed.config, [it.slots for it in prepared])
-        sweep = TuneRun(folder, composed, devices, concurrent, manifest["uid"], progress)
+        sweep = TuneRun(folder, composed, devices, concurrent, manifest["uid"], progress, began)
         interrupted = sweep.run(let_go)
         progress.phase("ranking")
     return _close(folder, progress, sweep, interrupted)
+
+
+def _with_length(composed: Composed, devices: Sequence[DeviceClient], began: float) -> Composed:
+    """The sweep with what its config leaves to the data and the devices: how long trials are, and how many."""
+    if not is_open(composed):
+        return composed
+    sizes = devices[0].sizes(asked_about(composed), is_timed(composed)).get()
+    return choose(composed, Measured(sizes, len(devices), time.monotonic() - began))
 
 
 def _same_everywhere(devices: Sequence[DeviceClient], prepared: Sequence[DataFacts]) -> DataFacts:

@@ -7,6 +7,7 @@ from analysis import fast_yaml
 from analysis.constraints import check_available
 from analysis.folder import MetricsRow, Status, SweepFolder, atomic_write
 from analysis.leaderboard import leaderboard
+from sweeps.checks.length import Measured, asked_about, choose, is_open, is_timed
 from sweeps.checks.preflight import preflight, skipped_note
 from sweeps.compose.compose import Composed
 from sweeps.display.summary import show_leaderboard, show_next
@@ -44,6 +45,7 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
         import_libraries()
         import torch
 
+        from sweeps.checks.probe import Prober
         from trainer.baselines import score_baseline
         from trainer.device_cache import DeviceCache
         from trainer.engines.make import make_engine
@@ -60,8 +62,15 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
         [precision for precision, fault in faults.items() if not fault], slow_precisions(device)
     )
     values = dict(composed.start[0]) if composed.start else {}
-    trial = composed.trial("t0000", values)
     device_cache = DeviceCache(device)
+    composed = composed.with_values({"search.time": None, "search.trials": 1})
+    if is_open(composed):
+        asked = asked_about(composed)
+        device_cache.base(asked)
+        prober = Prober(device_cache.dataset(asked), device, composed.config.engine, device_cache)
+        sizes = prober.sizes(asked, is_timed(composed))
+        composed = choose(composed, Measured(sizes, 1, time.monotonic() - began))
+    trial = composed.trial("t0000", values)
     engine = make_engine(composed.config.engine, device_cache, composed.objective.score, 1)
     absent = absent_metrics(trial, device_cache.validation(trial))
     check_available(composed.resolved()["objective"], absent)

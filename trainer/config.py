@@ -87,7 +87,7 @@ class DataConfig:
     group: str | None = None  # column with a group (such as gender), kept with every item
     on_error: str = key("fail", choices=("fail", "skip"))  # a row that cannot be used: stop, or leave it out and say so
     split: SplitConfig = field(default_factory=SplitConfig)
-    max_length: int = key(128, low=8)  # tokens a row; see trainer/data/tokenize.py for what is cut
+    max_length: int = key(128, low=0)  # tokens a row, at least 8; 0: from the data; see trainer/data/tokenize.py
     allow_overlap: bool = False  # validation rows that stand in the training rows too are an error, unless allowed
     topics: dict[str, str] = field(default_factory=dict)  # newsgroups: group name → label word
     train_rows: int = key(0, low=0)  # newsgroups: rows a topic; 0 = all
@@ -119,6 +119,7 @@ class LoraSettings:
     modules_to_save: list[str] = field(default_factory=list)  # modules trained in full, such as [embed_tokens]
 
 
+_SHORTEST = 8  # tokens of a row, at least
 HEAD_NAMES = frozenset({"classifier", "score"})  # what models call the head of a classification task
 KERNELS = ("auto", "loop", "bmm", "grouped")
 
@@ -149,10 +150,13 @@ class OptimConfig:
 class TrainConfig:
     """Steps, batches and rungs."""
 
-    max_steps: int = key(48, low=1)  # optimiser steps
+    epochs: float | None = key(None, above=0.0)  # passes over the training rows; null: max_steps says, or the data
+    max_steps: int = key(48, low=0)  # optimiser steps; 0: from epochs, or from the data (sweeps/checks/length.py)
     batch_size: int = key(16, low=1)  # rows per optimiser step
     accumulation: int = key(1, low=1)  # micro-steps per optimiser step; divides batch_size
-    rungs: list[int] = field(default_factory=lambda: [12, 24, 48])  # optimiser steps at which a trial is evaluated
+    # optimiser steps at which a trial is evaluated, ascending; []: from max_steps
+    rungs: list[int] = field(default_factory=lambda: [12, 24, 48])
+    patience: int | None = key(None, low=1)  # rungs without a better objective after which a trial is done
     clip: float = key(1.0, above=0.0)  # gradient norm
 
 
@@ -309,6 +313,16 @@ def check_trial(trial: TrialConfig) -> None:
     """
     check_ranges(trial)
     train, task = trial.train, trial.task
+    if trial.data.max_length < _SHORTEST:
+        raise ConfigError(
+            f"data.max_length={trial.data.max_length}: expected at least {_SHORTEST} tokens a row, or 0, which a sweep"
+            " replaces by what the data need. Give a number here."
+        )
+    if not train.max_steps:
+        raise ConfigError(
+            "train.max_steps=0 is replaced by what the data want once they are read. Give a number here, such as"
+            " train.max_steps=200."
+        )
     if train.batch_size % train.accumulation:
         raise ConfigError(
             f"train.accumulation={train.accumulation} does not divide train.batch_size={train.batch_size}."

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from sweeps.checks.simulate import Cost, Decide, Forecast
+from sweeps.checks.length import Measured, asked_about, choose, is_open, is_timed, max_concurrent
+from sweeps.checks.simulate import Cost, play
 from sweeps.compose.compose import Composed
 from sweeps.config import SweepConfig
 from sweeps.process import gc_pause
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from sweeps.checks.probe import Prober
 
 _RAY_SECONDS = 6.0  # Ray's start and the trials' first processes, on two cores
-_TURNOVER_SECONDS = 0.3  # between two trials in a slot
 _END_SECONDS = 2.0  # ranking, and W&B's last words
 _DRAWN = 64  # configurations that the estimate is made of, where the sweep has more
 
@@ -62,6 +62,7 @@ def plan(composed: Composed) -> dict[str, Any]:
         "scheduler": str(config.scheduler.get("_target_", "")).rsplit(".", 1)[-1],
         "max_steps": config.train.max_steps,
         "batch_size": config.train.batch_size,
+        "max_length": config.data.max_length,
         "rungs": list(config.train.rungs),
         "space": {path: str(dimension) for path, dimension in composed.space.items()},
     }
@@ -111,12 +112,16 @@ class Estimate:
         precisions: precision → bytes, slots and seconds of a trial.
         figures: of the whole sweep: seconds, steps, tokens, operations, cost.
         problems: (error or warning, sentence).
+        composed: the sweep as it would run here.
+        chosen: in a sentence, what its config left open.
     """
 
     lengths: dict[str, Any]
     precisions: dict[str, dict[str, float]]
     figures: dict[str, Any]
     problems: list[tuple[str, str]]
+    composed: Composed
+    chosen: str
 
 
 @dataclass(frozen=True)
@@ -167,9 +172,15 @@ def estimate(composed: Composed, dataset: Dataset) -> Estimate:
     notes_before = len(composed.notes)
     composed = composed.on_machine(able, slow_precisions(device))
     notes = [("warning", note) for note in composed.notes[notes_before:]]
+    notes_before = len(composed.notes)
     imports = time.monotonic() - began
 
     prober = Prober(dataset, device, config.engine)
+    devices = max(1, torch.cuda.device_count()) if config.resources.gpus_per_trial != 0 else 1
+    if is_open(composed):
+        sizes = prober.sizes(asked_about(composed), is_timed(composed))
+        composed = choose(composed, Measured(sizes, devices, _RAY_SECONDS + time.monotonic() - began))
+        config = composed.config
     trials = _estimable(drawn(composed, min(config.search.trials, _DRAWN)))
     probed: dict[str, _Probed] = {}
     for precision in composed.precisions:
@@ -178,13 +189,14 @@ def estimate(composed: Composed, dataset: Dataset) -> Estimate:
         probed[precision] = _probe(prober, config, example, mine, with_lengths=not probed)
         prober.forget()
 
-    devices = max(1, torch.cuda.device_count()) if config.resources.gpus_per_trial != 0 else 1
     startup = _RAY_SECONDS + imports + sum(it.startup_seconds for it in probed.values())
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     figures = _whole_sweep(config, list(probed.values()), devices, startup) | {"device": name}
     precisions = {precision: it.figures for precision, it in probed.items()}
     lengths = next(iter(probed.values())).lengths
-    return Estimate(lengths, precisions, figures, [*notes, *_limits(config, precisions, figures)])
+    chosen = " ".join(composed.notes[notes_before:])
+    problems = [*notes, *_limits(config, precisions, figures)]
+    return Estimate(lengths, precisions, figures, problems, composed, chosen)
 
 
 def _probe(
@@ -237,8 +249,8 @@ def _whole_sweep(config: SweepConfig, probed: Sequence[_Probed], devices: int, s
     """
     costs = _repeated([cost for it in probed for cost in it.costs], config.search.trials)
     slots = [it.slots for it in probed]
-    side_by_side = max(1, min([*slots, config.search.trials, config.ray.max_concurrent_trials or 10**9]))
-    played = _play(config, costs, side_by_side, devices)
+    side_by_side = max(1, max_concurrent(config, [min(slots)] * devices) // devices)
+    played = play(config, costs, side_by_side, devices)
     baselines = len(config.baselines) * max(it.scoring_seconds for it in probed) / devices
     seconds = startup + played.seconds + baselines + _END_SECONDS
     hours, price = seconds * devices / 3600, config.resources.price_per_hour
@@ -277,27 +289,6 @@ def _estimable(trials: list[TrialConfig]) -> list[TrialConfig]:
 
 def _repeated(costs: list[Cost], n: int) -> list[Cost]:
     return [costs[i % len(costs)] for i in range(n)]
-
-
-def _play(config: SweepConfig, costs: list[Cost], slots: int, devices: int) -> Forecast:
-    from sweeps.checks.simulate import forecast
-    from sweeps.search.scheduler import StandIn, build_scheduler
-
-    def decider() -> Decide:
-        scheduler = build_scheduler(config.scheduler, config.train.rungs)
-        added: set[int] = set()
-
-        def decide(trial: int, step: int, score: float) -> bool:
-            own: Any = StandIn(f"t{trial:04}")
-            if trial not in added:
-                added.add(trial)
-                scheduler.on_trial_add(None, own)
-            result = {"step": step, "objective": score, "training_iteration": step, "time_total_s": float(step)}
-            return scheduler.on_trial_result(None, own, result) != "STOP"
-
-        return decide
-
-    return forecast(costs, slots, devices, decider, _TURNOVER_SECONDS, config.sweep.seed)
 
 
 def _limits(

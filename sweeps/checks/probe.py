@@ -6,15 +6,18 @@ Imports torch. Nothing is written but into a folder that is gone afterwards.
 import gc
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from analysis.folder import TrialFolder
-from sweeps.checks.simulate import Cost
+from sweeps.checks.length import fitting_tokens
+from sweeps.checks.simulate import Cost, Sizes
 from trainer.config import EngineConfig, TrialConfig
 from trainer.data.dataset import Dataset, Row
+from trainer.data.encode import Encoded
 from trainer.device_cache import DeviceCache
 from trainer.engines.batches import cut_by_length, micro_batches, pass_cost
 from trainer.engines.pack import Pack
@@ -32,6 +35,7 @@ _ITEMS = (4, 32)  # scored: a few first, more where that was fast
 _SOON = 1.0  # seconds
 _BIAS = 4  # items of each bias set
 _BATCHES = 8  # optimiser steps whose tokens are counted
+_SHORT = 64  # tokens; rows are not cut to fewer to save time
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,14 @@ class Lengths:
 
     Attributes:
         rows: how many were counted, spread evenly over the split.
-        median, p95, longest: tokens.
+        median, p95, p99, longest: tokens.
         cut: share of them longer than ``data.max_length``.
     """
 
     rows: int
     median: int
     p95: int
+    p99: int
     longest: int
     cut: float
 
@@ -83,11 +88,16 @@ class Prober:
         dataset: all rows.
         device: to measure on.
         settings: how packs are trained.
+        bases: has base models loaded already.
     """
 
-    def __init__(self, dataset: Dataset, device: torch.device, settings: EngineConfig):
+    def __init__(
+        self, dataset: Dataset, device: torch.device, settings: EngineConfig, bases: DeviceCache | None = None
+    ):
         self.dataset, self.device, self.settings = dataset, device, settings
         self.device_cache = _Sampled(device, _sample(dataset, _ROWS))
+        if bases is not None:
+            self.device_cache.share(bases)
 
     def probe(self, trial: TrialConfig) -> Probe:
         """Load a trial's base model at its precision, and measure.
@@ -121,7 +131,7 @@ class Prober:
                 one = replace(bare, bias=BiasItems({name: few}))
                 both = _seconds(lambda: evaluate(base, base.model, trial, one, indices[:1]))  # noqa: B023
                 bias_seconds += max(both - seconds / len(indices), 0.0) / len(few) * len(items_there)
-        mean = sum(len(row.tokens) for row in validation.encoded) / len(validation.encoded)
+        mean = _mean_tokens(validation.encoded)
         labels = len(validation.labels) + 1 if trial.task.name == "completion" and validation.labels else 1
         return Probe(
             base_bytes=_bytes(base),
@@ -165,6 +175,34 @@ class Prober:
             tokens=sum(sum(batch["lengths"]) for batch in batches) / _BATCHES,
         )
 
+    def sizes(self, trial: TrialConfig, timed: bool = True) -> Sizes:
+        """How much there is to train on, and what a trial costs at each ``data.max_length`` that it may have.
+
+        Args:
+            trial: whose ``data.max_length`` may be 0: then as long as 99 % of the rows, and down by halves.
+            timed: measure costs; else they are 0.
+        """
+        longest = trial.data.max_length or self._fitting(trial)
+        allowed = [longest]
+        while timed and not trial.data.max_length and allowed[-1] >= 2 * _SHORT and self.dataset.schema != "text":
+            allowed.append(-(-allowed[-1] // 16) * 8)
+        at = {n: replace(trial, data=replace(trial.data, max_length=n)) for n in allowed}
+        sampled = len(self.device_cache.training(at[longest]))
+        rows = max(1, round(sampled * len(self.dataset.train) / len(self.device_cache.dataset(trial).train)))
+        if not timed:
+            return Sizes(rows, 0, 1, {longest: Cost("", 0.0, 0.0, (), 0.0, 0.0)}, {longest: 0.0})
+        probe = self.probe(at[longest])
+        tokens = {n: _mean_tokens(self.device_cache.validation(it).encoded) for n, it in at.items()}
+        n_validation = self.n_validation(at[longest])
+        item_seconds = {n: probe.item_seconds * tokens[n] / tokens[longest] for n in allowed}
+        costs = {n: self.cost(at[n], replace(probe, item_seconds=item_seconds[n]), n_validation) for n in allowed}
+        return Sizes(rows, n_validation, probe.budget.slots(at[longest]), costs, item_seconds)
+
+    def _fitting(self, trial: TrialConfig) -> int:
+        """``fitting_tokens``, within the model's window."""
+        needed = max((it.p99 for it in self.lengths(trial).values()), default=0)
+        return min(fitting_tokens(needed, self.dataset.schema), self.device_cache.base(trial).window)
+
     def lengths(self, trial: TrialConfig) -> dict[str, Lengths]:
         """Token lengths of each split, label and prompt included; none of texts that are cut into windows."""
         if self.dataset.schema == "text":
@@ -177,9 +215,9 @@ class Prober:
         splits = {"train": device_cache.training(whole), "validation": device_cache.validation(whole).encoded}
         for split, rows in splits.items():
             tokens = sorted(len(row.tokens) for row in rows)
-            cut = sum(n > min(trial.data.max_length, window - 1) for n in tokens) / len(tokens)
-            middle, p95 = tokens[len(tokens) // 2], tokens[min(len(tokens) * 95 // 100, len(tokens) - 1)]
-            by_split[split] = Lengths(len(tokens), middle, p95, tokens[-1], cut)
+            cut = sum(n > min(trial.data.max_length or window, window - 1) for n in tokens) / len(tokens)
+            middle, p95, p99 = (tokens[len(tokens) * share // 100] for share in (50, 95, 99))
+            by_split[split] = Lengths(len(tokens), middle, p95, p99, tokens[-1], cut)
         return by_split
 
     def forget(self) -> None:
@@ -198,12 +236,16 @@ class _Sampled(DeviceCache):
     def dataset(self, trial: TrialConfig) -> Dataset:
         return self._sample
 
-    def share(self, other: "_Sampled") -> None:
+    def share(self, other: DeviceCache) -> None:
         """Use another's base models."""
         self._kept |= {key: kept for key, kept in other._kept.items() if key[0] == "base"}
 
     def forget(self) -> None:
         self._kept = {key: kept for key, kept in self._kept.items() if key[0] != "base"}
+
+
+def _mean_tokens(rows: Sequence[Encoded]) -> float:
+    return sum(len(row.tokens) for row in rows) / len(rows)
 
 
 def _sample(dataset: Dataset, n: int) -> Dataset:

@@ -11,6 +11,7 @@ from analysis import fast_yaml
 from sweeps.checks.estimate import Check, audited, drawn, estimate, plan
 from sweeps.checks.preflight import check_rung, preflight_assets
 from sweeps.compose.compose import Composed
+from trainer.config import PRECISIONS
 from trainer.data.audit import Audit
 from trainer.data.dataset import load_dataset
 from trainer.evaluation.bias.items import load_bias
@@ -38,27 +39,34 @@ def run_check(composed: Composed, samples: int, probe: bool, quiet: bool) -> Che
         )
     _show_data(console, check.audit)
     preflight_assets(composed.config, composed.space, report)
+    notes = composed.notes
     if probe:
         with console.status("probing: a base model at each precision, two steps, a scoring"):
             probed = estimate(composed, dataset)
         check.lengths, check.precisions, check.estimate = probed.lengths, probed.precisions, probed.figures
         check.problems += probed.problems
+        composed = probed.composed
+        check.plan = plan(composed)
+        if probed.chosen:
+            _line(console, "length", probed.chosen)
         cut = {split: found for split, found in check.lengths.items() if found["cut"] >= 0.05}
         for split, found in cut.items():
             check.problems.append(
                 (
                     "warning",
                     f"{split}: {found['cut']:.0%} of the rows are longer than data.max_length="
-                    f"{composed.config.data.max_length} and are cut; 95 % have at most {found['p95']:,} tokens.",
+                    f"{check.plan['max_length']} and are cut; 95 % have at most {found['p95']:,} tokens.",
                 )
             )
         _show_estimate(console, check)
+    elif samples:
+        composed = composed.on_machine(PRECISIONS)
     check.problems.sort(key=lambda problem: problem[0] != "error")
     check.samples = [asdict(trial) for trial in drawn(composed, samples)] if samples else []
     for sample in check.samples:
         console.print(Text(f"\n# {sample['trial_id']}", "bold"))
         console.print(Text(fast_yaml.dump(sample).rstrip()), soft_wrap=True)
-    _show_problems(console, [*[("warning", note) for note in composed.notes], *check.problems])
+    _show_problems(console, [*[("warning", note) for note in notes], *check.problems])
     return check
 
 
@@ -78,7 +86,8 @@ def _show_plan(console: Console, found: dict[str, Any]) -> None:
     _line(console, "sweep", f"{found['name']}, in {found['folder']}")
     rungs = ", ".join(map(str, found["rungs"]))
     _line(console, "trials", f"{found['trials']} ({given} {found['sampler']}); {found['scheduler']}")
-    _line(console, "steps", f"{found['max_steps']} of {found['batch_size']} rows; scored at {rungs}")
+    if found["max_steps"]:
+        _line(console, "steps", f"{found['max_steps']} of {found['batch_size']} rows; scored at {rungs}")
     for number, (path, dimension) in enumerate(found["space"].items()):
         _line(console, "" if number else "searched", f"{path}: {dimension}")
     if not found["space"]:

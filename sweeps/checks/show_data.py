@@ -3,12 +3,14 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sweeps.checks.length import fitting_tokens
 from trainer.config import TrialConfig
 from trainer.data.dataset import Dataset, load_dataset
 from trainer.data.encode import Encoded
@@ -39,6 +41,10 @@ def show_data(trial: TrialConfig, split: str, n_rows: int) -> None:
     dataset = load_dataset(trial.data, lambda message: print(message, flush=True))
     tokenizer = load_tokenizer(trial.model)
     _show_facts(console, dataset)
+    if not trial.data.max_length:
+        lengths = _lengths(trial, dataset, dataset.train, tokenizer)
+        p99 = 0 if dataset.schema == "text" else lengths[len(lengths) * 99 // 100]
+        trial = replace(trial, data=replace(trial.data, max_length=fitting_tokens(p99, dataset.schema)))
     rows = dataset.train if split == "train" else dataset.validation
     if n_rows:
         _show_rows(console, trial, dataset, rows, split, tokenizer, n_rows)
@@ -125,10 +131,7 @@ def _show_lengths(
     console: Console, trial: TrialConfig, dataset: Dataset, rows: list[Row], name: str, tokenizer: Any
 ) -> None:
     counted = rows[:_SAMPLE]
-    whole = tokens_of(
-        counted, dataset.labels, dataset.schema, tokenizer, trial.task, 1 << 40, training=False, skip=True
-    )
-    lengths = sorted(len(row.tokens) for row in whole.encoded)
+    lengths = _lengths(trial, dataset, rows, tokenizer)
     limit = trial.data.max_length
     of = f"the first {len(counted):,} of {len(rows):,}" if len(counted) < len(rows) else f"{len(counted):,}"
     middle, high = lengths[len(lengths) // 2], lengths[math.ceil(0.95 * len(lengths)) - 1]
@@ -150,6 +153,14 @@ def _show_lengths(
         console.print(sentence.rstrip(), style="yellow" if share >= 5 else "")
     else:
         console.print(f"  data.max_length={limit} cuts none.")
+
+
+def _lengths(trial: TrialConfig, dataset: Dataset, rows: list[Row], tokenizer: Any) -> list[int]:
+    """Tokens of each row, the shortest first; of the first rows, where there are very many."""
+    whole = tokens_of(
+        rows[:_SAMPLE], dataset.labels, dataset.schema, tokenizer, trial.task, 1 << 40, training=False, skip=True
+    )
+    return sorted(len(row.tokens) for row in whole.encoded)
 
 
 def _histogram(lengths: Sequence[int]) -> list[tuple[int, int, int]]:

@@ -7,7 +7,11 @@ stopped early depends on the order in which they come, so the sweep is simulated
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from sweeps.config import SweepConfig
+
+_TURNOVER_SECONDS = 0.3  # between two trials in a slot
 _SIMULATIONS = 7
 _SPREAD = 0.3  # standard deviation of a rung's score around its trial's own
 
@@ -38,6 +42,25 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """What decides how long trials can be: how much there is to learn from, and what it costs on a device.
+
+    Attributes:
+        rows: to train on; of texts, windows of ``data.max_length`` tokens.
+        n_validation: items that a completed trial is scored on.
+        slots: trials side by side, as far as memory and time of a pass go.
+        costs: ``data.max_length`` → what a trial costs at it, the longest first. More than one where it is left open.
+        item_seconds: ``data.max_length`` → seconds to score one row.
+    """
+
+    rows: int
+    n_validation: int
+    slots: int
+    costs: dict[int, Cost]
+    item_seconds: dict[int, float]
+
+
+@dataclass(frozen=True)
 class Forecast:
     """The simulation of median length.
 
@@ -57,6 +80,34 @@ class Forecast:
     steps: int
     tokens: float
     scorings: int
+
+
+def play(config: SweepConfig, costs: Sequence[Cost], slots: int, devices: int) -> Forecast:
+    """``forecast`` with the scheduler of a sweep.
+
+    Args:
+        config: of the sweep.
+        costs: what each trial costs.
+        slots: trials side by side on a device.
+        devices: device workers.
+    """
+    from sweeps.search.scheduler import StandIn, build_scheduler  # Ray Tune takes seconds to import
+
+    def decider() -> Decide:
+        scheduler = build_scheduler(config.scheduler, config.train.rungs)
+        added: set[int] = set()
+
+        def decide(trial: int, step: int, score: float) -> bool:
+            own: Any = StandIn(f"t{trial:04}")
+            if trial not in added:
+                added.add(trial)
+                scheduler.on_trial_add(None, own)
+            result = {"step": step, "objective": score, "training_iteration": step, "time_total_s": float(step)}
+            return scheduler.on_trial_result(None, own, result) != "STOP"
+
+        return decide
+
+    return forecast(costs, slots, devices, decider, _TURNOVER_SECONDS, config.sweep.seed)
 
 
 def forecast(

@@ -18,9 +18,11 @@ def main(arguments: list[str]) -> int:
     sweep = composed(options)
     if sweep is None:
         return 0
+    from sweeps.checks.length import asked_about
     from sweeps.checks.show_data import show_data
+    from trainer.config import PRECISIONS
 
     for note in sweep.notes:
         print(note)
-    show_data(sweep.trial("data", sweep.start[0] if sweep.start else {}), options.split, options.rows)
+    show_data(asked_about(sweep.on_machine(PRECISIONS)), options.split, options.rows)
     return 0

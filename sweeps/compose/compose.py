@@ -31,7 +31,7 @@ from sweeps.compose.provenance import Origins, Source, shown
 from sweeps.compose.stored import normalised, with_trackers
 from sweeps.compose.to_dataclass import get, paths, put, read_environment, to_dataclass
 from sweeps.compose.trial_template import TrialTemplate
-from sweeps.config import SweepConfig, check_sweep, misfits, schema, trial_part
+from sweeps.config import SweepConfig, check_sweep, misfits, schema, stand_ins, trial_part
 from sweeps.search.pbt_exchange import check_population
 from sweeps.space.constraints import Constraints
 from sweeps.space.dimensions import Choices, Scalar, Space
@@ -42,6 +42,8 @@ from sweeps.space.restrict import fix, restrict_precisions, slowness
 from sweeps.space.start_points import start_points
 from trainer.config import TrialConfig, check_trial, check_value
 
+# What may follow the schema of the data, and is not needed to read them.
+_FOLLOW_SCHEMA = ("objective", "space", "sampler", "scheduler", "train")
 RESUMABLE = ("search", "tracking", "ray", "resources")  # what a resumed sweep may change
 
 
@@ -98,7 +100,9 @@ class Composed:
     def precisions(self) -> list[str]:
         """Those that trials may have."""
         dimension = self.space.get("precision")
-        return [str(it) for it in dimension.values] if isinstance(dimension, Choices) else [self.config.precision]
+        if isinstance(dimension, Choices):
+            return [str(it) for it in dimension.values]
+        return ["fp32", "bf16"] if self.config.precision == "auto" else [self.config.precision]
 
     def on_machine(self, available: Sequence[str], slow: Mapping[str, float] = MappingProxyType({})) -> "Composed":
         """The same sweep with only the precisions that this machine can do; ``notes`` says what was left out.
@@ -112,6 +116,9 @@ class Composed:
         """
         if not available:
             raise HardwareError("This machine can do none of the precisions: fp32, bf16, int8, nf4.")
+        if self.config.precision == "auto":
+            best = "bf16" if "bf16" in available and "bf16" not in slow else available[0]
+            return self.with_values({"precision": best}).on_machine(available, slow)
         explicit = any(path.startswith("space.precision") for path in self.explicit)
         space, note = restrict_precisions(self.space, available, explicit, slow)
         if "precision" not in space and self.config.precision not in available:
@@ -128,6 +135,26 @@ class Composed:
         raw["search"] = {**raw["search"], "start_from": start}
         config = replace(self.config, space=raw["space"], search=replace(self.config.search, start_from=list(start)))
         return replace(self, config=config, space=space, start=start, notes=[*self.notes, note, *warned], raw=raw)
+
+    def with_values(self, values: Mapping[str, Any], note: str = "") -> "Composed":
+        """The same sweep with other values of config keys, and what follows from them.
+
+        Args:
+            values: dotted path → value.
+            note: for the user.
+
+        Raises:
+            ConfigError: where they do not go together.
+        """
+        raw = copy.deepcopy(self.raw)
+        for path, value in values.items():
+            put(raw, path, value)
+        start = self.start[: raw["search"]["trials"]]
+        put(raw, "search.start_from", start)
+        config, whole = to_dataclass(raw, Origins(tuple, ()))
+        check_sweep(config)
+        check_trial(trial_part(stand_ins(config), "check"))
+        return replace(self, config=config, start=start, raw=whole, notes=[*self.notes, *([note] if note else [])])
 
     def resolved(self) -> dict[str, Any]:
         """The config as nested plain values, for ``sweep.yaml`` and trackers."""
@@ -243,12 +270,15 @@ def _build(raw: dict[str, Any], origins: Origins, read: Overrides, choices: Mapp
     raw = _with_settings(raw, origins, read.settings)
     schema_note = _detect_schema(raw, origins)
     config, whole = to_dataclass(raw, origins)
+    if config.train.rungs and not config.train.max_steps and not config.train.epochs:
+        put(raw, "train.max_steps", config.train.rungs[-1])
+        config, whole = to_dataclass(raw, origins)
     check_read(str(config.data.schema), [setting.path for setting in read.settings])
     space, fixed = _space(config, origins, read.settings)
     changed = "space" in read.choices or bool(fixed) or any(it.path.startswith("space") for it in read.settings)
     start, dropped = _start(config, space, read.settings, space_changed=changed)
     check_sweep(config)
-    check_trial(trial_part(config, "check"))
+    check_trial(trial_part(stand_ins(config), "check"))
 
     name = config.sweep.name or _name(config, choices)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
@@ -295,7 +325,7 @@ def _detect_schema(raw: dict[str, Any], origins: Origins) -> str:
     check_value("data.schema", given, schema()["data.schema"].metadata, origins.of("data.schema") if given else "")
     if not get(raw, "data") or given is not None:
         return ""
-    apart = {name: part for name, part in raw.items() if name not in ("objective", "space", "sampler", "scheduler")}
+    apart = {name: part for name, part in raw.items() if name not in _FOLLOW_SCHEMA}
     detected, note = detect_schema(to_dataclass(apart, origins)[0])
     put(raw, "data.schema", detected)
     return note

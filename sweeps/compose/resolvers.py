@@ -5,7 +5,8 @@
 ``${div:a,b}``                a / b, whole where it comes out whole
 ``${pick:key,{k: v, …}}``     the value that stands under ``key``
 ``${halvings:n}``             ``[n/4, n/2, n]`` as far as they are whole: rungs for ``n`` steps
-``${first:list}``             the first of a list, such as the first rung
+``${first:list}``             the first of a list, such as the first rung; 1 of an empty one
+``${population:class}``       whether a scheduler's class lets trials take up each other's weights
 ``${startup:n}``              how many of n trials are drawn at random first: a quarter, at least 4, at most 10
 ``${conditional:${space}}``   whether a key of the space is searched only ``when`` another one has some value
 ``${growth:list}``            by which factor a list of rungs grows; 2 for a single rung
@@ -21,7 +22,7 @@ from omegaconf import OmegaConf
 
 def register() -> None:
     """Make the interpolations known in this process (the driver's or a worker's); calling it again is harmless."""
-    for function in (mul, div, pick, halvings, first, growth, startup, conditional):
+    for function in (mul, div, pick, halvings, first, growth, startup, conditional, population):
         OmegaConf.register_new_resolver(function.__name__, function, replace=True)
 
 
@@ -44,13 +45,13 @@ def pick(key: Any, options: Mapping[Any, Any]) -> Any:
 
 
 def halvings(steps: int) -> list[int]:
-    """A quarter, a half and the whole of a number of steps, those that are whole numbers."""
-    return [steps // part for part in (4, 2, 1) if steps % part == 0]
+    """A quarter, a half and the whole of a number of steps, those that are whole numbers; none of 0 steps."""
+    return [steps // part for part in (4, 2, 1) if steps and steps % part == 0]
 
 
 def first(values: Sequence[Any]) -> Any:
-    """The first of a list."""
-    return values[0]
+    """The first of a list; 1 where it is empty, as rungs are that the data are still to give."""
+    return values[0] if values else 1
 
 
 def growth(rungs: Sequence[int]) -> float:
@@ -67,3 +68,8 @@ def conditional(space: Mapping[str, Any] | None) -> bool:
     """Whether some key of the space is searched only ``when`` another one has a certain value."""
     inside = [part for part in (space or {}).values() if isinstance(part, Mapping)]
     return any("when" in part or conditional(part) for part in inside)
+
+
+def population(target: str) -> bool:
+    """Whether a scheduler's class lets trials take up each other's weights."""
+    return target.endswith(".PopulationBasedTraining")

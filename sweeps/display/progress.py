@@ -77,6 +77,11 @@ class Progress:
             line = self._stamp(text)
         self._view.event(line)
 
+    def planned(self, trials: int, max_steps: int) -> None:
+        """How many trials there will be, and how long they are: where the config leaves that open, known only now."""
+        with self._lock:
+            self._state.total, self._state.max_steps = trials, max_steps
+
     def note(self, text: str) -> None:
         """Print a line that stays on the terminal. May be called from any thread."""
         with self._lock:

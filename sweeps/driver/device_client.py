@@ -23,6 +23,7 @@ from ray.exceptions import (
 
 from analysis.errors import LorasweepError
 from analysis.folder import MetricsRow, State, TrialFolder
+from sweeps.checks.simulate import Sizes
 from sweeps.driver.device_facts import DataFacts, WorkerFacts
 from trainer.config import Baseline, TrialConfig
 from trainer.engine import Admission, Admitted, Ended, Event, Halted, Refused, RungResult
@@ -78,6 +79,9 @@ class DeviceClient:
 
     def facts(self, folder: str, precisions: Sequence[str]) -> Reply[WorkerFacts]:
         return Reply(self.actor.facts.remote(folder, list(precisions)))
+
+    def sizes(self, trial: TrialConfig, timed: bool) -> Reply[Sizes]:
+        return Reply(self.actor.sizes.remote(trial, timed))
 
     def prepare(self, trial: TrialConfig) -> Reply[DataFacts]:
         return Reply(self.actor.prepare.remote(trial))

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.errors import FolderError, LorasweepError
 from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder, disk_fault
 from analysis.objective import Objective
+from sweeps.checks.simulate import Sizes
 from sweeps.driver.device_facts import DataFacts, WorkerFacts
 from sweeps.process import gc_pause
 from sweeps.process.installation import package_root
@@ -97,6 +98,10 @@ class DeviceWorker:
             )
         of_worker(SweepFolder(folder).log_file, self.node)
         return await self._on_engine_thread(partial(self._facts, precisions))
+
+    async def sizes(self, trial: TrialConfig, timed: bool) -> Sizes:
+        """How much there is to train on and, where ``timed``, what a trial costs here. Raises LorasweepError."""
+        return await self._on_engine_thread(partial(self._sizes, trial, timed))
 
     async def prepare(self, trial: TrialConfig) -> DataFacts:
         """Load what a trial needs, so that bad input is found before the sweep starts. Raises LorasweepError."""
@@ -274,6 +279,13 @@ class DeviceWorker:
         return WorkerFacts(
             self.node, name, available_precisions(device, precisions), slow_precisions(device, precisions)
         )
+
+    def _sizes(self, trial: TrialConfig, timed: bool) -> Sizes:
+        materials = self.materials
+        from sweeps.checks.probe import Prober
+
+        materials.base(trial)
+        return Prober(materials.dataset(trial), materials.device, self.settings, materials).sizes(trial, timed)
 
     def _prepare(self, trial: TrialConfig) -> DataFacts:
         from trainer.evaluation.evaluate import absent_metrics

@@ -215,14 +215,3 @@ def with_facts(
             " needs the same checkout, installed at the same place with `make install`, and its .venv for `ray start`."
         ) from error
     return [replace(device, where=fact.where) for device, fact in zip(devices, facts, strict=True)], facts
-
-
-def max_concurrent(config: SweepConfig, capacities: Sequence[int]) -> int:
-    """Trials that run at a time: as many as the devices take side by side, unless the config says fewer.
-
-    Args:
-        config: ``ray.max_concurrent_trials`` and ``search.trials``.
-        capacities: trials that each device worker takes.
-    """
-    most = config.ray.max_concurrent_trials or sum(capacities)
-    return max(1, min(most, sum(capacities), config.search.trials * config.search.repeats))

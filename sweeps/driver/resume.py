@@ -15,6 +15,7 @@ from sweeps.process.installation import program, shell_path
 from sweeps.store.control import ENQUEUE, requests, spent
 from trainer.config import Baseline
 
+_FITTED = ("start_from", "trials", "time")
 _SHOWN = 12  # differences in a message
 
 
@@ -39,10 +40,12 @@ def same_sweep(folder: SweepFolder, manifest: Mapping[str, Any], composed: Compo
             f" — or give this one another name: sweep.name={folder.name}-2"
         )
     stored = dict(manifest["unresolved"])
-    start = stored["search"].get("start_from", [])
+    search, asked = dict(stored["search"]), as_given["search"]
     stored |= {part: composed.raw[part] for part in RESUMABLE if part in composed.raw}
-    if composed.raw["search"].get("start_from") == as_given["search"].get("start_from"):
-        stored["search"] = {**stored["search"], "start_from": start}  # without what this machine cannot do
+    given = stored["search"]
+    # fitted to the machine and the data, unless the command asks for others now
+    fitted = {name: search[name] for name in _FITTED if name in search and given.get(name) == asked.get(name)}
+    stored["search"] = {**given, **fitted}
     again = Composed.from_stored(stored)
     return replace(again, notes=[*again.notes, f"{shell_path(folder.root)} holds this sweep: going on with it."])
 
@@ -78,11 +81,11 @@ def nothing_left(folder: SweepFolder, search: SearchConfig, baselines: Sequence[
             f"{program()} resume {shell_path(folder.root)} search.trials={len(suggested) + max(1, len(suggested) // 2)}"
         )
         return f"All {len(suggested)} trials have ended{', and more are enqueued' if waiting else ''}. For more: {more}"
-    watch = StopBudget(search.budget, spent(folder))
+    watch = StopBudget(search.budget, spent(folder), time=search.time)
     watch.replay(folder, records)
     used = watch.used_up()
     return (
-        f"{used}. With a larger one it goes on: {program()} resume {shell_path(folder.root)} search.budget.…"
+        f"{used}. With a larger one it goes on: {program()} resume {shell_path(folder.root)} {used.split('=')[0]}=…"
         if used
         else ""
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from analysis.folder import State, SweepFolder
 from analysis.metrics import METRICS
-from sweeps.config import BudgetConfig
+from sweeps.config import BudgetConfig, seconds_of
 from sweeps.store.control import Spent
 from sweeps.store.tune_results import trial_key
 
@@ -19,11 +19,20 @@ class StopBudget:
     Args:
         limits: what may be spent.
         spent: time, counted by somebody else.
+        time: ``search.time``; None: no limit.
         interrupted: whether trials that end now have only been paused.
     """
 
-    def __init__(self, limits: BudgetConfig, spent: Spent, interrupted: Callable[[], bool] = lambda: False):
-        self.limits, self.spent, self.interrupted = limits, spent, interrupted
+    def __init__(
+        self,
+        limits: BudgetConfig,
+        spent: Spent,
+        interrupted: Callable[[], bool] = lambda: False,
+        time: str | None = None,
+    ):
+        self.limits, self.spent, self.interrupted, self.time = limits, spent, interrupted, time
+        self.seconds = seconds_of(time) if time not in (None, "auto") else math.inf
+        self._pace = 0.0  # seconds of an optimiser step, of the trial that reported last
         self._tokens: dict[str, int] = {}  # trial → training tokens
         self._completed: dict[str, float] = {}  # trial that completed → its objective, for a moment
         self._best = -math.inf
@@ -53,6 +62,8 @@ class StopBudget:
         limits, hours, device_hours = self.limits, self.spent.seconds / 3600, self.spent.device_seconds / 3600
         if self._reached:
             return self._reached
+        if self.spent.seconds >= self.seconds:
+            return f"search.time={self.time} is used up"
         if limits.hours is not None and hours >= limits.hours:
             return f"search.budget.hours={limits.hours:g} is used up ({hours:.3g} hours)"
         if limits.device_hours is not None and device_hours >= limits.device_hours:
@@ -66,6 +77,10 @@ class StopBudget:
             )
         return ""
 
+    def room_for(self, steps: int) -> bool:
+        """Whether a trial of so many optimiser steps that began now would be over in ``search.time``."""
+        return self.spent.seconds + self._pace * steps <= self.seconds
+
     @property
     def tokens(self) -> int:
         return sum(self._tokens.values())
@@ -75,6 +90,8 @@ class StopBudget:
     ) -> None:
         trial_id = trial_key(trial)[0]
         self._tokens[trial_id] = max(self._tokens.get(trial_id, 0), result["tokens"])
+        if result["step"]:
+            self._pace = result["seconds"] / result["step"]
         if result["state"] == State.COMPLETED:
             self._completed[trial_id] = result["objective"]
             self._aim(trial_id, result["metrics"], result["objective"])

@@ -79,6 +79,7 @@ class TuneRun:
         concurrent: trials at a time.
         uid: of the sweep; tells two of one name apart.
         progress: shows what happens.
+        began: when the command did, on the clock of ``time.monotonic``.
     """
 
     def __init__(
@@ -89,8 +90,10 @@ class TuneRun:
         concurrent: int,
         uid: str,
         progress: Progress,
+        began: float,
     ):
         self.concurrent = concurrent
+        self._no_more = False  # time for another trial
         self.folder, self.composed, self.devices, self.progress = folder, composed, devices, progress
         config, objective = composed.config, composed.objective
         records = list(read_lines(folder.asks_file))
@@ -115,8 +118,8 @@ class TuneRun:
         self.scheduler = build_scheduler(config.scheduler, config.train.rungs)
         self.scheduler.concurrent = concurrent
         self.board = LeaderboardWriter(folder, config.search.keep_adapters)
-        self.heartbeat = Heartbeat(folder, devices=len(devices))
-        self.budget = StopBudget(config.search.budget, self.heartbeat, self.interrupt.is_set)
+        self.heartbeat = Heartbeat(folder, len(devices), began)
+        self.budget = StopBudget(config.search.budget, self.heartbeat, self.interrupt.is_set, config.search.time)
         self.budget.replay(folder, records)
         if records:
             lineage.reconcile(folder, records)
@@ -267,6 +270,14 @@ class TuneRun:
         """Count the time, look what is used up, and what somebody asks for."""
         try:
             self.heartbeat.beat()
+            if not self._no_more and not self.budget.room_for(self.composed.config.train.max_steps):
+                self._no_more = True
+                self.search.close()
+                if self.search.handed_out < self.composed.config.search.trials:
+                    self.progress.note(
+                        f"search.time={self.composed.config.search.time}: another trial would not be over in time."
+                        f" {self.search.handed_out} of {self.composed.config.search.trials} were begun."
+                    )
             spent = self.budget.used_up()
             if spent:
                 self.interrupt.stop(f"{spent}. Running trials stop at their next rung.", at_once=False)

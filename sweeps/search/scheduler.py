@@ -29,7 +29,7 @@ from sweeps.config import milestones
 from sweeps.search import pbt
 from sweeps.search.pacing import keep_actors
 from sweeps.search.pbt_exchange import Exchange
-from sweeps.search.searcher import METRIC
+from sweeps.search.searcher import METRIC, names_one_class
 from sweeps.space.dimensions import Space
 
 _UNFIT: dict[type, str] = {
@@ -109,12 +109,14 @@ class GuardedScheduler(TrialScheduler):
       scheduler's lists twice, and gets the same decision again.
     - A diverged, failed or out-of-memory trial leaves no NaN among the scores that others are compared with.
     - A trial at its last step is left to complete; ASHA would stop it as if early.
+    - While every trial still names one class for all items, none is stopped: their scores say nothing of them yet.
     """
 
     def __init__(self, inner: TrialScheduler, max_steps: int):
         super().__init__()
         self.inner: Any = inner  # gets a StandIn wherever Ray's annotations say Trial
         self.max_steps = max_steps
+        self._learnt = False  # whether some trial has left the majority class
         self.concurrent = 0  # trials at a time, whose actors Tune is to keep
         self._added: set[str] = set()
         self._live: set[str] = set()
@@ -174,7 +176,10 @@ class GuardedScheduler(TrialScheduler):
             return self._decided[own.trial_id, step]
         if own.trial_id not in self._live or step >= self.max_steps or not _scored(result):
             return TrialScheduler.CONTINUE
+        self._learnt = self._learnt or not names_one_class(result)
         decision: str = self.inner.on_trial_result(tune_controller, own, _shifted(result))
+        if decision == TrialScheduler.STOP and not self._learnt:
+            decision = str(TrialScheduler.CONTINUE)
         self._decided[own.trial_id, step] = decision
         return decision
 

@@ -163,6 +163,11 @@ class GuardedOptunaSearch(OptunaSearch):
         self._warm = [earlier for earlier in self._warm if earlier.source not in known]
         self._begin([past.frozen(index, self._several) for index, past in enumerate(study)])
 
+    @property
+    def handed_out(self) -> int:
+        """Configurations that were suggested so far."""
+        return self._numbers_given
+
     def close(self) -> None:
         """Suggest nothing more. Running trials go on to their end, and are told."""
         self._closed = True
@@ -469,7 +474,8 @@ class GuardedOptunaSearch(OptunaSearch):
         if result.get("state") != State.RUNNING or result.get("halt") or step is None or step in handed.rungs:
             return  # an end, not a rung; or a rung told before the driver died
         value = _finite(result.get(METRIC))
-        self._log("rung", handed, value, step, str(State.RUNNING))
+        known = {"one_class": True} if names_one_class(result) else {}
+        self._log("rung", handed, value, step, str(State.RUNNING), **known)
         handed.rungs[step] = value
         own = not handed.repeat and (handed.perturbed is None or step <= handed.perturbed)
         if value is not None and own and not self._several:  # Optuna has no rungs for several objectives
@@ -511,6 +517,12 @@ class GuardedOptunaSearch(OptunaSearch):
 
     def _frozen(self, index: int) -> FrozenTrial:
         return self._study.get_trials(deepcopy=False)[index]
+
+
+def names_one_class(result: Mapping[str, Any]) -> bool:
+    """Whether a trial predicts the same label for every item; of a report, or of its line in ``study/asks.jsonl``."""
+    classes = result.get("metrics", {}).get("classes_predicted", math.inf)
+    return bool(result.get("one_class", classes <= 1))
 
 
 def _outcome(answer: Mapping[str, Any], rungs: Mapping[int, float | None], error: bool) -> tuple[State, float | None]:

@@ -114,17 +114,19 @@ class Heartbeat(Spent):
     Args:
         folder: of the sweep; its lock is held.
         devices: device workers that the sweep occupies.
+        began: when the command did, on the clock of ``time.monotonic``; None: now.
     """
 
     BEAT = 5.0  # seconds between two signs of life; of a killed driver, at most so many are not counted
 
-    def __init__(self, folder: SweepFolder, devices: int):
+    def __init__(self, folder: SweepFolder, devices: int, began: float | None = None):
         before = spent(folder)
         super().__init__(before.seconds, before.device_seconds)
         self.folder, self.devices = folder, devices
         self._identity = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
-        self._last = time.monotonic()  # up to when time was counted, by a clock that is never set back
-        self._beat_at = self._last
+        now = time.monotonic()
+        self._last = now if began is None else began  # up to when time was counted, by a clock that is never set back
+        self._beat_at = now
         for request in requests(folder):
             if request.kind == STOP:  # meant for an earlier driver
                 remove_request(folder, request)

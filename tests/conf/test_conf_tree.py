@@ -6,8 +6,10 @@ import pytest
 import yaml
 from hydra.utils import instantiate
 
+from sweeps.checks.length import asked_about
 from sweeps.compose import conf_tree
 from sweeps.compose.compose import compose
+from trainer.config import PRECISIONS
 
 OPTIONS = [(group, option) for group, options in conf_tree.groups().items() for option in options]
 NEEDED = {
@@ -27,7 +29,7 @@ NEEDED = {
 def test_every_option_composes_into_a_valid_sweep(group, option):
     composed = compose([f"{group}={option}", *NEEDED.get((group, option), [])])
     assert composed.space
-    assert composed.trial("t0000", {}).trial_id == "t0000"
+    assert asked_about(composed.on_machine(PRECISIONS)).trial_id == "t0000"
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -78,7 +80,6 @@ def test_keys_that_configs_hold_are_explained():
 @pytest.mark.parametrize(
     "overrides",
     [
-        [],
         ["experiment=quickstart"],
         ["experiment=quickstart_classifier"],
         ["train.max_steps=100"],

@@ -17,6 +17,8 @@ from sweeps.config import SweepConfig, schema
 from sweeps.space.dimensions import Choices, suggest
 from sweeps.space.parse import searchable
 
+SIZED = ["train.max_steps=48", "data.max_length=128", "precision=fp32"]
+
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
@@ -50,7 +52,7 @@ def test_plus_signs_are_accepted_where_hydra_users_put_them():
 
 
 def test_interpolations_are_resolved_after_sampling(mine):
-    composed = compose(["experiment=mine"], str(mine))
+    composed = compose(["experiment=mine", *SIZED], str(mine))
     assert composed.config.lora.alpha_value == 6.0
     assert composed.trial("t0001", {"lora.rank": 32}).lora.alpha_value == 64.0
     assert composed.trial("t0002", {"lora.rank": 4}).lora.alpha_value == 8.0
@@ -59,13 +61,13 @@ def test_interpolations_are_resolved_after_sampling(mine):
 @pytest.mark.parametrize("rule", ["fixed", "ratio", "sqrt"])
 def test_the_default_alpha_value_follows_the_sampled_rule(rule):
     """Whatever the rule, the adapter's factor at rank 8 is about 2."""
-    lora = compose([]).trial("t0000", {"lora.alpha_rule": rule, "lora.rank": 8}).lora
+    lora = compose(SIZED).trial("t0000", {"lora.alpha_rule": rule, "lora.rank": 8}).lora
     factor = {"fixed": lora.alpha_value / 8, "ratio": lora.alpha_value, "sqrt": lora.alpha_value / 8**0.5}[rule]
     assert factor == pytest.approx(2, abs=0.2)
 
 
 def test_a_trial_is_independent_of_the_one_before():
-    composed = compose([])
+    composed = compose(SIZED)
     composed.trial("t0000", {"lora.rank": 32, "optim.lr": 0.5})
     assert composed.trial("t0001", {"lora.rank": 4}).optim.lr == 1e-3
 
@@ -76,17 +78,31 @@ def test_rungs_follow_the_number_of_steps():
     assert compose(["train.max_steps=7"]).config.train.rungs == [7]
 
 
+def test_the_length_is_named_once():
+    with pytest.raises(ConfigError, match=r"train\.epochs=3 and train\.max_steps=10 both"):
+        compose(["train.epochs=3", "train.max_steps=10"])
+    with pytest.raises(ConfigError, match=r"Use train\.max_steps=12"):
+        compose(["train.epochs=3", "train.rungs=[4,12]"])
+    assert compose(["train.rungs=[4,12]"]).config.train.max_steps == 12
+
+
+@pytest.mark.parametrize("time", ["soon", "15", "m", "0m"])
+def test_a_time_that_cannot_be_read_is_refused(time):
+    with pytest.raises(ConfigError, match=rf"search\.time={time}: expected a time such as 90s, 15m"):
+        compose([f"search.time={time}"])
+
+
 def test_a_sampled_value_is_checked_like_any_other():
     with pytest.raises(ConfigError, match=r"lora\.rank=0 .*at least 1.*sampled for t0003"):
-        compose([]).trial("t0003", {"lora.rank": 0})
+        compose(SIZED).trial("t0003", {"lora.rank": 0})
     with pytest.raises(ConfigError, match=r"'lora\.ranks'.*'lora\.rank'"):
-        compose([]).trial("t0003", {"lora.ranks": 4})
+        compose(SIZED).trial("t0003", {"lora.ranks": 4})
     with pytest.raises(ConfigError, match="accumulation=3 does not divide"):
-        compose([]).trial("t0003", {"train.accumulation": 3})
+        compose(SIZED).trial("t0003", {"train.accumulation": 3})
 
 
 def test_the_seed_of_the_sweep_is_the_seed_of_its_trials_unless_searched():
-    composed = compose(["sweep.seed=7"])
+    composed = compose(["sweep.seed=7", *SIZED])
     assert composed.trial("t0000", {}).seed == 7
     assert composed.trial("t0000", {"seed": 9}).seed == 9
 
@@ -109,7 +125,7 @@ def test_the_sweep_has_a_stable_name_that_tells_what_it_is(overrides, name):
 
 def test_relative_paths_start_where_the_command_is_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    overrides = ["model=local", "model.path=m", "data=csv", "data.train=a.csv", "data.validation=/b.csv"]
+    overrides = ["model=local", "model.path=m", "data=csv", "data.train=a.csv", "data.validation=/b.csv", *SIZED]
     composed = compose(overrides)
     monkeypatch.chdir("/")
     trial = composed.trial("t0000", {})
@@ -124,7 +140,7 @@ def test_relative_paths_start_where_the_command_is_run(tmp_path, monkeypatch):
 
 def test_environment_variables_are_read_once_where_the_command_is_run(monkeypatch):
     monkeypatch.setenv("MY_PROJECT", "alpha")
-    composed = compose(["tracking.project=${oc.env:MY_PROJECT}-x", "tracking.entity=${oc.env:NOT_SET,me}"])
+    composed = compose(["tracking.project=${oc.env:MY_PROJECT}-x", "tracking.entity=${oc.env:NOT_SET,me}", *SIZED])
     monkeypatch.delenv("MY_PROJECT")
     assert composed.trial("t0000", {}).trial_id == "t0000"
     assert composed.config.tracking.project == "alpha-x"
@@ -140,7 +156,7 @@ def test_a_mapping_on_the_command_line_replaces():
 
 
 def test_a_composed_sweep_is_plain_data(mine):
-    composed = compose(["experiment=mine"], str(mine))
+    composed = compose(["experiment=mine", *SIZED], str(mine))
     again = pickle.loads(pickle.dumps(composed))
     assert again == composed
     assert again.trial("t0000", {"lora.rank": 4}) == composed.trial("t0000", {"lora.rank": 4})
@@ -161,7 +177,7 @@ def test_the_printed_config_holds_every_key_and_keeps_interpolations():
 
 
 def test_a_stored_sweep_comes_back_with_its_interpolations(mine):
-    composed = compose(["experiment=mine", "lora.alpha_rule=fixed"], str(mine))
+    composed = compose(["experiment=mine", "lora.alpha_rule=fixed", *SIZED], str(mine))
     stored = yaml.safe_load(yaml.safe_dump(composed.unresolved()))
     again = Composed.from_stored(stored)
     assert again.config == composed.config
@@ -251,7 +267,17 @@ def test_a_precision_that_takes_many_times_as_long_is_searched_only_where_it_is_
         kept = compose([asked]).on_machine(able, slow)
         assert kept.space == compose([asked]).space, asked
         assert kept.notes[-1] == "precision=bf16 takes 33 times as long as fp32 on this machine."
-    assert compose([]).on_machine(["bf16"], slow).space["precision"] == Choices(("bf16",))
+    searched = compose(["space=precision"])
+    assert searched.on_machine(["bf16"], slow).space["precision"] == Choices(("bf16",))
+
+
+def test_auto_is_bf16_where_the_machine_is_fast_at_it():
+    def chosen(available, slow=None):
+        return compose(SIZED[:2]).on_machine(available, slow or {}).trial("t0000", {}).precision
+
+    assert chosen(["fp32", "bf16", "nf4"]) == "bf16"
+    assert chosen(["fp32", "bf16"], {"bf16": 33.0}) == "fp32"
+    assert chosen(["fp32"]) == "fp32"
 
 
 def terms(*overrides: str) -> set[str]:
@@ -283,7 +309,7 @@ def test_the_dataclass_defaults_alone_make_the_same_keys_as_the_files():
 @pytest.mark.parametrize("space", sorted(path.stem for path in (Path(conf.__file__).parent / "space").glob("*.yaml")))
 def test_a_trials_config_is_the_same_the_short_way_and_the_long_way(space, monkeypatch):
     """The short way puts plain values in; the long way resolves the whole config with all sampled values."""
-    composed = compose([f"space={space}"])
+    composed = compose([f"space={space}", *SIZED])
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     sampled = [suggest(composed.space, study.ask()) for _ in range(8)]
     short = [composed.trial("t0000", values) for values in sampled]
@@ -294,13 +320,13 @@ def test_a_trials_config_is_the_same_the_short_way_and_the_long_way(space, monke
 
 def test_what_follows_a_sampled_key_follows_it_relatively_too():
     assert (
-        compose(["lora.rank=choice(4,8)", "train.batch_size=${lora.rank}"])
+        compose(["lora.rank=choice(4,8)", "train.batch_size=${lora.rank}", *SIZED])
         .trial("t0000", {"lora.rank": 8})
         .train.batch_size
         == 8
     )
     assert (
-        compose(["lora.rank=choice(4,8)", "lora.alpha_value=${.rank}"])
+        compose(["lora.rank=choice(4,8)", "lora.alpha_value=${.rank}", *SIZED])
         .trial("t0000", {"lora.rank": 4})
         .lora.alpha_value
         == 4

@@ -197,7 +197,7 @@ def test_the_trial_reports_its_losses_at_its_best_rung(tmp_path: Path) -> None:
     proxy: Any = TrialProxy.__new__(TrialProxy)
     proxy.objective = Objective.from_config(compose(["objective=pareto", "bias=none"]).resolved()["objective"])
     proxy.best_score, proxy.best_losses, proxy.asked_last = math.nan, [math.nan], None
-    proxy.trial = compose([]).trial("t0000", {})
+    proxy.trial = compose(["train.max_steps=48", "data.max_length=128", "precision=fp32"]).trial("t0000", {})
     proxy.placement = TrialPlacement([], proxy.trial, TrialFolder(tmp_path))
     rows = [
         MetricsRow("t0000", step, 0, 0.0, False, 9, {"macro_f1": f1, "log_loss": 1.0})

@@ -103,6 +103,7 @@ class _Run:
         self.validation = device_cache.validation(trial)
         self.record = TrialRecord(trial, folder, self.validation, score)
         self.resting = False
+        self._enough = False  # done, and not stopped from outside
         keys = DropoutKeys()
         self._scratch = tempfile.mkdtemp(prefix="lorasweep-")  # Trainer insists on a folder
         biases = self.base.model.named_parameters() if trial.lora.bias != "none" else ()
@@ -182,9 +183,10 @@ class _Run:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-                self._training.train()
+                if not self.record.done:  # it may have been when its worker died
+                    self._training.train()
             self._count()
-            if self._training.stopped:
+            if self._training.stopped and not self._enough:
                 return Ended(self.trial.trial_id, State.STOPPED_EARLY, "", self.record.step)
             return self._finish()
         except Exception as error:
@@ -197,7 +199,10 @@ class _Run:
         self._count()
         evaluation = evaluate(self.base, self.model, self.trial, self.validation, self.validation.rung)
         self._events.put(self.record.rung(evaluation, self._weights))
-        return self._go.get()
+        if not self._go.get():
+            return False
+        self._enough = self.record.done
+        return not self._enough
 
     def _finish(self) -> Ended:
         """Score the best rung's adapter on all validation items and write it."""

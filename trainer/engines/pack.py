@@ -154,7 +154,7 @@ class Pack:
     @staticmethod
     def trains(slot: Slot) -> bool:
         """Whether a slot takes part in the next micro-step."""
-        return not slot.resting and not slot.due and slot.record.step < slot.trial.train.max_steps
+        return not slot.resting and not slot.due and not slot.record.done
 
     def _passes(self, slots: list[Slot]) -> Iterable[list[Slot]]:
         """Cut the slots into passes of at most ``pass_tokens``; a slot that is larger alone gets a pass of its own."""

@@ -81,7 +81,7 @@ class PackedEngine:
                 return events
 
     def _advance(self, pack: Pack) -> list[Event]:
-        done = [s for s in pack.slots if not s.resting and not s.due and s.record.step == s.trial.train.max_steps]
+        done = [s for s in pack.slots if not s.resting and not s.due and s.record.done]
         events = pack.finish(done)
         began = time.monotonic()
         events += pack.step()

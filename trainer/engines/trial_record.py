@@ -64,6 +64,7 @@ class TrialRecord:
     Attributes:
         step: optimiser steps done.
         tokens: training tokens seen, padding not counted.
+        stale: rungs since the best one.
     """
 
     def __init__(self, trial: TrialConfig, folder: TrialFolder, validation: Validation, score: Score):
@@ -71,6 +72,7 @@ class TrialRecord:
         self.best: Best | None = None
         self.step = 0
         self.tokens = 0
+        self.stale = 0
         self._started = time.monotonic()
 
     def rung(self, evaluation: Evaluation, weights: Callable[[], Weights]) -> RungResult:
@@ -86,9 +88,17 @@ class TrialRecord:
         self._require_finite(evaluation, self.step)
         score = self.score(evaluation.metrics)
         if self.best is None or score >= self.best.score:  # on a tie, the longer trained
-            self.best = Best(self.step, score, weights(), evaluation)
+            self.best, self.stale = Best(self.step, score, weights(), evaluation), 0
+        else:
+            self.stale += 1
         self._write_items(evaluation, self.step)
         return RungResult(self.trial.trial_id, self._row(evaluation, self.step, final=False))
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to train: all steps were made, or ``train.patience`` is used up."""
+        train = self.trial.train
+        return self.step >= train.max_steps or (train.patience is not None and self.stale >= train.patience)
 
     def require_best(self) -> Best:
         """The rung that the final scoring is about. Raises Diverged where there is none."""
@@ -106,7 +116,9 @@ class TrialRecord:
         self._require_finite(evaluation, step)
         self._write_items(evaluation, step)
         row = self._row(evaluation, step, final=True)
-        return Ended(self.trial.trial_id, State.COMPLETED, "", self.step, row)
+        short = self.step < self.trial.train.max_steps
+        reason = f"train.patience: no better objective in the last {self.stale} rungs" if short else ""
+        return Ended(self.trial.trial_id, State.COMPLETED, reason, self.step, row)
 
     def write_adapter(self, write: Callable[[Path], None]) -> None:
         """Put the adapter into the trial's folder: ``write`` fills a new folder, which then is renamed into place."""
@@ -120,6 +132,7 @@ class TrialRecord:
     def save(self, to: Path) -> None:
         """Write the best rung and the counters into a checkpoint, and complete it (``seal``)."""
         counters: dict[str, Any] = {"step": self.step, "tokens": self.tokens, "seconds": self._seconds}
+        counters["stale"] = self.stale
         if self.best is not None:
             counters |= {"best_step": self.best.step, "best_score": self.best.score}
             save_file(self.best.weights, to / "best.safetensors")
@@ -130,6 +143,7 @@ class TrialRecord:
         counters: dict[str, Any] = json.loads((checkpoint / COUNTERS).read_text())
         self.step = int(counters["step"])
         self.tokens = int(counters["tokens"])
+        self.stale = int(counters.get("stale", 0))  # older checkpoints do not count
         self._started = time.monotonic() - float(counters["seconds"])
         if "best_step" in counters:
             weights = load_file(checkpoint / "best.safetensors")

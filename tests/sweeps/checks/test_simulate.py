@@ -1,7 +1,6 @@
 """A sweep played through: times that can be worked out by hand, and the real scheduler's decisions."""
 
-from sweeps.checks.estimate import _play
-from sweeps.checks.simulate import Cost, Decide, forecast
+from sweeps.checks.simulate import Cost, Decide, forecast, play
 from sweeps.compose.compose import compose
 
 TRIAL = Cost(pack="fp32", own=1.0, shared=0.5, rungs=(4, 8), rung_seconds=2.0, final_seconds=3.0, tokens=10.0)
@@ -46,8 +45,8 @@ def test_stopped_trials_make_room() -> None:
 def test_the_sweeps_own_scheduler_decides() -> None:
     base = ["objective=single", "train.max_steps=8", "train.rungs=[2,8]", "space=learning_rate"]
     cost = Cost("fp32", 1.0, 0.0, (2, 8), 0.0, 0.0)
-    halving = _play(compose([*base, "scheduler=asha"]).config, [cost] * 16, 1, 1)
-    everything = _play(compose([*base, "scheduler=fifo"]).config, [cost] * 16, 1, 1)
+    halving = play(compose([*base, "scheduler=asha"]).config, [cost] * 16, 1, 1)
+    everything = play(compose([*base, "scheduler=fifo"]).config, [cost] * 16, 1, 1)
     assert everything.completed == 16
     assert 2 <= halving.completed <= 10
     assert halving.steps == 2 * 16 + 6 * halving.completed
