@@ -18,7 +18,15 @@ from sweeps.compose import conf_tree
 from sweeps.compose.stored import current_target
 
 STORED = sorted((Path(__file__).parent / "before_rooms").glob("*.yaml"))
-NEW = ("tracking.trackers", "tracking.uri")  # keys that 0.1.0 did not have, and what is below them
+NEW = (  # keys that 0.1.0 did not have, and what is below them
+    "tracking.trackers",
+    "tracking.uri",
+    "lora.init",
+    "optim.head_lr",
+    "optim.head_ratio",
+    "optim.b_ratio",
+    "train.class_weight",
+)
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
