@@ -346,11 +346,11 @@ def check_trial(trial: TrialConfig) -> None:
             f"task.prompt={task.prompt!r} ends in white space, which most tokenizers join to the next word."
             " Remove it: a space is put before the label."
         )
-    _check_axes(trial)
+    check_needs(trial)
 
 
-def _check_axes(trial: TrialConfig) -> None:
-    """What learning rates of their own, class weights and initial values need. Raises ConfigError."""
+def check_needs(trial: TrialConfig) -> None:
+    """What a head's learning rate, class weights and start values need of other keys. Raises ConfigError."""
     optim, lora, schema = trial.optim, trial.lora, trial.data.schema
     if optim.head_lr is not None and optim.head_ratio != 1.0:
         raise ConfigError(
