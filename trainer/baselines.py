@@ -86,9 +86,10 @@ def _untuned(
     if trial.task.name == "completion":
         evaluation = evaluate(base, base.model, trial, validation, everything, known)
         return with_answers(evaluation, base, base.model, trial, validation) if trial.eval.generate else evaluation
-    model = add_adapter(base.model, trial.lora, trial.task.name, base.heads, trial.seed)
+    lora = replace(trial.lora, init="default")  # B = 0: the adapter adds nothing
+    model = add_adapter(base.model, lora, trial.task.name, base.heads, trial.seed)
     try:
-        return evaluate(base, model, trial, validation, everything)  # B = 0: the adapter adds nothing yet
+        return evaluate(base, model, trial, validation, everything)
     finally:
         remove_adapter(model)
 

@@ -104,6 +104,9 @@ class TaskConfig:
     normalization: str = key("sum", choices=("sum", "token"))  # of label log-likelihoods: summed, or mean per token
 
 
+INITS = ("default", "orthogonal")
+
+
 @dataclass
 class LoraSettings:
     """The adapter."""
@@ -113,6 +116,7 @@ class LoraSettings:
     alpha_value: float = key(2.0, above=0.0)
     dropout: float = key(0.0, low=0.0, high=0.95)  # probability
     targets: str = "all_linear"  # attention, all_linear, or module names joined by '+'
+    init: str = key("default", choices=INITS)  # start values of A and B: trainer/models/lora.py
     # only with engine=hf:
     dora: bool = False  # weight-decomposed LoRA (Liu et al. 2024, arXiv 2402.09353)
     bias: str = key("none", choices=("none", "all", "lora_only"))  # which biases of the base model are trained
@@ -139,11 +143,17 @@ class OptimConfig:
     """AdamW and its schedule."""
 
     lr: float = key(1e-3, above=0.0, high=1e4)  # peak learning rate
+    head_lr: float | None = key(None, above=0.0, high=1e4)  # peak learning rate of a task head; null: lr · head_ratio
+    head_ratio: float = key(1.0, above=0.0, high=1e4)  # the head's peak learning rate over lr
+    b_ratio: float = key(1.0, above=0.0, high=1e4)  # B's peak learning rate over lr: LoRA+ (arXiv 2402.12354)
     weight_decay: float = key(0.0, low=0.0, high=10.0)
     schedule: str = key("linear", choices=("linear", "cosine", "constant"))
     warmup: float = key(0.1, low=0.0, high=1.0)  # share of max_steps
     beta1: float = key(0.9, low=0.0, high=0.9999)
     beta2: float = key(0.999, low=0.0, high=0.999999)
+
+
+CLASS_WEIGHTS = ("none", "balanced", "effective")
 
 
 @dataclass
@@ -158,6 +168,7 @@ class TrainConfig:
     rungs: list[int] = field(default_factory=lambda: [12, 24, 48])
     patience: int | None = key(None, low=1)  # rungs without a better objective after which a trial is done
     clip: float = key(1.0, above=0.0)  # gradient norm
+    class_weight: str = key("none", choices=CLASS_WEIGHTS)  # of a row in the loss, by its label
 
 
 @dataclass
@@ -348,6 +359,32 @@ def check_trial(trial: TrialConfig) -> None:
         raise ConfigError(
             f"task.prompt={task.prompt!r} ends in white space, which most tokenizers join to the next word."
             " Remove it: a space is put before the label."
+        )
+    check_needs(trial)
+
+
+def check_needs(trial: TrialConfig) -> None:
+    """What a head's learning rate, class weights and start values need of other keys. Raises ConfigError."""
+    optim, lora, schema = trial.optim, trial.lora, trial.data.schema
+    if optim.head_lr is not None and optim.head_ratio != 1.0:
+        raise ConfigError(
+            f"optim.head_lr={optim.head_lr:g} and optim.head_ratio={optim.head_ratio:g}: both say the head's learning"
+            " rate. Give one: head_lr is the rate itself, head_ratio times optim.lr."
+        )
+    if trial.task.name == "completion" and (optim.head_lr is not None or optim.head_ratio != 1.0):
+        given = f"head_ratio={optim.head_ratio:g}" if optim.head_lr is None else f"head_lr={optim.head_lr:g}"
+        raise ConfigError(
+            f"optim.{given} with task=completion, which trains no head. Leave it out, or use task=classification."
+        )
+    if trial.train.class_weight != "none" and schema not in (None, "label"):
+        raise ConfigError(
+            f"train.class_weight={trial.train.class_weight} with data.schema={schema}: the rows have no labels to weigh"
+            " by. Use train.class_weight=none, or data.schema=label."
+        )
+    if lora.init == "orthogonal" and lora.rank % 2:
+        raise ConfigError(
+            f"lora.init=orthogonal with lora.rank={lora.rank}: it gives A and B one half of an orthogonal basis each."
+            " Use an even rank, or lora.init=default."
         )
 
 

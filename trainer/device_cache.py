@@ -7,6 +7,7 @@ import torch
 
 from analysis.errors import ConfigError, DataError
 from trainer.config import TrialConfig
+from trainer.data.class_weights import class_weights
 from trainer.data.dataset import Dataset, Row, check_test, load_dataset, load_test, rung_subset
 from trainer.data.encode import Encoded
 from trainer.data.mitigation import counterfactual_copies, row_weights
@@ -66,32 +67,43 @@ class DeviceCache:
         return base
 
     def training(self, trial: TrialConfig) -> list[Encoded]:
-        """The training rows as tokens, with the copies and weights that ``mitigation`` asks for.
+        """The training rows as tokens, with the copies that ``mitigation`` asks for, and with their weights.
 
         Raises:
             ConfigError: where prompt and label do not fit.
             DataError: where there is nothing to augment, or rows have no weights of their own.
         """
         tokens, mitigation = self.tokens(trial, "train"), trial.mitigation
-        if not mitigation.augment and not mitigation.reweight:
+        by_class = trial.train.class_weight
+        if not mitigation.augment and not mitigation.reweight and by_class == "none":
             return tokens.encoded
-        name = ("mitigated", repr(mitigation), repr(trial.data), repr(trial.model), repr(trial.task))
+        name = ("mitigated", repr(mitigation), by_class, repr(trial.data), repr(trial.model), repr(trial.task))
         mitigated: list[Encoded] = self._once(name, lambda: self._mitigated(trial, tokens))
         return mitigated
 
     def _mitigated(self, trial: TrialConfig, tokens: Tokens) -> list[Encoded]:
-        dataset, mitigation = self.dataset(trial), trial.mitigation
+        dataset, mitigation, by_class = self.dataset(trial), trial.mitigation, trial.train.class_weight
         copies = counterfactual_copies(dataset.train, mitigation.augment)
         more = self._tokenised(trial, copies, training=True) if copies else Tokens([], [], 0)
         encoded = [*tokens.encoded, *more.encoded]
-        if not mitigation.reweight:
+        if not mitigation.reweight and by_class == "none":
             return encoded
+        if by_class != "none" and not dataset.labels:
+            raise DataError(
+                f"train.class_weight={by_class} with data.schema={dataset.schema}: the rows have no labels to weigh by."
+                " Use train.class_weight=none."
+            )
         if dataset.schema == "text":
             raise DataError(
                 f"mitigation.reweight={mitigation.reweight:g} with data.schema=text: texts are trained on one after the"
                 " other in windows, so that a row has no weight of its own. Leave it at 0."
             )
-        weights = row_weights([*tokens.rows, *more.rows], mitigation.reweight)
+        rows = [*tokens.rows, *more.rows]
+        weights = row_weights(rows, mitigation.reweight)
+        if by_class != "none":
+            of_class = class_weights([row.label for row in rows], by_class)
+            products = [a * b for a, b in zip(of_class, weights, strict=True)]
+            weights = [product * len(rows) / sum(products) for product in products]
         return [replace(row, weight=weight) for row, weight in zip(encoded, weights, strict=True)]
 
     def validation(self, trial: TrialConfig) -> Validation:

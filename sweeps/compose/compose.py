@@ -28,6 +28,7 @@ from sweeps.compose import conf_tree
 from sweeps.compose.infer_schema import check_read, detect_schema
 from sweeps.compose.overrides import Overrides, Setting, read_overrides
 from sweeps.compose.provenance import Origins, Source, shown
+from sweeps.compose.searched_needs import check_searched_needs
 from sweeps.compose.stored import normalised, with_trackers
 from sweeps.compose.to_dataclass import get, paths, put, read_environment, to_dataclass
 from sweeps.compose.trial_template import TrialTemplate
@@ -279,6 +280,7 @@ def _build(raw: dict[str, Any], origins: Origins, read: Overrides, choices: Mapp
     start, dropped = _start(config, space, read.settings, space_changed=changed)
     check_sweep(config)
     check_trial(trial_part(stand_ins(config), "check"))
+    check_searched_needs(config, space)
 
     name = config.sweep.name or _name(config, choices)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):

@@ -24,6 +24,11 @@ NEW = (  # keys that 0.1.0 did not have, and what is below them
     "search.time",
     "train.epochs",
     "train.patience",
+    "lora.init",
+    "optim.head_lr",
+    "optim.head_ratio",
+    "optim.b_ratio",
+    "train.class_weight",
 )
 CHANGED = {  # key → its default in 0.1.0, and now
     "data.max_length": (128, 0),

@@ -21,6 +21,7 @@ NEEDED = {
     },
     ("experiment", "llama3_qlora"): ["data.train=a", "data.validation=b"],
     ("data", "hub"): ["data.name=owner/name", "data.validation=b"],
+    ("space", "classifier"): ["task=classification"],
     ("scheduler", "pbt"): ["space=optimizer", "sampler=random"],
 }
 

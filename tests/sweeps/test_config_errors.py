@@ -76,6 +76,17 @@ OVERRIDES = [
     ("objective.terms.quality.direction=up", ["objective.terms.quality.direction='up'", "max, min, target"]),
     ("objective=single objective.terms.quality.weight=0", ["objective.terms", "weight above 0"]),
     ("lora.rank=8 space.lora.rank.choices=[4]", ["'lora.rank=8'", "'space.lora.rank.choices=[4]'"]),
+    # rates, class weights and start values: fixed, and searched
+    ("optim.head_lr=1e-3", ["optim.head_lr=0.001", "trains no head", "task=classification"]),
+    ("optim.head_ratio=choice(1.0,4.0)", ["optim.head_ratio=4", "trains no head", "the space holds optim.head_ratio)"]),
+    ("space=classifier", ["optim.head_ratio=", "task=classification"]),
+    ("task=classification space=classifier optim.head_lr=1e-3", ["optim.head_lr=0.001", "Give one"]),
+    ("lora.init=orthogonal lora.rank=5", ["lora.init=orthogonal", "lora.rank=5", "even rank"]),
+    ("lora.init=orthogonal lora.rank=choice(4,5)", ["lora.rank=5", "even rank", "the space holds lora.rank)"]),
+    ("lora.init=choice(default,orthogonal) lora.rank=choice(4,5)", ["lora.rank=5", "lora.init and lora.rank"]),
+    ("lora.init=pissa", ["lora.init='pissa'", "default, orthogonal"]),
+    ("train.class_weight=ballanced", ["'balanced'"]),
+    ("data.schema=chat train.class_weight=choice(none,balanced)", ["no labels to weigh by", "data.schema=chat"]),
     # constraints
     ("+objective.constraints.x.metric=accuracy", ["objective.constraints.x", "either baseline", "got neither"]),
     ("+objective.constraints.x={metric: acuracy, at_least: 0.5}", ["x.metric='acuracy'", "'accuracy'", "x.enabled"]),
@@ -141,3 +152,10 @@ def test_a_config_folder_that_cannot_be_used_is_explained(tmp_path):
     (tmp_path / "mine.yaml").write_text("lora: {rank: 3}\n")
     with pytest.raises(ConfigError, match=r"experiment/mine\.yaml"):
         compose([], str(tmp_path))
+
+
+def test_points_that_do_not_go_together_may_be_kept_away_by_a_constraint_or_a_condition():
+    searched = ["lora.init=choice(default,orthogonal)", "lora.rank=choice(4,5)"]
+    assert compose([*searched, "space_constraints=['lora.rank != 5 or lora.init == \"default\"']"]).space
+    when = "+space.lora.init={choices:[default,orthogonal],when:{lora.rank:[4,8]}}"
+    assert compose([when, "space.lora.rank.choices=[4,5,8]", "search.start_from=[]"]).space

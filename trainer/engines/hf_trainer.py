@@ -22,6 +22,7 @@ from trainer.config import TrialConfig
 from trainer.data.encode import Encoded
 from trainer.engines.batches import MicroBatches
 from trainer.engines.keyed_dropout import DropoutKeys, row_keys
+from trainer.engines.learning_rates import peak_rate, split_by_rate
 from trainer.models.base_model import BaseModel
 from trainer.models.lm_head import weighted_cross_entropy
 from trainer.outcomes import Diverged
@@ -98,8 +99,11 @@ class RungTrainer(Trainer):
         return DataLoader(batches, batch_size=None, shuffle=False)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The optimiser, with the moments of a checkpoint where there are some."""
+        """The optimiser, each parameter at its own rate, with the moments of a checkpoint where there are some."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        optim, heads = self.trial.optim, self.base.heads
+        rates = {id(p): peak_rate(optim, name, p.dim(), heads) for name, p in self._trained()}
+        optimizer.param_groups = split_by_rate(optimizer.param_groups, rates)
         if self.moments is not None:
             for name, parameter in self._trained():
                 state = {m: self.moments[f"{name}|{m}"] for m in _MOMENTS}

@@ -18,6 +18,7 @@ from analysis.folder import TrialFolder
 from trainer.config import TrialConfig
 from trainer.data.encode import Encoded
 from trainer.engines.batches import micro_batches
+from trainer.engines.learning_rates import PREFIX, peak_rate, split_by_rate
 from trainer.engines.pack_layers import PackedHead, SlotModule
 from trainer.engines.trial_record import Score, TrialRecord, Weights
 from trainer.evaluation.evaluate import Validation
@@ -26,7 +27,7 @@ from trainer.models.lora import (
     ADAPTER,
     fresh_head,
     head_std,
-    initial_a,
+    initial_values,
     linear_modules,
     linear_shape,
     peft_config,
@@ -35,7 +36,6 @@ from trainer.models.lora import (
 from trainer.outcomes import Diverged
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-_PREFIX = "base_model.model."  # PEFT's, before the base model's own names
 # As in Hugging Face Trainer: biases and norms are not decayed.
 _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 
@@ -211,17 +211,16 @@ class Slot:
                 head.requires_grad_(True)
                 self.heads[name] = head
                 for part, parameter in head.named_parameters():
-                    named = f"{_PREFIX}{name}.modules_to_save.{ADAPTER}.{part}"
-                    self._tensors[named] = (f"{_PREFIX}{name}.{part}", parameter)
+                    named = f"{PREFIX}{name}.modules_to_save.{ADAPTER}.{part}"
+                    self._tensors[named] = (f"{PREFIX}{name}.{part}", parameter)
             elif name in linear and f".{name}".endswith(targets):
                 d_in, d_out = linear_shape(module)
-                a = initial_a(trial.lora.rank, d_in, trial.seed, name).to(device)
-                b = torch.zeros(d_out, trial.lora.rank, device=device)
-                tensors = SlotModule(a, b, scale, trial.lora.dropout)
+                a, b = initial_values(trial.lora, d_in, d_out, trial.seed, name)
+                tensors = SlotModule(a.to(device), b.to(device), scale, trial.lora.dropout)
                 self.modules[name] = tensors
                 for letter, parameter in (("A", tensors.a), ("B", tensors.b)):
-                    self._tensors[f"{_PREFIX}{name}.lora_{letter}.{ADAPTER}.weight"] = (
-                        f"{_PREFIX}{name}.lora_{letter}.weight",
+                    self._tensors[f"{PREFIX}{name}.lora_{letter}.{ADAPTER}.weight"] = (
+                        f"{PREFIX}{name}.lora_{letter}.weight",
                         parameter,
                     )
 
@@ -236,8 +235,9 @@ class Slot:
                 "weight_decay": 0.0,
             },
         ]
+        rates = {id(p): peak_rate(optim, name, p.dim(), self.base.heads) for name, p in self.parameters()}
         optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
+            split_by_rate(groups, rates),
             lr=optim.lr,
             betas=(optim.beta1, optim.beta2),
             weight_decay=optim.weight_decay,

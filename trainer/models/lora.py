@@ -119,6 +119,34 @@ def initial_a(rank: int, d_in: int, seed: int, name: str) -> torch.Tensor:
     return (2 * torch.rand(rank, d_in, generator=keyed_generator(seed, name)) - 1) / math.sqrt(d_in)
 
 
+def initial_values(
+    settings: LoraSettings, d_in: int, d_out: int, seed: int, name: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The start values of a module's A and B under ``lora.init``. In all of them B A is zero, but for rounding.
+
+    ``default``: PEFT's own, see ``initial_a``; B is zero. ``orthogonal``: both differ from zero, A's rows mix one half
+    of a random orthogonal basis of the rank's space, B's columns the other half, as PEFT's
+    ``init_lora_weights="orthogonal"`` (https://datta0.github.io/posts/rethink-lora-init/).
+
+    Args:
+        settings: rank and init.
+        d_in, d_out: of the module.
+        seed: the trial's.
+        name: the module's full name in the base model.
+
+    Returns:
+        A (rank, d_in) and B (d_out, rank), float32 on the CPU.
+    """
+    rank = settings.rank
+    if settings.init == "default":
+        return initial_a(rank, d_in, seed, name), torch.zeros(d_out, rank)
+    generator = keyed_generator(seed, name)
+    basis, _ = torch.linalg.qr(torch.randn(rank, rank, generator=generator))
+    a = torch.randn(d_in, rank // 2, generator=generator).mm(basis[0::2]).T / 10.0
+    b = torch.randn(rank // 2, d_out, generator=generator).T.mm(basis[1::2]) / 10.0
+    return a.contiguous(), b.contiguous()
+
+
 def fresh_head(head: nn.Module, seed: int, name: str, std: float) -> None:
     """Give a task head its start values, in place, as float32: AdamW's small updates are lost in half precision.
 
@@ -199,8 +227,9 @@ def add_adapter(
         if isinstance(module, LoraLayer):
             a: Any = module.lora_A[ADAPTER].weight
             b: Any = module.lora_B[ADAPTER].weight
-            a.data.copy_(initial_a(a.shape[0], a.shape[1], seed, name))
-            b.data.zero_()
+            start_a, start_b = initial_values(settings, a.shape[1], b.shape[0], seed, name)
+            a.data.copy_(start_a)
+            b.data.copy_(start_b)
         elif isinstance(module, ModulesToSaveWrapper) and name in heads:
             fresh_head(module.modules_to_save[ADAPTER], seed, name, std)
     return peft_model
