@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _RAY_SECONDS = 6.0  # Ray's start and the trials' first processes, on two cores
 _TURNOVER_SECONDS = 0.3  # between two trials in a slot
 _END_SECONDS = 2.0  # ranking, and W&B's last words
+_LINEAR_ROW_SECONDS = 0.002  # of the baseline linear, a row of some hundred words
 _DRAWN = 64  # configurations that the estimate is made of, where the sweep has more
 
 
@@ -132,6 +133,7 @@ class _Probed:
         item_tokens: mean tokens of a validation item.
         parameters: that take part in each token.
         n_validation: validation items.
+        n_train: training rows.
         lengths: split → tokens of its rows.
     """
 
@@ -143,6 +145,7 @@ class _Probed:
     item_tokens: float
     parameters: int
     n_validation: int
+    n_train: int
     lengths: dict[str, Any]
 
 
@@ -222,6 +225,7 @@ def _probe(
         probe.item_tokens,
         probe.parameters,
         n_validation,
+        len(prober.dataset.train),
         {split: asdict(it) for split, it in prober.lengths(example).items()} if with_lengths else {},
     )
 
@@ -239,7 +243,7 @@ def _whole_sweep(config: SweepConfig, probed: Sequence[_Probed], devices: int, s
     slots = [it.slots for it in probed]
     side_by_side = max(1, min([*slots, config.search.trials, config.ray.max_concurrent_trials or 10**9]))
     played = _play(config, costs, side_by_side, devices)
-    baselines = len(config.baselines) * max(it.scoring_seconds for it in probed) / devices
+    baselines = _baseline_seconds(config, max(probed, key=lambda it: it.scoring_seconds)) / devices
     seconds = startup + played.seconds + baselines + _END_SECONDS
     hours, price = seconds * devices / 3600, config.resources.price_per_hour
     last = probed[-1]
@@ -264,6 +268,14 @@ def _whole_sweep(config: SweepConfig, probed: Sequence[_Probed], devices: int, s
         "device_hours": hours,
         "cost": None if price is None else hours * price,
     }
+
+
+def _baseline_seconds(config: SweepConfig, slowest: _Probed) -> float:
+    """Seconds that the baselines take on one device, each scored once at the slowest precision."""
+    rows = slowest.n_train + slowest.n_validation
+    frozen = rows / slowest.n_validation * slowest.scoring_seconds
+    seconds = {"majority": 0.0, "linear": rows * _LINEAR_ROW_SECONDS, "frozen": frozen}
+    return sum(seconds.get(kind, slowest.scoring_seconds) for kind in config.baselines)
 
 
 def _first(composed: Composed) -> dict[str, Any]:
