@@ -121,6 +121,7 @@ def test_linear_names_rare_classes_where_the_loss_alone_would_not() -> None:
     texts, targets = skewed(300, 0)
     items, gold = skewed(600, 1)
     fit = of_words(texts, targets, items, 3, seed=0)
+    assert fit.class_weight == "balanced"
     known, asked = tfidf(texts, items, pairs=True)
     naive = LogisticRegression().fit(known, targets).predict(asked)
     assert f1_score(gold, fit.logprobs.argmax(1), average="macro") > f1_score(gold, naive, average="macro") + 0.1
