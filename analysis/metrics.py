@@ -25,6 +25,8 @@ METRICS = {
     "log_loss": Metric("log loss", "low", range=_UP, tasks=LABELLED, estimator=sums.log_loss()),
     "brier": Metric("Brier", "low", range=(0.0, 2.0), tasks=LABELLED),  # of two classes at most 1
     "ece": Metric("ECE", "low", range=_SHARE, tasks=LABELLED),  # calibration error in 15 bins of equal width
+    # distinct labels among the predictions: 1 says that a trial still names one class for all rows
+    "classes_predicted": Metric("classes", None, 0, (1.0, math.inf), LABELLED),
     "completion_loss": Metric("loss", "low", range=_UP, tasks=_COMPLETIONS),
     "generate.accuracy": Metric("written", "high", range=_SHARE),  # of free answers; an invalid one is wrong
     "generate.invalid": Metric("invalid", "low", range=_SHARE),

@@ -39,7 +39,8 @@ from trainer.data.schemas import LABELLED
 from trainer.evaluation.metric_names import metric_names
 
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
-BASELINES = ("majority", "zero_shot", "few_shot", "retrieval")
+BASELINES = ("majority", "linear", "frozen", "zero_shot", "few_shot", "retrieval")
+_NEED_LABELS = ("majority", "linear", "frozen")
 
 
 @dataclass
@@ -317,11 +318,11 @@ def _check_baselines(config: SweepConfig) -> None:
         if config.baselines.count(name) > 1:
             raise ConfigError(f"baselines: '{name}' is named twice. Name it once.")
     schema = config.data.schema
-    without = {"completion": ("majority",), "chat": ("majority", "few_shot", "retrieval")}
+    without = {"completion": _NEED_LABELS, "chat": (*_NEED_LABELS, "few_shot", "retrieval")}
     without["text"] = without["chat"]
     for name in without.get(schema or "", ()):
         if name in config.baselines:
-            why = "there are no labels" if name == "majority" else "examples need rows of a prompt and its completion"
+            why = "there are no labels" if name in _NEED_LABELS else "examples need rows of a prompt and its completion"
             raise ConfigError(f"baselines: {name} with data.schema={schema}: {why}. Leave it out.")
     if config.task.name == "classification" and "few_shot" in config.baselines:
         raise ConfigError(

@@ -1,6 +1,8 @@
 """Scores the baselines that fine-tuning has to beat, by the code and on the items that trials are scored by.
 
 - ``majority``: the share of each label among the training rows, whatever the text;
+- ``linear``: logistic regression on the words and pairs of words of the training rows;
+- ``frozen``: logistic regression on the mean last hidden state of the untuned model;
 - ``zero_shot``: the untuned model. In classification its head is the seeded random one that trials start from: that
   row shows where training began;
 - ``few_shot``: the untuned model with the same labelled examples before every item;
@@ -11,6 +13,7 @@
 import shutil
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,12 +22,14 @@ import numpy as np
 from analysis import fast_yaml
 from analysis.folder import MetricsRow, State, Status, TrialFolder, atomic_write
 from trainer.config import Baseline, TrialConfig
+from trainer.data.dataset import Row
 from trainer.data.encode import Encoded, label_tokens
 from trainer.device_cache import DeviceCache
 from trainer.evaluation.bias.score import score_bias
 from trainer.evaluation.evaluate import Evaluation, Validation, evaluate, metrics_of, restricted
 from trainer.evaluation.generate import with_answers
-from trainer.few_shot import few_shot_rows, nearest, with_examples
+from trainer.few_shot import few_shot_rows, mean_states, nearest, with_examples
+from trainer.linear_classifier import LinearFit, of_states, of_words
 from trainer.models.lora import add_adapter, remove_adapter
 
 
@@ -65,6 +70,10 @@ def _evaluated(device_cache: DeviceCache, baseline: Baseline, validation: Valida
     trial = baseline.trial
     if baseline.kind == "majority":
         return _without_model(_majority(device_cache, trial, validation), validation), ""
+    if baseline.kind in ("linear", "frozen"):
+        fit = (_linear if baseline.kind == "linear" else _frozen)(device_cache, trial, validation)
+        chosen = f"C={fit.strength:g}" + (", classes weighted alike" if fit.class_weight else "")
+        return _without_model(fit.logprobs, validation), f"logistic regression, by cross-validation {chosen}"
     if baseline.kind == "zero_shot":
         evaluation = _untuned(device_cache, trial, validation)
         if trial.task.name == "completion":
@@ -144,13 +153,37 @@ def _majority(device_cache: DeviceCache, trial: TrialConfig, validation: Validat
     return np.tile(np.log(frequencies), (len(validation.rows), 1))
 
 
+def _linear(device_cache: DeviceCache, trial: TrialConfig, validation: Validation) -> LinearFit:
+    """On the whole texts: what a model's window or ``data.max_length`` cuts counts here."""
+    train = device_cache.dataset(trial).train
+    texts, items = [row.text for row in train], [row.text for row in validation.rows]
+    return of_words(texts, _targets(train, validation.labels), items, len(validation.labels), trial.seed)
+
+
+def _frozen(device_cache: DeviceCache, trial: TrialConfig, validation: Validation) -> LinearFit:
+    """On the tokens that a trial reads too, the label left out."""
+    base, train = device_cache.base(trial), device_cache.tokens(trial, "train")
+    base.model.eval()
+    states = [
+        mean_states(base, [row.context for row in rows], trial.eval.batch_size)
+        for rows in (train.encoded, validation.encoded)
+    ]
+    targets = [row.target for row in train.encoded]
+    return of_states(states[0], targets, states[1], len(validation.labels), trial.seed)
+
+
+def _targets(rows: Sequence[Row], labels: tuple[str, ...]) -> list[int]:
+    """Index of each row's label."""
+    index = {label: i for i, label in enumerate(labels)}
+    return [index[row.label] for row in rows]
+
+
 def _vote(device_cache: DeviceCache, baseline: Baseline, validation: Validation) -> np.ndarray:
     """(items, classes): the neighbours' labels weighted by cosine, and one vote spread as the training labels are."""
     trial = baseline.trial
     train = device_cache.dataset(trial).train
     neighbours = nearest(train, validation.rows, baseline.retrieval, device_cache.base(trial))
-    index = {label: i for i, label in enumerate(validation.labels)}
-    targets = np.array([index[row.label] for row in train])
+    targets = np.array(_targets(train, validation.labels))
     votes = np.tile(_frequencies(device_cache, trial, validation.labels), (len(validation.rows), 1))
     for column in range(neighbours.rows.shape[1]):
         places = np.arange(len(votes))

@@ -255,7 +255,7 @@ class Baseline:
     """Something to compare trials with (``trainer/baselines.py``).
 
     Attributes:
-        kind: majority, zero_shot, few_shot or retrieval.
+        kind: majority, linear, frozen, zero_shot, few_shot or retrieval.
         trial: model, precision, data, task and scoring; its ``trial_id`` is the row's name.
         few_shot: settings of few_shot.
         retrieval: settings of retrieval.

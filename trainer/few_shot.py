@@ -19,6 +19,7 @@ from trainer.data.dataset import Row
 from trainer.data.encode import Encoded
 from trainer.data.subsets import stratified
 from trainer.likelihood.log_likelihood import pad
+from trainer.linear_classifier import tfidf
 from trainer.models.base_model import BaseModel
 
 _SEPARATOR = "\n\n"
@@ -64,7 +65,7 @@ def nearest(train: Sequence[Row], items: Sequence[Row], settings: RetrievalConfi
     """
     train_texts, item_texts = [row.text for row in train], [row.text for row in items]
     if settings.neighbours == "tfidf":
-        train_vectors, item_vectors = _tfidf(train_texts, item_texts)
+        train_vectors, item_vectors = tfidf(train_texts, item_texts)
     else:
         embedder = _minilm(base.device) if settings.neighbours == "minilm" else base
         train_vectors, item_vectors = embed(embedder, train_texts), embed(embedder, item_texts)
@@ -79,22 +80,8 @@ def nearest(train: Sequence[Row], items: Sequence[Row], settings: RetrievalConfi
     return Neighbours(np.concatenate(rows).astype(np.int64), np.concatenate(similarity))
 
 
-def _tfidf(train: list[str], items: list[str]) -> tuple[Any, Any]:
-    """Unit vectors, sparse. Texts without words of two letters (such as of one symbol) are compared by characters."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectors = TfidfVectorizer(sublinear_tf=True)
-    try:
-        known = vectors.fit_transform(train)
-    except ValueError:  # an empty vocabulary
-        vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True)
-        known = vectors.fit_transform(train)
-    return known, vectors.transform(items)
-
-
-@torch.inference_mode()
 def embed(base: BaseModel, texts: list[str], batch_size: int = 32) -> NDArray[np.float32]:
-    """Sentence vectors: the mean of the last hidden states over a text's tokens.
+    """Sentence vectors: the mean of the last hidden states over a text's tokens, each of length 1.
 
     Args:
         base: the model, its tokenizer and device.
@@ -102,12 +89,28 @@ def embed(base: BaseModel, texts: list[str], batch_size: int = 32) -> NDArray[np
         batch_size: texts a pass.
 
     Returns:
-        (texts, width), each of length 1.
+        (texts, width).
     """
     window = min(getattr(base.model.config, "max_position_embeddings", None) or 512, 512)
-    ids = base.tokenizer(texts, truncation=True, max_length=window).input_ids
-    order = sorted(range(len(texts)), key=lambda i: -len(ids[i]))
-    vectors: list[Any] = [None] * len(texts)
+    vectors = mean_states(base, base.tokenizer(texts, truncation=True, max_length=window).input_ids, batch_size)
+    unit: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
+@torch.inference_mode()
+def mean_states(base: BaseModel, ids: Sequence[Sequence[int]], batch_size: int = 32) -> NDArray[np.float32]:
+    """The mean of the last hidden states over a text's tokens, without padding.
+
+    Args:
+        base: the model, with no adapter in effect, and its device.
+        ids: tokens of each text.
+        batch_size: texts a pass.
+
+    Returns:
+        (texts, width).
+    """
+    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    vectors: list[Any] = [None] * len(ids)
     body: Any = base.model.base_model
     for at in range(0, len(order), batch_size):
         batch = order[at : at + batch_size]
@@ -117,7 +120,7 @@ def embed(base: BaseModel, texts: list[str], batch_size: int = 32) -> NDArray[np
         with base.arithmetic():
             hidden = body(**inputs)[0].float()
         mask = inputs["attention_mask"][:, :, None]
-        means = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1).cpu().numpy()
+        means = ((hidden * mask).sum(1) / mask.sum(1)).cpu().numpy()
         for place, i in enumerate(batch):
             vectors[i] = means[place]
     return np.stack(vectors)

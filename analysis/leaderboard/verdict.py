@@ -1,4 +1,4 @@
-"""The verdict on a sweep in sentences: whether its best trial beats the best baseline, and what bias does."""
+"""The verdict on a sweep: whether its best trial beats the best baseline, what to change, and what bias does."""
 
 import math
 from collections import Counter
@@ -6,23 +6,28 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from analysis.bias_sets import HEADLINE
-from analysis.errors import LorasweepError
+from analysis.errors import ConfigError, LorasweepError
 from analysis.folder import State, SweepFolder
+from analysis.leaderboard.advice import advice
 from analysis.leaderboard.claims import claims
 from analysis.leaderboard.ranking import objective_of
-from analysis.rows import Row, first_completed, row_files
+from analysis.rows import Row, first_completed, read_sweep, row_files
 from analysis.statistics.paired import Difference, item_scores, paired_difference
 
 if TYPE_CHECKING:
     from analysis.statistics.comparison import Judgement
 
 UNTUNED = "zero_shot"
+_NO_EVIDENCE = "No evidence that fine-tuning beats"
+_SKEWED = 2.0  # the most frequent label to the rarest, in items: from here on accuracy may hide what macro-F1 shows
+_INCOMPARABLE = (LorasweepError, OSError, ValueError, KeyError, TypeError, ZeroDivisionError)  # item tables of two rows
 
 
 def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | None" = None) -> str:
-    """One sentence a line: the best trial against the best baseline with a paired interval, then bias.
+    """One sentence a line: the best trial against the best baseline with a paired interval, what to change, then bias.
 
-    Best is a baseline in what the sentence is about: accuracy, or, of rows without labels, the loss.
+    Best is a baseline in what the sentence is about: accuracy, or, of rows without labels, the loss. Where some labels
+    are much rarer than others and macro-F1 ranks, there is a sentence about that too, or alone where it ranks alone.
 
     Args:
         folder: its item tables give the interval.
@@ -31,11 +36,19 @@ def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | No
     """
     best = first_completed(rows)
     baselines = _baselines(rows)
-    baseline = max(baselines, key=_quality, default=None)  # of equals, the better ranked
     if best is None:
+        baseline = max(baselines, key=_quality, default=None)  # of equals, the better ranked
         return "\n".join([_none_completed(rows), *([_accuracy_of(baseline)] if baseline else [])])
-    against = _against(folder, best, baseline, len(baselines)) if baseline else _without_baseline(best, rows)
-    lines = [against]
+    if baselines:
+        compared = [
+            _against(folder, best, _strongest(baselines, metric), len(baselines), metric)
+            for metric in _compared(folder, best, judgement)
+        ]
+        lines = sorted(compared, key=lambda line: not line.startswith(_NO_EVIDENCE))  # what shows no gain comes first
+        if lines[0].startswith(_NO_EVIDENCE):
+            lines.append(advice(folder, best))
+    else:
+        lines = [_without_baseline(best, rows)]
     if best.broken:
         lines.append(f"No completed trial keeps the constraints. Of {best.trial_id}: {'; '.join(best.broken)}.")
     rivals = sum(row.kind == "trial" and row.status == State.COMPLETED for row in rows)
@@ -53,41 +66,90 @@ def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | No
     return "\n".join(lines + _bias(best, untuned))
 
 
-def beats_baselines(folder: SweepFolder, rows: Sequence[Row]) -> bool | None:
-    """Whether the best trial is shown to beat the best baseline; None where the two cannot be compared.
+def beats_baselines(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | None" = None) -> bool | None:
+    """Whether the best trial is shown to beat every baseline, in all that is compared; None where they cannot be.
 
     Args:
         folder: its item tables decide.
         rows: ranked.
+        judgement: of the same ranking; it says which metric ranks.
     """
-    best, baseline = first_completed(rows), max(_baselines(rows), key=_quality, default=None)
-    if best is None or baseline is None:
+    best, baselines = first_completed(rows), _baselines(rows)
+    if best is None or not baselines:
         return None
     try:
-        return paired_difference(_scores(folder, best), _scores(folder, baseline)).low > 0.0
-    except (LorasweepError, OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return all(
+            _difference(folder, best, _strongest(baselines, metric), metric).low > 0.0
+            for metric in _compared(folder, best, judgement)
+        )
+    except _INCOMPARABLE:
         return None
+
+
+def _strongest(baselines: Sequence[Row], metric: str) -> Row:
+    """Of equals, the better ranked."""
+    return max(baselines, key=_macro_f1 if metric == "macro_f1" else _quality)
+
+
+def _compared(folder: SweepFolder, best: Row, judgement: "Judgement | None") -> list[str]:
+    """``accuracy`` (for rows without labels: the loss), ``macro_f1`` or both: what ranks, where the two may differ."""
+    if not _labelled(best) or "macro_f1" not in best.metrics or not _skewed(folder, best):
+        return ["accuracy"]
+    by = judgement.what if judgement is not None else "objective"
+    try:
+        ranks = [term.metric for term in objective_of(folder, [best])[0].terms] if by == "objective" else [by]
+    except LorasweepError:
+        ranks = []
+    return [name for name in ("accuracy", "macro_f1") if name in ranks] or ["accuracy"]
+
+
+def _skewed(folder: SweepFolder, best: Row) -> bool:
+    try:
+        labels = row_files(folder, best).read_items("task", "validation", best.step)["label"]
+        counts = Counter(map(str, labels))
+        sizes = [counts[label] for label in read_sweep(folder).labels or counts]
+    except _INCOMPARABLE:
+        return False
+    return bool(sizes) and max(sizes) >= _SKEWED * min(sizes)
+
+
+def _difference(folder: SweepFolder, best: Row, baseline: Row, metric: str) -> Difference:
+    """The best trial's figure minus the baseline's, with its paired 95 % interval.
+
+    Raises:
+        LorasweepError, OSError, ValueError, KeyError, TypeError: where the item tables cannot be compared.
+    """
+    if metric != "macro_f1":
+        return paired_difference(_scores(folder, best), _scores(folder, baseline))
+    from analysis.statistics.comparison import judge
+
+    judged = judge(folder, [best, baseline], objective_of(folder, [best])[0], read_sweep(folder).labels, metric)
+    if judged is None or baseline.trial_id not in judged.standings:
+        raise ConfigError("their item tables have no scored item in common, or cannot be read")
+    at = judged.standings[baseline.trial_id]
+    return Difference(at.behind, at.behind_low, at.behind_high, at.n)
 
 
 def _baselines(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.kind == "baseline" and row.status == State.COMPLETED and row.final]
 
 
-def _against(folder: SweepFolder, best: Row, baseline: Row, of: int) -> str:
+def _against(folder: SweepFolder, best: Row, baseline: Row, of: int, metric: str) -> str:
     trial, other = f"The best trial, {best.trial_id},", _name(baseline)
     other = f"the best of {of} baselines, {other}," if of > 1 else other
-    figures = f"{_figure(best)} against {_figure(baseline)}"
-    labelled = _labelled(best)
+    of_f1 = metric == "macro_f1"
+    figures = " against ".join(_percent(_macro_f1(row)) if of_f1 else _figure(row) for row in (best, baseline))
+    labelled, quality = _labelled(best), "macro-F1" if of_f1 else "accuracy"
     try:
-        difference = paired_difference(_scores(folder, best), _scores(folder, baseline))
-    except (LorasweepError, OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        difference = _difference(folder, best, baseline, metric)
+    except _INCOMPARABLE as error:
         why = str(error).splitlines()[0] if isinstance(error, LorasweepError) else f"{type(error).__name__}: {error}"
         return (
-            f"{trial} has {'accuracy' if labelled else 'a loss of'} {figures} of {other}. There is no interval, because"
+            f"{trial} has {quality if labelled else 'a loss of'} {figures} of {other}. There is no interval, because"
             f" the item scores cannot be compared: {why}"
         )
     size = (
-        f"{abs(100 * difference.mean):.1f} points of accuracy"
+        f"{abs(100 * difference.mean):.1f} points of {quality}"
         if labelled
         else f"{abs(difference.mean):.3f} nats of loss"
     )
@@ -95,7 +157,7 @@ def _against(folder: SweepFolder, best: Row, baseline: Row, of: int) -> str:
     if difference.low > 0.0:
         return f"{trial} beats {other} by {size} ({figures}); {interval}"
     if difference.mean == 0.0:
-        opening = f"{_lower(trial)} has the same {'accuracy' if labelled else 'loss'} as {other} ({figures})"
+        opening = f"{_lower(trial)} has the same {quality if labelled else 'loss'} as {other} ({figures})"
     else:
         side = (
             ("above" if difference.mean > 0.0 else "below")
@@ -103,7 +165,7 @@ def _against(folder: SweepFolder, best: Row, baseline: Row, of: int) -> str:
             else ("better than" if difference.mean > 0.0 else "worse than")
         )
         opening = f"{_lower(trial)} is {size} {side} {other} ({figures})"
-    return f"No evidence that fine-tuning beats {_way(baseline)}: {opening}; {interval}"
+    return f"{_NO_EVIDENCE} {_way(baseline)}: {opening}; {interval}"
 
 
 def _lower(sentence: str) -> str:
@@ -197,6 +259,11 @@ def _accuracy(row: Row) -> float:
     return row.metrics.get("accuracy", math.nan)
 
 
+def _macro_f1(row: Row) -> float:
+    value = row.metrics.get("macro_f1", math.nan)
+    return value if math.isfinite(value) else -math.inf
+
+
 def _quality(row: Row) -> float:
     loss = _loss(row)
     value = _accuracy(row) if _labelled(row) or loss is None else -loss
@@ -219,6 +286,8 @@ def _way(row: Row) -> str:
     kind = row.trial_id.partition("@")[0]
     ways = {
         "majority": "naming the most frequent label",
+        "linear": "counting words",
+        "frozen": "a linear classifier on the frozen model",
         UNTUNED: "leaving the model as it is",
         "few_shot": "prompting with a few examples",
         "retrieval": "asking the nearest training rows",

@@ -77,7 +77,7 @@ def _headline(folder: SweepFolder, ranking: Ranking, best: Row | None) -> tuple[
     """What to do, before and after the best trial's name."""
     if best is None:
         return "Nothing to take yet", ""
-    if beats_baselines(folder, ranking.rows) is False:
+    if beats_baselines(folder, ranking.rows, ranking.judgement) is False:
         return "Fine-tuning is not shown to pay; of the trials,", "is best"
     if ranking.judgement is not None and ranking.judgement.winner is None:
         return "No clear winner;", "scores best"

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from sweeps.checks.length import Measured, asked_about, choose, is_open, is_timed, max_concurrent
+from sweeps.checks.length import Measured, asked_about, baseline_seconds, choose, is_open, is_timed, max_concurrent
 from sweeps.checks.simulate import Cost, play
 from sweeps.compose.compose import Composed
 from sweeps.config import SweepConfig
@@ -137,6 +137,7 @@ class _Probed:
         item_tokens: mean tokens of a validation item.
         parameters: that take part in each token.
         n_validation: validation items.
+        n_train: training rows.
         lengths: split → tokens of its rows.
     """
 
@@ -148,6 +149,7 @@ class _Probed:
     item_tokens: float
     parameters: int
     n_validation: int
+    n_train: int
     lengths: dict[str, Any]
 
 
@@ -234,6 +236,7 @@ def _probe(
         probe.item_tokens,
         probe.parameters,
         n_validation,
+        len(prober.dataset.train),
         {split: asdict(it) for split, it in prober.lengths(example).items()} if with_lengths else {},
     )
 
@@ -251,7 +254,8 @@ def _whole_sweep(config: SweepConfig, probed: Sequence[_Probed], devices: int, s
     slots = [it.slots for it in probed]
     side_by_side = max(1, max_concurrent(config, [min(slots)] * devices) // devices)
     played = play(config, costs, side_by_side, devices)
-    baselines = len(config.baselines) * max(it.scoring_seconds for it in probed) / devices
+    slow = max(probed, key=lambda it: it.scoring_seconds)
+    baselines = baseline_seconds(config, slow.n_train, slow.n_validation, slow.scoring_seconds) / devices
     seconds = startup + played.seconds + baselines + _END_SECONDS
     hours, price = seconds * devices / 3600, config.resources.price_per_hour
     last = probed[-1]

@@ -25,6 +25,7 @@ _DENSE = (2, 4, 5, 6, 7, 8)  # eighths of a trial at which it is scored, where t
 _SPARSE = (2, 4, 8)
 _LITTLE = 0.04  # share of a trial's time for three more scorings
 _USED = 0.88  # share of the time that a plan fills: probes are short, and machines do other things
+_LINEAR_ROW_SECONDS = 0.002  # of the baseline linear, a row of some hundred words
 _END_SECONDS = 3.0  # ranking, and W&B's last words
 
 
@@ -128,7 +129,8 @@ def choose(composed: Composed, found: Measured) -> Composed:
             values = {"train.max_steps": steps, "train.rungs": list(rungs), "train.epochs": None, "search.time": limit}
             with_steps[rungs] = composed.with_values(values)
         tried = with_steps[rungs]
-        baselines = baseline_seconds(config, sizes, max_length) / found.devices
+        scoring = sizes.n_validation * sizes.item_seconds[max_length] + cost.rung_seconds
+        baselines = baseline_seconds(config, sizes.rows, sizes.n_validation, scoring) / found.devices
         seconds = played(tried.config, trials, cost, found) + baselines + _END_SECONDS
         if best is None or seconds < best[0] or seconds <= left:
             best = seconds, tried, max_length, trials
@@ -140,19 +142,24 @@ def choose(composed: Composed, found: Measured) -> Composed:
     return replace(tried, notes=[*tried.notes, _note(config, tried.config, sizes, wanted, seconds + found.spent)])
 
 
-def baseline_seconds(config: SweepConfig, sizes: Sizes, max_length: int) -> float:
-    """Seconds to score the baselines of a sweep, one after the other."""
-    item, cost = sizes.item_seconds[max_length], sizes.costs[max_length]
-    whole = sizes.n_validation * item + cost.rung_seconds
-    each = {
+def baseline_seconds(config: SweepConfig, n_train: int, n_validation: int, scoring: float) -> float:
+    """Seconds that the baselines take on one device, one after the other.
+
+    Args:
+        config: names them.
+        n_train: training rows.
+        n_validation: validation items.
+        scoring: seconds to score all validation items and the bias sets once.
+    """
+    rows = n_train + n_validation
+    seconds = {
         "majority": 0.0,
-        "linear": 3.0 + sizes.rows * 1e-3,
-        "frozen": (sizes.rows + sizes.n_validation) * item,
-        "zero_shot": whole,
-        "few_shot": config.few_shot.k * whole,
-        "retrieval": config.retrieval.k * whole,
+        "linear": rows * _LINEAR_ROW_SECONDS,
+        "frozen": rows / n_validation * scoring,
+        "few_shot": config.few_shot.k * scoring,  # longer by so many rows
+        "retrieval": config.retrieval.k * scoring,
     }
-    return sum(each[name] for name in config.baselines)
+    return sum(seconds.get(kind, scoring) for kind in config.baselines)
 
 
 def steps_wanted(config: SweepConfig, rows: int) -> int:

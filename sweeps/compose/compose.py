@@ -43,8 +43,7 @@ from sweeps.space.restrict import fix, restrict_precisions, slowness
 from sweeps.space.start_points import start_points
 from trainer.config import TrialConfig, check_trial, check_value
 
-# What may follow the schema of the data, and is not needed to read them.
-_FOLLOW_SCHEMA = ("objective", "space", "sampler", "scheduler", "train")
+_AFTER_SCHEMA = ("baselines", "objective", "space", "sampler", "scheduler", "train")  # may depend on data.schema
 RESUMABLE = ("search", "tracking", "ray", "resources")  # what a resumed sweep may change
 
 
@@ -322,12 +321,12 @@ def _with_settings(raw: dict[str, Any], origins: Origins, settings: Sequence[Set
 
 
 def _detect_schema(raw: dict[str, Any], origins: Origins) -> str:
-    """Fill in ``data.schema`` where none is given: the objective's defaults depend on it. Returns a note, or ""."""
+    """Fill in ``data.schema`` where none is given: defaults of other keys depend on it. Returns a note, or ""."""
     given = get(raw, "data.schema")  # before interpolations that depend on it
     check_value("data.schema", given, schema()["data.schema"].metadata, origins.of("data.schema") if given else "")
     if not get(raw, "data") or given is not None:
         return ""
-    apart = {name: part for name, part in raw.items() if name not in _FOLLOW_SCHEMA}
+    apart = {name: part for name, part in raw.items() if name not in _AFTER_SCHEMA}
     detected, note = detect_schema(to_dataclass(apart, origins)[0])
     put(raw, "data.schema", detected)
     return note

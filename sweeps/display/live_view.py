@@ -138,12 +138,13 @@ def table(state: SweepState, width: int, height: int) -> RenderableType:
             _score(trial.metrics.get("macro_f1")),
             *(_number(trial.metrics.get(name)) for name in more),
             _score(trial.objective),
-            _STATES.get(trial.state, str(trial.state)),
+            _outcome(trial),
             duration(state.elapsed(trial.trial_id)),
             *(["" if trial.ended is not None else "…" if left is None else duration(left)] if with_left else []),
             *([trial.reason] if wide else []),
         ]
-        lines.append((cells, _STYLES.get(trial.state, "red")))
+        stuck = trial.one_class and trial.state is State.RUNNING
+        lines.append((cells, "yellow" if stuck else _STYLES.get(trial.state, "red")))
     grid = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", expand=False)
     widths = [max([len(head), *(len(cells[i]) for cells, _ in lines)]) for i, head in enumerate(heads)]
     taken = sum(min(w, _REASON_WIDTH) + 1 for head, w in zip(heads, widths, strict=True) if head != "values")
@@ -169,6 +170,13 @@ def table(state: SweepState, width: int, height: int) -> RenderableType:
     return Group(*shown)
 
 
+def _outcome(trial: TrialState) -> str:
+    """How it ended; of a running one, whether it learns at all."""
+    if trial.state is State.RUNNING and trial.one_class:
+        return "one class"
+    return _STATES.get(trial.state, str(trial.state))
+
+
 def _more_metrics(rows: list[TrialState], width: int) -> dict[str, str]:
     """Metrics beside accuracy, F1 and objective for which there is room, and their titles."""
     measured = {name for trial in rows for name in trial.metrics}
@@ -191,7 +199,8 @@ def one_line(state: SweepState, width: int) -> RenderableType:
     parts = [_summary(state)]
     best = _best(state)
     if best is not None:
-        parts.append(f"best {best.trial_id} {_score(best.objective)}")
+        stuck = " (one class)" if best.one_class else ""
+        parts.append(f"best {best.trial_id} {_score(best.objective)}{stuck}")
     parts += [state.phase] if state.phase else []
     return Group(Text(" · ".join(parts), overflow="ellipsis", no_wrap=True))  # print() alone would wrap a Text
 
@@ -263,10 +272,14 @@ def _number(value: float | None) -> str:
 
 
 def scores(trial: TrialState) -> str:
-    """Accuracy, macro-F1 and objective of a trial's last rung, as far as they are known, for a line of text."""
+    """Accuracy, macro-F1 and objective of a trial's last rung, as far as they are known, for a line of text.
+
+    They are followed by a remark where the trial has not begun to learn.
+    """
     shown = {
         "accuracy": trial.metrics.get("accuracy"),
         "F1": trial.metrics.get("macro_f1"),
         "objective": trial.objective,
     }
-    return "".join(f"  {name} {_score(value)}" for name, value in shown.items() if _score(value) != "–")
+    figures = "".join(f"  {name} {_score(value)}" for name, value in shown.items() if _score(value) != "–")
+    return figures + ("  still one class for all rows" if trial.one_class else "")

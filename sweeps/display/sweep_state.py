@@ -31,6 +31,11 @@ class TrialState:
     objective: float = math.nan
     reported: float | None = None  # when its last rung was
 
+    @property
+    def one_class(self) -> bool:
+        """Whether its predictions at the last rung were one label for all rows: it has not begun to tell them apart."""
+        return self.metrics.get("classes_predicted", math.inf) <= 1
+
 
 class SweepState:
     """Where a sweep is, and how long it will take.

@@ -17,7 +17,7 @@ _TRIES = 3  # workers that may die over one baseline
 
 
 def planned(template: TrialTemplate, precisions: Sequence[str]) -> list[Baseline]:
-    """The baselines to score: one row a precision, but for those that no model takes part in.
+    """The baselines to score: one row a precision, but for ``frozen`` and those that no model takes part in.
 
     The row at the config's own precision (the first one given, where that is not among them) has the baseline's plain
     name; the others are called such as ``few_shot@nf4``.
@@ -32,7 +32,7 @@ def planned(template: TrialTemplate, precisions: Sequence[str]) -> list[Baseline
     baselines = []
     for precision in precisions:
         for kind in config.baselines:
-            if precision != plain and not _needs_model(config, kind):
+            if precision != plain and not _at_each_precision(config, kind):
                 continue
             name = kind if precision == plain else f"{kind}@{precision}"
             trial = template.trial(name, {"precision": precision})
@@ -40,10 +40,11 @@ def planned(template: TrialTemplate, precisions: Sequence[str]) -> list[Baseline
     return baselines
 
 
-def _needs_model(config: SweepConfig, kind: str) -> bool:
+def _at_each_precision(config: SweepConfig, kind: str) -> bool:
+    """``frozen`` reads all training rows, and its states hardly differ: once is enough."""
     if kind == "retrieval" and config.task.name == "classification":
         return config.retrieval.neighbours == "hidden"
-    return kind != "majority"
+    return kind not in ("majority", "linear", "frozen")
 
 
 def missing(folder: SweepFolder, baselines: Sequence[Baseline]) -> list[Baseline]:

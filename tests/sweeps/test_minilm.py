@@ -27,18 +27,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
     return SweepFolder.open(folder / "quickstart_classifier")
 
 
-def test_four_trials_and_the_untuned_model_are_ranked_and_the_best_has_learnt_it(finished: SweepFolder) -> None:
+def test_four_trials_and_the_baselines_are_ranked_and_the_best_has_learnt_it(finished: SweepFolder) -> None:
     rows = list(csv.DictReader(finished.leaderboard_file.open()))
-    assert sorted(row["trial_id"] for row in rows) == ["t0000", "t0001", "t0002", "t0003", "zero_shot"]
-    best = rows[0]
+    assert sorted(row["trial_id"] for row in rows) == [
+        *("frozen", "linear", "majority", "t0000", "t0001", "t0002", "t0003", "zero_shot")
+    ]
+    best = next(row for row in rows if row["kind"] == "trial")
     assert (best["kind"], best["status"], best["n_items"]) == ("trial", "completed", "160")
     assert float(best["accuracy"]) >= 0.85
-    untuned = next(row for row in rows if row["kind"] == "baseline")
+    untuned = next(row for row in rows if row["trial_id"] == "zero_shot")
     assert float(untuned["accuracy"]) < 0.5
 
 
 def test_plain_peft_gives_the_recorded_predictions(finished: SweepFolder, tmp_path: Path) -> None:
-    best = next(csv.DictReader(finished.leaderboard_file.open()))
+    best = next(row for row in csv.DictReader(finished.leaderboard_file.open()) if row["kind"] == "trial")
     assert main(["export", str(finished.root), "--to", str(tmp_path / "adapter")]) == 0
     card = json.loads((tmp_path / "adapter" / "lorasweep.json").read_text())
     base = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]

@@ -25,6 +25,7 @@ from trainer.models.base_model import slow_precisions
 SETTINGS = ["bias.crows_pairs=20", "bias.stereoset=0", "search.start_from=[{precision: fp32}]", "resources.slots=1"]
 SEARCHED = [it for it in ("bf16", "nf4") if it not in slow_precisions(torch.device("cpu"))]  # beside fp32
 UNTUNED = ["zero_shot", *(f"zero_shot@{precision}" for precision in SEARCHED)]  # at each precision that is searched
+WORDS = ["linear", "majority"]  # baselines without a model
 TRIALS = ["t0000", "t0001", "t0002", "t0003", "t0004"]
 
 
@@ -51,13 +52,15 @@ def board(folder: SweepFolder) -> list[dict[str, str]]:
 def test_the_leaderboard_has_every_trial_and_the_untuned_model_with_every_metric(finished):
     _, folder, _ = finished
     rows = board(folder)
-    assert sorted(row["trial_id"] for row in rows) == [*TRIALS, *UNTUNED]
-    assert [int(row["rank"]) for row in rows] == list(range(1, len(TRIALS) + len(UNTUNED) + 1))
+    assert sorted(row["trial_id"] for row in rows) == [*WORDS, *TRIALS, *UNTUNED]
+    assert [int(row["rank"]) for row in rows] == list(range(1, len(rows) + 1))
     trials = [row for row in rows if row["kind"] == "trial"]
     assert {row["status"] for row in trials} <= {"completed", "stopped_early"}
     assert any(row["status"] == "completed" for row in trials)
     metrics = ("accuracy", "macro_f1", "log_loss", "perplexity", "bits_per_byte", "bias.crows_pairs.pct", "objective")
-    assert [name for row in rows for name in metrics if not math.isfinite(float(row[name]))] == []
+    of_models = [row for row in rows if row["trial_id"] not in WORDS]
+    assert [name for row in of_models for name in metrics if not math.isfinite(float(row[name]))] == []
+    assert [float(row["accuracy"]) > 0.9 for row in rows if row["trial_id"] == "linear"] == [True]
     assert all(row["lora.rank"] and row["optim.lr"] and row["precision"] for row in trials)
     for untuned in [row for row in rows if row["kind"] == "baseline"]:
         assert (untuned["status"], untuned["step"], untuned["n_items"]) == ("completed", "0", "30")
@@ -162,7 +165,7 @@ def test_the_sampler_is_told_of_every_trial_once(finished, reading):
 def test_every_trial_and_the_untuned_model_is_one_wandb_run_with_the_recorded_curve(finished, wandb_runs):
     _, folder, _ = finished
     runs = wandb_runs(folder)
-    assert sorted(runs) == ["sweep", *TRIALS, *UNTUNED]
+    assert sorted(runs) == ["linear", "majority", "sweep", *TRIALS, *UNTUNED]
     for files in folder.trials():
         [run] = runs[files.trial_id]
         rows, config = files.read_metrics(), yaml.safe_load(files.config_file.read_text())
@@ -322,6 +325,7 @@ def test_a_stopped_sweep_goes_on_where_it_was_and_ends_like_an_undisturbed_one(s
     resumed = command("resume", "runs/tiny")
     assert resumed.returncode == 0, resumed.stderr
     assert [row["trial_id"] for row in sorted(board(folder), key=lambda row: row["trial_id"])] == [
+        *WORDS,
         *TRIALS[:3],
         *UNTUNED,
     ]
@@ -424,14 +428,15 @@ def test_trials_that_end_badly_are_rows_with_a_reason_and_the_sweep_goes_on(dist
         "t0003": "failed",
         "t0004": "diverged",
         "t0005": "out_of_memory",
-        "zero_shot": "completed",
+        **dict.fromkeys(("linear", "majority", "zero_shot"), "completed"),
     }
     assert "8 GiB" in rows["t0002"]["reason"]
     assert "RuntimeError: something broke" in rows["t0003"]["reason"]
     assert "the loss was" in rows["t0004"]["reason"]
     assert (rows["t0003"]["step"], rows["t0003"]["n_items"]) == ("2", "12"), "the rung before it broke stands"
     assert "no room for the adapter" in rows["t0005"]["reason"]
-    assert {row["trial_id"] for row in list(board(folder))[:3]} == {"t0000", "t0001", "zero_shot"}
+    scored = {row["trial_id"] for row in list(board(folder))[:5]}
+    assert scored == {"t0000", "t0001", "linear", "majority", "zero_shot"}
     for words in ("8 GiB", "something broke", "the loss was"):
         assert words in done.stdout
     assert "Traceback" not in done.stdout + done.stderr

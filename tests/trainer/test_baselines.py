@@ -11,8 +11,11 @@ import torch
 import yaml
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.metrics import log_loss
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score, log_loss
+from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
 
 from analysis.folder import State, TrialFolder
 from tests.conftest import write_rows
@@ -22,6 +25,7 @@ from trainer.data.encode import Encoded
 from trainer.device_cache import DeviceCache
 from trainer.evaluation.evaluate import evaluate
 from trainer.few_shot import embed, few_shot_rows, nearest, with_examples
+from trainer.linear_classifier import of_words, tfidf
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +58,104 @@ def test_majority_is_scikit_learns_prior_classifier(model, make_trial, kept, tmp
     assert metrics["accuracy"] == pytest.approx(prior.score(asked, wanted))
     assert metrics["log_loss"] == pytest.approx(log_loss(wanted, prior.predict_proba(asked), labels=prior.classes_))
     assert "perplexity" not in metrics
+
+
+def chosen_by_hand(features: Any, labels: list[str], strengths: tuple[float, ...], seed: int) -> LogisticRegression:
+    """The regression whose penalty and class weights have the best accuracy plus macro-F1 on held-out folds."""
+    gold, best = np.array(labels), (-1.0, 0.0, None)
+    for strength in strengths:
+        for weight in (None, "balanced"):
+            said = gold.copy()
+            for known, held_out in StratifiedKFold(3, shuffle=True, random_state=seed).split(features, gold):
+                model = LogisticRegression(C=strength, class_weight=weight, tol=1e-3, max_iter=200)
+                said[held_out] = model.fit(features[known], gold[known]).predict(features[held_out])
+            score = float((said == gold).mean() + f1_score(gold, said, average="macro"))
+            best = max(best, (score, strength, weight), key=lambda it: it[0])  # of equals, the first
+    return LogisticRegression(C=best[1], class_weight=best[2], tol=1e-8, max_iter=2000)
+
+
+def test_linear_is_scikit_learns_logistic_regression_on_words(make_trial, kept, tmp_path) -> None:
+    uneven = write_rows(tmp_path / "train.csv", 62, 0)
+    trial = make_trial("llama", trial_id="linear", seed=5)
+    trial = replace(trial, data=replace(trial.data, train=str(uneven)))
+    metrics, items = scored(kept, Baseline("linear", trial), tmp_path)
+    data = kept.dataset(trial)
+    words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2))
+    known = words.fit_transform([row.text for row in data.train])
+    labels = [row.label for row in data.train]
+    model = chosen_by_hand(known, labels, (0.1, 1.0, 10.0), 5).fit(known, labels)
+    asked = words.transform([row.text for row in data.validation])
+    assert items["prediction"] == list(model.predict(asked))
+    assert np.exp(items["logprobs"]) == pytest.approx(model.predict_proba(asked), abs=2e-3)
+    assert metrics["accuracy"] == pytest.approx(model.score(asked, [row.label for row in data.validation]))
+    assert metrics["accuracy"] > 0.9, "the words tell the label"
+    assert "perplexity" not in metrics
+    assert f"C={model.C:g}" in TrialFolder(tmp_path / "linear").read_status().reason
+
+
+@pytest.mark.parametrize("model", ["llama", "bert"])
+def test_frozen_is_a_regression_on_the_mean_last_hidden_state(model, make_trial, kept, tmp_path) -> None:
+    trial = make_trial(model, trial_id="frozen", seed=5)
+    metrics, items = scored(kept, Baseline("frozen", trial), tmp_path)
+    base, data = kept.base(trial), kept.dataset(trial)
+
+    def states(texts: list[str]) -> np.ndarray:
+        rows = []
+        for text in texts:
+            prompt = text if model == "bert" else f"{text}\nLabel:"
+            ids = base.tokenizer(prompt, truncation=True, max_length=32, return_tensors="pt").input_ids
+            with torch.no_grad():
+                rows.append(base.model.base_model(ids).last_hidden_state[0].mean(0).numpy())
+        return np.stack(rows)
+
+    scaler = StandardScaler()
+    known = scaler.fit_transform(states([row.text for row in data.train]))
+    labels = [row.label for row in data.train]
+    by_hand = chosen_by_hand(known, labels, (0.001, 0.01, 0.1), 5).fit(known, labels)
+    asked = scaler.transform(states([row.text for row in data.validation]))
+    assert np.exp(items["logprobs"]) == pytest.approx(by_hand.predict_proba(asked), abs=5e-3)
+    assert metrics["accuracy"] == pytest.approx(by_hand.score(asked, [row.label for row in data.validation]))
+
+
+def test_linear_names_rare_classes_where_the_loss_alone_would_not() -> None:
+    texts, targets = skewed(300, 0)
+    items, gold = skewed(600, 1)
+    fit = of_words(texts, targets, items, 3, seed=0)
+    assert fit.class_weight == "balanced"
+    known, asked = tfidf(texts, items, pairs=True)
+    naive = LogisticRegression().fit(known, targets).predict(asked)
+    assert f1_score(gold, fit.logprobs.argmax(1), average="macro") > f1_score(gold, naive, average="macro") + 0.1
+    assert fit.logprobs.argmax(1).tolist() == of_words(texts, targets, items, 3, seed=0).logprobs.argmax(1).tolist()
+
+
+def skewed(n: int, seed: int) -> tuple[list[str], list[int]]:
+    """Texts of eight words, of which two tell the class; .8, .15 and .05 of the rows."""
+    draw = np.random.default_rng(seed)
+    targets = draw.choice(3, n, p=[0.8, 0.15, 0.05])
+    own = [["apple", "pear", "plum"], ["iron", "tin", "zinc"], ["crow", "hawk", "wren"]]
+    others = [f"word{i}" for i in range(40)]
+    return [" ".join([*draw.choice(others, 6), *draw.choice(own[t], 2)]) for t in targets], targets.tolist()
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [([0, 0, 0, 0], 0), ([0, 1], None), ([0, 0, 0, 0, 0, 0, 2], None), ([1, 1, 1, 1, 1, 1, 1], 1)],
+    ids=["one class", "one row each", "a class of one row, another of none", "only the second"],
+)
+def test_linear_works_with_few_rows_of_a_class(targets, expected) -> None:
+    texts = ["an apple", "a pear", "plum", "cherry", "apple pie", "pear", "iron"][: len(targets)]
+    fit = of_words(texts, targets, ["apple", "iron", "?"], 3, seed=0)
+    assert np.isfinite(fit.logprobs).all()
+    assert np.exp(fit.logprobs).sum(1) == pytest.approx(1.0)
+    if expected is not None:
+        assert fit.logprobs.argmax(1).tolist() == [expected] * 3
+    if 1 not in targets:
+        assert (fit.logprobs[:, 1] < -15).all(), "no training row has that label"
+
+
+def test_linear_counts_characters_where_there_are_no_words() -> None:
+    fit = of_words(["a b", "a a", "b b", "b a b"] * 3, [0, 0, 1, 1] * 3, ["a a a", "b b b"], 2, seed=0)
+    assert fit.logprobs.argmax(1).tolist() == [0, 1]
 
 
 def test_zero_shot_is_the_base_model_on_all_items(make_trial, kept, tmp_path) -> None:

@@ -13,7 +13,8 @@ ECE_BINS = 15  # of equal width over the confidence, as in Guo et al. 2017
 
 
 def class_metrics(logprobs: np.ndarray, gold: np.ndarray, n_labels: int) -> dict[str, float]:
-    """Accuracy, balanced accuracy, macro-F1, Matthews correlation, log loss, Brier score, calibration error.
+    """Accuracy, balanced accuracy, macro-F1, Matthews correlation, log loss, Brier score, calibration error, and the
+    number of classes that are predicted.
 
     Macro-F1 averages over all classes, also those absent here; balanced accuracy over those that are there. The Brier
     score is the squared distance to the one-hot label, halved for two classes (scikit-learn's convention).
@@ -54,6 +55,7 @@ def class_metrics(logprobs: np.ndarray, gold: np.ndarray, n_labels: int) -> dict
         "log_loss": float(log_loss(gold, probabilities, labels=classes)),
         "brier": float(brier_score_loss(gold, proba, labels=classes)),
         "ece": calibration_error(probabilities.max(1), predicted == gold),
+        "classes_predicted": float(len(np.unique(predicted))),
     }
 
 

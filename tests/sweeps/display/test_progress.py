@@ -432,3 +432,31 @@ def test_verbose_lines_hold_every_metric(state: SweepState) -> None:
     progress.on_trial_start(0, [], trial("t0000"))
     progress.on_trial_result(0, [], trial("t0000"), report(12, metrics={"accuracy": 0.7, "log_loss": 1.5}))
     assert "log_loss 1.5" in stream.getvalue()
+
+
+# Whether it learns
+
+
+def test_a_rung_whose_predictions_are_one_class_is_marked_everywhere(state: SweepState) -> None:
+    stream = io.StringIO()
+    progress = Progress(state, stream)
+    one = trial("t0000")
+    start(progress, one)
+    stuck = {"accuracy": 0.458, "macro_f1": 0.08, "classes_predicted": 1.0}
+    tell(progress, one, report(12, metrics=stuck))
+    assert "step 12/48  accuracy 0.458  F1 0.080  objective 0.250  still one class for all rows" in stream.getvalue()
+    assert any("one class" in line for line in lines(state, 120))
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    console.print(one_line(state, 100))
+    assert "best t0000 0.250 (one class)" in console.file.getvalue()  # type: ignore[attr-defined]
+    tell(progress, one, report(24, metrics=stuck | {"classes_predicted": 2.0}))
+    assert "one class" not in stream.getvalue().splitlines()[-1]
+    assert not any("one class" in line for line in lines(state, 120))
+
+
+def test_a_task_without_labels_is_never_called_stuck(state: SweepState) -> None:
+    stream = io.StringIO()
+    progress = Progress(state, stream)
+    start(progress, trial("t0000"))
+    tell(progress, trial("t0000"), report(12, metrics={"completion_loss": 2.0}))
+    assert "one class" not in stream.getvalue()

@@ -42,10 +42,35 @@ def test_a_row_for_each_precision_that_is_searched_but_one_where_no_model_takes_
         "few_shot",
         "few_shot@nf4",
     ]
-    assert names("precision=choice(bf16,nf4)") == ["zero_shot", "zero_shot@nf4"]
+    assert names("precision=choice(bf16,nf4)") == ["zero_shot", "majority", "linear", "zero_shot@nf4"]
     assert names("baselines=[zero_shot,retrieval]", "precision=bf16") == ["zero_shot", "retrieval"]
     by_name = {baseline.name: baseline for baseline in planned_for("precision=choice(bf16,nf4)")}
     assert [by_name[name].trial.precision for name in ("zero_shot", "zero_shot@nf4")] == ["bf16", "nf4"]
+
+
+CLASSIFICATION = ("task=classification", "bias=none", "objective=single")
+OWN = ("data=csv", "data.train=a.csv", "data.validation=b.csv")
+
+
+def test_by_default_words_are_counted_where_there_are_labels_and_the_frozen_model_is_probed_for_a_head() -> None:
+    assert names("precision=fp32") == ["zero_shot", "majority", "linear"]
+    assert names(*CLASSIFICATION, "precision=choice(fp32,bf16)") == [
+        "zero_shot",
+        "majority",
+        "linear",
+        "frozen",
+        "zero_shot@bf16",
+    ]
+    for schema in ("completion", "chat", "text"):
+        assert names(*OWN, f"data.schema={schema}", "precision=fp32") == ["zero_shot"]
+
+
+def test_the_default_follows_a_schema_that_the_columns_tell(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,completion\nwhy,because\nwho,me\n")
+    (tmp_path / "b.csv").write_text("text,label\nan apple,fruit\na crow,bird\n")
+    given = ("data=csv", "data.split.validation=0.5", "precision=fp32")
+    assert names(*given, f"data.train={tmp_path / 'a.csv'}") == ["zero_shot"]
+    assert names(*given, f"data.train={tmp_path / 'b.csv'}") == ["zero_shot", "majority", "linear"]
 
 
 def test_the_vote_of_neighbours_by_words_needs_no_model_and_by_hidden_states_does() -> None:
@@ -70,6 +95,8 @@ def test_settings_of_the_config_reach_the_baseline() -> None:
         (["baselines=[few_shot]", "task=classification", "bias=none", "objective=single"], "reads no prompt"),
         (["baselines=[zero_shot,zero_shot]"], "named twice"),
         (["baselines=[fewshot]"], "'few_shot'"),
+        ([*OWN, "data.schema=chat", "baselines=[linear]"], "linear with data.schema=chat: there are no labels"),
+        ([*OWN, "data.schema=completion", "baselines=[frozen]"], "frozen with data.schema=completion: there are no"),
         (["few_shot.k=0"], "few_shot.k=0"),
         (["retrieval.neighbours=bm25"], "tfidf, hidden, minilm"),
     ],

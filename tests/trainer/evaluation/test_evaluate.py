@@ -165,6 +165,8 @@ def test_quality_is_scikit_learns() -> None:
     found, predicted = class_metrics(np.log(probabilities), gold, 3), probabilities.argmax(1)
     assert tuple(found) == QUALITY
     assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(gold, predicted))
+    assert found["classes_predicted"] == len(set(predicted.tolist()))
+    assert class_metrics(np.log([[0.5, 0.3, 0.2]] * 4), np.array([0, 1, 2, 0]), 3)["classes_predicted"] == 1
     assert found["mcc"] == pytest.approx(matthews_corrcoef(gold, predicted))
     assert found["brier"] == pytest.approx(brier_score_loss(gold, probabilities, labels=[0, 1, 2]))
     two = np.array([[0.9, 0.1], [0.4, 0.6]])
