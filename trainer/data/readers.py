@@ -2,10 +2,11 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from analysis.errors import DataError, did_you_mean
 from trainer.data.tables import ColumnSelection, RowErrors, Table
@@ -13,6 +14,7 @@ from trainer.data.tables import ColumnSelection, RowErrors, Table
 FORMATS = ("csv", "tsv", "jsonl", "parquet", "arrow", "folder")
 _MAX_CELL = 2**31 - 1  # characters; Python's own limit of 131,072 is less than a long document
 _SEPARATORS = {"csv": ",", "tsv": "\t"}
+_OTHERS = (";", "\t", "|")  # of CSV files whose header has no comma: spreadsheets write them in many countries
 _ESCAPED = "surrogateescape"  # bytes that are not UTF-8 come out as lone surrogates, one row's fault at a time
 _PARQUET = b"PAR1"
 _ARROW = (b"ARROW1", b"\xff\xff\xff\xff")  # an IPC file, an IPC stream
@@ -46,7 +48,7 @@ def read_columns(source: str, key: str, value: str) -> tuple[Path, list[str]]:
             return path, list(_read_folder(path, ColumnSelection({}, all=True), RowErrors(skip=True)).columns)
         if source in _SEPARATORS:
             with path.open(encoding="utf-8-sig", errors=_ESCAPED, newline="") as file, _long_cells():
-                return path, _header(path, csv.reader(file, delimiter=_SEPARATORS[source], strict=True), source)
+                return path, _header(path, _csv_reader(file, source), source)
         if source == "jsonl":
             with path.open("rb") as file:
                 records = _json_records(path, file, RowErrors(skip=True))
@@ -141,14 +143,29 @@ def _check_start(source: str, path: Path) -> None:
 # --- CSV, TSV
 
 
+def _csv_reader(file: TextIO, source: str) -> Any:
+    """A reader of records; of CSV by the separator of its first line, which is a header or, from Excel, ``sep=;``."""
+    separator = _SEPARATORS[source]
+    if source == "csv":
+        first = re.sub(r'"[^"]*"', "", next((line for line in file if line.strip()), ""))
+        file.seek(0)
+        named = re.fullmatch(r"sep=(.)\r?\n?", first)
+        most = max(_OTHERS, key=first.count)
+        if named:
+            separator = named[1]
+        elif separator not in first and most in first:
+            separator = most
+    return csv.reader(file, delimiter=separator, strict=True)
+
+
 def _header(path: Path, reader: Any, source: str) -> list[str]:
-    for _, cells in _csv_records(path, reader, RowErrors()):
+    for line, cells in _csv_records(path, reader, RowErrors()):
+        if line == 1 and cells[0] == "sep=" and source == "csv":
+            continue
         _check_utf8(path, 1, cells)
-        separated = [mark for mark in (";", "\t", "|", ",") if len(cells) == 1 and mark in cells[0]]
-        if separated:
-            wish = "data=tsv" if separated[0] == "\t" else "data=csv" if separated[0] == "," else ""
-            remedy = f"use {wish}" if wish else f"save the file with {'commas' if source == 'csv' else 'tabs'}"
-            raise DataError(f"{path}: the header looks separated by {separated[0]!r}: {remedy}.")
+        other = next((mark for mark in (";", "|", ",") if len(cells) == 1 and mark in cells[0]), None)
+        if source == "tsv" and other:
+            raise DataError(f"{path}: the header looks separated by {other!r}: use data=csv.")
         return cells
     raise DataError(f"{path}: no rows in it, not even a header. Write the data again.")
 
@@ -157,7 +174,7 @@ def _read_csv(path: Path, source: str, selection: ColumnSelection, errors: RowEr
     lines: list[int] = []
     numbers: list[int] = []
     with path.open(encoding="utf-8-sig", errors=_ESCAPED, newline="") as file, _long_cells():
-        reader = csv.reader(file, delimiter=_SEPARATORS[source], strict=True)
+        reader = _csv_reader(file, source)
         header = _header(path, reader, source)
         selection.check(path, header)
         columns: dict[str, list[Any]] = {column: [] for column in selection.columns(header)}
@@ -205,7 +222,7 @@ def _csv_records(path: Path, reader: Any, errors: RowErrors) -> Iterator[tuple[i
             )
             yield line, []
             continue
-        if cells:
+        if any(cells) or len(cells) == 1:  # spreadsheets write rows of empty cells below a table
             yield line, cells
 
 

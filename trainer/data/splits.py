@@ -9,7 +9,7 @@ from hashlib import sha256
 from analysis.errors import DataError
 from trainer.config import SplitConfig
 from trainer.data.schemas import Row
-from trainer.data.subsets import stratified
+from trainer.data.subsets import fixed_draw, proportional_shares
 
 SPLITS = ("train", "validation", "test")
 
@@ -20,7 +20,8 @@ def make_splits(rows: Sequence[Row], groups: Sequence[str] | None, split: SplitC
     Args:
         rows: with distinct ids.
         groups: one per row: rows of one group stay together, and an empty one is a group of its own. None: each label
-            is divided in proportion (rows without labels: at random), and rows that say the same stay together.
+            is divided in proportion (rows without labels: at random), and rows that say the same stay together. A label
+            of two texts has one to train on and one in validation, whatever the share.
         split: shares and seed.
 
     Raises:
@@ -36,14 +37,16 @@ def make_splits(rows: Sequence[Row], groups: Sequence[str] | None, split: SplitC
         copies.setdefault(" ".join(row.content.split()), []).append(i)
     left = list(range(len(rows)))
     chosen: dict[str, list[int]] = {}
+    # of each label, texts that are left for what is drawn later: one to train on, and one to rank by
+    keep = {"test": 2 if split.validation else 1, "validation": 1}
     for name, share in (("test", split.test), ("validation", split.validation)):
         size = round(share * (len(copies) if groups is None else len(rows)))
         if groups is None:
             unassigned = set(left)
             same = [alike for alike in copies.values() if alike[0] in unassigned]
             firsts = [rows[alike[0]] for alike in same]
-            drawn = stratified([row.item_id for row in firsts], [row.label for row in firsts], size, split.seed)
-            taken = {i for n in drawn for i in same[n]} if size else set()
+            drawn = _of_each_label(firsts, size, keep[name], split.seed, at_least_one=name == "validation")
+            taken = {i for n in drawn for i in same[n]}
         else:
             taken = _whole_groups(left, groups, size, split.seed)
         chosen[name] = sorted(taken)
@@ -61,6 +64,29 @@ def make_splits(rows: Sequence[Row], groups: Sequence[str] | None, split: SplitC
         )
     chosen["train"] = left
     return {name: [rows[i] for i in chosen[name]] for name in SPLITS}
+
+
+def _of_each_label(rows: Sequence[Row], size: int, keep: int, seed: int, at_least_one: bool) -> list[int]:
+    """Indices of about ``size`` rows that hold each label in proportion, while ``keep`` of each label are left.
+
+    Args:
+        rows: to draw from.
+        size: how many; none where it is 0.
+        keep: rows of each label that are not drawn.
+        seed: another seed draws others.
+        at_least_one: whether every label with more than ``keep`` rows gives one, even where ``size`` is too small.
+    """
+    members: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        members.setdefault(row.label, []).append(i)
+    if size and at_least_one:
+        size = max(size, sum(len(indices) > keep for indices in members.values()))
+    shares = proportional_shares({label: len(indices) for label, indices in members.items()}, size)
+    drawn = []
+    for label, indices in members.items():
+        share = min(shares[label], max(len(indices) - keep, 0))
+        drawn += [indices[i] for i in fixed_draw([rows[i].item_id for i in indices], share, seed)]
+    return drawn
 
 
 def _whole_groups(left: Sequence[int], groups: Sequence[str], size: int, seed: int) -> set[int]:

@@ -192,7 +192,8 @@ def test_a_hundred_thousand_rows_are_read(task: Task) -> None:
 
 def test_files_that_are_not_given_are_asked_for() -> None:
     with pytest.raises(
-        DataError, match=r"data\.train is not given: data=csv needs data\.train=FILE and data\.validation=FILE"
+        DataError,
+        match=r"data\.train is not given: data=csv needs data\.train=FILE, and may have data\.validation=FILE",
     ):
         load_dataset(DataConfig(source="csv"))
 
@@ -328,8 +329,38 @@ def test_a_missing_column_lists_those_there_and_the_nearest(task: Task, source: 
         task.load(task.validation[source], source, group="sex")
 
 
-def test_another_separator_is_recognised(task: Task) -> None:
-    assert "looks separated by ';': save the file with commas" in task.refusal("text;label\na;yes\n")
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+@pytest.mark.parametrize("start", ["", "\ufeff", "\n\n"])
+def test_a_csv_file_may_have_another_separator(task: Task, separator: str, start: str) -> None:
+    rows = [(f"a, {n}", f'"b{separator}b"' if n % 2 else "c") for n in range(4)]
+    text = start + "".join(f"{text}{separator}{label}\n" for text, label in [('"text, all"', "label"), *rows])
+    path = task.folder / "other.csv"
+    path.write_text(text)
+    dataset = task.load(path, validation=str(path), text="text, all")
+    assert [row.text for row in dataset.train] == [f"a, {n}" for n in range(4)]
+    assert dataset.labels == (f"b{separator}b", "c")
+
+
+def test_excel_s_line_that_names_the_separator_is_no_row(task: Task) -> None:
+    path = task.folder / "excel.csv"
+    path.write_text("sep=;\r\ntext;label\r\na;yes\r\nb;yes\r\nc;no\r\nd;no\r\n")
+    dataset = task.load(path, validation=str(path))
+    assert [(row.text, row.label) for row in dataset.train] == [("a", "yes"), ("b", "yes"), ("c", "no"), ("d", "no")]
+    assert dataset.train[0].place.endswith("excel.csv, line 3")
+
+
+def test_rows_of_empty_cells_are_blank_lines(task: Task) -> None:
+    path = task.folder / "blank.csv"
+    path.write_text('text,label\n\n"a\n1",yes\nb,yes\n,\nc,no\nd,no\n,\n')
+    dataset = task.load(path, validation=str(path))
+    assert [row.text for row in dataset.train] == ["a\n1", "b", "c", "d"]
+
+
+def test_a_tsv_file_with_another_separator_is_csv(task: Task) -> None:
+    path = task.folder / "a.tsv"
+    path.write_text("text;label\na;yes\n")
+    with pytest.raises(DataError, match="looks separated by ';': use data=csv"):
+        load_dataset(DataConfig("tsv", train=str(path), validation=str(path)))
 
 
 def test_a_column_that_stands_twice_is_refused(task: Task) -> None:

@@ -272,6 +272,27 @@ def test_made_splits_hold_each_row_once_each_label_in_proportion_and_keep_ids(tm
     assert {row.item_id for row in other.validation} <= set(ids)  # a row's id does not say where it fell
 
 
+def labelled(folder: Path, counts: dict[str, int]) -> Path:
+    file = folder / "labelled.csv"
+    with file.open("w", newline="") as out:
+        rows = [(f"text {label} {n}", label) for label, count in counts.items() for n in range(count)]
+        csv.writer(out).writerows([("text", "label"), *rows])
+    return file
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_label_of_two_rows_is_trained_on_and_ranked_by_whatever_the_share(tmp_path: Path, seed: int) -> None:
+    counts = {"many": 40} | {f"rare {n}": 2 for n in range(20)} | {f"few {n}": 3 for n in range(5)}
+    dataset = load_dataset(made(labelled(tmp_path, counts), validation=0.1, test=0.2, seed=seed))
+    assert {row.label for row in dataset.train} == {row.label for row in dataset.validation} == set(counts)
+    assert len(dataset.train) + len(dataset.validation) + dataset.n_test == 95
+
+
+def test_a_label_of_one_row_cannot_be_split(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"line 8: the label 'single' has one row \(1 of 2 labels"):
+        load_dataset(made(labelled(tmp_path, {"many": 6, "single": 1}), validation=0.2))
+
+
 def test_rows_that_say_the_same_are_never_in_two_splits(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     rows = [(f"text {n // 3}{' ' * (n % 3)} end", "ab"[n // 3 % 2]) for n in range(90)]
