@@ -60,12 +60,19 @@ def difference(truth: Sequence[str], ours: Sequence[str], theirs: Sequence[str],
         if metric == "accuracy":
             differences.append(float(np.mean(first == true) - np.mean(second == true)))
         else:
-            differences.append(_macro_f1(true, first, len(labels)) - _macro_f1(true, second, len(labels)))
+            differences.append(macro_f1_of(true, first, len(labels)) - macro_f1_of(true, second, len(labels)))
     low, high = np.percentile(differences, [2.5, 97.5])
     return float(low), float(high)
 
 
-def _macro_f1(true: np.ndarray, said: np.ndarray, n: int) -> float:
+def macro_f1_of(true: np.ndarray, said: np.ndarray, n: int) -> float:
+    """Macro-F1 over the labels that ``true`` has, as ``figures``, but fast enough for thousands of resamples.
+
+    Args:
+        true: (rows,) codes of the labels, below ``n``.
+        said: (rows,) codes of what a classifier said.
+        n: how many labels there are.
+    """
     hits = np.bincount(true[true == said], minlength=n)
     there, told = np.bincount(true, minlength=n), np.bincount(said, minlength=n)
     some = there > 0
