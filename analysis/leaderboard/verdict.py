@@ -87,8 +87,9 @@ def beats_baselines(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgem
 
 
 def _strongest(baselines: Sequence[Row], metric: str) -> Row:
-    """Of equals, the better ranked."""
-    return max(baselines, key=_macro_f1 if metric == "macro_f1" else _quality)
+    """The best in a metric; of equals, the simplest, then the better ranked."""
+    quality = _macro_f1 if metric == "macro_f1" else _quality
+    return max(baselines, key=lambda row: (quality(row), row.trial_id == "majority", row.trial_id == "linear"))
 
 
 def _compared(folder: SweepFolder, best: Row, judgement: "Judgement | None") -> list[str]:

@@ -108,6 +108,13 @@ def test_a_difference_that_may_be_chance_gets_advice_too(sweep: Any) -> None:
     assert "larger model" in lines[1]
 
 
+def test_of_baselines_that_are_equally_good_the_simplest_is_named(sweep: Any) -> None:
+    for name in ("frozen", "linear", "zero_shot"):
+        sweep.trial(name, 0.9, hits=144, kind="baseline", step=0)
+    sweep.trial("t0000", 0.7, hits=112)
+    assert "the best of 3 baselines, the baseline linear," in verdict(sweep)[0]
+
+
 def skewed(sweep: Any, name: str, right: dict[str, float], kind: str = "trial") -> dict[str, float]:
     """A row of 200 items with labels of which 160, 30 and 10 are a, b and c; what is wrong is called a (or b)."""
     from sklearn.metrics import accuracy_score, f1_score
