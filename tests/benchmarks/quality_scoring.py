@@ -167,7 +167,7 @@ def _head_scores(model: Any, tokenizer: Any, texts: Sequence[str], max_length: i
 def _label_scores(
     model: Any, tokenizer: Any, texts: Sequence[str], labels: list[str], prompt: str, max_length: int
 ) -> np.ndarray:
-    """Log-likelihood of each label after each prompt: all labels of a text are one batch."""
+    """Log-likelihood of each label after each prompt. A prompt is read once; all its labels go on from there."""
     import torch
 
     before, after = prompt.split("{text}")
@@ -175,17 +175,19 @@ def _label_scores(
     if any(a != b and b[: len(a)] == a for a in ends for b in ends):  # else "New" is never less likely than "New York"
         ends = [[*end, tokenizer.eos_token_id] for end in ends]
     tail = tokenizer(after, add_special_tokens=False).input_ids
-    room = max_length - len(tail) - max(len(end) for end in ends)
+    longest = max(len(end) for end in ends)
+    padded = torch.tensor([[*end, *[end[-1]] * (longest - len(end))] for end in ends])  # (labels, longest)
+    counts = torch.tensor([[float(place < len(end)) for place in range(longest)] for end in ends])
     scores = np.zeros((len(texts), len(labels)))
     for row, text in enumerate(texts):
-        context = [*tokenizer(before + text, truncation=True, max_length=room).input_ids, *tail]
-        longest = max(len(end) for end in ends)
-        padded = [[*context, *end, *[context[0]] * (longest - len(end))] for end in ends]  # right: causal, never seen
+        ids = tokenizer(before + text, truncation=True, max_length=max_length - len(tail) - longest).input_ids
         with torch.inference_mode():
-            logits = model(input_ids=torch.tensor(padded)).logits.float().log_softmax(-1)
-        for column, end in enumerate(ends):
-            places = range(len(context) - 1, len(context) - 1 + len(end))
-            scores[row, column] = sum(
-                float(logits[column, place, token]) for place, token in zip(places, end, strict=True)
-            )
+            read = model(input_ids=torch.tensor([[*ids, *tail]]), use_cache=True)
+            logits = read.logits[:, -1:].expand(len(ends), -1, -1)
+            if longest > 1:
+                read.past_key_values.batch_repeat_interleave(len(ends))
+                further = model(input_ids=padded[:, :-1], past_key_values=read.past_key_values).logits
+                logits = torch.cat([logits, further], dim=1)
+            said = logits.float().log_softmax(-1).gather(-1, padded[..., None])[..., 0]  # (labels, longest)
+            scores[row] = (said * counts).sum(1).numpy()
     return scores
