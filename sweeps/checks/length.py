@@ -15,9 +15,11 @@ from sweeps.config import SweepConfig, seconds_of, stand_ins
 from trainer.config import TrialConfig
 
 DEFAULT_TIME = "15m"
-# Classifiers of 22 M and 135 M parameters on 300 to 1,200 rows: curves flatten after about 300 steps of 16 rows, and
-# larger sets after three passes (BENCHMARKS.md, "Quality of the defaults").
-_PASSES, _LEAST_ROWS, _MOST_PASSES = 3, 4800, 40
+# A fresh classification head needs about 300 steps of 16 rows until curves flatten (MiniLM, 960 rows: five passes), a
+# decoder that names a label about 100 (SmolLM2, 288 rows: five passes), and larger sets three passes (BENCHMARKS.md,
+# "Quality of the defaults").
+_LEAST_ROWS = {"classification": 4800, "completion": 1600}
+_PASSES, _MOST_PASSES = 3, 40
 _ENOUGH_TOKENS = 128  # of a row: longer ones are cut before trials are made shorter, and only then to fewer
 _MOST_TOKENS = {"label": 512, "text": 256}  # of a row, where data.max_length is left open
 _MOST_TOKENS_ELSE = 2048  # of conversations and completions: what is cut there is what is to be learnt
@@ -169,7 +171,7 @@ def steps_wanted(config: SweepConfig, rows: int) -> int:
         return config.train.max_steps
     if config.train.epochs:
         return max(1, math.ceil(config.train.epochs * rows / batch))
-    return _eighths(max(_PASSES * rows, min(_LEAST_ROWS, _MOST_PASSES * rows)) / batch)
+    return _eighths(max(_PASSES * rows, min(_LEAST_ROWS[config.task.name], _MOST_PASSES * rows)) / batch)
 
 
 def played(config: SweepConfig, trials: int, cost: Cost, found: Measured) -> float:
