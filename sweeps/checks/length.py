@@ -8,6 +8,7 @@ half; then the rest of trials, tokens and length. Nothing that the user names is
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sweeps.checks.simulate import Cost, Sizes, play
 from sweeps.compose.compose import Composed
@@ -140,8 +141,12 @@ def choose(composed: Composed, found: Measured) -> Composed:
             break
     assert best is not None
     seconds, tried, max_length, trials = best
-    tried = tried.with_values({"data.max_length": max_length, "search.trials": trials})
-    return replace(tried, notes=[*tried.notes, _note(config, tried.config, sizes, wanted, seconds + found.spent)])
+    fitted: dict[str, Any] = {"data.max_length": max_length}
+    if trials < config.search.trials and config.ray.max_concurrent_trials is None:
+        fitted["ray.max_concurrent_trials"] = max(-(-trials // 2), found.devices)
+    tried = tried.with_values(fitted)
+    note = _note(config, tried.config, sizes, (trials, wanted), seconds + found.spent)
+    return replace(tried, notes=[*tried.notes, note])
 
 
 def baseline_seconds(config: SweepConfig, n_train: int, n_validation: int, scoring: float) -> float:
@@ -210,12 +215,22 @@ def _rungs(steps: int, cost: Cost) -> tuple[int, ...]:
     return tuple(steps * eighths // 8 for eighths in (_DENSE if dense else _SPARSE))
 
 
-def _note(asked: SweepConfig, chosen: SweepConfig, sizes: Sizes, wanted: int, seconds: float) -> str:
-    """What was chosen and why, and what more time would give."""
-    train, trials, limit = chosen.train, chosen.search.trials, chosen.search.time
+def _note(
+    asked: SweepConfig, chosen: SweepConfig, sizes: Sizes, trials_and_steps: tuple[int, int], seconds: float
+) -> str:
+    """What was chosen and why, and what more time would give.
+
+    Args:
+        asked: as composed.
+        chosen: with what was open in it.
+        sizes: what the device said.
+        trials_and_steps: trials that there is time for, and steps of each that so many rows want.
+        seconds: that the sweep takes, foretold.
+    """
+    (trials, wanted), train, limit = trials_and_steps, chosen.train, chosen.search.time
     passes = train.max_steps * train.batch_size / sizes.rows
     note = (
-        f"{trials} trial{'s' if trials > 1 else ''} of {train.max_steps} steps of {train.batch_size} rows"
+        f"{_count(trials, asked.search.trials)} of {train.max_steps} steps of {train.batch_size} rows"
         f" ({passes:.2g} passes over {sizes.rows:,} rows), at most {chosen.data.max_length} tokens a row:"
         f" about {shown_time(seconds)}"
     )
@@ -223,7 +238,7 @@ def _note(asked: SweepConfig, chosen: SweepConfig, sizes: Sizes, wanted: int, se
         return f"{note}. A limit makes it fit: search.time=15m"
     given_up = []
     if trials < asked.search.trials:
-        given_up.append(f"{asked.search.trials - trials} of {asked.search.trials} trials")
+        given_up.append("further trials, unless these are over sooner than foretold")
     if train.max_steps < wanted:
         given_up.append(f"{1 - train.max_steps / wanted:.0%} of the steps that so many rows want ({wanted})")
     if chosen.data.max_length < max(sizes.costs):
@@ -234,6 +249,10 @@ def _note(asked: SweepConfig, chosen: SweepConfig, sizes: Sizes, wanted: int, se
     if seconds > seconds_of(limit):
         note += " It may not be over in time: then running trials stop at their next rung."
     return note
+
+
+def _count(trials: int, asked: int) -> str:
+    return f"{trials} trial{'s' if trials > 1 else ''}" + (f" (asked: {asked})" if trials < asked else "")
 
 
 def shown_time(seconds: float) -> str:

@@ -76,14 +76,18 @@ def nothing_left(folder: SweepFolder, search: SearchConfig, baselines: Sequence[
     if missing(folder, baselines):
         return ""
     waiting = any(request.kind == ENQUEUE for request in requests(folder))
-    if suggested and not open_trials and suggested == answered and len(suggested) >= search.trials:
+    all_ended = suggested and not open_trials and suggested == answered
+    if all_ended and len(suggested) >= search.trials:
         more = (
             f"{program()} resume {shell_path(folder.root)} search.trials={len(suggested) + max(1, len(suggested) // 2)}"
         )
         return f"All {len(suggested)} trials have ended{', and more are enqueued' if waiting else ''}. For more: {more}"
-    watch = StopBudget(search.budget, spent(folder), time=search.time)
+    so_far = spent(folder)
+    watch = StopBudget(search.budget, so_far, time=search.time)
     watch.replay(folder, records)
     used = watch.used_up()
+    if all_ended and so_far.closed and so_far.closed == search.time:
+        used = f"search.time={search.time} has no room for another trial"
     return (
         f"{used}. With a larger one it goes on: {program()} resume {shell_path(folder.root)} {used.split('=')[0]}=…"
         if used

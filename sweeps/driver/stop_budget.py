@@ -90,7 +90,7 @@ class StopBudget:
     ) -> None:
         trial_id = trial_key(trial)[0]
         self._tokens[trial_id] = max(self._tokens.get(trial_id, 0), result["tokens"])
-        if result["step"]:
+        if result.get("step"):
             self._pace = result["seconds"] / result["step"]
         if result["state"] == State.COMPLETED:
             self._completed[trial_id] = result["objective"]

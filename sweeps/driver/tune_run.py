@@ -33,7 +33,7 @@ from sweeps.search.scheduler import build_sampler, build_scheduler, replay_sched
 from sweeps.search.searcher import GuardedOptunaSearch, SearchPlan
 from sweeps.search.warm_start import carried_over, to_carry
 from sweeps.space.dimensions import DefineByRun
-from sweeps.store.control import ENQUEUE, Heartbeat, remove_request, requests
+from sweeps.store.control import ENQUEUE, Heartbeat, remove_request, requests, spent
 from sweeps.store.leaderboard_writer import LeaderboardWriter
 from sweeps.store.reconcile import update_files, update_study
 from sweeps.store.recorder import Recorder, write_config
@@ -93,7 +93,6 @@ class TuneRun:
         began: float,
     ):
         self.concurrent = concurrent
-        self._no_more = False  # time for another trial
         self.folder, self.composed, self.devices, self.progress = folder, composed, devices, progress
         config, objective = composed.config, composed.objective
         records = list(read_lines(folder.asks_file))
@@ -101,8 +100,10 @@ class TuneRun:
         for note in notes:
             progress.note(note)
         self.interrupt = SweepStopper(progress, lambda: self.search.abandon())
+        asked = {record["number"] for record in records if record["event"] == "ask"}
+        closed = config.search.time is not None and spent(folder).closed == config.search.time
         plan = SearchPlan(
-            config.search.trials,
+            len(asked) if closed else config.search.trials,
             config.sweep.seed,
             composed.start,
             warm,
@@ -270,20 +271,27 @@ class TuneRun:
         """Count the time, look what is used up, and what somebody asks for."""
         try:
             self.heartbeat.beat()
-            if not self._no_more and not self.budget.room_for(self.composed.config.train.max_steps):
-                self._no_more = True
-                self.search.close()
-                if self.search.handed_out < self.composed.config.search.trials:
-                    self.progress.note(
-                        f"search.time={self.composed.config.search.time}: another trial would not be over in time."
-                        f" {self.search.handed_out} of {self.composed.config.search.trials} were begun."
-                    )
+            self._close_in_time()
             spent = self.budget.used_up()
             if spent:
                 self.interrupt.stop(f"{spent}. Running trials stop at their next rung.", at_once=False)
             self._take_requests()
         except OSError as error:
             self.interrupt.disk(str(error))
+
+    def _close_in_time(self) -> None:
+        """Begin no trial that would not be over in ``search.time``."""
+        config = self.composed.config
+        if self.heartbeat.closed == config.search.time or self.budget.room_for(config.train.max_steps):
+            return
+        self.heartbeat.closed = str(config.search.time)
+        self.search.close()
+        begun = self.search.handed_out
+        if begun < config.search.trials:
+            self.progress.note(
+                f"search.time={config.search.time} has no room for a further trial. {begun} of {config.search.trials}"
+                " were begun."
+            )
 
     def _take_requests(self) -> None:
         for request in requests(self.folder):

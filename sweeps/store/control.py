@@ -102,10 +102,12 @@ class Spent:
     Attributes:
         seconds: for which drivers ran.
         device_seconds: the same, times the devices that each occupied.
+        closed: the ``search.time`` that had no room for another trial; empty where that has not come up.
     """
 
     seconds: float = 0.0
     device_seconds: float = 0.0
+    closed: str = ""
 
 
 class Heartbeat(Spent):
@@ -121,7 +123,7 @@ class Heartbeat(Spent):
 
     def __init__(self, folder: SweepFolder, devices: int, began: float | None = None):
         before = spent(folder)
-        super().__init__(before.seconds, before.device_seconds)
+        super().__init__(before.seconds, before.device_seconds, before.closed)
         self.folder, self.devices = folder, devices
         self._identity = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
         now = time.monotonic()
@@ -148,7 +150,8 @@ class Heartbeat(Spent):
         self._write(how)
 
     def _write(self, ended: str = "") -> None:
-        amounts = {"seconds": round(self.seconds, 3), "device_seconds": round(self.device_seconds, 3)}
+        amounts: dict[str, Any] = {"seconds": round(self.seconds, 3), "device_seconds": round(self.device_seconds, 3)}
+        amounts |= {"closed": self.closed} if self.closed else {}
         atomic_write(_spent_file(self.folder), json.dumps(amounts) + "\n")
         identity = self._identity | {"seen": time.time(), "ended": ended}
         atomic_write(_driver_file(self.folder), json.dumps(identity) + "\n")
@@ -158,7 +161,7 @@ def spent(folder: SweepFolder) -> Spent:
     """What all drivers of the sweep have used so far; 0 where that is not recorded."""
     try:
         content = json.loads(_spent_file(folder).read_text())
-        return Spent(float(content["seconds"]), float(content["device_seconds"]))
+        return Spent(float(content["seconds"]), float(content["device_seconds"]), str(content.get("closed", "")))
     except (OSError, ValueError, KeyError, TypeError):
         return Spent()
 

@@ -138,7 +138,7 @@ def command(lorasweep: Any, with_toy: House, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="module")
 def measured(command: Any, tiny: Callable[..., list[str]]) -> SweepFolder:
     """A sweep of three trials that measures the toy set."""
-    settings = ["search.trials=3", "scheduler=fifo", "objective=single", "space.precision=null", "sweep.name=toy"]
+    settings = ["search.trials=3", "scheduler=fifo", "objective=single", "precision=fp32", "sweep.name=toy"]
     done = command("run", *tiny("llama", "bias.toy=4", *settings))
     assert done.returncode == 0, done.stderr
     return SweepFolder(command.cwd / "runs" / "toy")
@@ -236,7 +236,7 @@ def test_a_metric_costs_two_files_and_ranks_with_an_interval(
     )
     assert changed.changed() == {computed, row}
     command = lorasweep(tmp_path, {"PYTHONPATH": str(changed.root)})
-    settings = ["search.trials=3", "scheduler=fifo", "space.precision=null", "objective=single", "sweep.name=own"]
+    settings = ["search.trials=3", "scheduler=fifo", "precision=fp32", "objective=single", "sweep.name=own"]
     term = ["objective.terms.quality.metric=error_rate", "objective.terms.quality.direction=min"]
     done = command("run", *tiny("llama", *settings, *term))
     assert done.returncode == 0, done.stderr

@@ -22,8 +22,14 @@ from sweeps.process.installation import package_root
 from trainer.models.base_model import slow_precisions
 
 # One trial at a time: what ASHA decides does not depend on which trial is first at a rung.
-SETTINGS = ["bias.crows_pairs=20", "bias.stereoset=0", "search.start_from=[{precision: fp32}]", "resources.slots=1"]
 SEARCHED = [it for it in ("bf16", "nf4") if it not in slow_precisions(torch.device("cpu"))]  # beside fp32
+SETTINGS = [
+    "bias.crows_pairs=20",
+    "bias.stereoset=0",
+    f"precision=choice({','.join(['fp32', *SEARCHED])})",
+    "search.start_from=[{precision: fp32}]",
+    "resources.slots=1",
+]
 UNTUNED = ["zero_shot", *(f"zero_shot@{precision}" for precision in SEARCHED)]  # at each precision that is searched
 WORDS = ["linear", "majority"]  # baselines without a model
 TRIALS = ["t0000", "t0001", "t0002", "t0003", "t0004"]

@@ -40,8 +40,10 @@ def test_trials_go_before_tokens_and_tokens_before_steps_and_the_note_says_so() 
     kept = []
     for step in (0.2, 0.6, 1.0, 2.0, 4.0, 5.0, 9.0, 40.0):
         slow = sizes(step=step, lengths=tuple(found.costs))
-        config = chosen(slow).config
-        kept.append((config.search.trials, config.data.max_length, config.train.max_steps))
+        composed = chosen(slow)
+        config = composed.config
+        kept.append((int(composed.notes[-1].split()[0]), config.data.max_length, config.train.max_steps))
+        assert config.search.trials == 8  # more are begun where these are over sooner
     trials, tokens, steps = zip(*kept, strict=True)
     assert (trials[0], tokens[0], steps[0]) == (8, 512, 304)
     assert any(n < 8 and length == 512 and long == 304 for n, length, long in kept)
@@ -52,6 +54,13 @@ def test_trials_go_before_tokens_and_tokens_before_steps_and_the_note_says_so() 
     note = chosen(sizes(step=9.0, lengths=tuple(found.costs))).notes[-1]
     assert "Left out for want of time: " in note
     assert "search.time=15m" in note
+
+
+def test_where_few_trials_fit_few_run_side_by_side() -> None:
+    for step in (0.2, 9.0, 40.0):
+        composed = chosen(sizes(step=step, lengths=(512, 256, 128, 64)))
+        trials = int(composed.notes[-1].split()[0])
+        assert max_concurrent(composed.config, [8]) == -(-trials // 2)
 
 
 def test_the_plan_fits_the_time_and_uses_most_of_it() -> None:

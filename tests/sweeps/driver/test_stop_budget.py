@@ -115,3 +115,25 @@ def test_what_earlier_runs_had_is_counted_again_from_the_folder(tmp_path: Path) 
 def test_a_target_that_cannot_be_reached_is_refused(target: dict[str, float], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         _check_budget(SweepConfig(search=SearchConfig(budget=BudgetConfig(target=target))))
+
+
+def test_search_time_ends_the_sweep_and_before_that_no_trial_begins_that_would_not_be_over() -> None:
+    spent = Spent(100.0)
+    watch = StopBudget(BudgetConfig(), spent, time="5m")
+    trial: Any = SimpleNamespace(config={"trial_id": "t0000", "values": {}})
+    assert watch.room_for(10_000)  # nothing is known yet
+    running = {"state": "running", "objective": 0.5, "tokens": 1, "metrics": {}, "step": 20, "seconds": 30.0}
+    watch.on_trial_result(0, [], trial, running)
+    assert watch.room_for(133)
+    assert not watch.room_for(134)  # 100 s and 134 times 1.5 s
+    spent.seconds = 299.0
+    assert watch.used_up() == ""
+    spent.seconds = 300.0
+    assert watch.used_up() == "search.time=5m is used up"
+
+
+@pytest.mark.parametrize("time", [None, "auto"])
+def test_without_a_time_there_is_room_for_any_trial(time: str | None) -> None:
+    watch = StopBudget(BudgetConfig(), Spent(1e9), time=time)
+    assert watch.room_for(10**9)
+    assert watch.used_up() == ""

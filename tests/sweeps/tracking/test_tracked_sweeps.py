@@ -15,7 +15,7 @@ from analysis.folder import SweepFolder
 from sweeps.process.installation import package_root
 from tests.sweeps.tracking.mlflow_reading import MlflowRun, MlflowServer, mlflow_runs
 
-SETTINGS = ["search.start_from=[]", "space.precision=null", "resources.slots=1", "sweep.name=tiny"]
+SETTINGS = ["search.start_from=[]", "precision=fp32", "resources.slots=1", "sweep.name=tiny"]
 
 TOY = '''
 """A third tracker: what it is told, as lines of a file."""
