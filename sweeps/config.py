@@ -66,8 +66,9 @@ class SearchConfig:
 
     trials: int = key(8, low=1)  # configurations to try, the points of start_from included
     repeats: int = key(1, low=1)  # seeds with which each configuration is trained
-    start_from: list[Any] = field(default_factory=list)  # points to try first: values, or names of known rules
+    start_from: list[Any] = field(default_factory=lambda: ["portfolio"])  # points to try first: values, or portfolio
     warm_start: list[str] = field(default_factory=list)  # folders of earlier sweeps to learn from
+    transfer_from: list[str] = field(default_factory=list)  # folders of sweeps over other models to start from
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     keep_adapters: int | None = key(None, low=1)  # how many adapters stay, those of the best trials; null: all
 

