@@ -72,7 +72,7 @@ bench-pack: dev
 bench-overhead: dev
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/overhead.py $(BENCH)
 bench-search: dev
-	$(BIN)/python -m tests.benchmarks.search_quality $(BENCH)
+	$(BIN)/python -m tests.benchmarks.search_grid $(or $(BENCH),grid)
 bench-quality: dev # the default command on eight real tasks: up to two hours
 	$(BIN)/python -m tests.benchmarks.quality $(BENCH)
 bench-scale: dev # what a trial costs the driver, up to 2,000 of them: some minutes

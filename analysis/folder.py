@@ -281,6 +281,7 @@ class SweepFolder:
         self.sweep_file = self.root / "sweep.yaml"
         self.asks_file = self.root / "study" / "asks.jsonl"
         self.journal_file = self.root / "study" / "journal.log"
+        self.transfer_file = self.root / "study" / "transfer.jsonl"
         self.trials_dir = self.root / "trials"
         self.baselines_dir = self.root / "baselines"
         self.finals_dir = self.root / "finals"

@@ -71,8 +71,9 @@ class SearchConfig:
     # that the sweep may take, such as 15m: decides what is left open of epochs, trials and rungs, and is kept
     time: str | None = "auto"  # auto: 15m where neither the length nor the trials are named; null: no limit
     repeats: int = key(1, low=1)  # seeds with which each configuration is trained
-    start_from: list[Any] = field(default_factory=list)  # points to try first: values, or names of known rules
+    start_from: list[Any] = field(default_factory=lambda: ["portfolio"])  # points to try first: values, or portfolio
     warm_start: list[str] = field(default_factory=list)  # folders of earlier sweeps to learn from
+    transfer_from: list[str] = field(default_factory=list)  # folders of sweeps over other models to start from
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     keep_adapters: int | None = key(None, low=1)  # how many adapters stay, those of the best trials; null: all
 

@@ -17,7 +17,7 @@ from analysis.folder import ENDED, SweepFolder
 from analysis.leaderboard import leaderboard
 from sweeps.checks.length import Measured, asked_about, choose, is_open, is_timed, max_concurrent
 from sweeps.checks.preflight import preflight, skipped_note
-from sweeps.compose.compose import Composed
+from sweeps.compose.compose import Composed, transfer_target
 from sweeps.config import SweepConfig
 from sweeps.display.progress import Progress
 from sweeps.display.summary import show_leaderboard, show_next
@@ -30,6 +30,7 @@ from sweeps.driver.ray_cluster import ray_running, start_workers, with_facts
 from sweeps.driver.resume import nothing_left, same_sweep
 from sweeps.process import gc_pause
 from sweeps.process.logs import to_file
+from sweeps.search.transfer import transferred
 from sweeps.search.warm_start import carried_over
 from sweeps.store.control import driver
 from sweeps.store.folder_lock import locked, new_folder
@@ -56,6 +57,7 @@ def run_sweep(composed: Composed, view: str = "auto", worker: type[DeviceWorker]
         return _go_on(there, same_sweep(there, manifest, composed), manifest, view, worker)
     folder = new_folder(composed.config.sweep)
     carried_over(composed.config.search.warm_start, composed.space, composed.resolved(), composed.objective)
+    transferred(composed.config.search.transfer_from, *transfer_target(composed))
     check_trackers(composed.config.tracking, composed.raw["tracking"], composed.explicit)
     preflight(composed.config, composed.space, view == "quiet")
     with locked(folder), _progress(composed.config, view) as progress:

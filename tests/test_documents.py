@@ -339,6 +339,7 @@ def test_the_manual_s_defaults_are_those_of_a_sweep_without_overrides() -> None:
     composed, shown = asdict(compose([]).config), rows(CONF, "All keys")
     composed["sweep"] |= {"name": None, "dir": "runs"}  # what is found while composing
     composed["data"]["schema"] = SweepConfig().data.schema
+    composed["search"]["start_from"] = SweepConfig().search.start_from
     for key in KEYS:
         value = functools.reduce(lambda part, word: part[word], key.split("."), composed)
         default = shown[key][0]

@@ -12,6 +12,7 @@ from typing import Any
 from analysis.errors import FolderError
 from analysis.folder import SweepFolder, atomic_write
 from analysis.leaderboard.ranking import Ranking, ranked
+from analysis.leaderboard.transfer import agreement_sentence
 from analysis.leaderboard.verdict import beats_baselines, verdict
 from analysis.metrics import METRICS, as_shown
 from analysis.report import figures, gather, insights
@@ -62,7 +63,7 @@ def render(folder: SweepFolder) -> str:
         headline=_headline(folder, ranking, best),
         best_values=values_text(best) if best else "",
         answer=sentences[:2],
-        notes=[*sentences[2:], *ranking.notes],
+        notes=list(filter(None, [*sentences[2:], *ranking.notes, agreement_sentence(folder, ranking.rows)])),
         tiles=_tiles(ranking, best),
         table=_table(ranking),
         statuses=sorted({row.status for row in ranking.rows}),

@@ -12,6 +12,7 @@ from sweeps.config import SweepConfig
 from sweeps.process import gc_pause
 from sweeps.process.installation import shell_path
 from sweeps.space.dimensions import suggest
+from sweeps.space.grid import points
 from trainer.config import DataConfig, TrialConfig, pack_refusal
 from trainer.data.audit import Audit, Entry, audit, warnings
 from trainer.data.dataset import Dataset, Row
@@ -65,6 +66,7 @@ def plan(composed: Composed) -> dict[str, Any]:
         "max_length": config.data.max_length,
         "rungs": list(config.train.rungs),
         "space": {path: str(dimension) for path, dimension in composed.space.items()},
+        "points": points(composed.space, composed.constraints().allows),
     }
 
 

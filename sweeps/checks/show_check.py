@@ -82,7 +82,7 @@ def _line(console: Console, name: str, text: str) -> None:
 
 
 def _show_plan(console: Console, found: dict[str, Any]) -> None:
-    given = f"{found['given']} given, the others suggested by" if found["given"] else "suggested by"
+    given = f"{found['given']} known or given first, the others suggested by" if found["given"] else "suggested by"
     _line(console, "sweep", f"{found['name']}, in {found['folder']}")
     rungs = ", ".join(map(str, found["rungs"]))
     _line(console, "trials", f"{found['trials']} ({given} {found['sampler']}); {found['scheduler']}")
@@ -90,6 +90,8 @@ def _show_plan(console: Console, found: dict[str, Any]) -> None:
         _line(console, "steps", f"{found['max_steps']} of {found['batch_size']} rows; scored at {rungs}")
     for number, (path, dimension) in enumerate(found["space"].items()):
         _line(console, "" if number else "searched", f"{path}: {dimension}")
+    if found["space"] and found["points"] is not None:
+        _line(console, "", f"{found['points']:,} point{'s' if found['points'] != 1 else ''} in all")
     if not found["space"]:
         _line(console, "searched", "nothing: `lorasweep trial` runs one configuration")
 

@@ -6,7 +6,7 @@ so that ``alpha_value: ${mul:2,${lora.rank}}`` follows the sampled rank.
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,14 +35,15 @@ from sweeps.compose.to_dataclass import get, paths, put, read_environment, to_da
 from sweeps.compose.trial_template import TrialTemplate
 from sweeps.config import SweepConfig, check_sweep, misfits, schema, stand_ins, trial_part
 from sweeps.search.pbt_exchange import check_population
+from sweeps.space.base_model import base_model
 from sweeps.space.constraints import Constraints
 from sweeps.space.dimensions import Choices, Scalar, Space
-from sweeps.space.grid import grid_size, on_grid
-from sweeps.space.known_points import expand
+from sweeps.space.grid import on_grid, size_note
+from sweeps.space.known_points import BaseModel, expand, placed, portfolio
 from sweeps.space.parse import parse_space, searchable, to_group
 from sweeps.space.restrict import fix, restrict_precisions, slowness
 from sweeps.space.start_points import start_points
-from trainer.config import TrialConfig, check_trial
+from trainer.config import LoraSettings, TrialConfig, check_trial
 
 RESUMABLE = ("search", "tracking", "ray", "resources")  # what a resumed sweep may change
 
@@ -214,6 +215,15 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> Composed
     return _build(raw, origins, read, choices)
 
 
+def transfer_target(
+    composed: Composed,
+) -> tuple[Space, BaseModel, Objective, Callable[[Mapping[str, Scalar]], LoraSettings]]:
+    """What trials of a sweep over another model are placed in (``sweeps/search/transfer.py``)."""
+    config = composed.config
+    model = base_model(config.model, config.task.name == "classification")
+    return composed.space, model, composed.objective, composed.template.lora
+
+
 def _group(name: str, options: str | list[str]) -> dict[str, Any]:
     """A group's section as its options say, later ones over earlier ones."""
     files = [options] if isinstance(options, str) else options
@@ -280,7 +290,12 @@ def _build(
     refuse_encoder(config, origins)
     space, fixed = _space(config, origins, read.settings)
     changed = "space" in read.choices or bool(fixed) or any(it.path.startswith("space") for it in read.settings)
-    start, dropped = _start(config, space, read.settings, space_changed=changed)
+    known = placed(
+        portfolio(base_model(config.model, config.task.name == "classification")),
+        space,
+        TrialTemplate(config, whole).lora,
+    )
+    start, dropped = _start(config, space, known, read.settings, space_changed=changed)
     check_sweep(config)
     check_trial(trial_part(stand_ins(config), "check"))
     check_searched_needs(config, space)
@@ -302,8 +317,8 @@ def _build(
     composed = Composed(config, space, start, notes, explicit, whole)
     constraints = composed.constraints()
     constraints.require_some(space, start)
-    if size := grid_size(space, config.sampler, constraints.allows, config.search.trials):
-        composed.notes.append(size)
+    if note := size_note(space, config.sampler, constraints.allows, config.search.trials):
+        composed.notes.append(note)
     return composed
 
 
@@ -317,7 +332,7 @@ def _with_settings(raw: dict[str, Any], origins: Origins, settings: Sequence[Set
             problem = f"A file of group {path} changes other groups' keys: begin it with '# @package _global_'."
         raise ConfigError(f"{problem} ({origins.of(path)})")
     raw = normalised(read_environment(raw, origins))
-    for name in ("start_from", "warm_start"):  # one name needs no brackets
+    for name in ("start_from", "warm_start", "transfer_from"):  # one name needs no brackets
         if isinstance(get(raw, f"search.{name}"), str):
             put(raw, f"search.{name}", [get(raw, f"search.{name}")])
     return raw
@@ -343,18 +358,33 @@ def _space(config: SweepConfig, origins: Origins, settings: Sequence[Setting]) -
 
 
 def _start(
-    config: SweepConfig, space: Space, settings: Sequence[Setting], space_changed: bool
+    config: SweepConfig,
+    space: Space,
+    known: Sequence[Mapping[str, Scalar]],
+    settings: Sequence[Setting],
+    space_changed: bool,
 ) -> tuple[list[dict[str, Scalar]], list[str]]:
-    """The points to try first, and notes on shipped ones that a changed space has no place for. Raises ConfigError."""
-    given = any(setting.path.startswith("search.start_from") for setting in settings)
-    points = expand(config.search.start_from, space)
-    start, dropped = start_points(space, points, lenient=space_changed and not given)
-    if len(start) > config.search.trials:
+    """The points to try first, and notes on shipped ones that a changed space has no place for.
+
+    Points that came by name fill the trials that are left.
+
+    Args:
+        known: what the name ``portfolio`` stands for.
+
+    Raises:
+        ConfigError: for a point that is none of the space.
+    """
+    explicit = any(setting.path.startswith("search.start_from") for setting in settings)
+    entries = list(expand(config.search.start_from, known))
+    left = config.search.trials - sum(not named for _, named in entries)
+    if left < 0:
         raise ConfigError(
-            f"search.start_from holds {len(start)} points, but search.trials={config.search.trials} counts them too."
-            " Ask for more trials, or fewer points."
+            f"search.start_from holds {config.search.trials - left} points, but search.trials={config.search.trials}"
+            " counts them too. Ask for more trials, or fewer points."
         )
-    return start, dropped
+    surplus = [point for point, named in entries if named][left:]
+    points = [point for point, _ in entries if point not in surplus]
+    return start_points(space, points, lenient=space_changed and not explicit)
 
 
 def _apply(raw: dict[str, Any], setting: Setting) -> None:

@@ -13,7 +13,7 @@ from sweeps.compose.to_dataclass import put, to_dataclass
 from sweeps.config import SweepConfig, trial_part
 from sweeps.space.dimensions import Scalar
 from sweeps.space.parse import searchable
-from trainer.config import TrialConfig, check_trial, check_value
+from trainer.config import LoraSettings, TrialConfig, check_trial, check_value
 
 _KEPT = 64  # resolved configs
 
@@ -47,6 +47,10 @@ class TrialTemplate:
         trial = trial_part(self._with(trial_id, values), trial_id)
         check_trial(trial)
         return trial
+
+    def lora(self, values: Mapping[str, Scalar]) -> LoraSettings:
+        """The adapter's settings in a trial with these sampled values, unchecked."""
+        return self._with("known", values).lora
 
     def _with(self, trial_id: str, values: Mapping[str, Scalar]) -> SweepConfig:
         """The config with sampled values.

@@ -10,6 +10,7 @@ from rich.console import Console
 from analysis.folder import SweepFolder
 from analysis.leaderboard import leaderboard, seeds
 from analysis.leaderboard.leaderboard import Row
+from analysis.leaderboard.transfer import agreement_sentence
 from sweeps.process.installation import program, shell_path
 from sweeps.process.terminal import wrapped
 
@@ -35,7 +36,8 @@ def show_leaderboard(
     else:
         print(leaderboard.plain(rows, width, by))
     print()
-    said = "\n".join(filter(None, [leaderboard.verdict(folder, rows, judgement), seeds.sentence(rows)]))
+    sentences = [leaderboard.verdict(folder, rows, judgement), seeds.sentence(rows), agreement_sentence(folder, rows)]
+    said = "\n".join(filter(None, sentences))
     print(wrapped(said, sys.stdout))
 
 

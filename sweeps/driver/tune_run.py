@@ -19,7 +19,7 @@ from analysis.constraints import Constraints
 from analysis.folder import MetricsRow, SweepFolder, read_lines
 from analysis.leaderboard import leaderboard
 from analysis.leaderboard.ranking import objective_of
-from sweeps.compose.compose import Composed
+from sweeps.compose.compose import Composed, transfer_target
 from sweeps.display.progress import Progress
 from sweeps.driver.baseline_runner import BaselineRunner, missing, planned, settings_of
 from sweeps.driver.device_client import DeviceClient
@@ -31,8 +31,9 @@ from sweeps.search.pacing import PacedSearch
 from sweeps.search.pbt_exchange import Exchange
 from sweeps.search.scheduler import build_sampler, build_scheduler, replay_scheduler
 from sweeps.search.searcher import GuardedOptunaSearch, SearchPlan
+from sweeps.search.transfer import FIRST, distinct, keep, to_transfer, transferred
 from sweeps.search.warm_start import carried_over, to_carry
-from sweeps.space.dimensions import DefineByRun
+from sweeps.space.dimensions import DefineByRun, Scalar
 from sweeps.store.control import ENQUEUE, Heartbeat, remove_request, requests, spent
 from sweeps.store.leaderboard_writer import LeaderboardWriter
 from sweeps.store.reconcile import update_files, update_study
@@ -99,13 +100,17 @@ class TuneRun:
         warm, notes = carried_over(to_carry(records, config), composed.space, composed.resolved(), objective)
         for note in notes:
             progress.note(note)
+        moved, more = self._transferred()
+        for note in more:
+            progress.note(note)
         self.interrupt = SweepStopper(progress, lambda: self.search.abandon())
         asked = {record["number"] for record in records if record["event"] == "ask"}
         closed = config.search.time is not None and spent(folder).closed == config.search.time
         plan = SearchPlan(
             len(asked) if closed else config.search.trials,
             config.sweep.seed,
-            composed.start,
+            [*moved[:FIRST], *composed.start],
+            moved[FIRST:],
             warm,
             seeds=[config.seed + k for k in range(config.search.repeats)],
             objectives=len(objective.terms) if objective.method == "pareto" else 1,
@@ -113,6 +118,7 @@ class TuneRun:
             allowed=composed.constraints().allows,
             violated=self._violated,
             disk_fault=self.interrupt.disk,
+            used_up=progress.note,
         )
         sampler = build_sampler(config.sampler, config.sweep.seed)
         self.search = GuardedOptunaSearch(DefineByRun(composed.space), sampler, folder, plan)
@@ -135,6 +141,13 @@ class TuneRun:
             )
         trackers = build_trackers(config.tracking, TrackedSweep(folder, uid, progress.note))
         self.tracking = TrackerCallback(trackers, folder, self.trial_config, self.interrupt.is_set)
+
+    def _transferred(self) -> tuple[list[dict[str, Scalar]], list[str]]:
+        """The points of ``search.transfer_from``, the best first, and notes on them."""
+        kept, missing_runs = to_transfer(self.folder, self.composed.config.search.transfer_from)
+        found, notes = transferred(missing_runs, *transfer_target(self.composed))
+        keep(self.folder, found)
+        return distinct([*kept, *found]), notes
 
     def trial_config(self, trial_id: str, values: dict[str, Any]) -> dict[str, Any]:
         return asdict(self.composed.trial(trial_id, values))

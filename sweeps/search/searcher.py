@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import math
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,14 +31,17 @@ from sweeps.search.dashboard_journal import DashboardJournal
 from sweeps.search.pbt_exchange import Exchange
 from sweeps.search.samplers import GridSampler, reseed
 from sweeps.search.study_log import WAIT, Answer, Past, mean_of, read_past, told_as, trial_name, violations
+from sweeps.search.transfer import takes_prior
 from sweeps.search.warm_start import Earlier
 from sweeps.space.dimensions import DefineByRun, distributions
+from sweeps.space.grid import combinations, size
 
 METRIC = "objective"  # in every report of a trial; higher is better
 # Attributes that Optuna writes itself while a trial runs, or (cma:) that hold a pickle.
 _NOT_KEPT = ("tpe:", "gp:", "cma:", "constraints", "fixed_params")
 _MOST_REJECTED = 10  # points in a row
 _MOST_DRAWN = 2000
+_DIGITS = 12  # significant ones that tell two numbers apart
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +79,7 @@ class SearchPlan:
         trials: how many points to ask for in total, those of earlier runs and of ``start_from`` included.
         seed: with the trial number, decides the sampler's random numbers.
         start_from: points to try first, already validated against the space. Keys that a point leaves out are sampled.
+        prior: further points of sweeps over other models, tried ever more seldom (``sweeps/search/transfer.py``).
         warm: trials of earlier sweeps that the sampler knows from the start; those already written down are left out.
         seeds: trial seeds of every configuration, that of the config first; with more than one, the sampler is told
             the mean. A configuration whose first seed does not complete is not trained with the others.
@@ -84,11 +89,13 @@ class SearchPlan:
             never becomes a trial.
         violated: (metrics of a trial) → constraint → how far it is violated.
         disk_fault: called where ``asks.jsonl`` cannot be written, before the error goes on.
+        used_up: called with a sentence where the space holds no further point before ``trials`` are reached.
     """
 
     trials: int
     seed: int = 0
     start_from: Sequence[Mapping[str, Any]] = ()
+    prior: Sequence[Mapping[str, Any]] = ()
     warm: Sequence[Earlier] = ()
     seeds: Sequence[int] = (0,)
     objectives: int = 1
@@ -96,6 +103,7 @@ class SearchPlan:
     allowed: Callable[[Mapping[str, Any]], bool] = lambda values: True
     violated: Callable[[Mapping[str, float]], dict[str, float]] = lambda metrics: {}
     disk_fault: Callable[[str], None] = lambda fault: None
+    used_up: Callable[[str], None] = lambda sentence: None
 
 
 class GuardedOptunaSearch(OptunaSearch):
@@ -124,9 +132,10 @@ class GuardedOptunaSearch(OptunaSearch):
         self._asks_file = folder.asks_file
         self._mirror = DashboardJournal(folder.journal_file, folder.name)
         self._start_points = [dict(point) for point in plan.start_from]  # not handed out yet
+        self._prior = [dict(point) for point in plan.prior]  # not handed out yet
         self._warm = list(plan.warm)  # not in the study yet
         self._resumed: dict[int, Past] = {}  # unfinished trials
-        self._seen: set[tuple[tuple[str, Any], ...]] = set()  # points handed out, of a grid
+        self._seen: set[tuple[tuple[str, Any], ...]] = set()  # points handed out
         self._live: dict[str, _Handed] = {}  # Tune's trial id → trial that runs
         self._enqueued_points: dict[str, dict[str, Any]] = {}  # request → its point, to be tried next
         self._requests: dict[int, str] = {}  # trial number → request that it came from
@@ -157,8 +166,10 @@ class GuardedOptunaSearch(OptunaSearch):
                 self._seen.add(_key(past.values))
                 if not past.end_line:
                     self._resumed[past.number] = past
-            if past.start in self._start_points:
-                self._start_points.remove(past.start)
+            for points in (self._start_points, self._prior):
+                if past.start in points:
+                    points.remove(past.start)
+                    break
         known = {past.end_line.get("source") for past in study if past.end_line}
         self._warm = [earlier for earlier in self._warm if earlier.source not in known]
         self._begin([past.frozen(index, self._several) for index, past in enumerate(study)])
@@ -250,7 +261,12 @@ class GuardedOptunaSearch(OptunaSearch):
 
     def _use_up(self) -> None:
         """There are no more points; seeds of those that complete are still trained."""
-        self._used_up = True
+        self._used_up, before = True, self._used_up
+        if not before and self._numbers_given < self._plan.trials:
+            self._plan.used_up(
+                f"The space is used up: each of its {len(self._seen)} points was handed out, before search.trials="
+                f"{self._plan.trials}."
+            )
 
     def _next_repeat(self) -> _Handed | None:
         """A further seed of a configuration that completed."""
@@ -293,18 +309,24 @@ class GuardedOptunaSearch(OptunaSearch):
         self._tell(group.first, answer, told)
 
     def _next_point(self, number: int) -> dict[str, Any] | None:
-        """A point that somebody asked for, or one of ``start_from``; None leaves it to the sampler."""
+        """A point that somebody asked for, of ``start_from`` or of the prior; None leaves it to the sampler."""
         if self._enqueued_points:
             name = next(iter(self._enqueued_points))
             self._requests[number] = name
             return self._enqueued_points.pop(name)
-        return self._start_points.pop(0) if self._start_points else None
+        while self._start_points:
+            point = self._start_points.pop(0)
+            if _key(point) not in self._seen:
+                return point
+        self._prior = [point for point in self._prior if _key(point) not in self._seen]
+        return self._prior.pop(0) if self._prior and takes_prior(self._plan.seed, number) else None
 
     def _ask(self, number: int, point: dict[str, Any] | None, again: bool) -> _Handed | None:
-        """Ask the sampler until it gives a point that may be handed out. None where a grid is used up.
+        """Ask the sampler until it gives a point that may be handed out. None where all were handed out.
 
-        A sampler learns nothing from a forbidden point, and GP would suggest it for ever: after some of them in a row
-        one is drawn at random from those allowed.
+        A sampler learns nothing from a forbidden point, and GP would suggest it for ever; and the best point of a small
+        space is what a sampler likes to suggest again. After some of them in a row one is drawn at random from those
+        that are allowed and new. Only a point that somebody asks for in full is tried again.
 
         Args:
             number: the trial's.
@@ -317,7 +339,9 @@ class GuardedOptunaSearch(OptunaSearch):
         start = point
         for attempt in itertools.count():
             if attempt == _MOST_REJECTED and not isinstance(self._own_sampler, GridSampler):
-                start = self._draw_allowed(start or {})
+                start = self._draw_new(start or {})
+                if start is None:
+                    return None
             reseed(self._own_sampler, self._plan.seed, len(self._study.get_trials(deepcopy=False)))
             if start is not None:
                 self._study.enqueue_trial(start)
@@ -329,7 +353,7 @@ class GuardedOptunaSearch(OptunaSearch):
                 past = self._resumed[number]
                 handed = _Handed(number, trial, dict(past.current), dict(past.rungs), past.perturbed)
             study = {name: it for name, it in self._study_attrs().items() if before.get(name) != it}
-            known = isinstance(self._own_sampler, GridSampler) and _key(values) in self._seen
+            known = _key(values) in self._seen and _key(point or {}) != _key(values)
             if again or (self._plan.allowed(values) and not known):
                 trial.set_user_attr("trial_id", trial_name(number))
                 self._log_ask("ask", handed, study, point, again)
@@ -337,23 +361,36 @@ class GuardedOptunaSearch(OptunaSearch):
             self._log_ask("reject", handed, study, None)
             self._study.tell(trial, state=TrialState.FAIL)
             self._mirror.ended(self._frozen(trial.number))
-            if known or self._used_up:
+            if (known and isinstance(self._own_sampler, GridSampler)) or self._used_up:
                 return None
         raise AssertionError
 
-    def _draw_allowed(self, fixed: Mapping[str, Any]) -> dict[str, Any]:
-        """A point drawn evenly from the space until one is allowed; ``fixed`` keys keep their values.
+    def _draw_new(self, fixed: Mapping[str, Any]) -> dict[str, Any] | None:
+        """A point drawn evenly from those of the space that are allowed and were not handed out; ``fixed`` keys keep
+        their values, unless nothing is left with them. None where the space holds no further one.
 
         Raises:
-            ConfigError: where none of many is.
+            ConfigError: where none of many is allowed.
         """
         seed = np.random.SeedSequence([self._plan.seed, len(self._study.get_trials(deepcopy=False))])
-        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(int(seed.generate_state(1)[0])))
+        number = int(seed.generate_state(1)[0])
+        space = self._points.space
+        if size(space) is not None:
+            every = [it for it in combinations(space) if self._plan.allowed(it)]
+            new = [it for it in every if _key(it) not in self._seen]
+            kept = [it for it in new if all(it.get(path) == value for path, value in fixed.items())]
+            if every:
+                return random.Random(number).choice(kept or new) if new else None
+        study, allowed = optuna.create_study(sampler=optuna.samplers.RandomSampler(number)), False
         for _ in range(_MOST_DRAWN):
             study.enqueue_trial(dict(fixed))
             values = self._points(study.ask())
             if self._plan.allowed(values):
-                return values
+                allowed = True
+                if _key(values) not in self._seen:
+                    return values
+        if allowed:
+            return self._draw_new({}) if fixed else None
         raise ConfigError(
             f"space_constraints: of {_MOST_DRAWN} points drawn from the space none is allowed. Loosen a constraint, or"
             " shrink the space to where they hold."
@@ -537,7 +574,13 @@ def _outcome(answer: Mapping[str, Any], rungs: Mapping[int, float | None], error
 
 
 def _key(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(values.items()))
+    """A point, by which two are told apart: floats that only rounding makes different are one, 1e-17 and 0 too."""
+    rounded = {path: _rounded(it) if isinstance(it, float) else it for path, it in values.items()}
+    return tuple(sorted(rounded.items()))
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}") if abs(value) > 10**-_DIGITS else 0.0
 
 
 def _finite(value: Any) -> float | None:

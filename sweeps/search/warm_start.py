@@ -113,7 +113,7 @@ def _of(
         if fixed_now and not why:
             path = sorted(fixed_now)[0]
             why = f"{path}={then.get(path)} there, {now[path]} here"
-        rungs, losses = _rungs(trial, objective)
+        rungs, losses = rungs_of(trial, objective)
         if not why and not any(value is not None for value in rungs.values()):
             why = "a metric of this objective was not measured"
         if why:
@@ -145,7 +145,7 @@ def _point(space: Space, then: Mapping[str, Any]) -> tuple[dict[str, Scalar], st
     return values, ""
 
 
-def _rungs(trial: TrialFolder, objective: Objective) -> tuple[dict[int, float | None], tuple[float, ...]]:
+def rungs_of(trial: TrialFolder, objective: Objective) -> tuple[dict[int, float | None], tuple[float, ...]]:
     """The objective by step, None where a metric is missing, and the losses of the terms at the best rung."""
     rows: list[MetricsRow] = [row for row in trial.read_metrics() if not row.final]
     scores = {row.step: objective.score(row.metrics) for row in rows}

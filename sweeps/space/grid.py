@@ -6,6 +6,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
 from typing import Any
 
 from analysis.errors import ConfigError
@@ -73,9 +74,9 @@ def _from(rest: list[tuple[str, Any]], values: Mapping[str, Scalar]) -> Iterator
 def _every(dimension: Choices | Uniform) -> tuple[Scalar, ...]:
     if isinstance(dimension, Choices):
         return dimension.values
-    assert dimension.step is not None
-    n = round((dimension.high - dimension.low) / dimension.step)
-    return tuple(dimension.own(dimension.low + k * dimension.step) for k in range(n + 1))
+    low, high = Decimal(str(dimension.low)), Decimal(str(dimension.high))  # as floats, 3 · 0.1 is above 0.3
+    step = Decimal(str(dimension.step or 1))  # whole numbers
+    return tuple(dimension.own(low + k * step) for k in range(int((high - low) / step) + 1))
 
 
 def on_grid(space: Space, sampler: Mapping[str, Any]) -> Space:
@@ -93,23 +94,39 @@ def on_grid(space: Space, sampler: Mapping[str, Any]) -> Space:
     return gridded(space, points)
 
 
-def grid_size(
+def size(space: Space) -> int | None:
+    """How many points a space holds; None for one with a range, or with more than can be gone through."""
+    if any(isinstance(it, Uniform) and not it.step and not it.integer for it in space.values()):
+        return None
+    if any(isinstance(it, Uniform) and (it.high - it.low) / (it.step or 1) > _COUNTED for it in space.values()):
+        return None
+    n = sum(1 for _ in itertools.islice(combinations(space), _COUNTED))
+    return n if n < _COUNTED else None
+
+
+def size_note(
     space: Space, sampler: Mapping[str, Any], allowed: Callable[[Mapping[str, Any]], bool], trials: int
 ) -> str:
-    """A sentence on how many of a grid's combinations are tried; empty where all are, or for other samplers.
+    """A sentence on how many points of a finite space are tried, where the sweep's end or its order follows from it.
 
     Args:
-        space: finite.
+        space: of the sweep.
         sampler: its config.
         allowed: whether a point keeps the space's constraints.
         trials: configurations that the sweep tries.
     """
-    if sampler.get("_target_") != GRID:
-        return ""
-    n = sum(map(allowed, itertools.islice(combinations(space), _COUNTED)))
-    count = f"{n:,}" if n < _COUNTED else f"{_COUNTED:,} and more"
+    n, grid = points(space, allowed), sampler.get("_target_") == GRID
+    if n is None:
+        more = f"The grid holds {_COUNTED:,} combinations and more, of which search.trials={trials} are tried"
+        return f"{more}, in random order." if grid else ""
+    what = f"The grid holds {n:,} combinations" if grid else f"The space holds {n:,} point{'s' if n != 1 else ''}"
     if n < trials:
-        return f"The grid holds {count} combinations: the sweep ends after them, before search.trials={trials}."
-    if n > trials:
-        return f"The grid holds {count} combinations, of which search.trials={trials} are tried, in random order."
+        return f"{what}: the sweep ends after them, before search.trials={trials}."
+    if n > trials and grid:
+        return f"{what}, of which search.trials={trials} are tried, in random order."
     return ""
+
+
+def points(space: Space, allowed: Callable[[Mapping[str, Any]], bool]) -> int | None:
+    """How many points of a space are allowed; None where it holds too many to count."""
+    return None if size(space) is None else sum(map(allowed, combinations(space)))

@@ -1,20 +1,29 @@
-"""Starting points that the field agrees on, by name: ``search.start_from=rules``, or ``[low_rate, {lora.rank: 64}]``.
+"""Points that are known to be good, placed in a space: ``search.start_from=[portfolio]``.
 
-A rule fits itself to the space: a key that is not searched is left out, a number goes to the nearest value that the
-space holds, and text that it does not hold is left to the sampler.
+The points are data: ``portfolio.yaml`` beside this file. Each is a learning rate at alpha 32 and a rank. Placing takes
+the space's nearest rank, and the alpha rule with which the rate that this means lies inside the space. What else is
+searched begins with what the field agrees on.
 """
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from analysis import fast_yaml
+from analysis.effective_rate import effective_rate
 from analysis.errors import ConfigError, did_you_mean
 from sweeps.space.dimensions import Choices, Dimension, Scalar, Space
+from sweeps.space.width_rule import WIDTH, rate_factor
+from trainer.config import LoraSettings
 
-# LoRA's best learning rate is about ten times that of full fine-tuning, which is 2e-5 for models of billions and 1e-4
-# for small ones; all linear layers; effective batches of at most 32 ("LoRA Without Regret", Thinking Machines 2025).
+PORTFOLIO = "portfolio"
+LR, RANK, RULE = "optim.lr", "lora.rank", "lora.alpha_rule"
+# LoRA matches full fine-tuning where all linear layers have adapters and batches are small, of at most 32 rows ("LoRA
+# Without Regret", Thinking Machines 2025).
 _PRIOR: dict[str, Scalar] = {
-    "lora.alpha_rule": "ratio",
     "lora.targets": "all_linear",
     "lora.dropout": 0.0,
     "optim.weight_decay": 0.0,
@@ -22,40 +31,130 @@ _PRIOR: dict[str, Scalar] = {
     "train.batch_size": 16,
     "precision": "bf16",
 }
-RULES: dict[str, dict[str, Scalar]] = {
-    "low_rate": {**_PRIOR, "optim.lr": 2e-4, "lora.rank": 16},  # ten times 2e-5
-    "high_rate": {**_PRIOR, "optim.lr": 1e-3, "lora.rank": 8},  # ten times 1e-4
-    # rsLoRA: with alpha over the square root of the rank the best rate stays as the rank grows (arXiv 2312.03732)
-    "high_rank": {**_PRIOR, "optim.lr": 5e-4, "lora.rank": 64, "lora.alpha_rule": "sqrt"},
-}
-ALL = "rules"
+_RULES = ("sqrt", "ratio", "fixed")  # of two that place a rate equally well the first: rsLoRA, arXiv 2312.03732
+_FAR = math.log(2)  # a rate that the space moves by more than this is no longer the known point
+_NEAR_WIDTH = 2.0
 
 
-def expand(start_from: Any, space: Space) -> list[dict[str, Any]]:
-    """``search.start_from`` with the names of rules replaced by their points.
+@dataclass(frozen=True)
+class BaseModel:
+    """What is known of a base model before it is loaded.
+
+    Attributes:
+        hidden_size: None where it is not known.
+        model_type: as in its ``config.json``; "" where it is not known.
+        head: whether a classification head is trained with it.
+    """
+
+    hidden_size: int | None = None
+    model_type: str = ""
+    head: bool = False
+
+    @property
+    def factor(self) -> float:
+        """By which rates of the portfolio are multiplied. It has points for models of its own widths."""
+        narrow = self.hidden_size is not None and self.hidden_size < WIDTH
+        return rate_factor(self.hidden_size, self.model_type) if narrow else 1.0
+
+
+@dataclass(frozen=True)
+class RatePoint:
+    """A learning rate at alpha 32, a rank, and values of other keys."""
+
+    rate: float
+    rank: int
+    values: Mapping[str, Scalar] | None = None
+
+
+@functools.cache
+def _read() -> dict[str, list[dict[str, Any]]]:
+    return dict(fast_yaml.load((Path(__file__).parent / "portfolio.yaml").read_text()))
+
+
+def portfolio(model: BaseModel) -> list[RatePoint]:
+    """The points that suit a model, the most useful one first."""
+    small = [it for it in _read()["small"] if _alike(it, model)]
+    near = sorted(small, key=lambda it: abs(math.log(it["hidden_size"] / (model.hidden_size or 1))))[:1]
+    first = [
+        RatePoint(it["rate"] * rate_factor(model.hidden_size, model.model_type, it["hidden_size"]), it["rank"])
+        for it in near
+    ]
+    return [*first, *(RatePoint(it["rate"] * model.factor, it["rank"]) for it in _read()["points"])]
+
+
+def _alike(measured: Mapping[str, Any], model: BaseModel) -> bool:
+    if not model.hidden_size or measured["head"] != model.head:
+        return False
+    return 1 / _NEAR_WIDTH <= measured["hidden_size"] / model.hidden_size <= _NEAR_WIDTH
+
+
+def expand(entries: Sequence[Any], known: Sequence[Mapping[str, Scalar]]) -> Iterator[tuple[dict[str, Any], bool]]:
+    """The entries of ``search.start_from``: each point, and whether it came by name. None is given twice.
 
     Args:
-        start_from: a name, a point, or a list of both.
-        space: that the rules are fitted to.
+        entries: points, or names.
+        known: what the name ``portfolio`` stands for.
 
     Raises:
-        ConfigError: for a name that is no rule, or an entry that is neither a name nor a point.
+        ConfigError: for a name that is none, or an entry that is neither a name nor a point.
     """
-    entries = [start_from] if isinstance(start_from, str | Mapping) else list(start_from or [])
-    points: list[dict[str, Any]] = []
+    given: list[dict[str, Any]] = []
     for n, entry in enumerate(entries):
-        if isinstance(entry, Mapping):
-            points.append(dict(entry))
-        elif entry == ALL:
-            points += [fitted(rule, space) for rule in RULES.values()]
-        elif entry in RULES:
-            points.append(fitted(RULES[entry], space))
+        if entry == PORTFOLIO:
+            points = [(dict(point), True) for point in known]
+        elif isinstance(entry, Mapping):
+            points = [(dict(entry), False)]
         else:
             raise ConfigError(
-                f"search.start_from[{n}]={entry!r}: expected a point such as {{optim.lr: 1e-3}}, or the name of a rule."
-                f" {did_you_mean(str(entry), [ALL, *RULES])}"
+                f"search.start_from[{n}]={entry!r}: expected a point such as {{optim.lr: 1e-3}}, or {PORTFOLIO}."
+                f" {did_you_mean(str(entry), [PORTFOLIO])}"
             )
-    return [point for n, point in enumerate(points) if point and point not in points[:n]]
+        for point, named in points:
+            if point and point not in given:
+                given.append(point)
+                yield point, named
+
+
+def placed(
+    points: Sequence[RatePoint], space: Space, settings: Callable[[Mapping[str, Scalar]], LoraSettings]
+) -> list[dict[str, Scalar]]:
+    """Points as values of a space's keys, as near as it allows.
+
+    A point whose rate the space does not hold, nor one within a factor of two of it, is left out; so are all where the
+    space has no learning rate.
+
+    Args:
+        points: the most useful one first.
+        space: of the sweep.
+        settings: values of the space's keys → the adapter's settings of the trial that has them.
+    """
+    if LR not in space:
+        return []
+    found: list[dict[str, Scalar]] = []
+    for point in points:
+        candidates = list(_candidates(point, space, settings))
+        off, values = min(candidates, key=lambda it: round(it[0], 6), default=(math.inf, {}))
+        if off <= _FAR and values not in found:
+            found.append(values)
+    return found
+
+
+def _candidates(
+    point: RatePoint, space: Space, settings: Callable[[Mapping[str, Scalar]], LoraSettings]
+) -> Iterator[tuple[float, dict[str, Scalar]]]:
+    """One for each alpha rule: how far its rate is from the point's, in the logarithm, and its values."""
+    wanted = {**_PRIOR, **(point.values or {}), RANK: point.rank}
+    for rule in _RULES if RULE in space else ("",):
+        if rule and not space[RULE].holds(rule):
+            continue
+        adapter = {
+            path: value for path, value in fitted({**wanted, RULE: rule}, space).items() if path.startswith("lora.")
+        }
+        lora = settings(adapter)
+        lr = float(f"{point.rate / effective_rate(1.0, lora.alpha_rule, lora.alpha_value, lora.rank):.3g}")
+        values = fitted({**wanted, RULE: rule, LR: lr}, space)
+        if LR in values:
+            yield abs(math.log(float(str(values[LR])) / lr)), values
 
 
 def fitted(rule: Mapping[str, Scalar], space: Space) -> dict[str, Scalar]:

@@ -1,6 +1,6 @@
 """How much training does a search need to come within 1 % of the best? Simulated curves, the real search and scheduler.
 
-    python -m tests.benchmarks.search_quality [--seeds 20] [--first 0] [--space wide] [SETTING …]      make bench-search
+    python -m tests.benchmarks.search_quality [--seeds 20] [--first 0] [--space wide] [SETTING …]
 
 A setting is SAMPLER/SCHEDULER, with overrides behind it: 'tpe/asha sampler.n_startup_trials=10 train.rungs=[12,48]'.
 

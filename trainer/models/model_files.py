@@ -54,6 +54,19 @@ def check_folder(path: str) -> None:
         tensors(file)
 
 
+def width(config_file: Path) -> tuple[int | None, str]:
+    """Hidden size and model type that a ``config.json`` names; None and "" where it does not, or cannot be read."""
+    try:
+        settings = json.loads(config_file.read_text())
+    except (OSError, ValueError):
+        return None, ""
+    if not isinstance(settings, dict):
+        return None, ""
+    parts = [settings, *(part for part in settings.values() if isinstance(part, dict))]  # text_config, of several kinds
+    sizes = [part[name] for part in parts for name in ("hidden_size", "n_embd", "d_model", "dim") if name in part]
+    return next((size for size in sizes if isinstance(size, int)), None), str(settings.get("model_type", ""))
+
+
 def gguf_file(folder: Path) -> str | None:
     """The name of the GGUF file in a folder without safetensors, if there is one.
 

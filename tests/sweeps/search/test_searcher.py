@@ -526,3 +526,64 @@ def test_an_enqueued_point_is_tried_next_counts_and_is_named_in_the_record(tmp_p
     assert [again.suggest(name)["values"]["lora.rank"] for name in "cde"] == [50, 4, 60]
     assert again.suggest("f") == Searcher.FINISHED
     assert again.enqueued == {"enqueue-1", "enqueue-2"}, "the third waits for more trials"
+
+
+SMALL = DefineByRun({"lora.rank": Choices((4, 8, 16)), "lora.dropout": Uniform(0.0, 0.3, step=0.1)})  # 12 points
+SAMPLERS = {
+    "tpe": TPE,
+    "random": RANDOM,
+    "nsga2": {"_target_": "optuna.samplers.NSGAIISampler", "population_size": 4},
+    "gp": {"_target_": "optuna.samplers.GPSampler", "n_startup_trials": 3},
+}
+
+
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+def test_no_point_is_handed_out_twice_and_a_space_that_is_used_up_ends_the_search(tmp_path: Path, sampler: str) -> None:
+    """Also over a death: the driver dies after five trials."""
+    said: list[str] = []
+    options = {"sampler": SAMPLERS[sampler], "space": SMALL, "trials": 20, "used_up": said.append}
+    search, points = make(tmp_path, **options), []
+    for number in range(20):
+        if number == 5:
+            search = resumed(tmp_path, **options)
+        suggestion = search.suggest(str(number))
+        if suggestion == Searcher.FINISHED:
+            break
+        values = suggestion["values"]
+        points.append((values["lora.rank"], round(values["lora.dropout"], 6)))
+        search.on_trial_complete(str(number), end("completed", values["lora.rank"] - values["lora.dropout"]))
+    assert len(points) == len(set(points)) == 12
+    assert len(said) == 1
+    assert "12 points was handed out" in said[0]
+
+
+def test_a_point_that_somebody_asks_for_in_full_is_tried_again(tmp_path: Path) -> None:
+    point = {"lora.rank": 8, "lora.dropout": 0.1}
+    search = make(tmp_path, space=SMALL, start_from=[point])
+    assert search.suggest("a")["values"] == point
+    search.enqueue("again", point)
+    assert search.suggest("b")["values"] == point
+    search.enqueue("in part", {"lora.rank": 8})
+    assert search.suggest("c")["values"]["lora.rank"] == 8
+
+
+def test_points_of_another_sweep_are_tried_ever_more_seldom_and_the_same_ones_after_a_resume(tmp_path: Path) -> None:
+    start = [{"lora.rank": k, "optim.lr": 1e-3, "precision": "fp32"} for k in (1, 2, 3)]
+    prior = [{"lora.rank": k, "optim.lr": 2e-3, "precision": "fp32"} for k in range(1, 60)]
+
+    def taken(root: Path, die_at: int) -> list[int]:
+        search, numbers = make(root, start_from=start, prior=prior), []
+        for number in range(60):
+            if number == die_at:
+                search = resumed(root, start_from=start, prior=prior)
+            values = search.suggest(str(number))["values"]
+            search.on_trial_complete(str(number), end("completed", 0.1))
+            if values in prior:
+                numbers.append(number)
+        return numbers
+
+    whole = taken(tmp_path / "whole", -1)
+    assert whole == taken(tmp_path / "cut", 9)
+    assert whole[0] == 3  # three points first, then the next one for certain
+    assert 4 <= len(whole) <= 20
+    assert sum(number < 20 for number in whole) > sum(number >= 40 for number in whole)

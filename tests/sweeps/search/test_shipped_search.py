@@ -18,7 +18,7 @@ from sweeps.compose.compose import compose
 from sweeps.search.samplers import reseed
 from sweeps.search.scheduler import build_sampler, build_scheduler
 from sweeps.space.dimensions import Choices, Space, Uniform
-from sweeps.space.grid import combinations, grid_size, gridded, on_grid
+from sweeps.space.grid import combinations, gridded, on_grid, size_note
 from tests.sweeps.loop import Loop, TuneTrial
 
 RUNGS = [4, 8, 16, 32]
@@ -147,8 +147,8 @@ def test_a_grid_makes_ranges_finite_and_counts_combinations_with_conditions() ->
     assert len(points) == len(set(points)) == 4 * (3 + 1) * 3
     grid = {"_target_": "sweeps.search.samplers.GridSampler", "points": 3}
     assert on_grid(SPACE, grid) == GRID
-    assert "48 combinations, of which search.trials=20" in grid_size(GRID, grid, lambda values: True, 20)
-    assert "24 combinations: the sweep ends" in grid_size(GRID, grid, lambda values: values["lora.rank"] < 16, 48)
+    assert "48 combinations, of which search.trials=20" in size_note(GRID, grid, lambda values: True, 20)
+    assert "24 combinations: the sweep ends" in size_note(GRID, grid, lambda values: values["lora.rank"] < 16, 48)
     assert gridded({"x": Uniform(1, 4, integer=True)}, 9)["x"] == Choices((1, 2, 3, 4))
     when = {"b": Uniform(0.1, 0.9), "a": Choices((1,), when={"b": (0.3,)})}
     with pytest.raises(ConfigError, match=r"a is searched when b is 0.3, which is not on the grid"):

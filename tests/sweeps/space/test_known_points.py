@@ -1,4 +1,4 @@
-"""Where a search starts: named rules, and earlier sweeps whose trials it knows."""
+"""Where a search starts: known points, and earlier sweeps whose trials it knows."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from analysis.effective_rate import effective_rate
 from analysis.errors import ConfigError
 from analysis.folder import MetricsRow, State, Status, SweepFolder, read_lines
 from analysis.objective import Objective
@@ -14,33 +15,87 @@ from sweeps.search.scheduler import build_sampler
 from sweeps.search.searcher import GuardedOptunaSearch, SearchPlan
 from sweeps.search.warm_start import carried_over, to_carry
 from sweeps.space.dimensions import Choices, DefineByRun, Space, Uniform
-from sweeps.space.known_points import RULES, expand
+from sweeps.space.known_points import BaseModel, RatePoint, placed, portfolio
+from tests.benchmarks.lr_rank_grid import models
+from tests.benchmarks.search_grid import learnt
+from trainer.config import LoraSettings
+from trainer.models.lora import scaling
 
 SPACE: Space = {
     "lora.rank": Choices((4, 32)),
     "lora.targets": Choices(("attention", "all_linear")),
     "optim.lr": Uniform(3e-4, 1e-2, log=True),
 }
+RATE: Space = {"optim.lr": SPACE["optim.lr"]}
 
 
-def test_rules_are_fitted_to_the_space() -> None:
-    assert expand(["low_rate"], SPACE) == [{"lora.rank": 32, "lora.targets": "all_linear", "optim.lr": 3e-4}]
-    assert expand("rules", {"optim.lr": SPACE["optim.lr"]}) == [{"optim.lr": lr} for lr in (3e-4, 1e-3, 5e-4)]
-    stepped: Space = {"lora.rank": Uniform(4, 32, step=4, integer=True), "lora.alpha_rule": Choices(("fixed",))}
-    assert expand(["high_rank"], stepped) == [{"lora.rank": 32}]
-    assert expand([{"optim.lr": 1e-3}, "high_rate"], {"optim.lr": SPACE["optim.lr"]}) == [{"optim.lr": 1e-3}]
+def lora(rule: str = "fixed") -> Any:
+    """Settings of an adapter whose alpha is 16, 2 · rank or 6 · √rank, as by default."""
+    values = {"fixed": 16.0, "ratio": 2.0, "sqrt": 6.0}
+
+    def settings(given: Any) -> LoraSettings:
+        kind = given.get("lora.alpha_rule", rule)
+        return LoraSettings(rank=given.get("lora.rank", 8), alpha_rule=kind, alpha_value=values[kind])
+
+    return settings
 
 
-def test_every_rule_is_a_point_of_every_shipped_space() -> None:
-    for space in ("default", "wide", "qlora"):
-        composed = compose([f"space={space}", "search.start_from=rules"])
-        assert 1 <= len(composed.start) <= len(RULES)
-        assert all(composed.space[path].holds(value) for point in composed.start for path, value in point.items())
+def test_a_known_point_has_the_spaces_nearest_rank_and_the_rate_that_its_alpha_asks_for() -> None:
+    (values,) = placed([RatePoint(1e-3, 64)], SPACE, lora())  # rank 32 is the nearest; alpha 16: twice the rate of 32
+    assert values == {"lora.rank": 32, "lora.targets": "all_linear", "optim.lr": 2e-3}
+    rules: Space = {"lora.rank": Choices((64,)), "lora.alpha_rule": Choices(("fixed", "ratio", "sqrt")), **RATE}
+    (values,) = placed([RatePoint(1e-3, 64)], rules, lora())
+    assert (values["lora.alpha_rule"], values["optim.lr"]) == ("sqrt", pytest.approx(1e-3 * 32 / 48, rel=2e-3))
+    (values,) = placed([RatePoint(2e-4, 64)], rules, lora())  # below the range with sqrt and ratio
+    assert (values["lora.alpha_rule"], values["optim.lr"]) == ("fixed", pytest.approx(4e-4))
 
 
-@pytest.mark.parametrize("given", ["[lowrate]", "[3]", "low"])
-def test_an_unknown_rule_is_refused_with_the_nearest(given: str) -> None:
-    with pytest.raises(ConfigError, match=r"search.start_from\[0\].*(low_rate|rules)"):
+def test_a_known_point_that_a_space_does_not_hold_is_left_out_and_so_are_all_without_a_rate() -> None:
+    assert placed([RatePoint(1e-5, 8), RatePoint(1e-3, 8)], SPACE, lora()) == placed(
+        [RatePoint(1e-3, 8)], SPACE, lora()
+    )
+    assert placed([RatePoint(1e-3, 8)], {"lora.rank": SPACE["lora.rank"]}, lora()) == []
+
+
+def test_effective_rate_is_the_adapters_own_scaling() -> None:
+    for rule, value in (("fixed", 16.0), ("ratio", 2.0), ("sqrt", 6.0)):
+        settings = LoraSettings(rank=8, alpha_rule=rule, alpha_value=value)
+        alpha, rslora = scaling(settings)
+        assert effective_rate(1.0, rule, value, 8) * 32 == pytest.approx(8 * alpha / (8**0.5 if rslora else 8))
+
+
+def test_narrow_models_get_higher_rates_by_the_published_rule_and_a_point_of_their_own_first() -> None:
+    plain, narrow = portfolio(BaseModel(4096, "llama")), portfolio(BaseModel(512, "llama"))
+    assert [it.rate for it in portfolio(BaseModel())] == [it.rate for it in plain]
+    assert narrow[0].rate / plain[0].rate == pytest.approx(4**0.781)
+    assert portfolio(BaseModel(1024, "qwen3"))[0].rate / plain[0].rate == pytest.approx(2**0.0775)
+    classifier = portfolio(BaseModel(384, "bert", head=True))
+    assert (classifier[0].rate, classifier[0].rank) == (2.25e-3, 16)
+    assert len(classifier) == len(plain) + 1 == len(portfolio(BaseModel(384, "bert"))) + 1
+
+
+def test_the_portfolio_is_what_the_published_grid_teaches() -> None:
+    assert [RatePoint(it.rate, it.rank) for it in portfolio(BaseModel())] == learnt(list(models()))
+
+
+@pytest.mark.parametrize("space", ["default", "wide", "qlora", "learning_rate", "optimizer", "targets"])
+def test_the_portfolio_comes_first_by_default_in_every_shipped_space(space: str) -> None:
+    composed = compose([f"space={space}"])
+    assert 3 <= len(composed.start) <= 4
+    assert all(composed.space[path].holds(value) for point in composed.start for path, value in point.items())
+    assert compose([f"space={space}", "search.trials=2"]).start == composed.start[:2]
+    assert compose([f"space={space}", "search.start_from=[]"]).start == []
+
+
+def test_given_points_come_before_the_portfolio_and_keep_their_place() -> None:
+    composed = compose(["search.start_from=[{optim.lr: 1e-3},portfolio]", "search.trials=3"])
+    assert composed.start[0] == {"optim.lr": 1e-3}
+    assert composed.start[1:] == compose([]).start[:2]
+
+
+@pytest.mark.parametrize("given", ["[portfolo]", "[3]", "portfol"])
+def test_an_unknown_name_is_refused_with_the_nearest(given: str) -> None:
+    with pytest.raises(ConfigError, match=r"search.start_from\[0\].*portfolio"):
         compose([f"search.start_from={given}"])
 
 
