@@ -43,14 +43,13 @@ class Grid:
     ranks: tuple[int, ...]
 
 
-_RATES = (7e-4, 1.5e-3, 3e-3, 6e-3)
 GRIDS = {
     "newsgroups8": Grid(6, 2, 128, (1e-3, 2e-3, 4e-3, 8e-3), (16,)),
-    "hardware": Grid(8, 3, 128, _RATES, (16,)),
-    "boolq": Grid(6, 2, 256, (5e-4, 1e-3, 2e-3, 4e-3), (16,)),
-    "pubmedqa": Grid(6, 2, 512, (1e-3, 2e-3, 4e-3), (16,)),
-    "privacy": Grid(10, 3, 128, _RATES, (8, 32)),
-    "subjects": Grid(10, 3, 64, _RATES, (8, 32)),
+    "hardware": Grid(8, 3, 128, (7e-4, 1.5e-3, 3e-3), (16,)),
+    "boolq": Grid(6, 2, 256, (5e-4, 1e-3, 2e-3), (16,)),
+    "pubmedqa": Grid(5, 2, 512, (7e-4, 2e-3), (16,)),
+    "privacy": Grid(8, 3, 128, (7e-4, 1.5e-3, 3e-3), (8, 32)),
+    "subjects": Grid(10, 3, 64, (7e-4, 1.5e-3, 3e-3, 6e-3), (8, 32)),
     "topics6": Grid(6, 2, 64, (5e-4, 1e-3, 2e-3, 4e-3), (8, 32)),
     "tweets": Grid(6, 2, 96, (5e-4, 1e-3, 2e-3, 4e-3), (16,)),
 }
