@@ -261,6 +261,8 @@ def _build(raw: dict[str, Any], origins: Origins, read: Overrides, choices: Mapp
         space,
         TrialTemplate(config, whole).lora,
     )
+    allows = Composed(config, space, [], [], (), whole).constraints().allows
+    known = [point for point in known if allows(point)]
     start, dropped = _start(config, space, known, read.settings, space_changed=changed)
     check_sweep(config)
     check_trial(trial_part(config, "check"))
