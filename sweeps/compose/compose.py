@@ -295,6 +295,8 @@ def _build(
         space,
         TrialTemplate(config, whole).lora,
     )
+    allows = Composed(config, space, [], [], (), whole).constraints().allows
+    known = [point for point in known if allows(point)]
     start, dropped = _start(config, space, known, read.settings, space_changed=changed)
     check_sweep(config)
     check_trial(trial_part(stand_ins(config), "check"))

@@ -19,10 +19,13 @@ def base_model(model: ModelConfig, head: bool) -> BaseModel:
         package = PACKAGES.get(model.package or "")
         return BaseModel(package.hidden_size, package.model_type, head) if package else BaseModel(head=head)
     file = Path(model.path or "") / "config.json"
-    if model.source == "hub":
+    if model.source == "hub" and model.name:
         from huggingface_hub import try_to_load_from_cache
 
-        cached = try_to_load_from_cache(model.name or "", "config.json", revision=model.revision)
+        try:
+            cached = try_to_load_from_cache(model.name, "config.json", revision=model.revision)
+        except ValueError:  # no name that a repository can have
+            cached = None
         if not isinstance(cached, str):
             return BaseModel(head=head)
         file = Path(cached)

@@ -29,8 +29,7 @@ _PRIOR: dict[str, Scalar] = {
     "optim.weight_decay": 0.0,
     "optim.warmup": 0.1,
     "train.batch_size": 16,
-    "precision": "bf16",
-}
+}  # no precision: not every machine does every one, and a point that asks for one that it lacks is left out
 _RULES = ("sqrt", "ratio", "fixed")  # of two that place a rate equally well the first: rsLoRA, arXiv 2312.03732
 _FAR = math.log(2)  # a rate that the space moves by more than this is no longer the known point
 _NEAR_WIDTH = 2.0

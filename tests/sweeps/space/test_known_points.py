@@ -87,6 +87,13 @@ def test_the_portfolio_comes_first_by_default_in_every_shipped_space(space: str)
     assert compose([f"space={space}", "search.start_from=[]"]).start == []
 
 
+def test_a_known_point_that_breaks_a_constraint_or_asks_too_much_of_the_machine_stands_in_nobodys_way() -> None:
+    composed = compose(["space_constraints=['optim.lr < 1e-3']"])
+    assert composed.start
+    assert all(point["optim.lr"] < 1e-3 for point in composed.start)
+    assert compose([]).on_machine(["fp32"]).start == compose([]).start
+
+
 def test_given_points_come_before_the_portfolio_and_keep_their_place() -> None:
     composed = compose(["search.start_from=[{optim.lr: 1e-3},portfolio]", "search.trials=3"])
     assert composed.start[0] == {"optim.lr": 1e-3}
