@@ -73,7 +73,8 @@ def _read() -> dict[str, list[dict[str, Any]]]:
 def portfolio(model: BaseModel) -> list[RatePoint]:
     """The points that suit a model, the most useful one first."""
     small = [it for it in _read()["small"] if _alike(it, model)]
-    near = sorted(small, key=lambda it: abs(math.log(it["hidden_size"] / (model.hidden_size or 1))))[:1]
+    off = {it["hidden_size"]: abs(math.log(it["hidden_size"] / (model.hidden_size or 1))) for it in small}
+    near = [it for it in small if off[it["hidden_size"]] == min(off.values())]
     first = [
         RatePoint(it["rate"] * rate_factor(model.hidden_size, model.model_type, it["hidden_size"]), it["rank"])
         for it in near

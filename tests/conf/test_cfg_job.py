@@ -31,14 +31,19 @@ NEW = (  # keys that 0.1.0 did not have, and what is below them
     "optim.b_ratio",
     "train.class_weight",
 )
-CHANGED = {  # key → its default in 0.1.0, and now
-    "data.max_length": (128, 0),
-    "train.max_steps": (48, 0),
-    "precision": ("fp32", "auto"),
-}
+CHANGED = [  # key, what it was in 0.1.0, and what it is now
+    ("data.max_length", 128, 0),
+    ("train.max_steps", 48, 0),
+    ("precision", "fp32", "auto"),
+    ("train.rungs", [5, 20], [5, 10, 20]),  # of the quickstart
+]
 GONE = {"space.precision.choices"}  # of the default space; experiments that had it have it still
-# key → its default in 0.1.0, where the one now depends on other keys: tests of their own say on which
-OTHER = {"baselines": ["zero_shot"], "search.start_from": []}
+# What it was in 0.1.0 where it depends on other keys now: tests of their own say on which.
+OTHER = [
+    ("baselines", ["zero_shot"]),
+    ("search.start_from", []),
+    ("search.start_from", [{"lora.rank": 8, "lora.alpha_rule": "ratio", "optim.lr": 1e-3, "precision": "fp32"}]),
+]
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -61,12 +66,12 @@ def test_the_same_is_composed(stored: Path, tmp_path: Path, monkeypatch: pytest.
         assert cli.main(command.removeprefix("# lorasweep ").split()) == 0
     now = dict(flat(yaml.safe_load(printed.getvalue())))
     before = dict(flat(yaml.safe_load(text.replace("HERE", str(tmp_path)))))
-    for key, (then, since) in CHANGED.items():
+    for key, then, since in CHANGED:
         if before[key] == then and now[key] == since:
             before[key] = since
     for key in GONE - now.keys():
         before.pop(key, None)
-    for key, then in OTHER.items():
+    for key, then in OTHER:
         if before[key] == then:
             before[key] = now[key]
     assert {key: value for key, value in now.items() if not key.startswith(NEW)} == before

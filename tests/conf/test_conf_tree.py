@@ -112,8 +112,8 @@ def test_the_quickstart_is_the_sweep_that_the_readme_describes():
     assert (config.search.trials, config.sweep.name) == (8, "quickstart")
     assert len(config.train.rungs) > 1  # ASHA has somewhere to stop a trial early
     assert config.task.prompt == "{text}\nTopic:"
-    assert set(composed.space) == {"lora.rank", "lora.alpha_rule", "optim.lr", "precision"}
-    assert composed.start == [{"lora.alpha_rule": "ratio", "lora.rank": 8, "optim.lr": 1e-3, "precision": "fp32"}]
+    assert set(composed.space) == {"lora.rank", "lora.alpha_rule", "optim.lr"}
+    assert 3 <= len(composed.start) < config.search.trials  # known good points first, and some of its own
 
 
 def test_files_are_plain_yaml_that_any_reader_opens():

@@ -202,10 +202,10 @@ def test_resume_changes_how_much_and_where_but_not_what():
 
 
 def test_a_key_set_on_the_command_line_is_not_searched():
-    composed = compose(["experiment=quickstart", "lora.rank=8", "precision=bf16"])
+    composed = compose(["experiment=quickstart_classifier", "lora.rank=8", "precision=bf16"])
     assert set(composed.space) == {"lora.alpha_rule", "optim.lr"}
     assert composed.trial("t0", {}).precision == "bf16"
-    assert composed.start == [{"lora.alpha_rule": "ratio", "optim.lr": 1e-3}]
+    assert composed.start == [{"lora.alpha_rule": "ratio", "optim.lr": 2e-3}]
     assert any("lora.rank=8" in note for note in composed.notes)
 
 
@@ -225,7 +225,7 @@ def test_an_entry_can_be_taken_out_of_the_space(removal):
 
 
 def test_start_points_are_adapted_when_the_command_line_changes_the_space_but_not_otherwise():
-    composed = compose(["experiment=quickstart", "space.lora.rank.choices=[2]"])
+    composed = compose(["experiment=quickstart_classifier", "space.lora.rank.choices=[2]"])
     assert composed.start == []
     assert any("Left out" in note and "lora.rank=8" in note for note in composed.notes)
     with pytest.raises(ConfigError, match=r"start_from\[0\]: lora\.rank=5 is outside the space"):
@@ -241,7 +241,8 @@ def test_nested_start_points_are_read_like_dotted_ones():
 
 
 def test_precisions_are_restricted_to_the_machine_with_a_note_unless_asked_for():
-    composed = compose(["experiment=quickstart"]).on_machine(["bf16"])
+    composed = compose(["space.precision.choices=[fp32,bf16,nf4]", "search.start_from=[{precision: fp32}]"])
+    composed = replace(composed, explicit=()).on_machine(["bf16"])
     assert composed.space["precision"] == Choices(("bf16",))
     assert composed.start == []  # the point asked fp32
     assert any("fp32, nf4" in note for note in composed.notes)
@@ -256,7 +257,7 @@ def test_precisions_are_restricted_to_the_machine_with_a_note_unless_asked_for()
 
 def test_a_precision_that_takes_many_times_as_long_is_searched_only_where_it_is_asked_for():
     able, slow = ["fp32", "bf16", "nf4"], {"bf16": 33.0}
-    composed = compose(["experiment=quickstart", "search.start_from=[{precision: bf16}, {precision: nf4}]"])
+    composed = compose(["space=precision", "search.start_from=[{precision: bf16}, {precision: nf4}]"])
     left = composed.on_machine(able, slow)
     assert left.space["precision"] == Choices(("fp32", "nf4"))
     assert left.start == [{"precision": "nf4"}]
