@@ -144,7 +144,7 @@ class OptimConfig:
 
     lr: float = key(1e-3, above=0.0, high=1e4)  # peak learning rate
     head_lr: float | None = key(None, above=0.0, high=1e4)  # peak learning rate of a task head; null: lr · head_ratio
-    head_ratio: float = key(1.0, above=0.0, high=1e4)  # the head's peak learning rate over lr
+    head_ratio: float = key(1.0, above=0.0, high=1e4)  # the head's peak learning rate over lr, without head_lr
     b_ratio: float = key(1.0, above=0.0, high=1e4)  # B's peak learning rate over lr: LoRA+ (arXiv 2402.12354)
     weight_decay: float = key(0.0, low=0.0, high=10.0)
     schedule: str = key("linear", choices=("linear", "cosine", "constant"))
@@ -366,11 +366,6 @@ def check_trial(trial: TrialConfig) -> None:
 def check_needs(trial: TrialConfig) -> None:
     """What a head's learning rate, class weights and start values need of other keys. Raises ConfigError."""
     optim, lora, schema = trial.optim, trial.lora, trial.data.schema
-    if optim.head_lr is not None and optim.head_ratio != 1.0:
-        raise ConfigError(
-            f"optim.head_lr={optim.head_lr:g} and optim.head_ratio={optim.head_ratio:g}: both say the head's learning"
-            " rate. Give one: head_lr is the rate itself, head_ratio times optim.lr."
-        )
     if trial.task.name == "completion" and (optim.head_lr is not None or optim.head_ratio != 1.0):
         given = f"head_ratio={optim.head_ratio:g}" if optim.head_lr is None else f"head_lr={optim.head_lr:g}"
         raise ConfigError(

@@ -16,17 +16,17 @@ from sweeps.config import SweepConfig, seconds_of, stand_ins
 from trainer.config import TrialConfig
 
 DEFAULT_TIME = "15m"
-# A fresh classification head needs about 300 steps of 16 rows until curves flatten (MiniLM, 960 rows: five passes), a
-# decoder that names a label about 100 (SmolLM2, 288 rows: five passes), and larger sets three passes (BENCHMARKS.md,
-# "Quality of the defaults").
-_LEAST_ROWS = {"classification": 4800, "completion": 1600}
+# A classification head needs about 200 steps of 16 rows until curves flatten (MiniLM, 780 rows: four passes), a decoder
+# that names a label about 100 (SmolLM2, 288 rows: five passes), and larger sets three passes (BENCHMARKS.md, "Quality of
+# the defaults").
+_LEAST_ROWS = {"classification": 3200, "completion": 1600}
 _PASSES, _MOST_PASSES = 3, 40
 _ENOUGH_TOKENS = 128  # of a row: longer ones are cut before trials are made shorter, and only then to fewer
 _MOST_TOKENS = {"label": 512, "text": 256}  # of a row, where data.max_length is left open
 _MOST_TOKENS_ELSE = 2048  # of conversations and completions: what is cut there is what is to be learnt
 _DENSE = (2, 4, 5, 6, 7, 8)  # eighths of a trial at which it is scored, where that costs little
 _SPARSE = (2, 4, 8)
-_LITTLE = 0.04  # share of a trial's time for three more scorings
+_LITTLE = 0.05  # share of a trial's time for three more scorings
 _USED = 0.88  # share of the time that a plan fills: probes are short, and machines do other things
 _LINEAR_ROW_SECONDS = 0.002  # of the baseline linear, a row of some hundred words
 _END_SECONDS = 3.0  # ranking, and W&B's last words

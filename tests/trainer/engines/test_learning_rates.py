@@ -208,7 +208,6 @@ def test_the_untuned_model_has_no_adapter_whatever_its_start_values(
 @pytest.mark.parametrize(
     ("model", "changes", "said"),
     [
-        ("bert", {"head_lr": 1e-3, "head_ratio": 2.0}, "both say the head's learning rate"),
         ("llama", {"head_lr": 1e-3}, r"optim.head_lr=0.001 with task=completion, which trains no head"),
         ("llama", {"head_ratio": 2.0}, r"optim.head_ratio=2 with task=completion"),
         ("bert", {"head_ratio": 0.0}, r"optim.head_ratio=0.0 is out of range: expected greater than 0"),
