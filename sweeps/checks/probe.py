@@ -35,6 +35,7 @@ _ITEMS = (4, 32)  # scored: a few first, more where that was fast
 _SOON = 1.0  # seconds
 _BIAS = 4  # items of each bias set
 _BATCHES = 8  # optimiser steps whose tokens are counted
+_PROBED_TOKENS = 128  # of a row, at least where rows have as many
 _SHORT = 64  # tokens; rows are not cut to fewer to save time
 
 
@@ -191,10 +192,12 @@ class Prober:
         rows = max(1, round(sampled * len(self.dataset.train) / len(self.device_cache.dataset(trial).train)))
         if not timed:
             return Sizes(rows, 0, 1, {longest: Cost("", 0.0, 0.0, (), 0.0, 0.0)}, {longest: 0.0})
-        probe = self.probe(at[longest])
+        # Not at 512 tokens: passes of 16 such rows do not fit a CPU's caches, and few rows of a batch are that long.
+        measured = next((n for n in reversed(allowed) if n >= _PROBED_TOKENS), longest)
+        probe = self.probe(at[measured])
         tokens = {n: _mean_tokens(self.device_cache.validation(it).encoded) for n, it in at.items()}
-        n_validation = self.n_validation(at[longest])
-        item_seconds = {n: probe.item_seconds * tokens[n] / tokens[longest] for n in allowed}
+        n_validation = self.n_validation(at[measured])
+        item_seconds = {n: probe.item_seconds * tokens[n] / tokens[measured] for n in allowed}
         costs = {n: self.cost(at[n], replace(probe, item_seconds=item_seconds[n]), n_validation) for n in allowed}
         return Sizes(rows, n_validation, probe.budget.slots(at[longest]), costs, item_seconds)
 
