@@ -17,8 +17,8 @@ from trainer.config import TrialConfig
 
 DEFAULT_TIME = "15m"
 # A classification head needs about 200 steps of 16 rows until curves flatten (MiniLM, 780 rows: four passes), a decoder
-# that names a label about 100 (SmolLM2, 288 rows: five passes), and larger sets three passes: BENCHMARKS.md, "Quality of
-# the defaults".
+# that names a label about 100 (SmolLM2, 288 rows: five passes), and larger sets three passes: BENCHMARKS.md,
+# "Quality of the defaults".
 _LEAST_ROWS = {"classification": 3200, "completion": 1600}
 _PASSES, _MOST_PASSES = 3, 40
 _ENOUGH_TOKENS = 128  # of a row: longer ones are cut before trials are made shorter, and only then to fewer
