@@ -31,15 +31,16 @@ def test_a_sweep_starts_from_another_ones_best_point_and_ends_when_its_space_is_
     assert asked == [line["values"] for line in kept]
 
 
-def test_trials_after_known_points_are_drawn_at_random_before_the_sampler_models_any(
+def test_trials_after_known_points_are_drawn_at_random_before_the_sampler_models_any_after_a_resume_too(
     lorasweep, tiny, tmp_path_factory, tmp_path
 ):
     command = lorasweep(tmp_path_factory.mktemp("known"))
     points = "search.start_from=[{optim.lr: 1e-3}, {optim.lr: 2e-3}]"
     words = tiny("llama", "space=learning_rate", "lora.rank=4", "scheduler=fifo", "search.trials=5", points)
     words += ["sampler.n_startup_trials=2", "ray.max_concurrent_trials=1"]
-    done = command("run", *words, "sweep.name=known")
-    assert done.returncode == 0, done.stdout + done.stderr
+    for part in (("run", *words, "sweep.name=known", "search.trials=3"), ("resume", "runs/known", "search.trials=5")):
+        done = command(*part)
+        assert done.returncode == 0, done.stdout + done.stderr
     asks_file = SweepFolder(command.cwd / "runs" / "known").asks_file
     rates = [line["values"]["optim.lr"] for line in read_lines(asks_file) if line["event"] == "ask"]
 
