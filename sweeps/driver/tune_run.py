@@ -120,7 +120,7 @@ class TuneRun:
             disk_fault=self.interrupt.disk,
             used_up=progress.note,
         )
-        sampler = build_sampler(config.sampler, config.sweep.seed)
+        sampler = build_sampler(config.sampler, config.sweep.seed, len(plan.start_from))
         self.search = GuardedOptunaSearch(DefineByRun(composed.space), sampler, folder, plan)
         self.scheduler = build_scheduler(config.scheduler, config.train.rungs)
         self.scheduler.concurrent = concurrent

@@ -40,9 +40,17 @@ _UNFIT: dict[type, str] = {
     QMCSampler: "its sequence would start again on resume. Use TPESampler or RandomSampler",
 }
 
+_STARTUP = "n_startup_trials"  # of TPE and GP: trials that end before the model is used
 
-def build_sampler(config: Mapping[str, Any], seed: int) -> BaseSampler:
+
+def build_sampler(config: Mapping[str, Any], seed: int, start_points: int = 0) -> BaseSampler:
     """The Optuna sampler of config group ``sampler``, seeded.
+
+    Args:
+        config: ``_target_`` and keyword arguments.
+        seed: of its random numbers.
+        start_points: points that are tried before the sampler is asked. Optuna counts them among
+            ``n_startup_trials``, and a model of them alone would keep to where they lie.
 
     Raises:
         ConfigError: for an unknown class or keyword, or a value that the class refuses.
@@ -51,6 +59,11 @@ def build_sampler(config: Mapping[str, Any], seed: int) -> BaseSampler:
     given = dict(config)
     if given.get("seed") is None:
         given.pop("seed", None)
+    taken = inspect.signature(cls).parameters
+    if start_points and _STARTUP in taken:
+        drawn = given.get(_STARTUP, taken[_STARTUP].default)
+        if isinstance(drawn, int):  # anything else is refused by _make
+            given[_STARTUP] = drawn + start_points
     fixed = {"seed": (seed, "the search is seeded by sweep.seed")}
     sampler: BaseSampler = _make("sampler", cls, given, fixed)
     return sampler

@@ -75,7 +75,7 @@ def learnt(names: Sequence[str], ranks: Sequence[int] = (4, 16, 64), size: int =
 
 @cache
 def composed_for(words: tuple[str, ...]) -> Composed:
-    return compose([*words, "search.trials=32"])
+    return compose(["search.trials=32", *words])
 
 
 def on_grid(model: Model, composed: Composed) -> Landscape:
@@ -135,7 +135,7 @@ def search_trials(
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as root:
         search = GuardedOptunaSearch(
             DefineByRun(composed.space),
-            build_sampler({**composed.config.sampler, "seed": None}, seed),
+            build_sampler({**composed.config.sampler, "seed": None}, seed, len(start)),
             SweepFolder(Path(root)),
             SearchPlan(trials, seed, start, prior),
         )

@@ -76,7 +76,7 @@ class Loop:
         folder = SweepFolder(self.root)
         self.search = GuardedOptunaSearch(
             DefineByRun(self.space),
-            build_sampler(self.sampler, self.seed),
+            build_sampler(self.sampler, self.seed, len(self.search_options.get("start_from", ()))),
             folder,
             SearchPlan(self.trials, self.seed, **self.search_options),
         )

@@ -55,6 +55,14 @@ def test_samplers_are_built_from_their_mapping_and_seeded_by_the_sweep() -> None
     assert same[0]._rng.rng.random() == same[1]._rng.rng.random()  # type: ignore[attr-defined]
 
 
+def test_points_that_a_search_starts_from_do_not_count_among_those_drawn_at_random() -> None:
+    gp = {"_target_": "optuna.samplers.GPSampler"}
+    for config, drawn in (({**TPE, "n_startup_trials": 4}, 7), (TPE, 13), ({**gp, "n_startup_trials": 5}, 8), (gp, 13)):
+        sampler: Any = build_sampler(config, seed=0, start_points=3)
+        assert sampler._n_startup_trials == drawn
+    assert isinstance(build_sampler({"_target_": "optuna.samplers.RandomSampler"}, 0, start_points=3), RandomSampler)
+
+
 def test_schedulers_get_the_sweeps_own_settings() -> None:
     asha = build_scheduler(ASHA, [8, 24]).inner
     assert isinstance(asha, AsyncHyperBandScheduler)
