@@ -220,7 +220,7 @@ def transfer_target(
 ) -> tuple[Space, BaseModel, Objective, Callable[[Mapping[str, Scalar]], LoraSettings]]:
     """What trials of a sweep over another model are placed in (``sweeps/search/transfer.py``)."""
     config = composed.config
-    model = base_model(config.model, config.task.name == "classification")
+    model = base_model(config.model)
     return composed.space, model, composed.objective, composed.template.lora
 
 
@@ -291,7 +291,7 @@ def _build(
     space, fixed = _space(config, origins, read.settings)
     changed = "space" in read.choices or bool(fixed) or any(it.path.startswith("space") for it in read.settings)
     known = placed(
-        portfolio(base_model(config.model, config.task.name == "classification")),
+        portfolio(base_model(config.model)),
         space,
         TrialTemplate(config, whole).lora,
     )

@@ -100,7 +100,7 @@ def _model(folder: SweepFolder) -> BaseModel:
     config = fast_yaml.load(folder.sweep_file.read_text()).get("config") or {}
     names = {item.name for item in fields(ModelConfig)}
     given = {name: value for name, value in (config.get("model") or {}).items() if name in names}
-    return base_model(ModelConfig(**given), (config.get("task") or {}).get("name") == "classification")
+    return base_model(ModelConfig(**given))
 
 
 def _trials(

@@ -8,16 +8,15 @@ from trainer.config import ModelConfig
 from trainer.models.model_files import width
 
 
-def base_model(model: ModelConfig, head: bool) -> BaseModel:
+def base_model(model: ModelConfig) -> BaseModel:
     """Width and kind of a model: of a package as listed, else as its ``config.json`` says, if it is on this machine.
 
     Args:
         model: where it is.
-        head: whether a classification head is trained with it.
     """
     if model.source == "package":
         package = PACKAGES.get(model.package or "")
-        return BaseModel(package.hidden_size, package.model_type, head) if package else BaseModel(head=head)
+        return BaseModel(package.hidden_size, package.model_type) if package else BaseModel()
     file = Path(model.path or "") / "config.json"
     if model.source == "hub" and model.name:
         from huggingface_hub import try_to_load_from_cache
@@ -27,6 +26,6 @@ def base_model(model: ModelConfig, head: bool) -> BaseModel:
         except ValueError:  # no name that a repository can have
             cached = None
         if not isinstance(cached, str):
-            return BaseModel(head=head)
+            return BaseModel()
         file = Path(cached)
-    return BaseModel(*width(file), head)
+    return BaseModel(*width(file))

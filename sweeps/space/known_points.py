@@ -32,7 +32,6 @@ _PRIOR: dict[str, Scalar] = {
 }  # no precision: not every machine does every one, and a point that asks for one that it lacks is left out
 _RULES = ("sqrt", "ratio", "fixed")  # of two that place a rate equally well the first: rsLoRA, arXiv 2312.03732
 _FAR = math.log(2)  # a rate that the space moves by more than this is no longer the known point
-_NEAR_WIDTH = 2.0
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,10 @@ class BaseModel:
     Attributes:
         hidden_size: None where it is not known.
         model_type: as in its ``config.json``; "" where it is not known.
-        head: whether a classification head is trained with it.
     """
 
     hidden_size: int | None = None
     model_type: str = ""
-    head: bool = False
 
     @property
     def factor(self) -> float:
@@ -72,20 +69,7 @@ def _read() -> dict[str, list[dict[str, Any]]]:
 
 def portfolio(model: BaseModel) -> list[RatePoint]:
     """The points that suit a model, the most useful one first."""
-    small = [it for it in _read()["small"] if _alike(it, model)]
-    off = {it["hidden_size"]: abs(math.log(it["hidden_size"] / (model.hidden_size or 1))) for it in small}
-    near = [it for it in small if off[it["hidden_size"]] == min(off.values())]
-    first = [
-        RatePoint(it["rate"] * rate_factor(model.hidden_size, model.model_type, it["hidden_size"]), it["rank"])
-        for it in near
-    ]
-    return [*first, *(RatePoint(it["rate"] * model.factor, it["rank"]) for it in _read()["points"])]
-
-
-def _alike(measured: Mapping[str, Any], model: BaseModel) -> bool:
-    if not model.hidden_size or measured["head"] != model.head:
-        return False
-    return 1 / _NEAR_WIDTH <= measured["hidden_size"] / model.hidden_size <= _NEAR_WIDTH
+    return [RatePoint(it["rate"] * model.factor, it["rank"]) for it in _read()["points"]]
 
 
 def expand(entries: Sequence[Any], known: Sequence[Mapping[str, Scalar]]) -> Iterator[tuple[dict[str, Any], bool]]:

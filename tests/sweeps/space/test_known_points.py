@@ -64,14 +64,12 @@ def test_effective_rate_is_the_adapters_own_scaling() -> None:
         assert effective_rate(1.0, rule, value, 8) * 32 == pytest.approx(8 * alpha / (8**0.5 if rslora else 8))
 
 
-def test_narrow_models_get_higher_rates_by_the_published_rule_and_a_point_of_their_own_first() -> None:
+def test_narrow_models_get_higher_rates_by_the_published_rule() -> None:
     plain, narrow = portfolio(BaseModel(4096, "llama")), portfolio(BaseModel(512, "llama"))
     assert [it.rate for it in portfolio(BaseModel())] == [it.rate for it in plain]
     assert narrow[0].rate / plain[0].rate == pytest.approx(4**0.781)
     assert portfolio(BaseModel(1024, "qwen3"))[0].rate / plain[0].rate == pytest.approx(2**0.0775)
-    classifier = portfolio(BaseModel(384, "bert", head=True))
-    assert (classifier[0].rate, classifier[0].rank) == (2.25e-3, 16)
-    assert len(classifier) == len(plain) + 1 == len(portfolio(BaseModel(384, "bert"))) + 1
+    assert len(narrow) == len(plain)
 
 
 def test_the_portfolio_is_what_the_published_grid_teaches() -> None:
