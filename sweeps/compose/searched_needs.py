@@ -28,6 +28,12 @@ def check_searched_needs(config: SweepConfig, space: Space) -> None:
         config: of the sweep.
         space: what is searched.
     """
+    if "optim.head_ratio" in space and (config.optim.head_lr is not None or "optim.head_lr" in space):
+        given = "" if config.optim.head_lr is None else f"={config.optim.head_lr:g}"
+        raise ConfigError(
+            f"optim.head_lr{given} and space.optim.head_ratio: both say the head's learning rate. Give one: head_lr is"
+            " the rate itself, head_ratio times optim.lr."
+        )
     if config.space_constraints:
         return
     trial = trial_part(config, "check")

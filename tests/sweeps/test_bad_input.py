@@ -169,8 +169,8 @@ WRONG = {
     "bad chat roles": Wrong(DATA, ["train.jsonl, line 1", "role 'asistant'", "'assistant'"], CHAT, chat_of(USER, {"role": "asistant", "content": "x"})),
     "a conversation without an answer": Wrong(DATA, ["train.jsonl, line 1", "no message of the assistant"], CHAT, chat_of(USER)),
     "chat with a model without a template": Wrong(MODEL, ["no chat template", "data.schema=completion"], CHAT, lambda here: bytes_of(b"".join(2 * [json.dumps({"messages": [USER, ANSWER]}).encode() + b"\n"]), "train.jsonl")(here), "data"),
-    "a 50,000-character question that leaves no answer": Wrong(DATA, ["train.jsonl, line 1", "data.max_length=128 cuts it off"], [*CHAT, *FOLDER_OF_MODEL], lambda here: long_question(here), "data"),
-    "50,000-character labels": Wrong(CONFIG, ["data.max_length=128 leaves no room", "shorten"], BOTH, csv_of(*2 * ["a," + "the apple " * 5000, "b,metal"]), "data"),
+    "a 50,000-character question that leaves no answer": Wrong(DATA, ["train.jsonl, line 1", "data.max_length=128 cuts it off"], [*CHAT, *FOLDER_OF_MODEL, "data.max_length=128"], lambda here: long_question(here), "data"),
+    "50,000-character labels": Wrong(CONFIG, ["data.max_length=128 leaves no room", "shorten"], [*BOTH, "data.max_length=128"], csv_of(*2 * ["a," + "the apple " * 5000, "b,metal"]), "data"),
     # splits
     "validation given and made": Wrong(DATA, ["both say which rows are for validation"], ["data.split.validation=0.2"]),
     "neither given nor made": Wrong(CONFIG, ["data.validation", "data.split.validation=0.2"], ["data.validation=null", "data.split.validation=0"]),

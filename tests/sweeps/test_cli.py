@@ -88,7 +88,7 @@ def test_the_other_commands_hand_over_their_arguments(called):
     cli.main(["resume", "runs/x", "search.trials=9", "--quiet"])
     cli.main(["export", "runs/x", "t0001", "--to", "out", "--merge"])
     cli.main(["export", "runs/x", "--to", "out"])
-    assert called.calls[0][1][0].trial("t0000", {}).lora.rank == 2
+    assert called.calls[0][1][0].config.lora.rank == 2
     assert called.calls[1:] == [
         ("resume_sweep", ("runs/x", ["search.trials=9"]), {"view": "quiet"}),
         ("export", ("runs/x", "t0001", "out", True), {}),
