@@ -118,7 +118,8 @@ class Composed:
         if not available:
             raise HardwareError("This machine can do none of the precisions: fp32, bf16, int8, nf4.")
         if self.config.precision == "auto":
-            best = "bf16" if "bf16" in available and "bf16" not in slow else available[0]
+            wanted = self.precisions if "precision" in self.space else ["bf16", "fp32"]
+            best = next((name for name in wanted if name in available and name not in slow), available[0])
             return self.with_values({"precision": best}).on_machine(available, slow)
         explicit = any(path.startswith("space.precision") for path in self.explicit)
         space, note = restrict_precisions(self.space, available, explicit, slow)

@@ -18,7 +18,7 @@ from sweeps.driver.baseline_runner import BaselineRunner, missing, planned
 from sweeps.driver.device_client import DeviceClient
 from sweeps.driver.device_worker import DeviceWorker
 from tests.sweeps.driver.test_device_worker import FakeEngine, worker
-from trainer.config import Baseline
+from trainer.config import PRECISIONS, Baseline
 from trainer.engine import Admitted
 
 
@@ -28,7 +28,7 @@ def wanted_baselines(names: str) -> list[Baseline]:
 
 
 def planned_for(*overrides: str) -> list[Baseline]:
-    composed = compose(list(overrides))
+    composed = compose([*overrides, "train.max_steps=8", "data.max_length=64"]).on_machine(PRECISIONS)
     return planned(composed.template, composed.precisions)
 
 
@@ -40,7 +40,7 @@ def test_a_row_for_each_precision_that_is_searched_but_one_where_no_model_takes_
     assert names("baselines=[majority,few_shot]", "precision=choice(nf4,fp32)") == [
         "majority",
         "few_shot",
-        "few_shot@nf4",
+        "few_shot@fp32",
     ]
     assert names("precision=choice(bf16,nf4)") == ["zero_shot", "majority", "linear", "zero_shot@nf4"]
     assert names("baselines=[zero_shot,retrieval]", "precision=bf16") == ["zero_shot", "retrieval"]
