@@ -139,6 +139,7 @@ def command(lorasweep: Any, with_toy: House, tmp_path_factory: pytest.TempPathFa
 def measured(command: Any, tiny: Callable[..., list[str]]) -> SweepFolder:
     """A sweep of three trials that measures the toy set."""
     settings = ["search.trials=3", "scheduler=fifo", "objective=single", "precision=fp32", "sweep.name=toy"]
+    settings += ["baselines=[zero_shot]"]
     done = command("run", *tiny("llama", "bias.toy=4", *settings))
     assert done.returncode == 0, done.stderr
     return SweepFolder(command.cwd / "runs" / "toy")
@@ -237,6 +238,7 @@ def test_a_metric_costs_two_files_and_ranks_with_an_interval(
     assert changed.changed() == {computed, row}
     command = lorasweep(tmp_path, {"PYTHONPATH": str(changed.root)})
     settings = ["search.trials=3", "scheduler=fifo", "precision=fp32", "objective=single", "sweep.name=own"]
+    settings += ["baselines=[zero_shot]"]
     term = ["objective.terms.quality.metric=error_rate", "objective.terms.quality.direction=min"]
     done = command("run", *tiny("llama", *settings, *term))
     assert done.returncode == 0, done.stderr
