@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import sys
 
 import pytest
@@ -28,7 +29,7 @@ def test_rows_stand_as_the_model_sees_them_with_the_loss_bearing_tokens_marked(s
     assert out.count("⟦bird") == 1  # the tiny tokenizer decodes without the space
     assert f"{tiny_data[0]}, line 2" in out
     assert "1 bear loss" in out
-    assert "data.max_length=128 cuts none." in out
+    assert re.search(r"data\.max_length=(16|24|32) cuts none\.", out)  # as long as the rows need, in eights
     lines = [line.split() for line in out.splitlines()]
     assert ["bird", "20", "(33.3", "%)", "10", "(33.3", "%)"] in lines
 
