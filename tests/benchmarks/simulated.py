@@ -198,7 +198,7 @@ def overrides(folder: Path) -> list[str]:
     return [
         "task=classification", "model=hub", "model.name=simulated/none", "data=csv", f"data.train={files['train']}",
         f"data.validation={files['validation']}", "bias=none", "baselines=[]", "tracking=none", "objective=single",
-        "data.max_length=64",
+        "data.max_length=64", "search.start_from=[]",
         "objective.terms.quality.metric=accuracy", "train.max_steps=16", "train.rungs=[4,8,16]", "resources.slots=4",
         "space=learning_rate", "lora.rank=choice(4,8,16,32)", "precision=fp32",
         "sweep.name=simulated", f"sweep.dir={folder}/runs",

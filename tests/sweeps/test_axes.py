@@ -19,6 +19,7 @@ AXES = [
     "optim.b_ratio=choice(1.0,16.0)",
     "scheduler=fifo",
     "baselines=[majority]",
+    "precision=fp32",
 ]
 
 

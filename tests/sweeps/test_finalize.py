@@ -28,6 +28,7 @@ def sweep(tiny, tmp_path_factory) -> Path:
     where = tmp_path_factory.mktemp("finals")
     (where / "test.csv").write_bytes(b"\xff\xfe\x00garbage")
     more = [f"data.test={where / 'test.csv'}", "optim.lr=2e-2", "sweep.name=tiny", "baselines=[retrieval]"]
+    more += ["precision=fp32"]
     more += ["eval.generate=true", "lora.dropout=0.1", "train.max_steps=12", "train.rungs=[3,12]"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(where)

@@ -367,14 +367,14 @@ class Patching(importlib.abc.MetaPathFinder):
 
 def patch(module):
     if module.__name__ == "trainer.engines.slot":
-        initial_a = module.initial_a
+        initial_values = module.initial_values
 
-        def heavy(rank, *args, **kwargs):
-            if rank == 64:
+        def heavy(settings, *args, **kwargs):
+            if settings.rank == 64:
                 raise MemoryError("no room for the adapter")
-            return initial_a(rank, *args, **kwargs)
+            return initial_values(settings, *args, **kwargs)
 
-        module.initial_a = heavy
+        module.initial_values = heavy
         return
     evaluate = module.evaluate
 

@@ -191,7 +191,7 @@ def test_an_exchange_is_written_down_and_a_resumed_trial_has_its_new_values(tmp_
 def device(tiny, tmp_path):
     """A device worker with packs, and two trials that differ in their learning rate."""
     more = ("lora.rank=4", "optim.schedule=constant", "space=optimizer", "train.rungs=[2,4,6,8]", "scheduler=fifo")
-    composed = compose(tiny("llama", *more))
+    composed = compose(tiny("llama", *more, "precision=fp32", "data.max_length=64"))
     worker: Any = DeviceWorker(
         EngineConfig(), 2, Objective.from_config(composed.resolved()["objective"]), 1, "here", package_root()
     )
@@ -306,7 +306,10 @@ def test_the_driver_writes_an_exchange_down_once_a_device_has_made_it(tmp_path, 
 
     monkeypatch.setattr(device_client.ray, "get", lambda reference, timeout=None: reference)
     sweep: Any = tune_run.TuneRun.__new__(tune_run.TuneRun)
-    sweep.folder, sweep.composed = SweepFolder(tmp_path), compose(["space=optimizer", "scheduler=pbt"])
+    sweep.folder, sweep.composed = (
+        SweepFolder(tmp_path),
+        compose(["space=optimizer", "scheduler=pbt", "precision=fp32", "train.max_steps=8", "data.max_length=64"]),
+    )
     sweep.progress = SimpleNamespace(note=said.append)
     sweep.tracking = SimpleNamespace(log_exchange=logged.append)
     sweep.search = search(tmp_path)
