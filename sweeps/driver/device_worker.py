@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.errors import FolderError, LorasweepError
-from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder, disk_fault
+from analysis.folder import ENDED, MetricsRow, State, SweepFolder, TrialFolder, disk_fault
 from analysis.objective import Objective
 from sweeps.checks.simulate import Sizes
 from sweeps.driver.device_facts import DataFacts, WorkerFacts
@@ -313,6 +313,9 @@ class DeviceWorker:
     def _admit(self, trial: TrialConfig, folder: TrialFolder, alone: bool = False) -> Admission | Ended | Halted:
         if trial.trial_id in self._folders:  # the proxy died that had this slot: the trial goes on from its last rung
             self._end(trial.trial_id, State.STOPPED_EARLY)
+        # A proxy that was killed while it gave a slot back: its trial has ended, and nobody will free the slot.
+        for ended in [name for name in self._resting if self._folders[name].read_status().state in ENDED]:
+            self._end(ended, State.STOPPED_EARLY)
         if self._alone in self._folders or (alone and self._folders):
             return Full()
         # A rung whose row the driver did not get to record must be reported again: go on from the one before.

@@ -53,6 +53,7 @@ class Worker:
         self._folders: dict[str, Any] = {}
         self._events: dict[str, Any] = {}
         self._alone = ""
+        self._resting: set[str] = set()
 
     def __getattribute__(self, name: str) -> Any:
         found = object.__getattribute__(self, name)
