@@ -6,6 +6,7 @@ of bias sets stand in ``analysis/bias_sets.py``.
 """
 
 import math
+from collections.abc import Mapping
 
 from analysis import item_sums as sums
 from analysis.bias_sets import bias_metrics
@@ -72,6 +73,11 @@ def full_name(given: str) -> str:
         return name
     below = [known for known in RANKABLE if known.startswith(f"{name}.")]
     return f"{name}.distance" if f"{name}.distance" in below else below[0] if len(below) == 1 else name
+
+
+def one_class(metrics: Mapping[str, float]) -> bool:
+    """Whether the predictions behind these metrics are one label for all rows: nothing has been learnt yet."""
+    return metrics.get("classes_predicted", math.inf) <= 1
 
 
 def scale(name: str) -> tuple[float, float]:

@@ -45,7 +45,7 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
         import_libraries()
         import torch
 
-        from sweeps.checks.probe import Prober
+        from sweeps.checks.probe import sizes_on
         from trainer.baselines import score_baseline
         from trainer.device_cache import DeviceCache
         from trainer.engines.make import make_engine
@@ -65,10 +65,7 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     device_cache = DeviceCache(device)
     composed = composed.with_values({"search.time": None, "search.trials": 1})
     if is_open(composed):
-        asked = asked_about(composed)
-        device_cache.base(asked)
-        prober = Prober(device_cache.dataset(asked), device, composed.config.engine, device_cache)
-        sizes = prober.sizes(asked, is_timed(composed))
+        sizes = sizes_on(device_cache, composed.config.engine, asked_about(composed), is_timed(composed))
         composed = choose(composed, Measured(sizes, 1, time.monotonic() - began))
     trial = composed.trial("t0000", values)
     engine = make_engine(composed.config.engine, device_cache, composed.objective.score, 1)

@@ -10,6 +10,7 @@ from analysis import fast_yaml
 from analysis.errors import LorasweepError
 from analysis.folder import MetricsRow, SweepFolder
 from analysis.leaderboard.ranking import objective_of
+from analysis.metrics import one_class
 from analysis.rows import Row, sweep_yaml
 
 _EDGE = 0.1  # of the logarithmic width of the searched learning rates: so near to an end, the best may lie beyond it
@@ -31,7 +32,7 @@ def advice(folder: SweepFolder, best: Row) -> str:
     except (LorasweepError, OSError, ValueError, yaml.YAMLError):
         rungs, config = [], {}
     longer, trial = _longer(config, best), best.trial_id
-    if best.metrics.get("classes_predicted", math.inf) <= 1:
+    if one_class(best.metrics):
         higher = _rate(folder, best)
         rate = f" or raise the learning rate (it had {higher:.2g})" if higher else " or raise the learning rate"
         return f"{trial} still gives every row the same label: train longer ({longer}){rate}."

@@ -256,7 +256,9 @@ def _count(trials: int, asked: int) -> str:
 
 
 def shown_time(seconds: float) -> str:
-    """Such as 50 s, 12 min or 2 h 5 min."""
+    """Such as 1.5 s, 50 s, 12 min or 2 h 5 min."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

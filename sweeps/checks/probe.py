@@ -229,6 +229,19 @@ class Prober:
         gc.collect()
 
 
+def sizes_on(device_cache: DeviceCache, settings: EngineConfig, trial: TrialConfig, timed: bool) -> Sizes:
+    """``Prober.sizes`` with the base model and the rows of a device's own cache.
+
+    Args:
+        device_cache: of the device.
+        settings: how packs are trained.
+        trial: see ``Prober.sizes``.
+        timed: see there.
+    """
+    device_cache.base(trial)
+    return Prober(device_cache.dataset(trial), device_cache.device, settings, device_cache).sizes(trial, timed)
+
+
 class _Sampled(DeviceCache):
     """A device cache of a sample of the rows."""
 

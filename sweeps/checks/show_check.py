@@ -9,6 +9,7 @@ from rich.text import Text
 
 from analysis import fast_yaml
 from sweeps.checks.estimate import Check, audited, drawn, estimate, plan
+from sweeps.checks.length import shown_time
 from sweeps.checks.preflight import check_rung, preflight_assets
 from sweeps.compose.compose import Composed
 from trainer.config import PRECISIONS
@@ -113,15 +114,15 @@ def _show_estimate(console: Console, check: Check) -> None:
     for number, (precision, found) in enumerate(check.precisions.items()):
         text = (
             f"{precision}: model {_bytes(found['base_bytes'])}, a trial {_bytes(found['trial_bytes'])},"
-            f" {found['slots']:.0f} side by side; a step alone {_seconds(found['step_seconds'])}"
-            f" ({found['tokens_per_second']:,.0f} tokens/s), a rung's scoring {_seconds(found['score_seconds'])}"
+            f" {found['slots']:.0f} side by side; a step alone {shown_time(found['step_seconds'])}"
+            f" ({found['tokens_per_second']:,.0f} tokens/s), a rung's scoring {shown_time(found['score_seconds'])}"
         )
         _line(console, "" if number else "probed", text)
     estimate = check.estimate
     _line(
         console,
         "time",
-        f"about {_seconds(estimate['seconds'])} ({_seconds(estimate['low'])} to {_seconds(estimate['high'])}) on"
+        f"about {shown_time(estimate['seconds'])} ({shown_time(estimate['low'])} to {shown_time(estimate['high'])}) on"
         f" {estimate['devices']} × {estimate['device']}, {estimate['slots']} trials side by side; about"
         f" {estimate['completed']} of {check.plan['trials']} reach their last step",
     )
@@ -147,15 +148,6 @@ def _show_problems(console: Console, problems: list[tuple[str, str]]) -> None:
 
 def _bytes(n: float) -> str:
     return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 10:
-        return f"{seconds:.2g} s"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _flops(n: float) -> str:

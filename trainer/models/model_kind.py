@@ -30,12 +30,24 @@ def encoder_name(config: ModelConfig, network: bool) -> str:
     name = config.path if config.source == "local" else config.name
     if not name:
         return ""
-    file = Path(name) / "config.json" if config.source == "local" else _hub_file(config, network)
+    file = config_file(config, network)
     try:
         settings = json.loads(file.read_text(encoding="utf-8")) if file else {}
     except (OSError, ValueError):  # loading the model says what is wrong
         return ""
     return Path(name).name if isinstance(settings, Mapping) and _encodes(settings) else ""
+
+
+def config_file(config: ModelConfig, network: bool) -> Path | None:
+    """The ``config.json`` of a model in a folder or of the hub; None of a package, and where it is not to be had.
+
+    Args:
+        config: names the model.
+        network: whether that of a hub's model may be fetched; else only the hub's cache is looked at.
+    """
+    if config.source == "local":
+        return Path(config.path) / "config.json" if config.path else None
+    return _hub_file(config, network) if config.source == "hub" and config.name else None
 
 
 def _encodes(settings: Mapping[str, Any]) -> bool:

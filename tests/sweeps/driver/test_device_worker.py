@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import sweeps.driver.device_client
-from analysis.folder import MetricsRow, State, TrialFolder
+from analysis.folder import MetricsRow, State, Status, TrialFolder
 from analysis.objective import Objective, Term
 from sweeps.driver.device_client import DeviceClient
 from sweeps.driver.device_worker import DeviceWorker
@@ -119,6 +119,20 @@ def test_a_trial_whose_proxy_died_leaves_its_slot_before_it_is_admitted_again(tm
         assert isinstance(device._admit(TRIAL, TrialFolder(tmp_path)), Admitted)
     assert engine.ended == ["t0000"]
     assert list(device._folders) == ["t0000"]
+
+
+def test_a_trial_that_has_ended_leaves_its_slot_though_its_proxy_died_before_it_gave_it_back(tmp_path: Path) -> None:
+    device, files = worker(engine := FakeEngine()), TrialFolder(tmp_path / "t0001")
+    other: Any = SimpleNamespace(trial_id="t0001")
+    device._admit(other, files)
+    device._resting.add("t0001")
+    files.write_status(Status(State.RUNNING))
+    device._admit(TRIAL, TrialFolder(tmp_path / "t0000"))
+    assert engine.ended == []  # it waits for its decision
+    files.write_status(Status(State.STOPPED_EARLY))
+    device._admit(SimpleNamespace(trial_id="t0002"), TrialFolder(tmp_path / "t0002"))
+    assert engine.ended == ["t0001"]
+    assert list(device._folders) == ["t0000", "t0002"]
 
 
 def test_a_new_proxy_frees_the_slot_of_the_one_that_died_wherever_it_was(
