@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import AuthenticationError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -31,6 +32,7 @@ _START_ATTEMPTS = 3
 # glibc gives the memory of each large tensor back to the system at once, and faults it in again at the next step, which
 # is a sixth of its time on a CPU. Up to this many bytes it keeps.
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 28), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
+_started: list[psutil.Process] = []  # the raylet of a Ray of our own; like Ray's connection, one of this process
 _START_SECONDS = 60  # importing torch on a busy machine takes a part of it
 
 
@@ -77,21 +79,52 @@ def ray_running(config: SweepConfig) -> Iterator[Callable[[], None]]:
             " cluster with token authentication needs RAY_AUTH_MODE=token and its token here too. Without ray.address a"
             " local Ray is started."
         ) from error
-    ending = threading.Thread(target=ray.shutdown, name="ending Ray")
+    ending = threading.Thread(target=end_ray, name="ending Ray")
     try:
         yield ending.start
     finally:
         if ending.ident is None:  # it was not called
-            ray.shutdown()
+            end_ray()
         else:
             ending.join()
 
 
+def end_ray(seconds: float | None = None) -> None:
+    """``ray.shutdown``, and an end to the processes of a local Ray that would outlive it.
+
+    Its agents first report that their raylet is gone, to a control store that is gone as well: they try for a minute.
+
+    Args:
+        seconds: after which ``ray.shutdown`` is not waited for any more; None for as long as it takes.
+    """
+    ours = [process for raylet in _started for process in (raylet, *_below(raylet))]
+    _started.clear()
+    shutdown = threading.Thread(target=ray.shutdown, name="ray.shutdown", daemon=True)
+    shutdown.start()
+    shutdown.join(seconds)
+    for process in ours:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+def _below(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _raylets() -> list[psutil.Process]:
+    return [child for child in _below(psutil.Process()) if child.is_running() and child.name() == "raylet"]
+
+
 def _start(options: dict[str, Any]) -> None:
     """``ray.init``, and again where a busy machine did not get a Ray of its own up within Ray's 30 seconds."""
+    before = _raylets()
     for left in reversed(range(_START_ATTEMPTS)):
         try:
             ray.init(**options)
+            _started.extend(raylet for raylet in _raylets() if raylet not in before)
             return
         except Exception as error:
             ray.shutdown()

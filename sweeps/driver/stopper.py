@@ -8,12 +8,12 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import ray
 from ray.tune.stopper import Stopper
 
 from analysis.errors import INTERRUPTED, FolderError, LorasweepError
 from analysis.folder import State
 from sweeps.display.progress import Progress
+from sweeps.driver.ray_cluster import end_ray
 
 _SHUTDOWN_SECONDS = 3.0  # for Ray's own processes, which would outlive the driver for a while
 
@@ -101,10 +101,7 @@ class SweepStopper(Stopper):
             self._progress.close()
             # Threads that are still at work find no Ray any more; what they say of it helps nobody.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-            # In a thread, and not for long: what the signal interrupted may hold Ray's locks.
-            shutdown = threading.Thread(target=ray.shutdown, daemon=True)
-            shutdown.start()
-            shutdown.join(_SHUTDOWN_SECONDS)
+            end_ray(_SHUTDOWN_SECONDS)  # not for long: what the signal interrupted may hold Ray's locks
             os._exit(INTERRUPTED)
         self._signalled = True
         self.stop("Stopping. Everything scored so far is kept. Press Ctrl-C again to leave at once.")

@@ -40,6 +40,7 @@ _UNFIT: dict[type, str] = {
     QMCSampler: "its sequence would start again on resume. Use TPESampler or RandomSampler",
 }
 
+_KEEP_BEST = "keep_best"  # of our guard: the one keyword beside a scheduler's own
 _STARTUP = "n_startup_trials"  # of TPE and GP: trials that end before the model is used
 
 
@@ -73,13 +74,18 @@ def build_scheduler(config: Mapping[str, Any], rungs: Sequence[int]) -> "Guarded
     """The Ray Tune scheduler of config group ``scheduler``, guarded.
 
     Args:
-        config: ``_target_`` and keyword arguments.
+        config: ``_target_`` and keyword arguments, and ``keep_best``, which is the guard's.
         rungs: ``train.rungs``, optimiser steps, ascending; the last one is ``train.max_steps``.
 
     Raises:
         ConfigError: for an unknown class or keyword, a value that the class refuses, or milestones that are no rungs.
     """
+    keep_best = config.get(_KEEP_BEST, 0)
+    if isinstance(keep_best, bool) or not isinstance(keep_best, int) or keep_best < 0:
+        raise ConfigError(f"scheduler.{_KEEP_BEST}={keep_best!r}: expected a number of trials, 0 or more.")
     cls = _target("scheduler", config, TrialScheduler)
+    if not issubclass(cls, pbt.PopulationBasedTraining):  # which stops none
+        config = {name: value for name, value in config.items() if name != _KEEP_BEST}
     rungs_of(config, rungs)
     fixed = {
         "time_attr": ("step", "time is counted in optimiser steps"),
@@ -90,7 +96,7 @@ def build_scheduler(config: Mapping[str, Any], rungs: Sequence[int]) -> "Guarded
         "hard_stop": (True, "a trial that pauses would give its slot away"),
         "min_time_slice": (math.inf, "a trial that pauses would give its slot away"),
     }
-    return GuardedScheduler(_make("scheduler", cls, config, fixed), max_steps=rungs[-1])
+    return GuardedScheduler(_make("scheduler", cls, config, fixed), rungs[-1], keep_best)
 
 
 def rungs_of(config: Mapping[str, Any], rungs: Sequence[int]) -> list[int]:
@@ -123,12 +129,20 @@ class GuardedScheduler(TrialScheduler):
     - A diverged, failed or out-of-memory trial leaves no NaN among the scores that others are compared with.
     - A trial at its last step is left to complete; ASHA would stop it as if early.
     - While every trial still names one class for all items, none is stopped: their scores say nothing of them yet.
+    - A trial that is among the best few so far at a rung goes on. ASHA alone stops the second of two trials however
+      near it is, and a small sweep ends with one completed trial and nothing to compare it with.
+
+    Args:
+        inner: decides.
+        max_steps: optimiser steps of a trial that is not stopped.
+        keep_best: how many are "the best few".
     """
 
-    def __init__(self, inner: TrialScheduler, max_steps: int):
+    def __init__(self, inner: TrialScheduler, max_steps: int, keep_best: int = 0):
         super().__init__()
         self.inner: Any = inner  # gets a StandIn wherever Ray's annotations say Trial
-        self.max_steps = max_steps
+        self.max_steps, self.keep_best = max_steps, keep_best
+        self._objectives: dict[int, list[float]] = {}  # step → of the trials that have reached it
         self._learnt = False  # whether some trial has left the majority class
         self.concurrent = 0  # trials at a time, whose actors Tune is to keep
         self._added: set[str] = set()
@@ -191,7 +205,9 @@ class GuardedScheduler(TrialScheduler):
             return TrialScheduler.CONTINUE
         self._learnt = self._learnt or not names_one_class(result)
         decision: str = self.inner.on_trial_result(tune_controller, own, _shifted(result))
-        if decision == TrialScheduler.STOP and not self._learnt:
+        better = sum(other > result[METRIC] for other in self._objectives.setdefault(step, []))
+        self._objectives[step].append(result[METRIC])
+        if decision == TrialScheduler.STOP and (not self._learnt or better < self.keep_best):
             decision = str(TrialScheduler.CONTINUE)
         self._decided[own.trial_id, step] = decision
         return decision

@@ -23,6 +23,7 @@ NEW = (  # keys that 0.1.0 did not have, and what is below them
     "tracking.uri",
     "search.time",
     "search.transfer_from",
+    "scheduler.keep_best",
     "train.epochs",
     "train.patience",
     "lora.init",

@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from sweeps.checks.length import asked_about
 from sweeps.compose import conf_tree
 from sweeps.compose.compose import compose
+from sweeps.search.scheduler import build_scheduler
 from trainer.config import PRECISIONS
 
 OPTIONS = [(group, option) for group, options in conf_tree.groups().items() for option in options]
@@ -90,7 +91,7 @@ def test_keys_that_configs_hold_are_explained():
 )
 def test_asha_decides_at_exactly_the_rungs(overrides):
     config = compose(overrides).config
-    scheduler = instantiate(config.scheduler)
+    scheduler = build_scheduler(config.scheduler, config.train.rungs).inner
     milestones = {milestone for milestone, _ in scheduler._brackets[0]._rungs}
     assert milestones | {config.train.max_steps} == set(config.train.rungs)
 

@@ -1,14 +1,19 @@
 """Which device workers a sweep starts on which nodes, and what they claim there."""
 
 import asyncio
+import shutil
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from analysis.errors import FolderError, HardwareError
 from analysis.objective import Objective
 from sweeps.config import RayConfig, ResourcesConfig, SweepConfig
+from sweeps.driver import ray_cluster
 from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.ray_cluster import ray_running, seats
 from sweeps.process.installation import package_root
@@ -21,6 +26,32 @@ def node(name: str, alive: bool = True, **has: float) -> dict[str, Any]:
 
 def config(address: str | None = "head:6379", **resources: Any) -> SweepConfig:
     return SweepConfig(ray=RayConfig(address=address), resources=ResourcesConfig(**resources))
+
+
+def test_what_a_local_ray_leaves_running_is_ended_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    binary = tmp_path / "raylet"
+    shutil.copy(str(shutil.which("bash")), binary)
+    raylets = []
+
+    def start(**options: Any) -> list[psutil.Process]:
+        raylets.append(subprocess.Popen([binary, "-c", "sleep 600 & wait"]))
+        while not (below := psutil.Process(raylets[-1].pid).children()):
+            time.sleep(0.05)
+        return below
+
+    (of_another,) = start()
+    monkeypatch.setattr(ray_cluster.ray, "init", start)
+    monkeypatch.setattr(ray_cluster.ray, "shutdown", lambda: raylets[-1].kill())  # and the agent below it lives on
+    try:
+        with ray_running(config(address=None)):
+            agents = psutil.Process(raylets[-1].pid).children()
+        assert psutil.wait_procs(agents, timeout=10)[1] == []
+        assert of_another.is_running(), "a Ray that this sweep did not start is left alone"
+    finally:
+        of_another.kill()
+        for raylet in raylets:
+            raylet.kill()
+            raylet.wait()
 
 
 def test_every_node_without_a_gpu_gets_one_worker_that_leaves_room_for_the_proxies() -> None:

@@ -165,6 +165,43 @@ def test_asha_stops_the_worse_share_at_a_rung() -> None:
     assert decisions == [CONTINUE, CONTINUE, STOP, CONTINUE, STOP]
 
 
+MEDIAN = {"_target_": "ray.tune.schedulers.MedianStoppingRule", "grace_period": 8, "min_samples_required": 1}
+
+
+@pytest.mark.parametrize(("config", "alone"), [(ASHA, 1), (MEDIAN, 1), (FIFO, 9)])
+def test_the_best_few_so_far_at_a_rung_go_on(config: dict[str, Any], alone: int) -> None:
+    values = [0.9, 0.8, 0.7, 0.6, 0.85, 0.5, 0.75, 0.95, 0.86]
+    best_three = [values[k] in sorted(values[: k + 1])[-3:] for k in range(len(values))]
+
+    def goes_on(keep_best: int) -> list[bool]:
+        scheduler = build_scheduler({**config, "keep_best": keep_best}, [8, 24])
+        return [reaches(scheduler, f"t{k:04d}", 8, value) == CONTINUE for k, value in enumerate(values)]
+
+    without, with_three = goes_on(0), goes_on(3)
+    assert sum(without) >= alone
+    assert with_three == [left or kept for left, kept in zip(without, best_three, strict=True)]
+    assert without == goes_on(1) or config is MEDIAN
+    assert with_three != without or config is FIFO
+
+
+def test_the_best_few_are_the_same_after_a_replay_and_counted_at_each_rung() -> None:
+    config, values = {**ASHA, "keep_best": 2}, [0.9, 0.8, 0.7, 0.85]
+    whole = build_scheduler(config, [8, 24, 48])
+    rungs = [("rung", f"t{k:04d}", 8, value) for k, value in enumerate(values)] + [("rung", "t0003", 24, 0.8)]
+    records = [{"event": "ask", "trial_id": f"t{k:04d}"} for k in range(len(values))]
+    records += [{"event": event, "trial_id": trial, **report(step, value)} for event, trial, step, value in rungs]
+    replay_scheduler(whole, records)
+    assert reaches(whole, "t0001", 24, 0.7) == CONTINUE
+    assert reaches(whole, "t0000", 24, 0.6) == STOP
+    assert reaches(whole, "t0004", 8, 0.84) == STOP
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.5, True, "three", None])
+def test_keep_best_is_a_number_of_trials(wrong: object) -> None:
+    with pytest.raises(ConfigError, match=r"scheduler\.keep_best=.* expected a number of trials, 0 or more"):
+        build_scheduler({**ASHA, "keep_best": wrong}, [8, 24])
+
+
 def test_a_milestone_a_rounding_error_above_its_rung_is_not_missed() -> None:
     grace = next(n for n in range(1, 400) if n * ((n + 3) / n) > n + 3)
     factor, rungs = (grace + 3) / grace, [grace, grace + 3, grace + 4]

@@ -125,7 +125,7 @@ def test_generations_of_trials_side_by_side_are_the_same_after_a_death(tmp_path:
 
 
 def test_median_stopping_compares_at_equal_steps_with_the_running_and_never_pauses() -> None:
-    median = build_scheduler(shipped("scheduler", "median"), RUNGS)
+    median = build_scheduler({**shipped("scheduler", "median"), "keep_best": 0}, RUNGS)
 
     def reaches(name: str, step: int, score: float) -> str:
         trial = TuneTrial(name, {"trial_id": name, "values": {}})
