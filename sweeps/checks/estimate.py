@@ -1,5 +1,6 @@
 """What a sweep would do, before it does it: its data audited, its costs probed, its end foretold. Starts no Ray."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sweeps.checks.length import Measured, asked_about, baseline_seconds, choose, is_open, is_timed, max_concurrent
 from sweeps.checks.simulate import Cost, play
 from sweeps.compose.compose import Composed
-from sweeps.config import SweepConfig
+from sweeps.config import SweepConfig, seconds_of
 from sweeps.process import gc_pause
 from sweeps.process.installation import shell_path
 from sweeps.space.dimensions import suggest
@@ -244,7 +245,8 @@ def _probe(
 
 
 def _whole_sweep(config: SweepConfig, probed: Sequence[_Probed], devices: int, startup: float) -> dict[str, Any]:
-    """Time, work and cost of the whole sweep, simulated with the costs of its trials.
+    """Time, work and cost of the whole sweep, simulated with the costs of its trials, of which as many are begun as
+    ``search.time`` has room for.
 
     Args:
         config: of the sweep.
@@ -252,13 +254,19 @@ def _whole_sweep(config: SweepConfig, probed: Sequence[_Probed], devices: int, s
         devices: that train.
         startup: seconds until the first trial trains.
     """
-    costs = _repeated([cost for it in probed for cost in it.costs], config.search.trials)
+    costs = [cost for it in probed for cost in it.costs]
     slots = [it.slots for it in probed]
-    side_by_side = max(1, max_concurrent(config, [min(slots)] * devices) // devices)
-    played = play(config, costs, side_by_side, devices)
     slow = max(probed, key=lambda it: it.scoring_seconds)
     baselines = baseline_seconds(config, slow.n_train, slow.n_validation, slow.scoring_seconds) / devices
-    seconds = startup + played.seconds + baselines + _END_SECONDS
+    besides = startup + baselines + _END_SECONDS
+    limit = math.inf if config.search.time in (None, "auto") else seconds_of(config.search.time)
+    for trials in range(config.search.trials, 0, -1):  # as many as search.time has room for
+        searched = replace(config, search=replace(config.search, trials=trials))
+        side_by_side = max(1, max_concurrent(searched, [min(slots)] * devices) // devices)
+        played = play(config, _repeated(costs, trials), side_by_side, devices)
+        if besides + played.seconds <= limit:
+            break
+    seconds = min(besides + played.seconds, limit)
     hours, price = seconds * devices / 3600, config.resources.price_per_hour
     last = probed[-1]
     scored_tokens = last.item_tokens * (
@@ -268,8 +276,9 @@ def _whole_sweep(config: SweepConfig, probed: Sequence[_Probed], devices: int, s
     )
     return {
         "seconds": seconds,
-        "low": seconds - played.seconds + played.low,
-        "high": seconds - played.seconds + played.high,
+        "low": min(besides + played.low, limit),
+        "high": min(besides + played.high, limit),
+        "trials": trials,
         "startup_seconds": startup,
         "baseline_seconds": baselines,
         "slots": side_by_side,

@@ -124,6 +124,7 @@ def choose(composed: Composed, found: Measured) -> Composed:
     fixed_steps = bool(config.train.max_steps or config.train.epochs)
     fixed_trials = "search.trials" in composed.explicit
     with_steps: dict[tuple[int, ...], Composed] = {}  # composing takes a tenth of a second
+    half = -(-config.search.trials // 2)
     best: tuple[float, Composed, int, int] | None = None
     for max_length, share, trials in _preferences(list(sizes.costs), config.search.trials, fixed_steps, fixed_trials):
         steps, cost = wanted if fixed_steps else _eighths(wanted * share), sizes.costs[max_length]
@@ -135,9 +136,11 @@ def choose(composed: Composed, found: Measured) -> Composed:
         scoring = sizes.n_validation * sizes.item_seconds[max_length] + cost.rung_seconds
         baselines = baseline_seconds(config, sizes.rows, sizes.n_validation, scoring) / found.devices
         seconds = played(tried.config, trials, cost, found) + baselines + _END_SECONDS
-        if best is None or seconds < best[0] or seconds <= left:
+        longest = _unstopped(tried.config, min(trials, half), cost, found) + baselines + _END_SECONDS
+        fits = max(seconds, longest) <= left
+        if best is None or seconds < best[0] or fits:
             best = seconds, tried, max_length, trials
-        if seconds <= left:
+        if fits:
             break
     assert best is not None
     seconds, tried, max_length, trials = best
@@ -186,6 +189,12 @@ def played(config: SweepConfig, trials: int, cost: Cost, found: Measured) -> flo
     searched = replace(config, search=replace(config.search, trials=trials))
     side_by_side = max_concurrent(searched, [slots] * found.devices) // found.devices
     return play(config, [trial] * trials, max(1, side_by_side), found.devices).seconds
+
+
+def _unstopped(config: SweepConfig, trials: int, cost: Cost, found: Measured) -> float:
+    """Seconds that so many trials take where none is stopped early, as the first ones of a search rarely are."""
+    everyone = replace(config, scheduler={"_target_": "ray.tune.schedulers.FIFOScheduler"})
+    return played(everyone, trials, cost, found)
 
 
 def _preferences(

@@ -6,7 +6,7 @@ Imports torch. Nothing is written but into a folder that is gone afterwards.
 import gc
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,6 +36,7 @@ _SOON = 1.0  # seconds
 _BIAS = 4  # items of each bias set
 _BATCHES = 8  # optimiser steps whose tokens are counted
 _PROBED_TOKENS = 128  # of a row, at least where rows have as many
+_PROBE_SECONDS = 15.0  # that a second probe, at the longest rows, may take
 _SHORT = 64  # tokens; rows are not cut to fewer to save time
 
 
@@ -192,14 +193,18 @@ class Prober:
         rows = max(1, round(sampled * len(self.dataset.train) / len(self.device_cache.dataset(trial).train)))
         if not timed:
             return Sizes(rows, 0, 1, {longest: Cost("", 0.0, 0.0, (), 0.0, 0.0)}, {longest: 0.0})
-        # Not at 512 tokens: passes of 16 such rows do not fit a CPU's caches, and few rows of a batch are that long.
-        measured = next((n for n in reversed(allowed) if n >= _PROBED_TOKENS), longest)
-        probe = self.probe(at[measured])
+        short = next((n for n in reversed(allowed) if n >= _PROBED_TOKENS), longest)
+        probes = {short: self.probe(at[short])}
+        more_tokens = 4 * trial.train.batch_size // trial.train.accumulation * longest  # of the passes of a probe
+        if longest > short and more_tokens * probes[short].budget.per_token < _PROBE_SECONDS:
+            probes[longest] = self.probe(at[longest])  # attention makes a token of a long row dearer
         tokens = {n: _mean_tokens(self.device_cache.validation(it).encoded) for n, it in at.items()}
-        n_validation = self.n_validation(at[measured])
-        item_seconds = {n: probe.item_seconds * tokens[n] / tokens[measured] for n in allowed}
-        costs = {n: self.cost(at[n], replace(probe, item_seconds=item_seconds[n]), n_validation) for n in allowed}
-        return Sizes(rows, n_validation, probe.budget.slots(at[longest]), costs, item_seconds)
+        n_validation = self.n_validation(at[short])
+        item_seconds, costs = {}, {}
+        for n, one in at.items():
+            probe = _between(probes, n, tokens)
+            item_seconds[n], costs[n] = probe.item_seconds, self.cost(one, probe, n_validation)
+        return Sizes(rows, n_validation, probes[max(probes)].budget.slots(at[longest]), costs, item_seconds)
 
     def _fitting(self, trial: TrialConfig) -> int:
         """``fitting_tokens``, within the model's window."""
@@ -258,6 +263,30 @@ class _Sampled(DeviceCache):
 
     def forget(self) -> None:
         self._kept = {key: kept for key, kept in self._kept.items() if key[0] != "base"}
+
+
+def _between(probes: Mapping[int, Probe], max_length: int, tokens: Mapping[int, float]) -> Probe:
+    """A probe at a ``data.max_length`` from those at the shortest and at the longest that was probed.
+
+    Args:
+        probes: ``data.max_length`` → what was measured at it; one or two.
+        max_length: asked for.
+        tokens: ``data.max_length`` → mean tokens of a row to score.
+    """
+    short, long = min(probes), max(probes)
+    share = max(0.0, (max_length - short) / (long - short)) if long > short else 0.0
+
+    def mixed(of_short: float, of_long: float) -> float:
+        return of_short + share * (of_long - of_short)
+
+    one, other = probes[short], probes[long]
+    budget = replace(
+        one.budget,
+        fixed=mixed(one.budget.fixed, other.budget.fixed),
+        per_token=mixed(one.budget.per_token, other.budget.per_token),
+    )
+    a_token = mixed(one.item_seconds / tokens[short], other.item_seconds / tokens[long])
+    return replace(one, budget=budget, item_seconds=a_token * tokens[max_length])
 
 
 def _mean_tokens(rows: Sequence[Encoded]) -> float:
