@@ -1,5 +1,6 @@
 """What a sweep would do, before it does it: its data audited, its costs probed, its end foretold. Starts no Ray."""
 
+import bisect
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sweeps.checks.length import Measured, asked_about, baseline_seconds, choose, is_open, is_timed, max_concurrent
-from sweeps.checks.simulate import Cost, play
+from sweeps.checks.simulate import Cost, Forecast, play
 from sweeps.compose.compose import Composed
 from sweeps.config import SweepConfig, seconds_of
 from sweeps.process import gc_pause
@@ -128,7 +129,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class _Probed:
+class Probed:
     """One precision, measured.
 
     Attributes:
@@ -187,7 +188,7 @@ def estimate(composed: Composed, dataset: Dataset) -> Estimate:
         composed = choose(composed, Measured(sizes, devices, _RAY_SECONDS + time.monotonic() - began))
         config = composed.config
     trials = _estimable(drawn(composed, min(config.search.trials, _DRAWN)))
-    probed: dict[str, _Probed] = {}
+    probed: dict[str, Probed] = {}
     for precision in composed.precisions:
         mine = [trial for trial in trials if trial.precision == precision]
         example = (mine or _estimable([composed.trial("probe", {**_first(composed), "precision": precision})]))[0]
@@ -196,7 +197,7 @@ def estimate(composed: Composed, dataset: Dataset) -> Estimate:
 
     startup = _RAY_SECONDS + imports + sum(it.startup_seconds for it in probed.values())
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    figures = _whole_sweep(config, list(probed.values()), devices, startup) | {"device": name}
+    figures = whole_sweep(config, list(probed.values()), devices, startup) | {"device": name}
     precisions = {precision: it.figures for precision, it in probed.items()}
     lengths = next(iter(probed.values())).lengths
     chosen = " ".join(composed.notes[notes_before:])
@@ -206,7 +207,7 @@ def estimate(composed: Composed, dataset: Dataset) -> Estimate:
 
 def _probe(
     prober: "Prober", config: SweepConfig, example: TrialConfig, mine: list[TrialConfig], with_lengths: bool
-) -> _Probed:
+) -> Probed:
     """Measure one precision.
 
     Args:
@@ -230,7 +231,7 @@ def _probe(
         "tokens_per_second": one.tokens / (one.own + one.shared),
         "score_seconds": one.rung_seconds,
     }
-    return _Probed(
+    return Probed(
         figures,
         [prober.cost(trial, probe, n_validation) for trial in mine],
         slots,
@@ -244,7 +245,7 @@ def _probe(
     )
 
 
-def _whole_sweep(config: SweepConfig, probed: Sequence[_Probed], devices: int, startup: float) -> dict[str, Any]:
+def whole_sweep(config: SweepConfig, probed: Sequence[Probed], devices: int, startup: float) -> dict[str, Any]:
     """Time, work and cost of the whole sweep, simulated with the costs of its trials, of which as many are begun as
     ``search.time`` has room for.
 
@@ -260,12 +261,19 @@ def _whole_sweep(config: SweepConfig, probed: Sequence[_Probed], devices: int, s
     baselines = baseline_seconds(config, slow.n_train, slow.n_validation, slow.scoring_seconds) / devices
     besides = startup + baselines + _END_SECONDS
     limit = math.inf if config.search.time in (None, "auto") else seconds_of(config.search.time)
-    for trials in range(config.search.trials, 0, -1):  # as many as search.time has room for
+
+    def playing(trials: int) -> tuple[int, Forecast]:
         searched = replace(config, search=replace(config.search, trials=trials))
         side_by_side = max(1, max_concurrent(searched, [min(slots)] * devices) // devices)
-        played = play(config, _repeated(costs, trials), side_by_side, devices)
-        if besides + played.seconds <= limit:
-            break
+        return side_by_side, play(config, _repeated(costs, trials), side_by_side, devices)
+
+    def too_long(trials: int) -> bool:
+        return besides + playing(trials)[1].seconds > limit
+
+    trials = config.search.trials
+    if too_long(trials):  # as many as search.time has room for
+        trials = max(1, bisect.bisect_left(range(1, trials), True, key=too_long))
+    side_by_side, played = playing(trials)
     seconds = min(besides + played.seconds, limit)
     hours, price = seconds * devices / 3600, config.resources.price_per_hour
     last = probed[-1]

@@ -124,7 +124,7 @@ def _show_estimate(console: Console, check: Check) -> None:
         "time",
         f"about {shown_time(estimate['seconds'])} ({shown_time(estimate['low'])} to {shown_time(estimate['high'])}) on"
         f" {estimate['devices']} × {estimate['device']}, {estimate['slots']} trials side by side; about"
-        f" {estimate['completed']} of {check.plan['trials']} reach their last step",
+        f" {estimate['completed']} of {estimate['trials']} reach their last step",
     )
     work = (
         f"{estimate['steps']:,} steps, {estimate['tokens']:,.0f} tokens trained on, {_flops(estimate['flops'])},"

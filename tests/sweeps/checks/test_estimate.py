@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from sweeps import cli
+from sweeps.checks.estimate import Probed, whole_sweep
 from sweeps.checks.preflight import preflight
+from sweeps.checks.simulate import Cost
 from sweeps.compose.compose import compose
 
 
@@ -38,6 +40,21 @@ def test_everything_is_said_from_two_probe_steps(tiny, tmp_path, monkeypatch, ca
     assert [sample["trial_id"] for sample in found["samples"]] == ["t0000", "t0001"]
     assert found["samples"][0]["train"]["rungs"] == [2, 8]
     assert list(tmp_path.iterdir()) == []  # nothing is written
+
+
+def test_no_more_trials_are_counted_than_search_time_has_room_for() -> None:
+    given = ["task=classification", "model=minilm", "precision=fp32", "baselines=[]", "scheduler=fifo"]
+    cost = Cost("fp32", 1.0, 0.0, (2, 8), 0.5, 1.0)  # 10 s a trial
+    probed = Probed({}, [cost], 2, 5.0, 1.0, 10.0, 1000, 20, 60, {})
+    found = {}
+    for time in ("null", "60s", "5s"):
+        length = ["train.max_steps=8", "train.rungs=[2,8]", "search.trials=500", f"search.time={time}"]
+        found[time] = whole_sweep(compose([*given, *length]).config, [probed], 1, 10.0)
+    assert found["null"]["trials"] == 500
+    assert found["null"]["seconds"] > 5000
+    assert found["60s"]["trials"] == 4
+    assert 50 < found["60s"]["seconds"] <= found["60s"]["high"] <= 60
+    assert (found["5s"]["trials"], found["5s"]["seconds"]) == (1, 5), "running trials stop at their next rung"
 
 
 def test_the_same_text_in_both_splits_fails_check_and_run_unless_allowed(
