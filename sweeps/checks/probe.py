@@ -1,4 +1,4 @@
-"""Measures what a sweep's trials cost on this machine: loads a base model, trains two steps, scores some items.
+"""Measures what a sweep's trials cost on this machine: loads a base model, trains some steps, scores some items.
 
 Imports torch. Nothing is written but into a folder that is gone afterwards.
 """
@@ -33,6 +33,7 @@ _LENGTHS = 5_000  # of each split, for the lengths
 _LONG = 1_000_000  # tokens: nothing is cut
 _ITEMS = (4, 32)  # scored: a few first, more where that was fast
 _SOON = 1.0  # seconds
+_STEPS = 4  # of training with the trial's own batches, after the first
 _BIAS = 4  # items of each bias set
 _BATCHES = 8  # optimiser steps whose tokens are counted
 _PROBED_TOKENS = 128  # of a row, at least where rows have as many
@@ -53,6 +54,7 @@ class Probe:
         bias_seconds: to score everything that bias is measured on.
         item_tokens: mean tokens of a validation row, scored with each of its labels.
         budget: time and memory of a training pass.
+        besides: seconds of an optimiser step that its passes do not account for, such as the optimiser's.
     """
 
     base_bytes: int
@@ -63,6 +65,7 @@ class Probe:
     bias_seconds: float
     item_tokens: float
     budget: SlotBudget
+    besides: float
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ class Prober:
         with tempfile.TemporaryDirectory(prefix="lorasweep-probe-") as folder:
             slot = Slot(trial, TrialFolder(Path(folder)), base, encoded, validation, _no_score, None)
             budget = measure(pack, slot)
+            besides = self._besides(pack, slot, budget)
         probed = time.perf_counter()
         bare = replace(validation, bias=BiasItems())
         evaluate(base, base.model, trial, bare, [0])  # the first allocates
@@ -144,7 +148,37 @@ class Prober:
             bias_seconds=bias_seconds,
             item_tokens=mean * labels,
             budget=budget,
+            besides=besides,
         )
+
+    def _besides(self, pack: Pack, slot: Slot, budget: SlotBudget) -> float:
+        """Train some steps with the trial's own batches, and compare with what their passes should take."""
+        slot.forget_micro_steps()
+        pack.add(slot)
+        seconds: list[float] = []
+        foretold: list[float] = []
+        try:
+            while pack.trains(slot) and len(seconds) <= _STEPS and sum(seconds) < _SOON:
+                tokens, passes = self._padded(slot.trial, slot.encoded, slot.record.step)
+                foretold.append(tokens * budget.per_token + passes * budget.fixed)
+                began, step = time.perf_counter(), slot.record.step
+                while slot.record.step == step:
+                    if pack.step():  # it diverged, or memory ran out
+                        return 0.0
+                seconds.append(time.perf_counter() - began)
+        finally:
+            pack.remove(slot)
+        if len(seconds) < 2:  # the first allocates
+            return 0.0
+        return max(0.0, (sum(seconds[1:]) - sum(foretold[1:])) / len(seconds[1:]))
+
+    def _padded(self, trial: TrialConfig, encoded: list[Encoded], step: int) -> tuple[int, int]:
+        """(tokens with padding, passes) of an optimiser step."""
+        pad = self.device_cache.base(trial).tokenizer.pad_token_id
+        cost = pass_cost(self.settings, self.device)
+        batches = micro_batches(trial, encoded, pad, step)
+        passes = [rows for batch in batches for [(_, rows)] in cut_by_length([batch], cost)]
+        return sum(rows["input_ids"].numel() for rows in passes), len(passes)
 
     def n_validation(self, trial: TrialConfig) -> int:
         """Items that a completed trial is scored on, estimated from the sample; a long text is several items."""
@@ -163,14 +197,13 @@ class Prober:
         encoded, base = self.device_cache.training(trial), self.device_cache.base(trial)
         pad = base.tokenizer.pad_token_id
         batches = [batch for step in range(_BATCHES) for batch in micro_batches(trial, encoded, pad, step)]
-        cost = pass_cost(self.settings, self.device)
-        passes = [rows for batch in batches for [(_, rows)] in cut_by_length([batch], cost)]
-        padded = sum(rows["input_ids"].numel() for rows in passes) / _BATCHES
+        steps = [self._padded(trial, encoded, step) for step in range(_BATCHES)]
+        padded, passes = (sum(counted) / _BATCHES for counted in zip(*steps, strict=True))
         rung = min(trial.eval.rung_items, n_validation)
         return Cost(
             pack=trial.precision,
-            own=padded * probe.budget.per_token,
-            shared=len(passes) / _BATCHES * probe.budget.fixed,
+            own=padded * probe.budget.per_token + probe.besides,
+            shared=passes * probe.budget.fixed,
             rungs=tuple(trial.train.rungs),
             rung_seconds=rung * probe.item_seconds + probe.bias_seconds,
             final_seconds=(n_validation - rung) * probe.item_seconds,
@@ -286,7 +319,8 @@ def _between(probes: Mapping[int, Probe], max_length: int, tokens: Mapping[int, 
         per_token=mixed(one.budget.per_token, other.budget.per_token),
     )
     a_token = mixed(one.item_seconds / tokens[short], other.item_seconds / tokens[long])
-    return replace(one, budget=budget, item_seconds=a_token * tokens[max_length])
+    besides = mixed(one.besides, other.besides)
+    return replace(one, budget=budget, item_seconds=a_token * tokens[max_length], besides=besides)
 
 
 def _mean_tokens(rows: Sequence[Encoded]) -> float:

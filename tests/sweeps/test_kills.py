@@ -113,7 +113,8 @@ def is_consistent(folder: SweepFolder) -> None:
 
 def test_five_kills_change_nothing(tmp_path: Path) -> None:
     reconcile = load("reconcile", Path(__file__).parent / "store" / "test_reconcile.py")
-    overrides = ("search.trials=8", "resources.slots=1")
+    # known points, the best few kept, and trials that give up by themselves: what a default sweep has
+    overrides = ("search.trials=8", "resources.slots=1", "search.start_from=[portfolio]", "scheduler=asha")
     sweep = Killing(tmp_path, 1, *overrides)
     for kind in ("worker", "driver", "proxy", "driver", "worker"):
         assert sweep.wait_for(sweep.chance.randint(1, 2)), (tmp_path / "log").read_text()

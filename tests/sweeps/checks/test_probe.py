@@ -1,6 +1,7 @@
 """What a trial costs at each length that its rows may be cut to."""
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sweeps.checks.probe import Probe, Prober
 from sweeps.compose.compose import compose
 from trainer.config import EngineConfig, TrialConfig
 from trainer.data.dataset import load_dataset
+from trainer.engines.slot import Slot
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def sized(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             a_token = seconds[trial.data.max_length]
             budget = dataclasses.replace(found.budget, per_token=a_token, fixed=0.0)
             tokens = found.item_tokens  # of one label: a classifier scores a row once
-            return dataclasses.replace(found, budget=budget, item_seconds=a_token * tokens)
+            return dataclasses.replace(found, budget=budget, item_seconds=a_token * tokens, besides=0.0)
 
         monkeypatch.setattr(Prober, "probe", probe)
         prober = Prober(load_dataset(composed.config.data), torch.device("cpu"), EngineConfig())
@@ -57,3 +59,22 @@ def test_a_slow_device_is_not_probed_twice(sized: Any) -> None:
     found, probed = sized({32: 0.01})
     assert probed == [32]
     assert found.costs[128].own == pytest.approx(4 * found.costs[32].own)
+
+
+def test_what_a_step_takes_besides_its_passes_is_counted(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed = compose(tiny("bert", "task=classification", "precision=fp32", "data.max_length=32"))
+    prober = Prober(load_dataset(composed.config.data), torch.device("cpu"), EngineConfig())
+    update = Slot.update
+
+    def slow(slot: Slot) -> torch.Tensor:
+        time.sleep(0.2)
+        return update(slot)
+
+    monkeypatch.setattr(Slot, "update", slow)
+    trial = composed.trial("t0000", {})
+    probe = prober.probe(trial)
+    assert probe.besides > 0.1
+    cost = prober.cost(trial, probe, 1)
+    assert cost.own - prober.cost(trial, dataclasses.replace(probe, besides=0.0), 1).own == pytest.approx(probe.besides)

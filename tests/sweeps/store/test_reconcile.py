@@ -86,9 +86,9 @@ class Sweep:
         config = composed.config
         self.folder, self.composed = folder, composed
         self.objective = Objective.from_config(composed.resolved()["objective"])
-        self.search = GuardedOptunaSearch(
-            DefineByRun(composed.space), build_sampler(config.sampler, 0), folder, SearchPlan(config.search.trials)
-        )
+        plan = SearchPlan(config.search.trials, config.sweep.seed, composed.start)
+        sampler = build_sampler(config.sampler, config.sweep.seed, len(plan.start_from))
+        self.search = GuardedOptunaSearch(DefineByRun(composed.space), sampler, folder, plan)
         self.scheduler = build_scheduler(config.scheduler, config.train.rungs)
         self.recorder = Recorder(folder, lambda *_: {}, lambda: False, lambda: None)
         self.started: list[str] = []
