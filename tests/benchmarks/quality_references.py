@@ -1,4 +1,4 @@
-"""What a careful expert reaches on each task of the suite: a grid of rates and ranks, and long trials.
+"""What a careful expert reaches on each task of the suite: a grid of rates, ranks and head rates, and long trials.
 
     python -m tests.benchmarks.quality_references TASK [TASK …] [--out references] [--threads 1]
 
@@ -34,6 +34,7 @@ class Grid:
         max_length: tokens of a row.
         rates: peak learning rates.
         ranks: of the adapter, on all linear layers, with the factor 6 / √rank.
+        head_ratios: rates of the head over those of the adapter; none where there is no head.
     """
 
     epochs: int
@@ -41,15 +42,21 @@ class Grid:
     max_length: int
     rates: tuple[float, ...]
     ranks: tuple[int, ...]
+    head_ratios: tuple[float, ...] = ()
+
+    @property
+    def trials(self) -> int:
+        return len(self.rates) * len(self.ranks) * max(1, len(self.head_ratios))
 
 
+_RATIOS = (1, 5, 20)
 GRIDS = {
-    "newsgroups8": Grid(6, 2, 128, (1e-3, 2e-3, 4e-3, 8e-3), (16,)),
-    "hardware": Grid(8, 3, 128, (7e-4, 1.5e-3, 3e-3), (16,)),
-    "boolq": Grid(6, 2, 256, (5e-4, 1e-3, 2e-3), (16,)),
-    "pubmedqa": Grid(5, 2, 512, (7e-4, 2e-3), (16,)),
-    "privacy": Grid(8, 3, 128, (7e-4, 1.5e-3, 3e-3), (8, 32)),
-    "subjects": Grid(10, 3, 64, (7e-4, 1.5e-3, 3e-3, 6e-3), (8, 32)),
+    "newsgroups8": Grid(6, 2, 256, (5e-4, 1e-3, 2e-3), (16,), _RATIOS),
+    "hardware": Grid(8, 3, 256, (5e-4, 1e-3, 2e-3), (16,), _RATIOS),
+    "boolq": Grid(6, 2, 256, (5e-4, 1e-3, 2e-3), (16,), _RATIOS),
+    "pubmedqa": Grid(5, 2, 512, (5e-4, 1e-3, 2e-3), (16,), _RATIOS),
+    "privacy": Grid(12, 3, 128, (5e-4, 1e-3, 2e-3), (16,), _RATIOS),
+    "subjects": Grid(10, 3, 64, (5e-4, 1e-3, 2e-3), (8, 32), _RATIOS),
     "topics6": Grid(6, 2, 64, (5e-4, 1e-3, 2e-3, 4e-3), (8, 32)),
     "tweets": Grid(6, 2, 96, (5e-4, 1e-3, 2e-3, 4e-3), (16,)),
 }
@@ -72,7 +79,8 @@ def command(name: str, rows: int, threads: int) -> list[str]:
         *(f"data.max_length={grid.max_length}", "precision=bf16", "space=lora", "lora.targets=all_linear"),
         *("~space.lora.alpha_rule", "lora.alpha_rule=sqrt", f"space.lora.rank.choices={list(grid.ranks)}"),
         *("~space.optim.lr", f"+space.optim.lr={{choices: {list(grid.rates)}}}"),
-        *("sampler=grid", f"search.trials={len(grid.rates) * len(grid.ranks)}"),
+        *([f"+space.optim.head_ratio={{choices: {list(grid.head_ratios)}}}"] if grid.head_ratios else []),
+        *("sampler=grid", f"search.trials={grid.trials}", "search.start_from=[]", "search.time=null"),
         *("scheduler=median", f"scheduler.grace_period={grid.grace * steps}", "scheduler.min_samples_required=2"),
         *(f"train.batch_size={BATCH}", f"train.max_steps={rungs[-1]}", f"train.rungs={rungs}".replace(" ", "")),
         *("eval.rung_items=1000", "objective=single", "bias=none", "baselines=[]", "tracking=none"),
@@ -136,7 +144,9 @@ def _point(config: str) -> dict[str, Any]:
     from analysis import fast_yaml
 
     found = fast_yaml.load(config)
-    return {"lora.rank": found["lora"]["rank"], "optim.lr": found["optim"]["lr"]}
+    return {"lora.rank": found["lora"]["rank"]} | {
+        f"optim.{name}": found["optim"][name] for name in ("lr", "head_ratio")
+    }
 
 
 def main() -> None:
