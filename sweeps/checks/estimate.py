@@ -7,7 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from sweeps.checks.length import Measured, asked_about, baseline_seconds, choose, is_open, is_timed, max_concurrent
+from sweeps.checks.length import (
+    END_SECONDS,
+    Measured,
+    asked_about,
+    baseline_seconds,
+    choose,
+    is_open,
+    is_timed,
+    max_concurrent,
+)
 from sweeps.checks.simulate import Cost, Forecast, play
 from sweeps.compose.compose import Composed
 from sweeps.config import SweepConfig, seconds_of
@@ -25,7 +34,6 @@ if TYPE_CHECKING:
     from sweeps.checks.probe import Prober
 
 _RAY_SECONDS = 6.0  # Ray's start and the trials' first processes, on two cores
-_END_SECONDS = 2.0  # ranking, and W&B's last words
 _DRAWN = 64  # configurations that the estimate is made of, where the sweep has more
 
 
@@ -259,7 +267,7 @@ def whole_sweep(config: SweepConfig, probed: Sequence[Probed], devices: int, sta
     slots = [it.slots for it in probed]
     slow = max(probed, key=lambda it: it.scoring_seconds)
     baselines = baseline_seconds(config, slow.n_train, slow.n_validation, slow.scoring_seconds) / devices
-    besides = startup + baselines + _END_SECONDS
+    besides = startup + baselines + END_SECONDS
     limit = math.inf if config.search.time in (None, "auto") else seconds_of(config.search.time)
 
     def playing(trials: int) -> tuple[int, Forecast]:

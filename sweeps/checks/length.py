@@ -29,7 +29,7 @@ _SPARSE = (2, 4, 8)
 _LITTLE = 0.05  # share of a trial's time for three more scorings
 _USED = 0.88  # share of the time that a plan fills: probes are short, and machines do other things
 _LINEAR_ROW_SECONDS = 0.002  # of the baseline linear, a row of some hundred words
-_END_SECONDS = 3.0  # ranking, and W&B's last words
+END_SECONDS = 3.0  # ranking, and W&B's last words
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ def choose(composed: Composed, found: Measured) -> Composed:
         tried = with_steps[rungs]
         scoring = sizes.n_validation * sizes.item_seconds[max_length] + cost.rung_seconds
         baselines = baseline_seconds(config, sizes.rows, sizes.n_validation, scoring) / found.devices
-        seconds = played(tried.config, trials, cost, found) + baselines + _END_SECONDS
-        longest = _unstopped(tried.config, min(trials, half), cost, found) + baselines + _END_SECONDS
+        seconds = played(tried.config, trials, cost, found) + baselines + END_SECONDS
+        longest = _unstopped(tried.config, min(trials, half), cost, found) + baselines + END_SECONDS
         fits = max(seconds, longest) <= left
         if best is None or seconds < best[0] or fits:
             best = seconds, tried, max_length, trials

@@ -15,7 +15,8 @@ from sweeps.process.installation import program, shell_path
 from sweeps.store.control import ENQUEUE, requests, spent
 from trainer.config import Baseline
 
-_FITTED = ("start_from", "trials", "time")
+# fitted to the machine and the data
+_FITTED = {"search": ("start_from", "trials", "time"), "ray": ("max_concurrent_trials",)}
 _SHOWN = 12  # differences in a message
 
 
@@ -40,12 +41,12 @@ def same_sweep(folder: SweepFolder, manifest: Mapping[str, Any], composed: Compo
             f" — or give this one another name: sweep.name={folder.name}-2"
         )
     stored = dict(manifest["unresolved"])
-    search, asked = dict(stored["search"]), as_given["search"]
+    before = {part: stored.get(part, {}) for part in _FITTED}
     stored |= {part: composed.raw[part] for part in RESUMABLE if part in composed.raw}
-    given = stored["search"]
-    # fitted to the machine and the data, unless the command asks for others now
-    fitted = {name: search[name] for name in _FITTED if name in search and given.get(name) == asked.get(name)}
-    stored["search"] = {**given, **fitted}
+    for part, names in _FITTED.items():  # unless the command asks for others now
+        given, asked, fitted = stored.get(part, {}), as_given.get(part, {}), before[part]
+        kept = {name: fitted[name] for name in names if name in fitted and given.get(name) == asked.get(name)}
+        stored[part] = {**given, **kept}
     again = Composed.from_stored(stored)
     return replace(again, notes=[*again.notes, f"{shell_path(folder.root)} holds this sweep: going on with it."])
 

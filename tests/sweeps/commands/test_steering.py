@@ -141,6 +141,13 @@ def test_the_same_command_again_goes_on_and_another_config_is_refused_with_what_
     again = same_sweep(folder, manifest, compose([*simulated.overrides(tmp_path), "search.trials=5"]))
     assert again.config.search.trials == 5
     assert "holds this sweep: going on with it" in again.notes[-1]
+    unresolved = manifest["unresolved"]  # what the first run chose stays, unless another is asked for now
+    chosen = {part: {**unresolved[part]} for part in ("search", "ray")}
+    chosen["search"]["time"], chosen["ray"]["max_concurrent_trials"] = "7m", 3
+    fitted = {**manifest, "asked": unresolved, "unresolved": {**unresolved, **chosen}}
+    for more, concurrent in ((), 3), (("ray.max_concurrent_trials=2",), 2):
+        found = same_sweep(folder, fitted, compose([*simulated.overrides(tmp_path), *more])).config
+        assert (found.search.time, found.ray.max_concurrent_trials) == ("7m", concurrent)
     other = compose([*simulated.overrides(tmp_path), "train.max_steps=32", "train.rungs=[8,32]"])
     with pytest.raises(FolderError) as refused:
         same_sweep(folder, manifest, other)
