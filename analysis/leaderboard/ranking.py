@@ -101,7 +101,10 @@ def judged(folder: SweepFolder, ranking: Ranking, labels: Sequence[str]) -> Rank
         return ranking
     from analysis.statistics.comparison import judge
 
-    compared = [*trials, *(row for row in rows if row.kind == "baseline")]
+    # Word counts have no sentence pairs to prefer: a baseline without such a number has no part in a comparison by it.
+    needed = ranking.by[:1] or [term.metric for term in ranking.objective.terms]
+    baselines = [row for row in rows if row.kind == "baseline" and not _lacking(row, needed)]
+    compared = [*trials, *baselines]
     judgement = judge(folder, compared, ranking.objective, labels, ranking.by[0] if ranking.by else None)
     if judgement is None:
         return ranking
@@ -291,12 +294,16 @@ def metrics_to_rank_by(by: Sequence[str], measured: set[str]) -> list[str]:
     return names
 
 
+def _lacking(row: Row, metrics: Iterable[str]) -> list[str]:
+    return [name for name in metrics if not math.isfinite(row.metrics.get(name, math.nan))]
+
+
 def _scored(row: Row, objective: Objective) -> Row:
     """The row with its objective, or with the reason why there is none though it was scored."""
     score = objective.score(row.metrics)
     expected = row.status in (State.COMPLETED, State.STOPPED_EARLY, State.RUNNING)  # others say why
     if not row.metrics or not expected or math.isfinite(score):
         return replace(row, objective=score)
-    lacking = [t.metric for t in objective.terms if not math.isfinite(row.metrics.get(t.metric, math.nan))]
+    lacking = _lacking(row, [term.metric for term in objective.terms])
     note = f"no objective: {', '.join(lacking)} missing or not finite"
     return replace(row, objective=math.nan, reason=f"{row.reason}; {note}" if row.reason else note)

@@ -8,6 +8,7 @@ import pytest
 
 from analysis.errors import ConfigError
 from analysis.folder import MetricsRow, State, Status
+from analysis.leaderboard import leaderboard
 from analysis.leaderboard.leaderboard import build
 
 
@@ -195,3 +196,21 @@ def test_two_hundred_trials_are_all_ranked(sweep: Any) -> None:
         files.append_metrics(MetricsRow(files.trial_id, 8, 0, 0.0, True, 64, sweep.metrics(i / 200)))
         files.write_status(Status(State.COMPLETED, "", 8))
     assert order(sweep) == [f"t{i:04d}" for i in reversed(range(200))]
+
+
+def test_word_counts_that_have_no_bias_stand_in_no_comparison_and_prevent_no_winner(sweep: Any) -> None:
+    for trial_id, hits in (("t0000", 150), ("t0001", 90)):
+        sweep.trial(trial_id, hits / 160, hits=hits)
+    for name in ("t0000", "t0001"):
+        said = ["stereotype" if i % 5 < 3 else "anti-stereotype" for i in range(40)]
+        pairs = {"item_id": [f"pair-{i}" for i in range(40)], "label": ["stereotype"] * 40, "prediction": said}
+        sweep.folder.trial(name).write_items("crows_pairs", "validation", 24, pairs)
+    sweep.trial("linear", {"accuracy": 0.7, "macro_f1": 0.7}, hits=112, step=0, kind="baseline")
+    judgement = leaderboard.ranked(sweep.folder).judgement
+    assert judgement is not None
+    assert judgement.lacking == {}
+    assert judgement.winner == "t0000"
+    assert sorted(judgement.standings) == ["t0000", "t0001"]
+    by = leaderboard.ranked(sweep.folder, ["accuracy"]).judgement
+    assert by is not None
+    assert sorted(by.standings) == ["linear", "t0000", "t0001"]
