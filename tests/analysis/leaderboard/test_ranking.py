@@ -202,8 +202,10 @@ def test_word_counts_that_have_no_bias_stand_in_no_comparison_and_prevent_no_win
     for trial_id, hits in (("t0000", 150), ("t0001", 90)):
         sweep.trial(trial_id, hits / 160, hits=hits)
     for name in ("t0000", "t0001"):
-        said = ["stereotype" if i % 5 < 3 else "anti-stereotype" for i in range(40)]
-        pairs = {"item_id": [f"pair-{i}" for i in range(40)], "label": ["stereotype"] * 40, "prediction": said}
+        logprobs = [[-1.0, -2.0] if i % 5 < 3 else [-2.0, -1.0] for i in range(40)]
+        said = ["more" if more > less else "less" for more, less in logprobs]
+        items = [f"pair-{i}" for i in range(40)]
+        pairs = {"item_id": items, "label": ["stereo"] * 40, "prediction": said, "logprobs": logprobs}
         sweep.folder.trial(name).write_items("crows_pairs", "validation", 24, pairs)
     sweep.trial("linear", {"accuracy": 0.7, "macro_f1": 0.7}, hits=112, step=0, kind="baseline")
     judgement = leaderboard.ranked(sweep.folder).judgement
