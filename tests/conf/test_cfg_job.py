@@ -36,7 +36,8 @@ CHANGED = [  # key, what it was in 0.1.0, and what it is now
     ("data.max_length", 128, 0),
     ("train.max_steps", 48, 0),
     ("precision", "fp32", "auto"),
-    ("train.rungs", [5, 20], [5, 10, 20]),  # of the quickstart
+    ("train.rungs", [5, 20], [10, 20, 40]),  # of the quickstart
+    ("train.max_steps", 20, 40),
     # of the quickstart's classifier, whose head has twenty times the adapters' rate now
     ("space.optim.lr.low", 5e-4, 2e-4),
     ("space.optim.lr.high", 8e-3, 4e-3),
