@@ -209,6 +209,7 @@ class GuardedScheduler(TrialScheduler):
         self._objectives[step].append(result[METRIC])
         if decision == TrialScheduler.STOP and (not self._learnt or better < self.keep_best):
             decision = str(TrialScheduler.CONTINUE)
+            getattr(self.inner, "_stopped_trials", set()).discard(own)  # median stopping refuses to hear of it again
         self._decided[own.trial_id, step] = decision
         return decision
 

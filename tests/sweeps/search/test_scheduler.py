@@ -196,6 +196,23 @@ def test_the_best_few_are_the_same_after_a_replay_and_counted_at_each_rung() -> 
     assert reaches(whole, "t0004", 8, 0.84) == STOP
 
 
+@pytest.mark.parametrize("config", [ASHA, MEDIAN])
+def test_a_trial_that_goes_on_against_its_scheduler_is_decided_at_its_next_rung_too(config: dict[str, Any]) -> None:
+    scheduler = build_scheduler({**config, "keep_best": 2}, [8, 24, 48])
+    assert [reaches(scheduler, f"t{k:04d}", 8, value) for k, value in enumerate([0.9, 0.3])] == [CONTINUE, CONTINUE]
+    assert [reaches(scheduler, f"t{k:04d}", 24, value) for k, value in enumerate([0.9, 0.3])] == [CONTINUE, CONTINUE]
+    assert [reaches(scheduler, f"t000{k}", step, value) for k, step, value in [(2, 8, 0.6), (2, 24, 0.6)]] == [
+        CONTINUE
+    ] * 2
+    unlearnt = build_scheduler(config, [8, 24, 48])
+    for step in (8, 24):
+        for k, value in enumerate([0.3, 0.2]):
+            trial = TuneTrial(f"t{k:04d}")
+            unlearnt.on_trial_add(None, trial)
+            one_class = {**report(step, value), "metrics": {"classes_predicted": 1.0}}
+            assert unlearnt.on_trial_result(None, trial, one_class) == CONTINUE
+
+
 @pytest.mark.parametrize("wrong", [-1, 1.5, True, "three", None])
 def test_keep_best_is_a_number_of_trials(wrong: object) -> None:
     with pytest.raises(ConfigError, match=r"scheduler\.keep_best=.* expected a number of trials, 0 or more"):
