@@ -92,7 +92,8 @@ def measure(name: str, folder: Path, overrides: list[str]) -> dict[str, Any]:
 
 def verdict(printed: str) -> str:
     """The sentences between the ranking, with its remarks on trials, and the results' place, as `run` printed them."""
-    below = printed[printed.rfind("\n#  trial") :].split("\nResults:")[0].strip().split("\n\n")[1:]
+    ranking = re.split(r"(?m)^ *# trial", printed)[-1]
+    below = ranking.split("\nResults:")[0].strip().split("\n\n")[1:]
     return re.sub(r"\s+", " ", " ".join(part for part in below if not re.match(r"t\d{4}\S*: ", part)))
 
 
