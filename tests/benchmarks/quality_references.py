@@ -145,7 +145,7 @@ def _point(config: str) -> dict[str, Any]:
 
     found = fast_yaml.load(config)
     return {"lora.rank": found["lora"]["rank"]} | {
-        f"optim.{name}": found["optim"][name] for name in ("lr", "head_ratio")
+        f"optim.{name}": found["optim"][name] for name in ("lr", "head_ratio") if name in found["optim"]
     }
 
 
