@@ -6,6 +6,7 @@ import pytest
 import yaml
 from hydra.utils import instantiate
 
+from analysis.objective import Objective
 from sweeps.checks.length import asked_about
 from sweeps.compose import conf_tree
 from sweeps.compose.compose import compose
@@ -132,3 +133,16 @@ def test_a_quarter_of_the_trials_and_at_most_ten_are_drawn_before_tpe_models_the
 @pytest.mark.parametrize(("space", "group"), [("lora", False), ("wide", True)])
 def test_tpe_groups_keys_only_where_the_space_has_conditions(space: str, group: bool) -> None:
     assert compose([f"space={space}"]).config.sampler["group"] is group
+
+
+def test_where_there_are_labels_the_better_labels_win_and_perplexity_and_bias_decide_between_equals():
+    objective = Objective.from_config(compose(["experiment=quickstart"]).resolved()["objective"])
+
+    def score(quality, bits, distance):
+        return objective.score(
+            {"accuracy": quality, "macro_f1": quality, "bits_per_byte": bits, "bias.crows_pairs.distance": distance}
+        )
+
+    assert score(0.944, 4.97, 8.0) > score(0.861, 4.63, 7.0)  # rungs of a real trial
+    assert score(0.944, 4.63, 8.0) > score(0.944, 4.97, 8.0)
+    assert score(0.944, 4.97, 7.0) > score(0.944, 4.97, 8.0)
