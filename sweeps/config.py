@@ -108,7 +108,7 @@ class ObjectiveConfig:
 
     name: str = "single"
     method: str = key("chebyshev", choices=("chebyshev", "lexicographic", "pareto"))
-    ties: str = key("cost", choices=("cost", "score"))  # what decides among trials that are tied with the best
+    ties: str = key("score", choices=("cost", "score"))  # what decides among trials that are tied with the best
     rho: float = key(0.05, low=0.0)  # weight of the sum beside the worst term
     terms: dict[str, TermConfig] = field(default_factory=dict)
     constraints: dict[str, ConstraintConfig] = field(default_factory=dict)  # trials that break one rank last

@@ -3,9 +3,9 @@
 Ranked are first the rows that were scored on all validation items, completed trials and baselines alike; then those
 scored on the rung subset (stopped early, running); then, in the same two classes, the trials that break a constraint;
 then diverged, out of memory, failed, unreadable and pending ones. Within a class the objective decides (with
-``objective.method=pareto`` the Pareto front first), and between equals the trial id. Among trials that are tied with
-the best and within one standard error of it the cheapest stands first, unless ``objective.ties=score``. Constraints
-are for trials: baselines are what they are compared with.
+``objective.method=pareto`` the Pareto front first), and between equals the trial id. With
+``objective.ties=cost`` the cheapest stands first among trials that are tied with the best and within one standard error
+of it. Constraints are for trials: baselines are what they are compared with.
 """
 
 import math

@@ -38,6 +38,7 @@ CHANGED = [  # key, what it was in 0.1.0, and what it is now
     ("precision", "fp32", "auto"),
     ("train.rungs", [5, 20], [10, 20, 40]),  # of the quickstart
     ("train.max_steps", 20, 40),
+    ("objective.ties", "cost", "score"),
     ("objective.terms.language.weight", 0.25, 0.05),
     ("objective.terms.bias.weight", 0.25, 0.05),
     # of the quickstart's classifier, whose head has twenty times the adapters' rate now
