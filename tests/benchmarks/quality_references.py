@@ -102,7 +102,7 @@ def reference(name: str, checksum: str) -> list[str] | None:
 
 
 def record(name: str, folder: Path, run: Path, words: list[str]) -> dict[str, Any]:
-    """Score the first of a finished sweep on the test split, and keep it in the file.
+    """Score the best of a sweep on the test split, and keep it in the file.
 
     Args:
         name: of the task.
@@ -110,20 +110,20 @@ def record(name: str, folder: Path, run: Path, words: list[str]) -> dict[str, An
         run: the sweep's folder.
         words: that it was run with.
     """
-    from analysis.folder import SweepFolder
+    from analysis.folder import State, SweepFolder
     from analysis.leaderboard import leaderboard
     from sweeps.export import export
 
     adapter = folder / "reference-adapter"
     shutil.rmtree(adapter, ignore_errors=True)
-    export(str(run), None, str(adapter), merge=False)
+    sweep = SweepFolder.open(str(run))
+    rows = leaderboard.ranked(sweep).rows
+    first = max((row for row in rows if row.status == State.COMPLETED), key=lambda row: row.objective)
+    export(str(run), first.trial_id, str(adapter), merge=False)
     card = json.loads((adapter / "lorasweep.json").read_text())
     texts, truth = quality_tasks.read(folder / "test.csv")
     said = quality_scoring.predictions(adapter, texts)
-    sweep = SweepFolder.open(str(run))
-    rows = leaderboard.ranked(sweep).rows
-    first = next(row for row in rows if row.trial_id == card["trial_id"])
-    trial = sweep.trial(card["trial_id"])
+    trial = sweep.trial(first.trial_id)
     entry = {
         "checksum": quality_tasks.checksum(folder),
         "command": words,
