@@ -115,7 +115,12 @@ def _below(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _raylets() -> list[psutil.Process]:
-    return [child for child in _below(psutil.Process()) if child.is_running() and child.name() == "raylet"]
+    found = []
+    for child in _below(psutil.Process()):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if child.name() == "raylet":
+                found.append(child)
+    return found
 
 
 def _start(options: dict[str, Any]) -> None:
