@@ -39,8 +39,6 @@ CHANGED = [  # key, what it was in 0.1.0, and what it is now
     ("train.rungs", [5, 20], [10, 20, 40]),  # of the quickstart
     ("train.max_steps", 20, 40),
     ("objective.ties", "cost", "score"),
-    ("objective.terms.language.weight", 0.25, 0.05),
-    ("objective.terms.bias.weight", 0.25, 0.05),
     # of the quickstart's classifier, whose head has twenty times the adapters' rate now
     ("space.optim.lr.low", 5e-4, 2e-4),
     ("space.optim.lr.high", 8e-3, 4e-3),
@@ -49,6 +47,14 @@ CHANGED = [  # key, what it was in 0.1.0, and what it is now
         [{"lora.rank": 8, "lora.alpha_rule": "ratio", "optim.lr": 2e-3}],
         [{"lora.rank": 8, "lora.alpha_rule": "ratio", "optim.lr": 1e-3}],
     ),
+]
+_DECODER = "${pick:${task.name},{completion:%s,classification:0.0}}"
+_SCHEMA = "${pick:${data.schema},{label:%s,completion:0.25,chat:0.25,text:%s}}"
+_BIAS = "${pick:${bias.name},{fast:%s,full:%s,none:0.0}}"
+_LIGHT = _SCHEMA % ("0.05", "0.25")
+CHANGED += [  # of objective=balanced: what perplexity and bias weigh where there are labels
+    ("objective.terms.language.weight", *(_DECODER % (_SCHEMA % (weight, "1.0")) for weight in ("0.25", "0.05"))),
+    ("objective.terms.bias.weight", *(_DECODER % (_BIAS % (weight, weight)) for weight in ("0.25", _LIGHT))),
 ]
 GONE = {"space.precision.choices"}  # of the default space; experiments that had it have it still
 # What it was in 0.1.0 where it depends on other keys now: tests of their own say on which.

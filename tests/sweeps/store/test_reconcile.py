@@ -132,7 +132,8 @@ class Sweep:
 
 @pytest.fixture(scope="module")
 def composed(tmp_path_factory: pytest.TempPathFactory) -> Composed:
-    return compose([*simulated.overrides(tmp_path_factory.mktemp("simulated")), "search.trials=5"])
+    few = ["search.trials=5", "scheduler.keep_best=2"]
+    return compose([*simulated.overrides(tmp_path_factory.mktemp("simulated")), *few])
 
 
 @pytest.fixture(autouse=True)
