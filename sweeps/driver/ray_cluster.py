@@ -32,7 +32,7 @@ _START_ATTEMPTS = 3
 # glibc gives the memory of each large tensor back to the system at once, and faults it in again at the next step, which
 # is a sixth of its time on a CPU. Up to this many bytes it keeps.
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 28), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
-_started: list[psutil.Process] = []  # the raylet of a Ray of our own; like Ray's connection, one of this process
+_started: list[psutil.Process] = []  # of a Ray of our own: its raylet; like Ray's connection, of this process
 _START_SECONDS = 60  # importing torch on a busy machine takes a part of it
 
 
@@ -97,14 +97,15 @@ def end_ray(seconds: float | None = None) -> None:
     Args:
         seconds: after which ``ray.shutdown`` is not waited for any more; None for as long as it takes.
     """
-    ours = [process for raylet in _started for process in (raylet, *_below(raylet))]
-    _started.clear()
+    # Kept until they are ended: a second Ctrl-C may come while this is at work in another thread.
+    _started.extend([process for raylet in _started for process in _below(raylet)])
     shutdown = threading.Thread(target=ray.shutdown, name="ray.shutdown", daemon=True)
     shutdown.start()
     shutdown.join(seconds)
-    for process in ours:
+    for process in list(_started):
         with contextlib.suppress(psutil.Error):
             process.kill()
+    _started.clear()
 
 
 def _below(process: psutil.Process) -> list[psutil.Process]:

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from analysis.objective import Objective
 from sweeps.config import RayConfig, ResourcesConfig, SweepConfig
 from sweeps.driver import ray_cluster
 from sweeps.driver.device_worker import DeviceWorker
-from sweeps.driver.ray_cluster import ray_running, seats
+from sweeps.driver.ray_cluster import end_ray, ray_running, seats
 from sweeps.process.installation import package_root
 from trainer.config import EngineConfig
 
@@ -52,6 +53,31 @@ def test_what_a_local_ray_leaves_running_is_ended_with_it(tmp_path: Path, monkey
         for raylet in raylets:
             raylet.kill()
             raylet.wait()
+
+
+def test_a_second_end_in_the_middle_of_the_first_leaves_nothing_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    binary, go_on = tmp_path / "raylet", threading.Event()
+    shutil.copy(str(shutil.which("bash")), binary)
+    raylet = subprocess.Popen([binary, "-c", "sleep 600 & wait"])
+    while not (agents := psutil.Process(raylet.pid).children()):
+        time.sleep(0.05)
+
+    def shutdown() -> None:
+        raylet.kill()
+        raylet.wait()
+        go_on.wait(30)
+
+    monkeypatch.setattr(ray_cluster.ray, "shutdown", shutdown)
+    monkeypatch.setattr(ray_cluster, "_started", [psutil.Process(raylet.pid)])
+    first = threading.Thread(target=end_ray)
+    first.start()
+    raylet.wait()
+    end_ray(0.1)
+    assert psutil.wait_procs(agents, timeout=10)[1] == []
+    go_on.set()
+    first.join()
 
 
 def test_every_node_without_a_gpu_gets_one_worker_that_leaves_room_for_the_proxies() -> None:
