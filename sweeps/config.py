@@ -458,6 +458,11 @@ def seconds_of(text: str, path: str = "search.time") -> float:
     return seconds
 
 
+def limit_seconds(time: str | None) -> float:
+    """Seconds of ``search.time``; infinite where it sets no limit, or none yet."""
+    return math.inf if time in (None, "auto") else seconds_of(str(time))
+
+
 def stand_ins(config: SweepConfig) -> SweepConfig:
     """The config with any values in place of those that data and device are still to give, so that it can be checked.
 

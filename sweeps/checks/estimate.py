@@ -1,7 +1,6 @@
 """What a sweep would do, before it does it: its data audited, its costs probed, its end foretold. Starts no Ray."""
 
 import bisect
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +18,7 @@ from sweeps.checks.length import (
 )
 from sweeps.checks.simulate import Cost, Forecast, play
 from sweeps.compose.compose import Composed
-from sweeps.config import SweepConfig, seconds_of
+from sweeps.config import SweepConfig, limit_seconds
 from sweeps.process import gc_pause
 from sweeps.process.installation import shell_path
 from sweeps.space.dimensions import suggest
@@ -268,20 +267,18 @@ def whole_sweep(config: SweepConfig, probed: Sequence[Probed], devices: int, sta
     slow = max(probed, key=lambda it: it.scoring_seconds)
     baselines = baseline_seconds(config, slow.n_train, slow.n_validation, slow.scoring_seconds) / devices
     besides = startup + baselines + END_SECONDS
-    limit = math.inf if config.search.time in (None, "auto") else seconds_of(config.search.time)
+    limit = limit_seconds(config.search.time)
 
     def playing(trials: int) -> tuple[int, Forecast]:
         searched = replace(config, search=replace(config.search, trials=trials))
         side_by_side = max(1, max_concurrent(searched, [min(slots)] * devices) // devices)
         return side_by_side, play(config, _repeated(costs, trials), side_by_side, devices)
 
-    def too_long(trials: int) -> bool:
-        return besides + playing(trials)[1].seconds > limit
-
     trials = config.search.trials
-    if too_long(trials):  # as many as search.time has room for
-        trials = max(1, bisect.bisect_left(range(1, trials), True, key=too_long))
     side_by_side, played = playing(trials)
+    if besides + played.seconds > limit:  # as many as search.time has room for
+        trials = max(1, bisect.bisect(range(1, trials), limit - besides, key=lambda n: playing(n)[1].seconds))
+        side_by_side, played = playing(trials)
     seconds = min(besides + played.seconds, limit)
     hours, price = seconds * devices / 3600, config.resources.price_per_hour
     last = probed[-1]

@@ -135,9 +135,9 @@ def choose(composed: Composed, found: Measured) -> Composed:
         tried = with_steps[rungs]
         scoring = sizes.n_validation * sizes.item_seconds[max_length] + cost.rung_seconds
         baselines = baseline_seconds(config, sizes.rows, sizes.n_validation, scoring) / found.devices
-        seconds = played(tried.config, trials, cost, found) + baselines + END_SECONDS
-        longest = _unstopped(tried.config, min(trials, half), cost, found) + baselines + END_SECONDS
-        fits = max(seconds, longest) <= left
+        besides = baselines + END_SECONDS
+        seconds = played(tried.config, trials, cost, found) + besides
+        fits = seconds <= left and _unstopped(tried.config, min(trials, half), cost, found) + besides <= left
         if best is None or seconds < best[0] or fits:
             best = seconds, tried, max_length, trials
         if fits:

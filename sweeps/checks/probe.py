@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -159,7 +160,8 @@ class Prober:
         foretold: list[float] = []
         try:
             while pack.trains(slot) and len(seconds) <= _STEPS and sum(seconds) < _SOON:
-                tokens, passes = self._padded(slot.trial, slot.encoded, slot.record.step)
+                batches = micro_batches(slot.trial, slot.encoded, slot.base.tokenizer.pad_token_id, slot.record.step)
+                tokens, passes = self._padded(batches)
                 foretold.append(tokens * budget.per_token + passes * budget.fixed)
                 began, step = time.perf_counter(), slot.record.step
                 while slot.record.step == step:
@@ -172,11 +174,9 @@ class Prober:
             return 0.0
         return max(0.0, (sum(seconds[1:]) - sum(foretold[1:])) / len(seconds[1:]))
 
-    def _padded(self, trial: TrialConfig, encoded: list[Encoded], step: int) -> tuple[int, int]:
-        """(tokens with padding, passes) of an optimiser step."""
-        pad = self.device_cache.base(trial).tokenizer.pad_token_id
+    def _padded(self, batches: Sequence[dict[str, Any]]) -> tuple[int, int]:
+        """(tokens with padding, passes) of micro-batches of one slot."""
         cost = pass_cost(self.settings, self.device)
-        batches = micro_batches(trial, encoded, pad, step)
         passes = [rows for batch in batches for [(_, rows)] in cut_by_length([batch], cost)]
         return sum(rows["input_ids"].numel() for rows in passes), len(passes)
 
@@ -197,8 +197,7 @@ class Prober:
         encoded, base = self.device_cache.training(trial), self.device_cache.base(trial)
         pad = base.tokenizer.pad_token_id
         batches = [batch for step in range(_BATCHES) for batch in micro_batches(trial, encoded, pad, step)]
-        steps = [self._padded(trial, encoded, step) for step in range(_BATCHES)]
-        padded, passes = (sum(counted) / _BATCHES for counted in zip(*steps, strict=True))
+        padded, passes = (counted / _BATCHES for counted in self._padded(batches))
         rung = min(trial.eval.rung_items, n_validation)
         return Cost(
             pack=trial.precision,

@@ -32,8 +32,8 @@ _START_ATTEMPTS = 3
 # glibc gives the memory of each large tensor back to the system at once, and faults it in again at the next step, which
 # is a sixth of its time on a CPU. Up to this many bytes it keeps.
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 28), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
-_started: list[psutil.Process] = []  # of a Ray of our own: its raylet; like Ray's connection, of this process
 _START_SECONDS = 60  # importing torch on a busy machine takes a part of it
+_started: list[psutil.Process] = []  # of a Ray of our own: its raylet; like Ray's connection, of this process
 
 
 @contextlib.contextmanager

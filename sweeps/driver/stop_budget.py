@@ -6,7 +6,7 @@ from typing import Any
 
 from analysis.folder import State, SweepFolder
 from analysis.metrics import METRICS
-from sweeps.config import BudgetConfig, seconds_of
+from sweeps.config import BudgetConfig, limit_seconds
 from sweeps.store.control import Spent
 from sweeps.store.tune_results import trial_key
 
@@ -31,7 +31,7 @@ class StopBudget:
         time: str | None = None,
     ):
         self.limits, self.spent, self.interrupted, self.time = limits, spent, interrupted, time
-        self.seconds = seconds_of(time) if time not in (None, "auto") else math.inf
+        self.seconds = limit_seconds(time)
         self._pace = 0.0  # seconds of an optimiser step, of the trial that reported last
         self._tokens: dict[str, int] = {}  # trial → training tokens
         self._completed: dict[str, float] = {}  # trial that completed → its objective, for a moment
