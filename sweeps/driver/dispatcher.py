@@ -96,7 +96,7 @@ class Dispatcher:
         return await request.answer
 
     async def better(self, trial_id: str, precision: str) -> bool:
-        """Whether a trial that rests should go on elsewhere: on a faster device, or one with at least two trials fewer."""
+        """Whether a trial that rests should move: to a faster device, or to one that has at least two trials fewer."""
         now = self._devices.get(self._given.get(trial_id, ""))
         if now is None or self._requests or now.client.name in self._alone:
             return False
