@@ -250,7 +250,8 @@ def _finish(folder: SweepFolder, composed: Composed, runs: Sequence[_Run], basel
     say("starting Ray and the device workers")
     with ray_running(composed.config):
         devices = start_workers(composed.config, composed.objective)
-        devices, _ = with_facts(devices, str(folder.root), sorted({run.trained.precision for run in runs}), say)
+        precisions = sorted({run.trained.precision for run in runs})
+        devices, _ = with_facts(devices, composed.config, str(folder.root), precisions, say)
         say("loading model and data")
         first = unscored[0].trained if unscored else runs[0].trained
         capacity = sum(reply.get().slots for reply in [device.prepare(first) for device in devices])

@@ -111,7 +111,7 @@ def _drive(
         with gc_pause.paused():
             from sweeps.driver.tune_run import TuneRun  # imports Ray Tune, which takes seconds: while the workers start
 
-        devices, facts = with_facts(devices, str(folder.root), composed.precisions, progress.note)
+        devices, facts = with_facts(devices, composed.config, str(folder.root), composed.precisions, progress.note)
         as_given = composed.unresolved()
         able = [name for name in facts[0].precisions if not any(fact.precisions.get(name) for fact in facts)]
         composed = composed.on_machine(able, {name: times for fact in facts for name, times in fact.slow.items()})

@@ -13,17 +13,19 @@ from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from analysis.errors import HardwareError, first_line
+from analysis.errors import HardwareError, LorasweepError, first_line
 from analysis.objective import Objective
+from sweeps.checks.folder_probe import probing
 from sweeps.config import SweepConfig
-from sweeps.driver.device_client import LOST, DeviceClient
+from sweeps.driver.device_client import DeviceClient
 from sweeps.driver.device_facts import WorkerFacts
 from sweeps.driver.device_worker import DeviceWorker
-from sweeps.process.installation import package_root
+from sweeps.driver.start_check import clock_difference, clock_note, could_not_start, start_check, together
 from sweeps.process.threads import thread_counts, wait_policy
+from sweeps.process.visible_gpus import visible_gpus
 
 NAMESPACE = "lorasweep"
 _PROXY_CPUS = 0.5  # of a node; a proxy claims a thousandth
@@ -205,52 +207,70 @@ def start_workers(
     config: SweepConfig, objective: Objective, kind: type[DeviceWorker] = DeviceWorker
 ) -> list[DeviceClient]:
     """A device worker, of the given class, for each of ``seats``. Raises HardwareError."""
-    devices = []
-    for seat in seats(ray.nodes(), config):
-        make = ray.remote(kind).options(
-            num_cpus=seat.cpus,
-            num_gpus=seat.gpus,
-            max_restarts=-1,
-            max_concurrency=64,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(seat.node_id, soft=False),
-            runtime_env={
-                "env_vars": {**_worker_environment(), **_ALLOCATOR, **wait_policy(), **thread_counts(seat.threads)}
-            },
-            name=f"device-{uuid.uuid4().hex[:8]}",
-        )
-        slots = config.resources.slots if isinstance(config.resources.slots, int) else None
-        arguments = (config.engine, slots, objective, seat.threads, seat.node, package_root())
-        devices.append(DeviceClient(make.remote(*arguments)))
-    return devices
+    return [start_worker(seat, config, objective, kind) for seat in seats(ray.nodes(), config)]
+
+
+def start_worker(
+    seat: Seat, config: SweepConfig, objective: Objective, kind: type[DeviceWorker] = DeviceWorker
+) -> DeviceClient:
+    """A device worker, of the given class, that claims what a seat says."""
+    threads = {**_ALLOCATOR, **wait_policy(), **thread_counts(seat.threads)}
+    make = ray.remote(kind).options(
+        num_cpus=seat.cpus,
+        num_gpus=seat.gpus,
+        max_restarts=-1,
+        max_concurrency=64,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(seat.node_id, soft=False),
+        runtime_env={"env_vars": {**_worker_environment(), **threads, **visible_gpus(seat.gpus)}},
+        name=f"device-{uuid.uuid4().hex[:8]}",
+    )
+    slots = config.resources.slots if isinstance(config.resources.slots, int) else None
+    return DeviceClient(
+        make.remote(config.engine, slots, objective, seat.threads, seat.node, seat.gpus), where=seat.node
+    )
 
 
 def with_facts(
-    devices: Sequence[DeviceClient], folder: str, precisions: Sequence[str], note: Callable[[str], None]
+    devices: Sequence[DeviceClient],
+    config: SweepConfig,
+    folder: str,
+    precisions: Sequence[str],
+    note: Callable[[str], None],
 ) -> tuple[list[DeviceClient], list[WorkerFacts]]:
     """Wait until all workers have started. Returns them again, each knowing where it is, and what each has.
 
     Args:
+        devices: as ``start_workers`` gives them.
+        config: of the sweep.
         folder: of the sweep, which all must see.
         precisions: those of interest.
-        note: called with a sentence where it takes long.
+        note: called with a sentence where it takes long, or a node's clock is wrong.
 
     Raises:
-        HardwareError: where a worker cannot start.
-        LorasweepError: a worker's own, such as for a folder that it does not see.
+        LorasweepError: where a worker cannot start, or anything is wrong with its node: of all of them, by name.
     """
-    replies = [device.facts(folder, precisions) for device in devices]
-    _, waiting = ray.wait([it.reference for it in replies], num_returns=len(replies), timeout=_START_SECONDS)
-    if waiting:
-        note(
-            f"{len(waiting)} of {len(devices)} device workers have not started in {_START_SECONDS} s. Waiting for them;"
-            " `ray status` shows whether others use their CPUs or GPUs."
-        )
-    try:
-        facts = [reply.get() for reply in replies]
-    except LOST as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise HardwareError(
-            f"a device worker could not start ({lines[-1] if lines else type(error).__name__}). Every node of a cluster"
-            " needs the same checkout, installed at the same place with `make install`, and its .venv for `ray start`."
-        ) from error
+    with probing(folder) as probe:
+        check = start_check(config, probe, precisions)
+        checks = [check.for_worker() for _ in devices]
+        replies = [device.facts(own) for device, own in zip(devices, checks, strict=True)]
+        _, waiting = ray.wait([it.reference for it in replies], num_returns=len(replies), timeout=_START_SECONDS)
+        if waiting:
+            note(
+                f"{len(waiting)} of {len(devices)} device workers have not started in {_START_SECONDS} s. Waiting for"
+                " them; `ray status` shows whether others use their CPUs or GPUs."
+            )
+        facts, refused = [], list[LorasweepError]()
+        for device, own, reply in zip(devices, checks, replies, strict=True):
+            try:
+                facts.append(reply.get())
+                probe.confirm(device.where, own.answer)
+            except LorasweepError as error:
+                refused.append(error)
+            except RayError as error:
+                refused.append(could_not_start(device.where, error))
+    if refused:
+        raise together(refused)
+    for node, device in {device.where: device for device in devices}.items() if check.cluster else ():
+        if said := clock_note(node, clock_difference(device)):
+            note(said)
     return [replace(device, where=fact.where) for device, fact in zip(devices, facts, strict=True)], facts

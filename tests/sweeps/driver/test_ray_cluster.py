@@ -1,6 +1,5 @@
 """Which device workers a sweep starts on which nodes, and what they claim there."""
 
-import asyncio
 import shutil
 import subprocess
 import threading
@@ -11,14 +10,10 @@ from typing import Any
 import psutil
 import pytest
 
-from analysis.errors import FolderError, HardwareError
-from analysis.objective import Objective
+from analysis.errors import HardwareError
 from sweeps.config import RayConfig, ResourcesConfig, SweepConfig
 from sweeps.driver import ray_cluster
-from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.ray_cluster import end_ray, ray_running, seats
-from sweeps.process.installation import package_root
-from trainer.config import EngineConfig
 
 
 def node(name: str, alive: bool = True, **has: float) -> dict[str, Any]:
@@ -115,14 +110,6 @@ def test_a_gpu_can_be_shared_and_no_gpu_can_be_asked_for() -> None:
 def test_more_gpus_than_a_node_has_are_refused() -> None:
     with pytest.raises(HardwareError, match="gpus_per_trial=4: no node has that many GPUs \\(2 in the whole cluster"):
         seats([node("two", CPU=16, GPU=2)], config(gpus_per_trial=4))
-
-
-def test_a_worker_that_does_not_see_the_sweep_folder_says_what_to_do(tmp_path: Path) -> None:
-    worker = DeviceWorker(
-        EngineConfig(), None, Objective("single", 0.05, ()), threads=1, node="beta", root=package_root()
-    )
-    with pytest.raises(FolderError, match=r"node beta does not see .*sweep\.dir"):
-        asyncio.run(worker.facts(str(tmp_path / "elsewhere"), ["fp32"]))
 
 
 def test_a_ray_that_is_slow_to_start_is_tried_again_and_told_as_an_overloaded_machine(
