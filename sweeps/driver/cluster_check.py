@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,10 @@ def check_cluster(composed: Composed, say: Say) -> list[CheckedNode]:
         except HardwareError:
             wanted = {}
         check = start_check(config, probe, composed.precisions)
+        taken = {key for key, seat in wanted.items() if not _room(seat)}  # before our own workers claim anything
         workers = {key: start_worker(seat, config, composed.objective) for key, seat in wanted.items()}
         try:
-            return _all_checked(nodes, wanted, workers, check, say)
+            return _all_checked(nodes, taken, workers, check, say)
         finally:
             for worker in workers.values():
                 worker.kill()
@@ -81,7 +82,7 @@ def check_cluster(composed: Composed, say: Say) -> list[CheckedNode]:
 
 def _all_checked(
     nodes: Sequence[Mapping[str, Any]],
-    seat_of: Mapping[str, Seat],
+    taken: Set[str],
     workers: Mapping[str, DeviceClient],
     check: StartCheck,
     say: Say,
@@ -90,7 +91,7 @@ def _all_checked(
     names = {node["NodeID"]: node["NodeName"] or node["NodeManagerAddress"] for node in nodes}
     checks = {key: check.for_worker() for key in workers}
     started = _answers({key: worker.now() for key, worker in workers.items()}, names, began + _BUSY_SECONDS, say)
-    busy = {key for key in workers if key not in started and not _room(seat_of[key])}
+    busy = taken - started.keys()
     replies = {key: worker.examine(checks[key]) for key, worker in workers.items() if key not in busy}
     answers = _answers(replies, names, began + _CHECK_SECONDS, say)
     found = []
