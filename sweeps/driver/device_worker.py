@@ -13,19 +13,21 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.errors import FolderError, LorasweepError
+import psutil
+
+from analysis.errors import DataError, HardwareError, LorasweepError, first_line
 from analysis.folder import ENDED, MetricsRow, State, SweepFolder, TrialFolder, disk_fault
 from analysis.objective import Objective
 from sweeps.checks.simulate import Sizes
-from sweeps.driver.device_facts import DataFacts, WorkerFacts
+from sweeps.driver.device_facts import DataFacts, NodeFaults, StartCheck, WorkerFacts
+from sweeps.driver.node_faults import no_gpu, node_faults
 from sweeps.process import gc_pause
-from sweeps.process.installation import package_root
 from sweeps.process.logs import of_worker
 from sweeps.search.lineage import take_over
 from trainer.config import Baseline, EngineConfig, TrialConfig
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from trainer.device_cache import DeviceCache
 
 KEPT_CHECKPOINTS = 2
+_DISK_SECONDS = 20.0  # for a node's look at the sweep folder and the config's files
 _PATIENCE = 1.0  # seconds at most that slots wait for the decisions on others
 _NOT_SAVED = "its checkpoint could not be written"
 
@@ -50,20 +53,17 @@ class DeviceWorker:
         objective: picks each trial's best rung.
         threads: CPU threads for arithmetic.
         node: name of the Ray node that it is on.
-        root: where the driver's packages are; the worker's must be the same code.
+        gpus: that it claims: 1, a share of one, or 0 to train on the CPU.
     """
 
     def __init__(
-        self, engine: EngineConfig, slots: int | None, objective: Objective, threads: int, node: str, root: str
+        self, engine: EngineConfig, slots: int | None, objective: Objective, threads: int, node: str, gpus: float = 0.0
     ):
-        if package_root() != root:
-            raise LorasweepError(
-                f"this worker imports lorasweep from {package_root()}, the driver from {root}."
-                " Install the same checkout at the same place on every node."
-            )
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self.threads = threads
         self.node = node
+        self.gpus = gpus
+        self._named = False  # whether errors say which node this is
         self.objective = objective
         self.settings, self.slots = engine, slots
         self._engine: Engine | None = None
@@ -81,31 +81,70 @@ class DeviceWorker:
 
     # --- called through Ray ------------------------------------------------------------------------------------------
 
-    async def facts(self, folder: str, precisions: Sequence[str]) -> WorkerFacts:
+    async def facts(self, check: StartCheck) -> WorkerFacts:
         """What it has.
 
-        Args:
-            folder: of the sweep.
-            precisions: to try.
-
         Raises:
-            FolderError: where it does not see the folder that the driver writes to.
+            LorasweepError: where anything is wrong with its node: all of it, and the node's name.
         """
-        if not Path(folder).is_dir():
-            raise FolderError(
-                f"node {self.node} does not see {folder}, which this machine writes to. The sweep folder must lie on a"
-                " file system that all nodes share: sweep.dir=…"
+        facts, faults = await self.examine(check, log=True)
+        refusal = faults.refusal()
+        if refusal is not None:
+            raise refusal
+        assert facts is not None
+        return facts
+
+    async def examine(self, check: StartCheck, log: bool = False) -> tuple[WorkerFacts | None, NodeFaults]:
+        """What it has, None where that cannot be told, and what is wrong with its node.
+
+        Args:
+            log: whether its libraries write to the sweep's log from now on.
+        """
+        self._named = check.cluster
+        try:  # in a thread of its own: a network file system that is gone does not answer
+            faults = await asyncio.wait_for(asyncio.to_thread(node_faults, self.node, check), _DISK_SECONDS)
+        except TimeoutError:
+            faults = NodeFaults(
+                folder=f"node {self.node}: reading {check.probe.folder} and the files of the config does not end"
+                f" within {_DISK_SECONDS:g} s. Does a network file system hang there? Try `ls {check.probe.folder}`."
             )
-        of_worker(SweepFolder(folder).log_file, self.node)
-        return await self._on_engine_thread(partial(self._facts, precisions))
+        if log and not faults.folder:
+            of_worker(SweepFolder(check.probe.folder).log_file, self.node)
+        try:
+            return await self._on_engine_thread(partial(self._facts, check.precisions)), faults
+        except HardwareError as error:
+            return None, replace(faults, device=str(error))
+        except Exception as error:  # a broken installation of torch or CUDA raises anything
+            broken = f"node {self.node}: torch does not work there ({type(error).__name__}: {first_line(error)})."
+            return None, replace(faults, device=f"{broken} `lorasweep doctor` on that node says more.")
+
+    async def now(self) -> float:
+        """This node's clock: seconds since 1970."""
+        return time.time()
 
     async def sizes(self, trial: TrialConfig, timed: bool) -> Sizes:
         """How much there is to train on and, where ``timed``, what a trial costs here. Raises LorasweepError."""
-        return await self._on_engine_thread(partial(self._sizes, trial, timed))
+        with self._naming_node():
+            return await self._on_engine_thread(partial(self._sizes, trial, timed))
 
     async def prepare(self, trial: TrialConfig) -> DataFacts:
         """Load what a trial needs, so that bad input is found before the sweep starts. Raises LorasweepError."""
-        return await self._on_engine_thread(partial(self._prepare, trial))
+        with self._naming_node():
+            return await self._on_engine_thread(partial(self._prepare, trial))
+
+    @contextlib.contextmanager
+    def _naming_node(self) -> Iterator[None]:
+        """Errors about data and model say on which node they are, where there may be several."""
+        try:
+            yield
+        except LorasweepError as error:
+            if not self._named:
+                raise
+            raise type(error)(f"node {self.node}: {error}") from error
+        except OSError as error:
+            if not self._named or disk_fault(error):
+                raise
+            raise DataError(f"node {self.node}: {error.filename}: cannot be read ({error.strerror}).") from error
 
     async def score_baseline(self, baseline: Baseline, folder: str, test: bool = False) -> MetricsRow:
         """Score what trials are compared with, on everything a completed trial is scored on, once no trial is here.
@@ -260,7 +299,7 @@ class DeviceWorker:
             from trainer.models.base_model import best_device
 
             torch.set_num_threads(self.threads)
-            self._materials = DeviceCache(best_device())
+            self._materials = DeviceCache(best_device(), self.gpus if self.gpus > 0 else 1.0)
         return self._materials
 
     def _make_engine(self) -> Engine:
@@ -271,16 +310,29 @@ class DeviceWorker:
 
     def _facts(self, precisions: Sequence[str]) -> WorkerFacts:
         import ray
+
+        materials = self.materials  # imports torch
         import torch
 
-        from trainer.models.base_model import available_precisions, slow_precisions
+        from trainer.models.base_model import arithmetic_speed, available_precisions, slow_precisions
 
-        device = self.materials.device
+        device = materials.device
         name = f"CPU, {self.threads} thread{'s' if self.threads > 1 else ''}"
+        memory = psutil.virtual_memory().total
         if device.type == "cuda":
             name = ", ".join([torch.cuda.get_device_name(device), *(f"GPU {i}" for i in ray.get_gpu_ids())])
+            name += f", {self.gpus:.3g} of it" if 0 < self.gpus < 1 else ""
+            memory = torch.cuda.mem_get_info(device)[1]
+        elif self.gpus > 0:
+            raise HardwareError(no_gpu(self.node, torch.__version__, built=torch.version.cuda or torch.version.hip))
         return WorkerFacts(
-            self.node, name, available_precisions(device, precisions), slow_precisions(device, precisions)
+            self.node,
+            name,
+            available_precisions(device, precisions),
+            slow_precisions(device, precisions),
+            round(arithmetic_speed(device), 1),
+            str(torch.__version__),
+            memory,
         )
 
     def _sizes(self, trial: TrialConfig, timed: bool) -> Sizes:

@@ -162,7 +162,7 @@ class PackedEngine:
         key = self.device_cache.base_key(trial)
         if key not in self._budgets:
             slot = self._slot(trial, TrialFolder(Path("probe")), pack, None)
-            self._budgets[key] = measure(pack, slot)
+            self._budgets[key] = measure(pack, slot, self.device_cache.gpu_share)
         pack.pass_cost = pass_cost(self.settings, pack.base.device)  # the probe is not to be cut
         return self._budgets[key]
 

@@ -15,7 +15,6 @@ from analysis.objective import Objective, Term
 from sweeps.driver.device_client import DeviceClient
 from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.trial_proxy import TrialProxy
-from sweeps.process.installation import package_root
 from tests.sweeps.driver.fakes import FakeDispatcher
 from trainer.config import EngineConfig
 from trainer.engine import Admitted, Ended, Event, Full, Halted, RungResult
@@ -53,7 +52,7 @@ class FakeEngine:
 
 
 def worker(engine: FakeEngine) -> Any:
-    made: Any = DeviceWorker(EngineConfig(), None, Objective("single", 0.05, ()), 1, "beta", package_root())
+    made: Any = DeviceWorker(EngineConfig(), None, Objective("single", 0.05, ()), 1, "beta")
     made._engine, made._materials = engine, None
     return made
 
