@@ -144,6 +144,9 @@ class ResourcesConfig:
     threads: int | None = key(None, low=1)  # torch threads a trial
     price_per_hour: float | None = key(None, low=0.0)  # of a device, in any currency; for lorasweep check
     rung_timeout: float | None = key(None, above=0.0)  # seconds from one rung of a trial to the next; null: no limit
+    max_devices: int | None = key(None, low=1)  # device workers at a time; null: as many as there is work for
+    wait: str | None = None  # how long to wait where there is no device, such as 30m; null: no limit
+    idle_seconds: float = key(60.0, low=0.0)  # after which a device worker of a cluster that nobody needs is ended
 
 
 @dataclass
@@ -402,6 +405,8 @@ def _check_objective(config: SweepConfig) -> None:
 def _check_budget(config: SweepConfig) -> None:
     if config.search.time not in (None, "auto"):
         seconds_of(str(config.search.time))
+    if config.resources.wait is not None:
+        seconds_of(config.resources.wait, "resources.wait")
     known = {name for name in measured(config) if name in METRICS and METRICS[name].better in ("high", "low")}
     for name, value in config.search.budget.target.items():
         if name not in known | {"objective"}:
@@ -454,12 +459,13 @@ def seconds_of(text: str, path: str = "search.time") -> float:
     parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.replace(" ", ""))
     seconds = sum(float(n) * unit for n, unit in zip(parts.groups(), _UNITS.values(), strict=True) if n) if parts else 0
     if not seconds:
-        raise ConfigError(f"{path}={text}: expected a time such as 90s, 15m, 2h or 1h30m, auto, or null for no limit.")
+        auto = " auto," if path == "search.time" else ""
+        raise ConfigError(f"{path}={text}: expected a time such as 90s, 15m, 2h or 1h30m,{auto} or null for no limit.")
     return seconds
 
 
 def limit_seconds(time: str | None) -> float:
-    """Seconds of ``search.time``; infinite where it sets no limit, or none yet."""
+    """Seconds of a time such as ``search.time``; infinite where it sets no limit, or none yet."""
     return math.inf if time in (None, "auto") else seconds_of(str(time))
 
 

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import yaml
@@ -20,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from analysis import fast_yaml
-from analysis.errors import ConfigError, DataError, FolderError, last_line
+from analysis.errors import ConfigError, DataError, FolderError, HardwareError
 from analysis.finals import SEED, Look, looks_sentences, read_finals, read_looks, report
 from analysis.folder import ENDED, State, Status, SweepFolder, TrialFolder, append_line, atomic_write, read_lines
 from analysis.leaderboard import leaderboard
@@ -29,8 +30,9 @@ from sweeps.checks.preflight import preflight
 from sweeps.compose.compose import RESUMABLE, Composed
 from sweeps.config import SweepConfig
 from sweeps.driver.baseline_runner import main_figures, planned
-from sweeps.driver.device_client import GONE, LOST, DeviceClient, TrialPlacement
-from sweeps.driver.ray_cluster import ray_running, start_workers, with_facts
+from sweeps.driver.device_client import DispatcherClient, TrialPlacement
+from sweeps.driver.device_fleet import DeviceFleet, following_cluster
+from sweeps.driver.ray_cluster import ray_running
 from sweeps.process.installation import program, shell_path
 from sweeps.store.folder_lock import locked
 from sweeps.store.manifest import read_manifest
@@ -46,7 +48,7 @@ CHANGEABLE = (
     "eval",
     *(part for part in RESUMABLE if part in ("ray", "resources")),
 )
-_TRIES = 3  # workers that may die over one scoring
+_AT_A_TIME = 256  # runs that wait for a device side by side, a thread each
 
 Say = Callable[[str], None]
 
@@ -248,56 +250,56 @@ def _finish(folder: SweepFolder, composed: Composed, runs: Sequence[_Run], basel
         say("all of them have their final scores already")
         return
     say("starting Ray and the device workers")
-    with ray_running(composed.config):
-        devices = start_workers(composed.config, composed.objective)
-        devices, _ = with_facts(devices, str(folder.root), sorted({run.trained.precision for run in runs}), say)
+    with ray_running(composed.config), following_cluster(composed, folder, say) as fleet:
+        fleet.want(max(1, len(waiting)))
+        fleet.assemble()
         say("loading model and data")
-        first = unscored[0].trained if unscored else runs[0].trained
-        capacity = sum(reply.get().slots for reply in [device.prepare(first) for device in devices])
+        fleet.begin(unscored[0].trained if unscored else runs[0].trained)
         limit = composed.config.resources.rung_timeout
-        _side_by_side(waiting, capacity, lambda run, slot: _train(run, devices, slot, limit, say))
+        _side_by_side([partial(_train, run, fleet.dispatcher, limit, say) for run in waiting], fleet)
         for run in runs:  # one that failed is trained on from its last rung, when asked again
             if run.files.read_status().state is State.COMPLETED:
                 run.files.remove_checkpoints()
-        scores: list[Callable[[DeviceClient], None]] = [
-            lambda device, run=run: _score(device, run, say)  # type: ignore[misc]
-            for run in unscored
-            if run.files.read_status().state is State.COMPLETED
+        scores: list[Callable[[], None]] = [
+            partial(_score, fleet, run, say) for run in unscored if run.files.read_status().state is State.COMPLETED
         ]
         if baseline is not None and not on_test:
-            scores.append(lambda device: _score_baseline(device, _on_test(baseline, composed.config), folder, say))
-        _side_by_side(scores, len(devices), lambda score, slot: score(devices[slot % len(devices)]))
+            scores.append(lambda: _score_baseline(fleet, _on_test(baseline, composed.config), folder, say))
+        fleet.want(len(scores))
+        _side_by_side(scores, fleet)
 
 
-def _side_by_side(work: Sequence[Any], slots: int, do: Callable[[Any, int], None]) -> None:
-    """Call ``do`` on each piece of work, ``slots`` at a time. Raises the first error, once all are done."""
+def _side_by_side(work: Sequence[Callable[[], None]], fleet: DeviceFleet) -> None:
+    """Do all pieces of work, those that wait for a device side by side. Raises the first error, once all are done."""
     waiting, errors = deque(work), []
 
-    def serve(slot: int) -> None:
+    def serve() -> None:
         while True:
             try:
                 piece = waiting.popleft()
             except IndexError:
                 return
             try:
-                do(piece, slot)
+                piece()
             except Exception as error:
                 errors.append(error)
 
-    threads = [threading.Thread(target=serve, args=(slot,), daemon=True) for slot in range(min(slots, len(work)))]
+    threads = [threading.Thread(target=serve, daemon=True) for _ in work[:_AT_A_TIME]]
     for thread in threads:
         thread.start()
     for thread in threads:
         while thread.is_alive():
             thread.join(0.2)  # Ctrl-C is heard in between
+            if fleet.expired:
+                raise HardwareError(f"{fleet.expired} Finalize again: it goes on where it stopped.")
     if errors:
         raise errors[0]
 
 
-def _train(run: _Run, devices: Sequence[DeviceClient], slot: int, rung_timeout: float | None, say: Say) -> None:
-    """Train one run to its end, on whichever device has room; again from its last rung where a worker dies."""
+def _train(run: _Run, dispatcher: DispatcherClient, rung_timeout: float | None, say: Say) -> None:
+    """Train one run to its end, on whichever device has room; on from its last checkpoint where a worker is lost."""
     atomic_write(run.files.config_file, fast_yaml.dump(asdict(run.trained)))
-    _train_to_end(run, TrialPlacement(devices, run.trained, run.files, slot, rung_timeout), say)
+    _train_to_end(run, TrialPlacement(dispatcher, run.trained, run.files, rung_timeout), say)
 
 
 def _train_to_end(run: _Run, placement: TrialPlacement, say: Say) -> None:
@@ -307,13 +309,7 @@ def _train_to_end(run: _Run, placement: TrialPlacement, say: Say) -> None:
     files.write_status(Status(State.RUNNING, "", max((step for step, _ in recorded), default=0)))
     said = 0
     while True:
-        try:
-            event = placement.next_event()
-        except GONE as error:
-            files.write_status(
-                Status(State.FAILED, f"no device worker is left: {last_line(error)}", 0, placement.where)
-            )
-            return
+        event = placement.next_event()
         for note in placement.notes[said:]:
             say(f"{run.name}  {note}")
         said = len(placement.notes)
@@ -337,16 +333,9 @@ def _ended(run: _Run, event: Ended, where: str, say: Say) -> None:
     say(f"{run.name}  {str(event.state).replace('_', ' ')} at step {event.step}{figures}{why}")
 
 
-def _score(device: DeviceClient, run: _Run, say: Say) -> None:
-    for attempt in range(1, _TRIES + 1):
-        try:
-            row = device.score_on_test(run.scored, run.files).get()
-        except LOST:
-            if attempt == _TRIES:
-                raise
-        else:
-            say(f"{run.name}  test{main_figures(row.metrics)}")
-            return
+def _score(fleet: DeviceFleet, run: _Run, say: Say) -> None:
+    row = fleet.call(lambda device: device.score_on_test(run.scored, run.files), run.scored.precision)
+    say(f"{run.name}  test{main_figures(row.metrics)}")
 
 
 def _on_test(baseline: Baseline, config: SweepConfig) -> Baseline:
@@ -354,6 +343,7 @@ def _on_test(baseline: Baseline, config: SweepConfig) -> Baseline:
     return replace(baseline, trial=replace(baseline.trial, data=config.data, bias=config.bias, eval=config.eval))
 
 
-def _score_baseline(device: DeviceClient, baseline: Baseline, folder: SweepFolder, say: Say) -> None:
-    row = device.score_baseline(baseline, folder.final(baseline.name), test=True).get()
+def _score_baseline(fleet: DeviceFleet, baseline: Baseline, folder: SweepFolder, say: Say) -> None:
+    files = folder.final(baseline.name)
+    row = fleet.call(lambda device: device.score_baseline(baseline, files, test=True), baseline.trial.precision)
     say(f"{baseline.name}  test{main_figures(row.metrics)}")

@@ -6,7 +6,6 @@ Check what can be checked at once; start the device workers; let Ray Tune run th
 
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from analysis.constraints import check_available
 from analysis.errors import INTERRUPTED, DataError, FolderError
 from analysis.folder import ENDED, SweepFolder
 from analysis.leaderboard import leaderboard
-from sweeps.checks.length import Measured, asked_about, choose, is_open, is_timed, max_concurrent
+from sweeps.checks.length import Measured, asked_about, choose, is_open, is_timed
 from sweeps.checks.preflight import preflight, skipped_note
 from sweeps.compose.compose import Composed, transfer_target
 from sweeps.config import SweepConfig
@@ -23,10 +22,9 @@ from sweeps.display.progress import Progress
 from sweeps.display.summary import show_leaderboard, show_next
 from sweeps.display.sweep_state import SweepState
 from sweeps.driver.baseline_runner import planned
-from sweeps.driver.device_client import DeviceClient
-from sweeps.driver.device_facts import DataFacts
+from sweeps.driver.device_fleet import DeviceFleet, following_cluster
 from sweeps.driver.device_worker import DeviceWorker
-from sweeps.driver.ray_cluster import ray_running, start_workers, with_facts
+from sweeps.driver.ray_cluster import ray_running
 from sweeps.driver.resume import nothing_left, same_sweep
 from sweeps.process import gc_pause
 from sweeps.process.logs import to_file
@@ -106,24 +104,24 @@ def _drive(
     """Everything from Ray's start to the printed leaderboard; ``manifest`` is None for a new sweep."""
     began = time.monotonic()
     progress.phase("starting Ray and the device workers")
-    with ray_running(composed.config) as let_go, to_file(folder.log_file, progress.verbose):
-        devices = start_workers(composed.config, composed.objective, worker_class)
+    with (
+        ray_running(composed.config) as let_go,
+        to_file(folder.log_file, progress.verbose),
+        following_cluster(composed, folder, progress.note, worker_class) as fleet,
+    ):
         with gc_pause.paused():
             from sweeps.driver.tune_run import TuneRun  # imports Ray Tune, which takes seconds: while the workers start
 
-        devices, facts = with_facts(devices, str(folder.root), composed.precisions, progress.note)
+        facts = fleet.assemble()
         as_given = composed.unresolved()
         able = [name for name in facts[0].precisions if not any(fact.precisions.get(name) for fact in facts)]
         composed = composed.on_machine(able, {name: times for fact in facts for name, times in fact.slow.items()})
         progress.phase("loading model and data")
-        composed = _with_length(composed, devices, began)
+        composed = _with_length(composed, fleet, began)
         progress.planned(composed.config.search.trials, composed.config.train.max_steps)
         for note in composed.notes:
             progress.note(note)
-        first = composed.trial("t0000", composed.start[0] if composed.start else {})
-        replies = [device.prepare(first) for device in devices]  # all load at the same time
-        prepared = [reply.get() for reply in replies]
-        data = _same_everywhere(devices, prepared)
+        data = fleet.begin(composed.trial("t0000", composed.start[0] if composed.start else {}))
         if data.skipped:
             progress.note(skipped_note(data.skipped))
         check_available(composed.resolved()["objective"], data.absent)
@@ -136,31 +134,18 @@ def _drive(
             _require_same_data(folder, manifest, data.fingerprint)
             manifest |= {"config": composed.resolved(), "unresolved": composed.unresolved()}
         write_manifest(folder, manifest)
-        concurrent = max_concurrent(composed.config, [it.slots for it in prepared])
-        sweep = TuneRun(folder, composed, devices, concurrent, manifest["uid"], progress, began)
+        sweep = TuneRun(folder, composed, fleet, manifest["uid"], progress, began)
         interrupted = sweep.run(let_go)
         progress.phase("ranking")
     return _close(folder, progress, sweep, interrupted)
 
 
-def _with_length(composed: Composed, devices: Sequence[DeviceClient], began: float) -> Composed:
+def _with_length(composed: Composed, fleet: DeviceFleet, began: float) -> Composed:
     """The sweep with what its config leaves to the data and the devices: how long trials are, and how many."""
     if not is_open(composed):
         return composed
-    sizes = devices[0].sizes(asked_about(composed), is_timed(composed)).get()
-    return choose(composed, Measured(sizes, len(devices), time.monotonic() - began))
-
-
-def _same_everywhere(devices: Sequence[DeviceClient], prepared: Sequence[DataFacts]) -> DataFacts:
-    """What the devices say of data and model, which must be one thing. Raises DataError naming those that differ."""
-    first = prepared[0]
-    for device, facts in zip(devices, prepared, strict=True):
-        if facts.fingerprint != first.fingerprint:
-            raise DataError(
-                f"{device.where} reads other data than {devices[0].where} (fingerprint {facts.fingerprint[:12]}…, there"
-                f" {first.fingerprint[:12]}…). Put the same files at the same place on every node."
-            )
-    return first
+    sizes = fleet.call(lambda device: device.sizes(asked_about(composed), is_timed(composed)))
+    return choose(composed, Measured(sizes, fleet.occupied, time.monotonic() - began))
 
 
 def _require_same_data(folder: SweepFolder, manifest: dict[str, Any], fingerprint: str) -> None:

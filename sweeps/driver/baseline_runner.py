@@ -10,10 +10,10 @@ from analysis.errors import last_line
 from analysis.folder import MetricsRow, State, Status, SweepFolder
 from sweeps.compose.trial_template import TrialTemplate
 from sweeps.config import SweepConfig
-from sweeps.driver.device_client import LOST, DeviceClient
+from sweeps.driver.device_fleet import DeviceFleet
 from trainer.config import Baseline
 
-_TRIES = 3  # workers that may die over one baseline
+_AT_A_TIME = 16  # baselines that wait for a device side by side
 
 
 def planned(template: TrialTemplate, precisions: Sequence[str]) -> list[Baseline]:
@@ -53,11 +53,11 @@ def missing(folder: SweepFolder, baselines: Sequence[Baseline]) -> list[Baseline
 
 
 class BaselineRunner:
-    """Hands baselines to device workers, which score them when they have no trial; one thread a worker.
+    """Hands baselines to device workers, which score them when they have no trial.
 
     Args:
         folder: the sweep's.
-        devices: the device workers.
+        fleet: has the device workers.
         baselines: what is to be scored.
         note: told about each row in a line.
         scored: called with each row.
@@ -67,18 +67,18 @@ class BaselineRunner:
     def __init__(
         self,
         folder: SweepFolder,
-        devices: Sequence[DeviceClient],
+        fleet: DeviceFleet,
         baselines: Sequence[Baseline],
         note: Callable[[str], None],
         scored: Callable[[Baseline, MetricsRow], None],
         interrupted: Callable[[], bool],
     ):
-        self.folder, self.note, self.scored, self.interrupted = folder, note, scored, interrupted
-        self._waiting = deque((baseline, 1) for baseline in baselines)
+        self.folder, self.fleet, self.note, self.scored, self.interrupted = folder, fleet, note, scored, interrupted
+        self._waiting = deque(baselines)
         self._unscored = [baseline.name for baseline in baselines]
         self._threads = [
-            threading.Thread(target=self._serve, args=(device,), name="baselines", daemon=True)
-            for device in devices[: len(self._waiting)]
+            threading.Thread(target=self._serve, name="baselines", daemon=True)
+            for _ in range(min(_AT_A_TIME, len(self._waiting)))
         ]
 
     def start(self) -> None:
@@ -96,26 +96,18 @@ class BaselineRunner:
             while thread.is_alive() and not self.interrupted():
                 thread.join(0.2)
 
-    def _serve(self, device: DeviceClient) -> None:
+    def _serve(self) -> None:
         while not self.interrupted():
             try:
-                baseline, attempt = self._waiting.popleft()
+                baseline = self._waiting.popleft()
             except IndexError:
                 return
-            self._score(device, baseline, attempt)
+            self._score(baseline)
 
-    def _score(self, device: DeviceClient, baseline: Baseline, attempt: int) -> None:
+    def _score(self, baseline: Baseline) -> None:
         files = self.folder.baseline(baseline.name)
         try:
-            row = device.score_baseline(baseline, files).get()
-        except LOST as error:
-            if self.interrupted():
-                return
-            if attempt < _TRIES:
-                self.note(f"{baseline.name}  its device worker died: it is scored again")
-                self._waiting.append((baseline, attempt + 1))
-                return
-            self._failed(baseline, f"its device worker died {attempt} times: {last_line(error)}")
+            row = self.fleet.call(lambda device: device.score_baseline(baseline, files), baseline.trial.precision)
         except Exception as error:
             if not self.interrupted():
                 self._failed(baseline, last_line(error))

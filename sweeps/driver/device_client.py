@@ -1,41 +1,39 @@
 """How the driver, trials and final scores talk to device workers: the one typed way, and the only one that calls Ray.
 
 ``DeviceClient`` is one worker as its callers see it; a call gives a ``Reply``. ``TrialPlacement`` is a trial's slot on
-one of them: it finds one, waits for the trial's events, and finds another where that one, or its worker, is lost.
-``sweeps/driver/device_worker.py`` is the other end.
+one of them: it asks the dispatcher for one, waits for the trial's events, and asks for another where that one, or its
+worker, is lost. ``sweeps/driver/device_worker.py`` and ``sweeps/driver/dispatcher.py`` are the other ends.
 """
 
 import contextlib
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import (
-    ActorDiedError,
-    ActorUnschedulableError,
-    GetTimeoutError,
-    OutOfMemoryError,
-    RayActorError,
-    RayTaskError,
-)
+from ray.exceptions import ActorUnschedulableError, GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
 
 from analysis.errors import LorasweepError
 from analysis.folder import MetricsRow, State, TrialFolder
 from sweeps.checks.simulate import Sizes
 from sweeps.driver.device_facts import DataFacts, WorkerFacts
 from trainer.config import Baseline, TrialConfig
-from trainer.engine import Admission, Admitted, Ended, Event, Halted, Refused, RungResult
+from trainer.engine import Admission, Admitted, Ended, Event, Full, Halted, Refused, RungResult
 
-GONE = (ActorDiedError, ActorUnschedulableError)  # the worker will not come back, as its node will not
-LOST = (RayActorError, ActorUnschedulableError)  # the same, or Ray starts it again
-LIVES = 3  # device workers that a trial may lose between two rungs before it is taken for the cause
+LOST = (RayActorError, ActorUnschedulableError, OutOfMemoryError)  # the worker's process is gone, or cannot be reached
+LIVES = 3  # device workers that may die by themselves under a trial, between two rungs, before it counts as the cause
 _ALONE_AFTER = 2  # losses: then the trial gets a device to itself, so that it takes no neighbour with it
-_ASK_AGAIN = 0.2  # seconds between rounds where every worker is full
 _DIE_SECONDS = 5.0  # for a worker that hangs to end itself
 
 T = TypeVar("T")
+
+
+def device_named(name: str) -> "DeviceClient | None":
+    """A device worker of this sweep by its name; None where its process is gone."""
+    try:
+        return DeviceClient(ray.get_actor(name), name=name)
+    except ValueError:
+        return None
 
 
 class Reply(Generic[T]):
@@ -53,7 +51,7 @@ class Reply(Generic[T]):
         Raises:
             LorasweepError: the worker's own, not wrapped in Ray's.
             GetTimeoutError: no answer in time.
-            RayActorError: one of ``LOST``, where the worker's process is gone.
+            RayError: one of ``LOST``, where the worker's process is gone.
         """
         try:
             answer: T = ray.get(self.reference, timeout=timeout)
@@ -64,6 +62,11 @@ class Reply(Generic[T]):
             raise
         return answer
 
+    @property
+    def done(self) -> bool:
+        """Whether ``get`` would answer, or raise, at once."""
+        return bool(ray.wait([self.reference], timeout=0)[0])
+
 
 @dataclass(frozen=True)
 class DeviceClient:
@@ -72,10 +75,18 @@ class DeviceClient:
     Attributes:
         actor: Ray's handle.
         where: node and device, as a user reads it; empty until the worker has said so.
+        name: of this one process; the worker that takes its place has another.
     """
 
     actor: Any
     where: str = ""
+    name: str = ""
+
+    def stay(self) -> Reply[None]:
+        return Reply(self.actor.stay.remote())
+
+    def leave(self, seconds: float) -> Reply[list[str]]:
+        return Reply(self.actor.leave.remote(seconds))
 
     def facts(self, folder: str, precisions: Sequence[str]) -> Reply[WorkerFacts]:
         return Reply(self.actor.facts.remote(folder, list(precisions)))
@@ -104,12 +115,12 @@ class DeviceClient:
     def score_on_test(self, trial: TrialConfig, folder: TrialFolder) -> Reply[MetricsRow]:
         return Reply(self.actor.score_on_test.remote(trial, str(folder.root)))
 
-    def replace(self, trial_id: str) -> None:
-        """End a worker that hangs; Ray starts it again. One that does not know the trial is a new one, and is left."""
+    def end_hanging(self) -> None:
+        """End a worker that hangs, so that it counts as one that died by itself."""
         try:
-            ray.get(self.actor.die.remote(trial_id), timeout=_DIE_SECONDS)
+            ray.get(self.actor.die.remote(), timeout=_DIE_SECONDS)
         except GetTimeoutError:  # it does not even answer
-            ray.kill(self.actor, no_restart=False)
+            self.kill()
         except LOST:
             pass  # as was the intent
 
@@ -119,62 +130,124 @@ class DeviceClient:
             ray.kill(self.actor)
 
 
-class _Replaced(Exception):
-    """The worker died and was started again while the trial rested: its new process does not know the trial."""
+@dataclass(frozen=True)
+class Device:
+    """A device worker that takes trials.
+
+    Attributes:
+        client: to talk to it.
+        slots: trials that it takes side by side.
+        unfit: precisions that do not work there.
+        speed: of arithmetic, in any unit, to compare devices by; 0: not known.
+    """
+
+    client: DeviceClient
+    slots: int
+    unfit: frozenset[str] = frozenset()
+    speed: float = 0.0
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Where the trials are.
+
+    Attributes:
+        on: name of a device → trials that it was given to.
+        waiting: trials without a device.
+        gone: names of devices that trials found dead.
+    """
+
+    on: Mapping[str, Sequence[str]]
+    waiting: Sequence[str]
+    gone: frozenset[str]
+
+
+@dataclass(frozen=True)
+class DispatcherClient:
+    """The dispatcher (``sweeps/driver/dispatcher.py``); can be sent to other processes.
+
+    Where its process dies, Ray starts it again, and repeats the calls that wait there.
+    """
+
+    actor: Any
+
+    def acquire(
+        self, trial_id: str, precision: str, alone: bool = False, full: str = "", gone: Sequence[str] = ()
+    ) -> DeviceClient:
+        """Wait for a device with a free slot, however long that takes."""
+        return Reply[DeviceClient](self.actor.acquire.remote(trial_id, precision, alone, full, list(gone))).get()
+
+    def release(self, trial_id: str) -> None:
+        Reply[None](self.actor.release.remote(trial_id)).get()
+
+    def died_by_themselves(self, lost: Sequence[str]) -> list[str]:
+        return Reply[list[str]](self.actor.died_by_themselves.remote(list(lost))).get()
+
+    def update(
+        self, devices: Sequence[Device], verdicts: Mapping[str, bool], running: Collection[str] | None
+    ) -> Reply[Trials]:
+        return Reply(self.actor.update.remote(devices, verdicts, running))
+
+    def kill(self) -> None:
+        """End it for good: whoever waits there gets an error."""
+        with contextlib.suppress(Exception):
+            ray.kill(self.actor)
 
 
 @dataclass
 class TrialPlacement:
     """A trial's slot on one of the device workers, from the first one to the trial's end.
 
-    A worker that dies, or that hangs for ``rung_timeout``, is started again by Ray, and the trial goes on from its last
-    rung, on whichever worker has room. The trial may be the cause: one that loses a second worker before its next rung
-    is recorded gets a device to itself, and ends with the third.
+    Where a worker is lost, or hangs for ``rung_timeout``, the trial goes on from its last checkpoint, on whichever
+    worker has room, or waits until one has. A node that goes is nobody's fault. But a worker's process that dies by
+    itself may die of the trial: one that loses two workers before its next rung is recorded gets a device to itself,
+    and it ends where three died by themselves.
 
     Attributes:
-        devices: the workers.
+        dispatcher: gives it a worker.
         trial: its configuration.
         folder: where it is recorded, and where its checkpoints are.
-        first: index in ``devices`` of the worker that is asked first.
         rung_timeout: seconds from one event to the next after which a worker counts as hung; None: no limit.
-        before_asking: called with the index of a worker before it is asked for a slot.
+        before_asking: called with a worker before it is asked for a slot.
         device: the worker that has the trial; None where it has no slot.
         where: node and device of the last worker that had it.
         notes: what went wrong and was mended.
-        losses: workers lost since the last recorded rung.
+        lost: names of workers lost since the last recorded rung.
     """
 
-    devices: Sequence[DeviceClient]
+    dispatcher: DispatcherClient
     trial: TrialConfig
     folder: TrialFolder
-    first: int = 0
     rung_timeout: float | None = None
-    before_asking: Callable[[int], None] = lambda index: None
+    before_asking: Callable[[DeviceClient], None] = lambda device: None
     device: DeviceClient | None = None
     where: str = ""
     notes: list[str] = field(default_factory=list)
-    losses: int = 0
+    lost: list[str] = field(default_factory=list)
 
     def next_event(self) -> RungResult | Ended | Halted:
         """Find a slot where the trial has none, train to its next rung or its end, and wait for that.
 
         Raises:
-            RayActorError: one of ``GONE``, where every worker is gone for good.
+            RayActorError: where the dispatcher is gone, as the sweep is over.
         """
         while True:
+            if self.device is None:
+                wanted = self.trial.trial_id, self.trial.precision, len(self.lost) >= _ALONE_AFTER
+                device = self.dispatcher.acquire(*wanted, self._full, self.lost)
+            else:
+                device = self.device
             try:
-                return self._next_event()
-            except (*LOST, OutOfMemoryError, GetTimeoutError, _Replaced) as error:
-                device, self.device = self.device, None
-                if device is None:  # there was no worker to lose
-                    raise
-                ended = self._lost(device, error)
-                if ended is not None:
-                    return ended
+                event = self._on(device)
+            except (*LOST, GetTimeoutError) as error:
+                self.device = None
+                event = self._lost(device, error)
+            if event is not None:
+                return event
 
     def rung_recorded(self) -> None:
         """The trial will not train to its last rung again: losses are counted from here."""
-        self.losses = 0
+        self.lost.clear()
 
     def leave(self) -> None:
         """Free the trial's slot, where it has one."""
@@ -182,69 +255,56 @@ class TrialPlacement:
         if device is not None:
             with contextlib.suppress(*LOST, GetTimeoutError):  # a worker that is gone has no slots to free
                 device.end(self.trial.trial_id, State.STOPPED_EARLY).get(self.rung_timeout)
+            self.dispatcher.release(self.trial.trial_id)
 
-    def _next_event(self) -> RungResult | Ended | Halted:
+    _full: str = ""  # name of the worker that refused it last for want of room
+
+    def _on(self, device: DeviceClient) -> RungResult | Ended | Halted | None:
+        """The trial's next event on a worker; None where it has no slot there."""
         rests = self.device is not None  # at a rung, until it is told to proceed
-        while True:
-            if self.device is None:
-                admitted = self._find_slot()
-                if not isinstance(admitted, DeviceClient):
-                    return admitted
-                self.device, self.where = admitted, admitted.where
-            event = self.device.next_event(self.trial.trial_id, proceed=rests).get(self.rung_timeout)
-            rests = False
-            if event is None:
-                raise _Replaced
-            if isinstance(event, RungResult):
-                return event
-            self.device = None
-            if isinstance(event, Ended | Halted):
-                return event
-            # Requeued: memory ran out, and the trial lost its slot
-
-    def _find_slot(self) -> DeviceClient | Ended | Halted:
-        """Ask one worker after the other until one has room. Ended or Halted: the trial can run nowhere."""
-        while True:
-            gone = 0
-            for i in range(len(self.devices)):
-                index = (self.first + i) % len(self.devices)
-                device = self.devices[index]
-                self.before_asking(index)
-                try:
-                    admission = device.admit(self.trial, self.folder, self.losses >= _ALONE_AFTER).get()
-                except GONE:  # with its node, or because the sweep is over
-                    gone += 1
-                    if gone == len(self.devices):
-                        raise
-                    continue
-                except LOST:  # it starts again
-                    continue
-                if isinstance(admission, Admitted):
-                    self.notes += [admission.note] if admission.note else []
-                    return device
+        self._full = ""
+        if not rests:
+            self.before_asking(device)
+            admission = device.admit(self.trial, self.folder, len(self.lost) >= _ALONE_AFTER).get()
+            if isinstance(admission, Full):
+                self._full = device.name
+                return None
+            if not isinstance(admission, Admitted):
+                self.dispatcher.release(self.trial.trial_id)
                 if isinstance(admission, Refused):
                     reason = f"{admission.reason} {admission.remedy}".strip()
                     return Ended(self.trial.trial_id, State.FAILED, reason, 0)
-                if isinstance(admission, Ended | Halted):
-                    return admission
-            time.sleep(_ASK_AGAIN)
+                return admission
+            self.notes += [admission.note] if admission.note else []
+            self.device, self.where = device, device.where
+        event = device.next_event(self.trial.trial_id, proceed=rests).get(self.rung_timeout)
+        if isinstance(event, RungResult):
+            return event
+        self.device = None
+        if isinstance(event, Ended | Halted):
+            self.dispatcher.release(self.trial.trial_id)
+            return event
+        return None  # Requeued: it lost its slot, for want of memory or because the worker leaves
 
     def _lost(self, device: DeviceClient, error: Exception) -> Ended | None:
-        """Count a worker that died or hangs. Returns how the trial ended where it is taken for the cause."""
+        """Note a worker that died or hangs. Returns how the trial ended where it is taken for the cause."""
         hung = isinstance(error, GetTimeoutError)
         if hung:
-            device.replace(self.trial.trial_id)
-        self.losses += 1
+            device.end_hanging()
+        self.lost.append(device.name)
         how = f"hung for {self.rung_timeout:g} s" if hung else "died"
-        if self.losses < LIVES:
-            self.notes.append(f"its device worker ({self.where}) {how}: went on from its last rung")
+        if len(self.lost) >= LIVES:  # which takes a moment to be known
+            self.lost = self.dispatcher.died_by_themselves(self.lost)
+        if len(self.lost) < LIVES:
+            self.notes.append(f"its device worker ({device.where}) {how}: went on from its last checkpoint")
             return None
+        self.dispatcher.release(self.trial.trial_id)
         rows = self.folder.read_metrics()
         memory = isinstance(error, OutOfMemoryError) or "running low on memory" in str(error)
         how = "the node's memory ran out" if memory else f"it {how}"
         return Ended(
             self.trial.trial_id,
             State.OUT_OF_MEMORY if memory else State.FAILED,
-            f"its device worker was lost {self.losses} times before the next rung, in the end alone: {how}",
+            f"its device worker was lost {len(self.lost)} times before the next rung, in the end alone: {how}",
             rows[-1].step if rows else 0,
         )

@@ -12,6 +12,7 @@ class WorkerFacts:
         node: its Ray node's name; the address unless ``ray start --node-name`` gave another.
         device: such as ``CPU, 2 threads`` or ``NVIDIA H200, GPU 3``.
         precisions: precision → why it does not work there; empty where it does.
+        speed: of arithmetic, to compare devices by: billions of floating-point operations a second; 0: not measured.
         slow: precision that works → how many times as long as fp32 it takes, where that is several times.
     """
 
@@ -19,6 +20,7 @@ class WorkerFacts:
     device: str
     precisions: dict[str, str]
     slow: dict[str, float] = field(default_factory=dict)
+    speed: float = 0.0
 
     @property
     def where(self) -> str:

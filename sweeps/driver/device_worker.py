@@ -135,7 +135,7 @@ class DeviceWorker:
         return admission
 
     async def next_event(self, trial_id: str, proceed: bool = False) -> Event | Halted | None:
-        """Wait for a trial's next event. None where it was admitted to an earlier process of this worker.
+        """Wait for a trial's next event. None where it has no slot here.
 
         Args:
             proceed: let it train on first, from the rung at which it rests.
@@ -145,7 +145,7 @@ class DeviceWorker:
         return await self._events[trial_id].get() if trial_id in self._events else None
 
     async def proceed(self, trial_id: str) -> bool:
-        """Let a trial that rests train on. False where it was admitted to an earlier process of this worker."""
+        """Let a trial that rests train on. False where it has no slot here."""
         return bool(await self._on_engine_thread(partial(self._proceed, trial_id)))
 
     async def take_over(self, trial: TrialConfig, donor: str, step: int) -> str | None:
@@ -164,10 +164,13 @@ class DeviceWorker:
         """Free a trial's slot; nothing happens where it has none."""
         await self._on_engine_thread(partial(self._end, trial_id, State(state)))
 
-    async def die(self, trial_id: str) -> None:
-        """End the process, whose engine hangs; not where the trial was admitted to an earlier one."""
-        if trial_id in self._events:
-            os._exit(1)
+    async def die(self) -> None:
+        """End the process, whose engine hangs."""
+        os._exit(1)
+
+    async def stay(self) -> None:
+        """Never answered: whoever waits hears when the process is gone."""
+        await asyncio.Event().wait()
 
     async def _on_engine_thread(self, work: Callable[[], Any], when_free: bool = False) -> Any:
         self._loop = asyncio.get_running_loop()

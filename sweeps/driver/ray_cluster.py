@@ -1,38 +1,23 @@
-"""Ray for a sweep: a local one or a running cluster, and one device worker per device of it."""
+"""Ray for a sweep: a local one, or a running cluster."""
 
 import contextlib
 import logging
-import math
 import os
 import socket
 import threading
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
 import ray
 from ray.exceptions import AuthenticationError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from analysis.errors import HardwareError, first_line
-from analysis.objective import Objective
 from sweeps.config import SweepConfig
-from sweeps.driver.device_client import LOST, DeviceClient
-from sweeps.driver.device_facts import WorkerFacts
-from sweeps.driver.device_worker import DeviceWorker
-from sweeps.process.installation import package_root
-from sweeps.process.threads import thread_counts, wait_policy
 
 NAMESPACE = "lorasweep"
-_PROXY_CPUS = 0.5  # of a node; a proxy claims a thousandth
 _CONNECT_SECONDS = 10
 _START_ATTEMPTS = 3
-# glibc gives the memory of each large tensor back to the system at once, and faults it in again at the next step, which
-# is a sixth of its time on a CPU. Up to this many bytes it keeps.
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 28), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
-_START_SECONDS = 60  # importing torch on a busy machine takes a part of it
 _started: list[psutil.Process] = []  # of a Ray of our own: its raylet; like Ray's connection, of this process
 
 
@@ -48,6 +33,8 @@ def ray_running(config: SweepConfig) -> Iterator[Callable[[], None]]:
         HardwareError: where there is no Ray at that address.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    # Tune starts as many trials as the search gives it, which follows the cluster (sweeps/search/pacing.py).
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1000000")
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # Tune's CSV, JSON and TensorBoard copies of every result
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")  # of its own state, which nobody reads, for all trials
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -59,15 +46,14 @@ def ray_running(config: SweepConfig) -> Iterator[Callable[[], None]]:
         "namespace": NAMESPACE,
         "log_to_driver": False,
         "logging_level": logging.ERROR,
-        "runtime_env": {"env_vars": _worker_environment()},
+        "runtime_env": {"env_vars": worker_environment()},
     }
     if address is None:
         cores = os.cpu_count() or 1
         # Ray would start processes beforehand that nobody can use: all of ours have an environment of their own.
         os.environ.setdefault("RAY_enable_worker_prestart", "0")
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-        # one CPU more than there is: proxies need a share of one, and the worker takes the others
-        options |= {"address": "local", "num_cpus": cores + 1, "include_dashboard": False}
+        options |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
     else:
         options["address"] = address
     try:
@@ -151,106 +137,8 @@ def _check_listening(address: str | None) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
 
 
-def _worker_environment() -> dict[str, str]:
+def worker_environment() -> dict[str, str]:
+    """Environment variables of all processes of a sweep."""
     names = ("HF_HUB_OFFLINE", "HF_HOME", "LORASWEEP_CACHE", "TRANSFORMERS_OFFLINE")
     passed = {name: os.environ[name] for name in names if name in os.environ}
     return {"TOKENIZERS_PARALLELISM": "false", "RAY_TRAIN_V2_ENABLED": "1", **passed}
-
-
-@dataclass(frozen=True)
-class Seat:
-    """What one device worker claims: on which node (id and name), how much of it, and its threads for arithmetic."""
-
-    node_id: str
-    node: str
-    cpus: float
-    gpus: float
-    threads: int
-
-
-def seats(nodes: Sequence[Mapping[str, Any]], config: SweepConfig) -> list[Seat]:
-    """One seat for each GPU share; where no node has a GPU, or none is wanted, one for each node.
-
-    Args:
-        nodes: as ``ray.nodes()`` lists them.
-        config: ``resources``, and whether the Ray is one of our own.
-
-    Raises:
-        HardwareError: where the nodes have not what ``resources`` asks for.
-    """
-    gpus_per_trial = config.resources.gpus_per_trial
-    alive = [(node, node["Resources"]) for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
-    gpus_there = sum(has.get("GPU", 0.0) for _, has in alive)
-    share = gpus_per_trial if gpus_per_trial is not None else (1.0 if gpus_there else 0.0)
-    seats_there = []
-    for node, has in alive:
-        count = math.floor(has.get("GPU", 0.0) / share + 1e-9) if share else 1
-        if not count:
-            continue
-        cpus = has["CPU"]
-        # Something of the node stays free for the proxies. Above 1, Ray takes whole CPUs only.
-        claim = min((cpus - _PROXY_CPUS) / count, 1.0 if share else math.inf)
-        claim = float(int(claim)) if claim >= 1 else claim
-        threads = config.resources.threads or max(1, int(cpus if config.ray.address else cpus - 1) // count)
-        seats_there += [Seat(node["NodeID"], node.get("NodeName") or "", claim, share, threads)] * count
-    if not seats_there:
-        raise HardwareError(
-            f"resources.gpus_per_trial={gpus_per_trial}: no node has that many GPUs ({gpus_there:g} in the whole"
-            " cluster). Lower it; 0 trains on CPUs."
-        )
-    return seats_there
-
-
-def start_workers(
-    config: SweepConfig, objective: Objective, kind: type[DeviceWorker] = DeviceWorker
-) -> list[DeviceClient]:
-    """A device worker, of the given class, for each of ``seats``. Raises HardwareError."""
-    devices = []
-    for seat in seats(ray.nodes(), config):
-        make = ray.remote(kind).options(
-            num_cpus=seat.cpus,
-            num_gpus=seat.gpus,
-            max_restarts=-1,
-            max_concurrency=64,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(seat.node_id, soft=False),
-            runtime_env={
-                "env_vars": {**_worker_environment(), **_ALLOCATOR, **wait_policy(), **thread_counts(seat.threads)}
-            },
-            name=f"device-{uuid.uuid4().hex[:8]}",
-        )
-        slots = config.resources.slots if isinstance(config.resources.slots, int) else None
-        arguments = (config.engine, slots, objective, seat.threads, seat.node, package_root())
-        devices.append(DeviceClient(make.remote(*arguments)))
-    return devices
-
-
-def with_facts(
-    devices: Sequence[DeviceClient], folder: str, precisions: Sequence[str], note: Callable[[str], None]
-) -> tuple[list[DeviceClient], list[WorkerFacts]]:
-    """Wait until all workers have started. Returns them again, each knowing where it is, and what each has.
-
-    Args:
-        folder: of the sweep, which all must see.
-        precisions: those of interest.
-        note: called with a sentence where it takes long.
-
-    Raises:
-        HardwareError: where a worker cannot start.
-        LorasweepError: a worker's own, such as for a folder that it does not see.
-    """
-    replies = [device.facts(folder, precisions) for device in devices]
-    _, waiting = ray.wait([it.reference for it in replies], num_returns=len(replies), timeout=_START_SECONDS)
-    if waiting:
-        note(
-            f"{len(waiting)} of {len(devices)} device workers have not started in {_START_SECONDS} s. Waiting for them;"
-            " `ray status` shows whether others use their CPUs or GPUs."
-        )
-    try:
-        facts = [reply.get() for reply in replies]
-    except LOST as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise HardwareError(
-            f"a device worker could not start ({lines[-1] if lines else type(error).__name__}). Every node of a cluster"
-            " needs the same checkout, installed at the same place with `make install`, and its .venv for `ray start`."
-        ) from error
-    return [replace(device, where=fact.where) for device, fact in zip(devices, facts, strict=True)], facts

@@ -17,7 +17,7 @@ from ray import tune
 from analysis.folder import MetricsRow, State, SweepFolder
 from analysis.objective import Objective
 from sweeps.compose.trial_template import TrialTemplate
-from sweeps.driver.device_client import LOST, DeviceClient, TrialPlacement
+from sweeps.driver.device_client import LOST, DeviceClient, DispatcherClient, TrialPlacement, device_named
 from trainer.config import TrialConfig
 from trainer.engine import Ended, Halted, RungResult
 
@@ -25,7 +25,7 @@ from trainer.engine import Ended, Halted, RungResult
 class TrialProxy(tune.Trainable):
     """Tune's config is ``{"trial_id": …, "values": {dotted path: value}}``."""
 
-    asked_last: int | None = None  # index in ``devices`` of the worker that was asked for a slot last
+    asked_last = ""  # name of the device worker that was asked for a slot last
 
     def setup(  # type: ignore[override]  # with_parameters gives what comes after config
         self,
@@ -33,9 +33,9 @@ class TrialProxy(tune.Trainable):
         template: TrialTemplate,
         objective: Objective,
         root: str,
-        devices: list[DeviceClient],
+        dispatcher: DispatcherClient,
     ) -> None:
-        self.template, self.objective, self.devices = template, objective, devices
+        self.template, self.objective, self.dispatcher = template, objective, dispatcher
         self.folder = SweepFolder(root)
         self._begin(config)
 
@@ -77,41 +77,41 @@ class TrialProxy(tune.Trainable):
         self.trial: TrialConfig = self.template.trial(config["trial_id"], config["values"])
         files = self.folder.trial(self.trial.trial_id)
         self.placement = TrialPlacement(
-            self.devices,
+            self.dispatcher,
             self.trial,
             files,
-            first=int("".join(filter(str.isdigit, self.trial.trial_id)) or 0),
             rung_timeout=self.template.config.resources.rung_timeout,
             before_asking=self._write_slot_file,
         )
         self.best_score, self.best_losses = math.nan, [math.nan]
         self.slot_file = files.root / ".slot"
-        self.asked_last = None
+        self.asked_last = ""
         for row in files.read_metrics():
             self._note_score(row)  # of a trial that goes on from a checkpoint
 
-    def _write_slot_file(self, index: int | None) -> None:
+    def _write_slot_file(self, device: DeviceClient | None) -> None:
         """Write down which worker is asked for a slot, before it is: a proxy can die before it hears the answer."""
-        if index == self.asked_last:
+        name = device.name if device else ""
+        if name == self.asked_last:
             return
-        self.asked_last = index
-        if index is None:
+        self.asked_last = name
+        if device is None:
             self.slot_file.unlink(missing_ok=True)
         else:
             self.slot_file.parent.mkdir(parents=True, exist_ok=True)
-            self.slot_file.write_text(str(index))
+            self.slot_file.write_text(name)
 
     def _leave_slot_of_earlier_proxy(self) -> None:
         """Free the slot of a proxy that was killed, or died with its node: the trial would train there for ever."""
-        if self.asked_last is not None:  # that is this proxy's own
+        if self.asked_last:  # that is this proxy's own
             return
         try:
-            index = int(self.slot_file.read_text())
+            device = device_named(self.slot_file.read_text())
         except (OSError, ValueError):
             return
-        if index < len(self.devices):
+        if device is not None:
             with contextlib.suppress(*LOST):
-                self.devices[index].end(self.trial.trial_id, State.STOPPED_EARLY).get()
+                device.end(self.trial.trial_id, State.STOPPED_EARLY).get()
 
     def _note_score(self, row: MetricsRow) -> None:
         score = self.objective.score(row.metrics)

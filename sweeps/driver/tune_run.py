@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune import Callback
 
@@ -19,10 +20,13 @@ from analysis.constraints import Constraints
 from analysis.folder import MetricsRow, SweepFolder, read_lines
 from analysis.leaderboard import leaderboard
 from analysis.leaderboard.ranking import objective_of
+from sweeps.checks.length import max_concurrent
 from sweeps.compose.compose import Composed, transfer_target
+from sweeps.config import SweepConfig
 from sweeps.display.progress import Progress
 from sweeps.driver.baseline_runner import BaselineRunner, missing, planned, settings_of
-from sweeps.driver.device_client import DeviceClient
+from sweeps.driver.device_client import LOST
+from sweeps.driver.device_fleet import DeviceFleet
 from sweeps.driver.stop_budget import StopBudget
 from sweeps.driver.stopper import SweepStopper
 from sweeps.driver.trial_proxy import TrialProxy
@@ -42,6 +46,8 @@ from sweeps.tracking.base import TrackedSweep, build_trackers
 from sweeps.tracking.tables import charts
 from sweeps.tracking.tune_callback import TrackerCallback, spare_imports_for_usage_reports
 from trainer.config import Baseline
+
+_CHECKPOINT_SECONDS = 0.0  # that device workers have, at Ctrl-C or SIGTERM, to write checkpoints between two steps
 
 
 class TuneCallback(Callback):
@@ -70,14 +76,27 @@ class TuneCallback(Callback):
             self.ours.close()
 
 
+class Concurrency:
+    """How many trials may run at a time, with the devices that there are now."""
+
+    def __init__(self, config: SweepConfig, fleet: DeviceFleet):
+        self.config, self.fleet = config, fleet
+
+    def __call__(self) -> int:
+        slots = [device.slots for device in self.fleet.devices]
+        return max_concurrent(self.config, slots) if slots else 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles search and scheduler into scratch that nobody reads
+
+
 class TuneRun:
     """One run of the driver: everything around Ray Tune, made from the config and from what earlier runs recorded.
 
     Args:
         folder: of the sweep.
         composed: the sweep as it runs on these devices.
-        devices: the device workers, each knowing where it is.
-        concurrent: trials at a time.
+        fleet: has the device workers.
         uid: of the sweep; tells two of one name apart.
         progress: shows what happens.
         began: when the command did, on the clock of ``time.monotonic``.
@@ -87,14 +106,12 @@ class TuneRun:
         self,
         folder: SweepFolder,
         composed: Composed,
-        devices: list[DeviceClient],
-        concurrent: int,
+        fleet: DeviceFleet,
         uid: str,
         progress: Progress,
         began: float,
     ):
-        self.concurrent = concurrent
-        self.folder, self.composed, self.devices, self.progress = folder, composed, devices, progress
+        self.folder, self.composed, self.fleet, self.progress = folder, composed, fleet, progress
         config, objective = composed.config, composed.objective
         records = list(read_lines(folder.asks_file))
         warm, notes = carried_over(to_carry(records, config), composed.space, composed.resolved(), objective)
@@ -123,9 +140,9 @@ class TuneRun:
         sampler = build_sampler(config.sampler, config.sweep.seed, len(plan.start_from))
         self.search = GuardedOptunaSearch(DefineByRun(composed.space), sampler, folder, plan)
         self.scheduler = build_scheduler(config.scheduler, config.train.rungs)
-        self.scheduler.concurrent = concurrent
+        self.scheduler.concurrent = self.concurrent = Concurrency(config, fleet)
         self.board = LeaderboardWriter(folder, config.search.keep_adapters)
-        self.heartbeat = Heartbeat(folder, len(devices), began)
+        self.heartbeat = Heartbeat(folder, fleet.occupied, began)
         self.budget = StopBudget(config.search.budget, self.heartbeat, self.interrupt.is_set, config.search.time)
         self.budget.replay(folder, records)
         if records:
@@ -134,13 +151,17 @@ class TuneRun:
             update_files(folder, records)
             replay_scheduler(self.scheduler, records)
             update_study(folder, self.search, self.scheduler, objective.score)
-        if self.scheduler.populate(composed.space, self._exchange) and concurrent < config.search.trials:
+        side_by_side = self.concurrent()
+        if self.scheduler.populate(composed.space, self._exchange) and side_by_side < config.search.trials:
             progress.note(
-                f"A population is what trains side by side: {concurrent} at a time here, and search.trials is"
+                f"A population is what trains side by side: {side_by_side} at a time here, and search.trials is"
                 f" {config.search.trials}. Those that come later exchange weights among themselves."
             )
         trackers = build_trackers(config.tracking, TrackedSweep(folder, uid, progress.note))
         self.tracking = TrackerCallback(trackers, folder, self.trial_config, self.interrupt.is_set)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # the search refers to it, and Tune pickles that into scratch that nobody reads
 
     def _transferred(self) -> tuple[list[dict[str, Scalar]], list[str]]:
         """The points of ``search.transfer_from``, the best first, and notes on them."""
@@ -168,8 +189,11 @@ class TuneRun:
         """Put a trial of a population in its parent's place, and write down whose weights it has now."""
         files, parent = self.folder.trial(decided.trial_id), self.folder.trial(decided.parent)
         config = self.composed.trial(decided.trial_id, decided.new)
-        for device in self.devices:
-            refused = device.take_over(config, parent, decided.step).get()
+        for device in self.fleet.devices:
+            try:
+                refused = device.client.take_over(config, parent, decided.step).get()
+            except LOST:
+                continue
             if refused is None:  # it trains on another device
                 continue
             if refused:
@@ -190,9 +214,9 @@ class TuneRun:
         Args:
             let_go: called when nothing is left to do for Ray.
         """
-        baselines = BaselineRunner(
+        self._baselines = baselines = BaselineRunner(
             self.folder,
-            self.devices,
+            self.fleet,
             missing(self.folder, planned(self.composed.template, self.composed.precisions)),
             self.progress.note,
             self._baseline_scored,
@@ -225,7 +249,7 @@ class TuneRun:
             template=self.composed.template,
             objective=self.composed.objective,
             root=str(self.folder.root),
-            devices=self.devices,
+            dispatcher=self.fleet.dispatcher,
         )
         recorder = Recorder(
             self.folder,
@@ -236,12 +260,12 @@ class TuneRun:
             self.search.waits,
         )
         return tune.Tuner(
-            tune.with_resources(proxy, {"cpu": 0.001}),
+            # Only device workers are where nodes come and go.
+            tune.with_resources(proxy, beside_the_driver()),
             tune_config=tune.TuneConfig(
                 search_alg=PacedSearch(self.search, self.concurrent),
                 scheduler=self.scheduler,
                 num_samples=-1,
-                max_concurrent_trials=self.concurrent,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -271,8 +295,7 @@ class TuneRun:
             thread.join(0.2)
             self._look_around()
             if self.interrupt.at_once():
-                for device in self.devices:  # a worker in the middle of a rung would hold its proxy up
-                    device.kill()
+                self.fleet.kill(_CHECKPOINT_SECONDS)  # a worker in the middle of a rung would hold its proxy up
                 thread.join(20)
                 break
         if self.interrupt.error is not None:
@@ -283,7 +306,9 @@ class TuneRun:
     def _look_around(self) -> None:
         """Count the time, look what is used up, and what somebody asks for."""
         try:
+            self.heartbeat.devices = self.fleet.occupied
             self.heartbeat.beat()
+            self._follow_cluster()
             self._close_in_time()
             spent = self.budget.used_up()
             if spent:
@@ -291,6 +316,18 @@ class TuneRun:
             self._take_requests()
         except OSError as error:
             self.interrupt.disk(str(error))
+
+    def _follow_cluster(self) -> None:
+        """Tell the fleet how much there is to do, and hear whether there is nothing to do it with."""
+        running, to_come = self.search.open_trials()
+        most = self.composed.config.ray.max_concurrent_trials
+        wanted = len(running) + (0 if self.interrupt.is_set() else to_come)
+        wanted = wanted if most is None else min(wanted, most)
+        self.fleet.want(max(wanted, bool(self._baselines.unscored)), running)
+        if self.fleet.expired:
+            self.interrupt.stop(f"Stopping: {self.fleet.expired}")
+        if self.interrupt.is_set() and not self.fleet.devices:  # no next rung is to be waited for
+            self.interrupt.stop(self.interrupt.why)
 
     def _close_in_time(self) -> None:
         """Begin no trial that would not be over in ``search.time``."""
@@ -332,3 +369,12 @@ class TuneRun:
                 "searched": list(self.composed.space)
             }  # `lorasweep wandb pull` reads it
             self.tracking.log_sweep(rows, config, charts(rows, objective))
+
+
+def beside_the_driver() -> tune.PlacementGroupFactory:
+    """What a process claims that is to end with the driver alone: a place on its node, which is not one that goes."""
+    own = ray.get_runtime_context().get_node_id()
+    (node,) = [node for node in ray.nodes() if node["NodeID"] == own]
+    address = next(name for name in node["Resources"] if name.startswith("node:") and "__" not in name)
+    # Several nodes of one machine have the same address: the second hint tells them apart.
+    return tune.PlacementGroupFactory([{address: 0.0001}], strategy="STRICT_PACK", _soft_target_node_id=own)

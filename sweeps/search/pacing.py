@@ -1,4 +1,4 @@
-"""No more trials at a time than there are proxies for, so that Tune starts no process in vain.
+"""No more trials at a time than there are slots and proxies for, so that Tune starts no process in vain.
 
 Tune keeps the actor of a trial that ended for the next one, but gives it first to a trial whose own actor still starts,
 and ends that one. Where trials are over sooner than a process starts (a second or more), each of them would cost the
@@ -36,14 +36,14 @@ class PacedSearch(Searcher):
 
     Args:
         inner: the search.
-        at_first: trials that are handed out at once.
+        most: how many trials may run at a time now; it follows the cluster.
         clock: seconds, never going back.
     """
 
-    def __init__(self, inner: Searcher, at_first: int, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, inner: Searcher, most: Callable[[], int], clock: Callable[[], float] = time.monotonic):
         super().__init__(metric=inner.metric, mode=inner.mode)
-        self.inner, self._at_first, self._clock = inner, at_first, clock
-        self._handed, self._grown = 0, clock()
+        self.inner, self._most, self._clock = inner, most, clock
+        self._started, self._grown = 0, clock()  # trials for which no actor was known, and when the last of them was
         self._live: set[str] = set()
         self._actors: set[Any] = set()  # that have reported, by process
 
@@ -51,15 +51,17 @@ class PacedSearch(Searcher):
         return bool(self.inner.set_search_properties(metric, mode, config, **spec))
 
     def suggest(self, trial_id: str) -> Any:
-        now = self._clock()
-        free = len(self._live) < max(1, len(self._actors))
-        if not (free or self._handed < self._at_first or now - self._grown >= GROW_SECONDS):
+        now, most = self._clock(), self._most()
+        if len(self._live) >= most:
+            return None
+        free = len(self._live) < len(self._actors)
+        if not (free or self._started < most or now - self._grown >= GROW_SECONDS):
             return None
         suggestion = self.inner.suggest(trial_id)
         if isinstance(suggestion, dict):
             self._live.add(trial_id)
-            self._handed += 1
             if not free:
+                self._started += 1
                 self._grown = now
         return suggestion
 

@@ -144,7 +144,8 @@ class GuardedScheduler(TrialScheduler):
         self.max_steps, self.keep_best = max_steps, keep_best
         self._objectives: dict[int, list[float]] = {}  # step → of the trials that have reached it
         self._learnt = False  # whether some trial has left the majority class
-        self.concurrent = 0  # trials at a time, whose actors Tune is to keep
+        self.concurrent: Callable[[], int] = lambda: 0  # trials at a time, whose actors Tune is to keep
+        self._kept = 0  # actors that Tune was told to keep
         self._added: set[str] = set()
         self._live: set[str] = set()
         self._decided: dict[tuple[str, int], str] = {}  # (our trial id, step) → decision
@@ -182,9 +183,9 @@ class GuardedScheduler(TrialScheduler):
         return metric in (None, METRIC) and mode in (None, "max")
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        if self.concurrent:
-            keep_actors(tune_controller, trial, self.concurrent)
-            self.concurrent = 0  # once
+        if tune_controller is not None and self.concurrent() > self._kept:
+            self._kept = self.concurrent()
+            keep_actors(tune_controller, trial, self._kept)
         if _further_seed(trial):
             return
         own = _stand_in(trial)

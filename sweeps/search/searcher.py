@@ -180,6 +180,15 @@ class GuardedOptunaSearch(OptunaSearch):
         """Configurations that were suggested so far."""
         return self._numbers_given
 
+    def open_trials(self) -> tuple[set[str], int]:
+        """Trials that run, by our ids, and how many are still to be handed out."""
+        running = {handed.trial_id for handed in list(self._live.values())}
+        if self._closed:
+            return running, 0
+        waiting = len(self._resumed) + len(self._due)
+        configurations = 0 if self._used_up else max(0, self._plan.trials - self._numbers_given)
+        return running, waiting + configurations * len(self._plan.seeds)
+
     def close(self) -> None:
         """Suggest nothing more. Running trials go on to their end, and are told."""
         self._closed = True

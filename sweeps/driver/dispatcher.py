@@ -1,0 +1,156 @@
+"""Which device worker a trial goes to: the one place that knows all devices and all trials of a sweep.
+
+An actor beside the driver. The driver's fleet (``sweeps/driver/device_fleet.py``) tells it which devices there are;
+trials ask it for one (``sweeps/driver/device_client.py``), and wait here where all are taken or there is none. What it
+believes is a guess: a device worker itself decides whether it has room. So nothing is lost where this process dies:
+Ray starts it again, and it learns from what workers answer.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sweeps.driver.device_client import Device, DeviceClient, Trials
+
+_BELIEVED_FULL = 10.0  # seconds: a worker that said so is asked again then, or once a trial has left it
+
+
+@dataclass(eq=False)
+class _Request:
+    """A trial that waits for a device."""
+
+    trial_id: str
+    precision: str
+    alone: bool
+    answer: "asyncio.Future[DeviceClient]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Dispatcher:
+    """Gives each trial a device with a free slot: the fastest first, and of equally fast ones the emptiest.
+
+    Args:
+        clock: seconds, never going back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._devices: dict[str, Device] = {}
+        self._given: dict[str, str] = {}  # trial → name of its device
+        self._alone: dict[str, str] = {}  # name of a device → the trial that has it to itself
+        self._full: dict[str, tuple[int, float]] = {}  # name of a device → how many trials it had, when it said so
+        self._gone: set[str] = set()  # names of devices whose process did not answer
+        self._requests: list[_Request] = []
+        self._verdicts: dict[str, bool] = {}  # name of a lost device → whether its process died by itself
+        self._judged = asyncio.Condition()
+
+    async def update(
+        self, devices: Iterable[Device], verdicts: Mapping[str, bool], running: Collection[str] | None = None
+    ) -> Trials:
+        """Take note of what the driver knows.
+
+        Args:
+            devices: all that take trials.
+            verdicts: name of a lost device → whether its process died by itself, not with its node.
+            running: trials that have not ended; what others hold or wait for is dropped. None: not known.
+
+        Returns:
+            Where the trials are.
+        """
+        self._devices = {device.client.name: device for device in devices}
+        if running is not None:
+            for trial_id in [name for name in self._given if name not in running]:
+                self._drop(trial_id)
+            self._requests = [request for request in self._requests if request.trial_id in running]
+        if not verdicts.items() <= self._verdicts.items():
+            async with self._judged:
+                self._verdicts.update(verdicts)
+                self._judged.notify_all()
+        self._give()
+        on: dict[str, list[str]] = {}
+        for trial_id, name in self._given.items():
+            on.setdefault(name, []).append(trial_id)
+        return Trials(on, [request.trial_id for request in self._requests], frozenset(self._gone))
+
+    async def acquire(
+        self, trial_id: str, precision: str, alone: bool = False, full: str = "", gone: Sequence[str] = ()
+    ) -> DeviceClient:
+        """Wait for a device with a free slot.
+
+        Args:
+            trial_id: who asks; what it had before is free.
+            precision: that the device must be capable of.
+            alone: whether it wants a device to itself, because it may be what workers die of.
+            full: name of a device that has just refused it for want of room.
+            gone: names of devices that it has lost.
+        """
+        self._gone.update(gone)
+        self._drop(trial_id)
+        if full:
+            self._full[full] = (self._load(full), self._clock())
+        self._requests = [request for request in self._requests if request.trial_id != trial_id]  # a dead proxy's
+        request = _Request(trial_id, precision, alone)
+        self._requests.append(request)
+        self._give()
+        return await request.answer
+
+    async def release(self, trial_id: str) -> None:
+        """The trial needs no device any more."""
+        self._drop(trial_id)
+        self._give()
+
+    async def died_by_themselves(self, lost: Sequence[str]) -> list[str]:
+        """Those of some lost devices whose process died by itself. Waits until that is known of all of them."""
+        async with self._judged:
+            await self._judged.wait_for(lambda: all(name in self._verdicts for name in lost))
+        return [name for name in lost if self._verdicts[name]]
+
+    def _drop(self, trial_id: str) -> None:
+        name = self._given.pop(trial_id, "")
+        if self._alone.get(name) == trial_id:
+            del self._alone[name]
+
+    def _load(self, name: str) -> int:
+        return sum(given == name for given in self._given.values())
+
+    def _give(self) -> None:
+        """Serve who can be served, in the order in which they asked."""
+        kept_empty: set[str] = set()  # for who wants one alone, and waits for its trials to end
+        for request in list(self._requests):
+            free = [device for device in self._able(request) if device.client.name not in kept_empty]
+            chosen = next((device for device in free if self._has_room(device, request.alone)), None)
+            if chosen is None:
+                if request.alone and free:
+                    kept_empty.add(min(free, key=lambda device: self._load(device.client.name)).client.name)
+                continue
+            self._requests.remove(request)
+            if request.answer.done():  # its caller is gone
+                continue
+            self._given[request.trial_id] = chosen.client.name
+            if request.alone:
+                self._alone[chosen.client.name] = request.trial_id
+            request.answer.set_result(chosen.client)
+
+    def _able(self, request: _Request) -> list[Device]:
+        """Devices that could take it if they had room, the best first."""
+        able = [
+            device
+            for name, device in self._devices.items()
+            if request.precision not in device.unfit and name not in self._gone and name not in self._alone
+        ]
+        fastest = max((device.speed for device in able), default=0.0)
+
+        def order(device: Device) -> tuple[int, float, str]:
+            times_slower = fastest / device.speed if device.speed else 1.0
+            name = device.client.name
+            return round(math.log2(times_slower)), self._load(name) / device.slots, name
+
+        return sorted(able, key=order)
+
+    def _has_room(self, device: Device, alone: bool) -> bool:
+        name, load = device.client.name, self._load(device.client.name)
+        if alone:
+            return load == 0
+        had, when = self._full.get(name, (math.inf, 0.0))
+        return load < device.slots and (load < had or self._clock() - when > _BELIEVED_FULL)
