@@ -7,7 +7,7 @@ worker, is lost. ``sweeps/driver/device_worker.py`` and ``sweeps/driver/dispatch
 
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -81,6 +81,9 @@ class DeviceClient:
     actor: Any
     where: str = ""
     name: str = ""
+
+    def at(self, where: str) -> "DeviceClient":
+        return replace(self, where=where)
 
     def stay(self) -> Reply[None]:
         return Reply(self.actor.stay.remote())

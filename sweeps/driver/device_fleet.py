@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from analysis.errors import DataError, HardwareError, LorasweepError, last_line
@@ -289,7 +289,7 @@ class DeviceFleet:
             answer = reply.get()
             if isinstance(answer, WorkerFacts):
                 member.facts = answer
-                member.client = replace(member.client, where=answer.where)
+                member.client = member.client.at(answer.where)
             elif isinstance(answer, DataFacts):
                 self._require_same(member, answer)
                 member.data = answer

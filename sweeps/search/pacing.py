@@ -61,7 +61,7 @@ class PacedSearch(Searcher):
         if isinstance(suggestion, dict):
             self._live.add(trial_id)
             if not free:
-                self._started += 1
+                self._started += self._started < most
                 self._grown = now
         return suggestion
 

@@ -19,6 +19,7 @@ from sweeps.driver.device_client import DeviceClient, TrialPlacement
 from sweeps.finalize import _composed, _finalists, _runs, _train_to_end
 from sweeps.store.manifest import read_manifest
 from tests.conftest import write_rows
+from tests.sweeps.driver.fakes import FakeDispatcher
 from trainer.engine import Admitted, Ended, Halted, Requeued, RungResult
 
 
@@ -224,7 +225,7 @@ def scripted(monkeypatch, *events) -> tuple[DeviceClient, list[bool]]:
 
 
 def a_run(tmp_path: Path) -> SimpleNamespace:
-    trained = SimpleNamespace(trial_id="t0000-seed1", train=SimpleNamespace(max_steps=4))
+    trained = SimpleNamespace(trial_id="t0000-seed1", precision="fp32", train=SimpleNamespace(max_steps=4))
     return SimpleNamespace(trained=trained, files=TrialFolder(tmp_path / "t0000-seed1"), name="t0000-seed1")
 
 
@@ -235,7 +236,7 @@ def test_a_finalist_that_loses_its_slot_or_its_worker_goes_on_from_its_last_rung
     run, events = a_run(tmp_path), [RungResult("t0000-seed1", row(2)), Requeued("t0000-seed1", "memory ran out"), None]
     events += [RungResult("t0000-seed1", row(4)), Ended("t0000-seed1", State.COMPLETED, "", 4, row(4, True))]
     device, asked = scripted(monkeypatch, *events)
-    _train_to_end(run, TrialPlacement([device], run.trained, run.files), lambda line: None)
+    _train_to_end(run, TrialPlacement(FakeDispatcher(device), run.trained, run.files), lambda line: None)
     assert asked == [False, True, False, False, True]
     assert [(it.step, it.final) for it in run.files.read_metrics()] == [(2, False), (4, False), (4, True)]
     assert run.files.read_status().state is State.COMPLETED
@@ -245,5 +246,5 @@ def test_a_full_disk_ends_finalizing_with_the_reason_and_blames_no_finalist(tmp_
     run = a_run(tmp_path)
     device, _ = scripted(monkeypatch, Halted("t0000-seed1", "node 1: no space left on device"))
     with pytest.raises(FolderError, match=r"node 1: no space left on device.*finalize again"):
-        _train_to_end(run, TrialPlacement([device], run.trained, run.files), lambda line: None)
+        _train_to_end(run, TrialPlacement(FakeDispatcher(device), run.trained, run.files), lambda line: None)
     assert run.files.read_status().state is State.RUNNING

@@ -192,13 +192,14 @@ def test_the_trial_reports_its_losses_at_its_best_rung(tmp_path: Path) -> None:
     from analysis.objective import Objective
     from sweeps.driver.device_client import TrialPlacement
     from sweeps.driver.trial_proxy import TrialProxy
+    from tests.sweeps.driver.fakes import FakeDispatcher
     from trainer.engine import Ended
 
     proxy: Any = TrialProxy.__new__(TrialProxy)
     proxy.objective = Objective.from_config(compose(["objective=pareto", "bias=none"]).resolved()["objective"])
-    proxy.best_score, proxy.best_losses, proxy.asked_last = math.nan, [math.nan], None
+    proxy.best_score, proxy.best_losses, proxy.asked_last = math.nan, [math.nan], ""
     proxy.trial = compose(["train.max_steps=48", "data.max_length=128", "precision=fp32"]).trial("t0000", {})
-    proxy.placement = TrialPlacement([], proxy.trial, TrialFolder(tmp_path))
+    proxy.placement = TrialPlacement(FakeDispatcher(), proxy.trial, TrialFolder(tmp_path))
     rows = [
         MetricsRow("t0000", step, 0, 0.0, False, 9, {"macro_f1": f1, "log_loss": 1.0})
         for step, f1 in ((4, 0.5), (8, 0.8), (16, 0.7))

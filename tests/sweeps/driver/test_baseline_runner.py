@@ -13,9 +13,7 @@ from analysis.errors import ConfigError, ModelError
 from analysis.folder import MetricsRow, State, Status, SweepFolder
 from sweeps import cli
 from sweeps.compose.compose import compose
-from sweeps.driver import device_client
 from sweeps.driver.baseline_runner import BaselineRunner, missing, planned
-from sweeps.driver.device_client import DeviceClient
 from sweeps.driver.device_worker import DeviceWorker
 from tests.sweeps.driver.test_device_worker import FakeEngine, worker
 from trainer.config import PRECISIONS, Baseline
@@ -106,16 +104,23 @@ def test_baselines_that_cannot_be_are_refused(overrides: list[str], words: str) 
         compose(overrides)
 
 
-class FakeWorker:
-    """``score_baseline.remote`` gives what the script says next: a row, or an error to raise."""
+class FakeFleet:
+    """Scores what it is called with, by what the script says of each baseline: a row, or an error to raise."""
 
-    def __init__(self, *script: Any):
-        self.script, self.asked = list(script), []
-        self.score_baseline = SimpleNamespace(remote=self._remote)
+    def __init__(self, **script: Any):
+        self.script, self.asked, self.precisions = script, list[str](), list[str]()
 
-    def _remote(self, baseline: Any, root: str, test: bool) -> Any:
-        self.asked.append(baseline.name)
-        return self.script.pop(0)
+    def call(self, work: Any, precision: str) -> Any:
+        self.precisions.append(precision)
+
+        def score_baseline(baseline: Baseline, files: Any) -> Any:
+            self.asked.append(baseline.name)
+            return self.script[baseline.name]
+
+        answer = work(SimpleNamespace(score_baseline=score_baseline))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 def row(name: str = "zero_shot") -> MetricsRow:
@@ -123,22 +128,14 @@ def row(name: str = "zero_shot") -> MetricsRow:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Scores the baselines of a sweep with fake workers; gives the folder, what was noted, and what was handed on."""
+def run(tmp_path: Path) -> Any:
+    """Scores the baselines of a sweep; gives the folder, what was noted, and what was handed on."""
 
-    def get(reference: Any, timeout: float | None = None) -> Any:
-        if isinstance(reference, Exception):
-            raise reference
-        return reference
-
-    monkeypatch.setattr(device_client.ray, "get", get)
-
-    def run(*workers: FakeWorker, wanted: str = "[zero_shot]") -> tuple[SweepFolder, list[str], list[str]]:
-        folder, notes, handed = SweepFolder(tmp_path), [], []
+    def run(fleet: Any, wanted: str = "[zero_shot]") -> tuple[SweepFolder, list[str], list[str]]:
+        folder, notes, handed = SweepFolder(tmp_path), list[str](), list[str]()
         todo = missing(folder, wanted_baselines(wanted))
-        devices = [DeviceClient(worker) for worker in workers]
         runner = BaselineRunner(
-            folder, devices, todo, notes.append, lambda baseline, row: handed.append(baseline.name), lambda: False
+            folder, fleet, todo, notes.append, lambda baseline, row: handed.append(baseline.name), lambda: False
         )
         runner.start()
         runner.finish()
@@ -149,30 +146,24 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_each_is_scored_once_and_told_in_a_line(run: Any) -> None:
-    worker = FakeWorker(row(), row("majority"))
-    _, notes, handed = run(worker, wanted="[zero_shot,majority]")
-    assert worker.asked == handed == ["zero_shot", "majority"]
-    assert notes == ["zero_shot  scored  accuracy 0.500  F1 0.250", "majority  scored  accuracy 0.500  F1 0.250"]
-
-
-def test_a_baseline_whose_worker_died_is_done_again(run: Any) -> None:
-    worker = FakeWorker(RayActorError(), row())
-    _, notes, handed = run(worker)
-    assert (worker.asked, handed) == (["zero_shot"] * 2, ["zero_shot"])
-    assert "its device worker died: it is scored again" in notes[0]
+    fleet = FakeFleet(zero_shot=row(), majority=row("majority"))
+    _, notes, handed = run(fleet, wanted="[zero_shot,majority]")
+    assert sorted(fleet.asked) == sorted(handed) == ["majority", "zero_shot"]
+    assert fleet.precisions == ["fp32", "fp32"]
+    assert "zero_shot  scored  accuracy 0.500  F1 0.250" in notes
+    assert "majority  scored  accuracy 0.500  F1 0.250" in notes
 
 
 def test_one_that_kills_every_worker_fails_with_the_reason_and_is_tried_again_on_resume(run: Any) -> None:
-    folder, _, handed = run(FakeWorker(RayActorError(), RayActorError(), RayActorError()))
+    folder, _, handed = run(FakeFleet(zero_shot=RayActorError(error_msg="worker died of SIGSEGV")))
     assert handed == []
-    status = folder.baseline("zero_shot").read_status()
-    assert status.state is State.FAILED
-    assert "died 3 times" in status.reason
-    assert run(FakeWorker(row()))[2] == ["zero_shot"]
+    assert folder.baseline("zero_shot").read_status() == Status(State.FAILED, "worker died of SIGSEGV")
+    assert run(FakeFleet(zero_shot=row()))[2] == ["zero_shot"]
 
 
 def test_an_error_is_the_reason_and_the_others_go_on(run: Any) -> None:
-    folder, notes, handed = run(FakeWorker(ModelError("no such head"), row("majority")), wanted="[zero_shot,majority]")
+    fleet = FakeFleet(zero_shot=ModelError("no such head"), majority=row("majority"))
+    folder, notes, handed = run(fleet, wanted="[zero_shot,majority]")
     assert handed == ["majority"]
     assert folder.baseline("zero_shot").read_status() == Status(State.FAILED, "no such head")
     assert "zero_shot  could not be scored: no such head" in notes
@@ -180,9 +171,9 @@ def test_an_error_is_the_reason_and_the_others_go_on(run: Any) -> None:
 
 def test_what_was_scored_before_is_not_scored_again(run: Any, tmp_path: Path) -> None:
     SweepFolder(tmp_path).baseline("zero_shot").write_status(Status(State.COMPLETED))
-    worker = FakeWorker(row("majority"))
-    run(worker, wanted="[zero_shot,majority]")
-    assert worker.asked == ["majority"]
+    fleet = FakeFleet(majority=row("majority"))
+    run(fleet, wanted="[zero_shot,majority]")
+    assert fleet.asked == ["majority"]
 
 
 def test_a_worker_scores_baselines_while_it_has_no_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,17 +6,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
 
-from analysis.errors import DataError, ModelError
+from analysis.errors import ModelError
 from analysis.folder import MetricsRow, State, TrialFolder
 from sweeps.driver import device_client
 from sweeps.driver.device_client import DeviceClient, Reply, TrialPlacement
-from sweeps.driver.device_facts import DataFacts
-from sweeps.run import _same_everywhere
+from tests.sweeps.driver.fakes import FakeDispatcher
 from trainer.engine import Admitted, Ended, Full, Halted, Refused, Requeued, RungResult
 
-TRIAL: Any = SimpleNamespace(trial_id="t0000")
+TRIAL: Any = SimpleNamespace(trial_id="t0000", precision="fp32")
 
 
 def rung(step: int) -> RungResult:
@@ -46,12 +45,13 @@ def _plain_calls(monkeypatch: pytest.MonkeyPatch) -> None:
         return answer
 
     monkeypatch.setattr(device_client.ray, "get", get)
-    monkeypatch.setattr(device_client, "_ASK_AGAIN", 0.0)
 
 
-def placed(folder: Path, *actors: Actor, **settings: Any) -> TrialPlacement:
-    devices = [DeviceClient(actor, f"node {i}: CPU") for i, actor in enumerate(actors)]
-    return TrialPlacement(devices, TRIAL, TrialFolder(folder), **settings)
+def placed(folder: Path, *actors: Actor, **settings: Any) -> tuple[TrialPlacement, FakeDispatcher]:
+    devices = [DeviceClient(actor, f"node {i}: CPU", f"device {i}") for i, actor in enumerate(actors)]
+    by_themselves = settings.pop("by_themselves", lambda name: True)
+    dispatcher: Any = FakeDispatcher(*devices, by_themselves=by_themselves)
+    return TrialPlacement(dispatcher, TRIAL, TrialFolder(folder), **settings), dispatcher
 
 
 def alone(actor: Actor) -> list[bool]:
@@ -59,60 +59,84 @@ def alone(actor: Actor) -> list[bool]:
     return [call[3] for call in actor.calls if call[0] == "admit"]
 
 
-def test_a_trial_that_loses_three_workers_between_two_rungs_ends_and_the_last_it_had_to_itself(tmp_path: Path) -> None:
+def test_a_trial_under_which_three_workers_died_by_themselves_ends_and_had_the_last_to_itself(
+    tmp_path: Path,
+) -> None:
     actor = Actor(admit=[Admitted()] * 3, next_event=[RayActorError()] * 3)
-    event = placed(tmp_path, actor).next_event()
+    placement, dispatcher = placed(tmp_path, actor)
+    event = placement.next_event()
     assert isinstance(event, Ended)
     assert event.state is State.FAILED
     assert event.reason == "its device worker was lost 3 times before the next rung, in the end alone: it died"
-    assert alone(actor) == [False, False, True]
+    assert alone(actor) == [asked[0] for asked in dispatcher.asked] == [False, False, True]
+    assert dispatcher.released == 1
+
+
+def test_workers_that_went_with_their_nodes_do_not_count(tmp_path: Path) -> None:
+    actors = [Actor(admit=[Admitted()], next_event=[RayActorError()]) for _ in range(7)]
+    last = Actor(admit=[Admitted()], next_event=[rung(2)])
+    died = {"device 1", "device 4"}
+    placement, _ = placed(tmp_path, *actors, last, by_themselves=died.__contains__)
+    assert placement.next_event() == rung(2)
+    assert placement.where == "node 7: CPU"
+    assert len(placement.notes) == 7
+
+
+def test_a_worker_that_dies_while_it_sets_the_trial_up_counts_too(tmp_path: Path) -> None:
+    actors = [Actor(admit=[RayActorError()]) for _ in range(3)]
+    placement, dispatcher = placed(tmp_path, *actors)
+    assert isinstance(placement.next_event(), Ended)
+    assert dispatcher.asked[-1] == (True, "", ["device 0", "device 1"])
 
 
 def test_losses_count_until_the_rung_is_recorded(tmp_path: Path) -> None:
     """A worker that dies while it scores the last rung's trial gives that rung again, which must not begin anew."""
     events = [rung(4), RayActorError(), rung(4), RayActorError(), rung(4), RayActorError()]
     actor = Actor(admit=[Admitted()] * 3, next_event=list(events))
-    placement = placed(tmp_path, actor)
+    placement, _ = placed(tmp_path, actor)
     assert [type(placement.next_event()) for _ in range(4)] == [RungResult, RungResult, RungResult, Ended]
 
     actor = Actor(admit=[Admitted()] * 4, next_event=[*events, rung(4)])
-    placement = placed(tmp_path, actor)
+    placement, _ = placed(tmp_path, actor)
     for _ in range(4):
         assert isinstance(placement.next_event(), RungResult)
         placement.rung_recorded()
-    assert placement.losses == 0
+    assert placement.lost == []
     assert len(placement.notes) == 3
 
 
-def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
+def test_memory_that_ran_out_on_the_node_is_told_as_such(tmp_path: Path) -> None:
+    actor = Actor(admit=[Admitted()] * 3, next_event=[OutOfMemoryError("node running low on memory")] * 3)
+    event = placed(tmp_path, actor)[0].next_event()
+    assert isinstance(event, Ended)
+    assert event.state is State.OUT_OF_MEMORY
+
+
+def test_a_worker_that_hangs_is_ended(tmp_path: Path) -> None:
     actor = Actor(admit=[Admitted()] * 2, next_event=[GetTimeoutError(), rung(2)])
-    placement = placed(tmp_path, actor, rung_timeout=4.0)
+    placement, _ = placed(tmp_path, actor, rung_timeout=4.0)
     assert placement.next_event() == rung(2)
-    assert ("die", "t0000") in actor.calls
-    assert placement.notes == ["its device worker (node 0: CPU) hung for 4 s: went on from its last rung"]
+    assert ("die",) in actor.calls
+    assert placement.notes == ["its device worker (node 0: CPU) hung for 4 s: went on from its last checkpoint"]
 
 
-def test_a_full_worker_is_passed_over_and_one_that_is_gone_too(tmp_path: Path) -> None:
+def test_a_worker_that_is_full_or_gone_is_told_to_the_dispatcher(tmp_path: Path) -> None:
     full, gone = Actor(admit=[Full()]), Actor(admit=[ActorDiedError()])
     free = Actor(admit=[Admitted()], next_event=[rung(2)])
-    asked: list[int] = []
-    placement = placed(tmp_path, free, full, gone, first=1, before_asking=asked.append)
+    asked: list[str] = []
+    placement, dispatcher = placed(tmp_path, full, gone, free, before_asking=lambda device: asked.append(device.name))
     assert placement.next_event() == rung(2)
-    assert asked == [1, 2, 0]
-    assert placement.where == "node 0: CPU"
-
-
-def test_where_every_worker_is_gone_for_good_the_error_goes_on(tmp_path: Path) -> None:
-    with pytest.raises(ActorDiedError):
-        placed(tmp_path, *[Actor(admit=[ActorDiedError()]) for _ in range(2)]).next_event()
+    assert asked == ["device 0", "device 1", "device 2"]
+    assert dispatcher.asked == [(False, "", []), (False, "device 0", []), (False, "", ["device 1"])]
+    assert placement.where == "node 2: CPU"
 
 
 def test_a_trial_that_lost_its_slot_asks_for_another_and_is_not_told_to_proceed(tmp_path: Path) -> None:
     actor = Actor(admit=[Admitted()] * 2, next_event=[rung(2), Requeued("t0000", "memory ran out"), rung(4)])
-    placement = placed(tmp_path, actor)
+    placement, _ = placed(tmp_path, actor)
     assert [placement.next_event(), placement.next_event()] == [rung(2), rung(4)]
     assert [call[2] for call in actor.calls if call[0] == "next_event"] == [False, True, False]
-    assert placement.losses == 0
+    assert placement.lost == []
 
 
 @pytest.mark.parametrize(
@@ -123,15 +147,18 @@ def test_a_trial_that_lost_its_slot_asks_for_another_and_is_not_told_to_proceed(
     ],
 )
 def test_a_trial_that_can_run_nowhere_ends_or_halts(answer: Any, event: Any, tmp_path: Path) -> None:
-    assert placed(tmp_path, Actor(admit=[answer])).next_event() == event
+    placement, dispatcher = placed(tmp_path, Actor(admit=[answer]))
+    assert placement.next_event() == event
+    assert dispatcher.released == 1
 
 
 def test_leaving_frees_the_slot_once(tmp_path: Path) -> None:
     actor = Actor(admit=[Admitted()], next_event=[rung(2)])
-    placement = placed(tmp_path, actor)
+    placement, dispatcher = placed(tmp_path, actor)
     placement.next_event()
     placement.leave()
     placement.leave()
+    assert dispatcher.released == 1
     assert [call for call in actor.calls if call[0] == "end"] == [("end", "t0000", "stopped_early")]
 
 
@@ -139,13 +166,3 @@ def test_a_workers_own_error_comes_without_rays_around_it() -> None:
     wrapped = RayTaskError("prepare", "Traceback …", ModelError("no such module"))
     with pytest.raises(ModelError, match="no such module"):
         Reply[None](lambda: wrapped).get()
-
-
-def test_nodes_that_read_other_data_are_named() -> None:
-    def facts(fingerprint: str) -> DataFacts:
-        return DataFacts({}, (), fingerprint * 64, 1, 1, "label", {}, {}, None)
-
-    devices = [DeviceClient(None, "alpha: CPU"), DeviceClient(None, "beta: CPU")]
-    assert _same_everywhere(devices, [facts("a"), facts("a")]) == facts("a")
-    with pytest.raises(DataError, match=r"beta: CPU reads other data than alpha: CPU \(fingerprint bbbbbbbbbbbb…"):
-        _same_everywhere(devices, [facts("a"), facts("b")])

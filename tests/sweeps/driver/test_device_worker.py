@@ -9,17 +9,19 @@ from typing import Any
 import pytest
 
 import sweeps.driver.device_client
+import sweeps.driver.trial_proxy
 from analysis.folder import MetricsRow, State, Status, TrialFolder
 from analysis.objective import Objective, Term
 from sweeps.driver.device_client import DeviceClient
 from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.trial_proxy import TrialProxy
 from sweeps.process.installation import package_root
+from tests.sweeps.driver.fakes import FakeDispatcher
 from trainer.config import EngineConfig
 from trainer.engine import Admitted, Ended, Event, Full, Halted, RungResult
 from trainer.engines.checkpoints import seal
 
-TRIAL: Any = SimpleNamespace(trial_id="t0000", train=SimpleNamespace(max_steps=4))
+TRIAL: Any = SimpleNamespace(trial_id="t0000", precision="fp32", train=SimpleNamespace(max_steps=4))
 
 
 def row(step: int) -> MetricsRow:
@@ -138,7 +140,7 @@ def test_a_trial_that_has_ended_leaves_its_slot_though_its_proxy_died_before_it_
 def test_a_new_proxy_frees_the_slot_of_the_one_that_died_wherever_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second worker took the trial because the first was full; now the first has room."""
+    """Where the first worker is full, the second takes the trial; the new proxy is given the first one again."""
     calls: list[tuple[str, str]] = []
     full = {"a"}
 
@@ -158,13 +160,16 @@ def test_a_new_proxy_frees_the_slot_of_the_one_that_died_wherever_it_was(
         )
 
     monkeypatch.setattr(sweeps.driver.device_client.ray, "get", lambda answer, timeout=None: answer)
-    devices = [DeviceClient(device(name), name) for name in "ab"]
+    devices = {name: DeviceClient(device(name), name, name) for name in "ab"}
+    monkeypatch.setattr(sweeps.driver.trial_proxy, "device_named", devices.get)
     config = SimpleNamespace(resources=SimpleNamespace(rung_timeout=None))
     template: Any = SimpleNamespace(trial=lambda trial_id, values: TRIAL, config=config)
     objective = Objective("single", 0.05, (Term("quality", "accuracy", "max", None, 0.0, 1.0, 1.0),))
     for _ in range(2):
         proxy: Any = TrialProxy.__new__(TrialProxy)
-        proxy.setup({"trial_id": "t0000", "values": {}}, template, objective, str(tmp_path), devices)
+        proxy.setup(
+            {"trial_id": "t0000", "values": {}}, template, objective, str(tmp_path), FakeDispatcher(*devices.values())
+        )
         assert proxy.step()["step"] == 2
         full.clear()
     assert calls == [("a", "admit"), ("b", "admit"), ("b", "end"), ("a", "admit")]
@@ -173,12 +178,11 @@ def test_a_new_proxy_frees_the_slot_of_the_one_that_died_wherever_it_was(
     assert not proxy.slot_file.exists()
 
 
-def test_a_worker_that_was_started_again_says_that_it_does_not_know_a_trial() -> None:
+def test_a_worker_says_that_it_does_not_know_a_trial() -> None:
     async def run() -> None:
         device = worker(FakeEngine())
         assert await device.proceed("t0000") is False
         assert await device.next_event("t0000") is None
-        await device.die("t0000")  # else this process would end here
 
     asyncio.run(run())
 

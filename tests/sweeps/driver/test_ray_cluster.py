@@ -16,13 +16,9 @@ from analysis.objective import Objective
 from sweeps.config import RayConfig, ResourcesConfig, SweepConfig
 from sweeps.driver import ray_cluster
 from sweeps.driver.device_worker import DeviceWorker
-from sweeps.driver.ray_cluster import end_ray, ray_running, seats
+from sweeps.driver.ray_cluster import end_ray, ray_running
 from sweeps.process.installation import package_root
 from trainer.config import EngineConfig
-
-
-def node(name: str, alive: bool = True, **has: float) -> dict[str, Any]:
-    return {"NodeID": f"id-{name}", "NodeName": name, "Alive": alive, "Resources": has}
 
 
 def config(address: str | None = "head:6379", **resources: Any) -> SweepConfig:
@@ -78,43 +74,6 @@ def test_a_second_end_in_the_middle_of_the_first_leaves_nothing_either(
     assert psutil.wait_procs(agents, timeout=10)[1] == []
     go_on.set()
     first.join()
-
-
-def test_every_node_without_a_gpu_gets_one_worker_that_leaves_room_for_the_proxies() -> None:
-    nodes = [node("big", CPU=8), node("small", CPU=2), node("tiny", CPU=1), node("head", memory=1), node("lost", False)]
-    found = seats(nodes, config())
-    assert [(seat.node, seat.cpus, seat.gpus, seat.threads) for seat in found] == [
-        ("big", 7, 0, 8),
-        ("small", 1, 0, 2),
-        ("tiny", 0.5, 0, 1),
-    ]
-    assert [seat.node_id for seat in found] == ["id-big", "id-small", "id-tiny"]
-
-
-def test_a_ray_of_our_own_has_one_cpu_more_than_the_machine() -> None:
-    (seat,) = seats([node("here", CPU=3)], config(address=None))
-    assert (seat.cpus, seat.threads) == (2, 2)
-
-
-def test_every_gpu_gets_a_worker_and_nodes_without_one_get_none() -> None:
-    nodes = [node("two", CPU=16, GPU=2), node("poor", CPU=1, GPU=1), node("head", CPU=4)]
-    found = seats(nodes, config())
-    assert [(seat.node, seat.cpus, seat.gpus, seat.threads) for seat in found] == [
-        ("two", 1, 1, 8),
-        ("two", 1, 1, 8),
-        ("poor", 0.5, 1, 1),
-    ]
-
-
-def test_a_gpu_can_be_shared_and_no_gpu_can_be_asked_for() -> None:
-    nodes = [node("one", CPU=16, GPU=1)]
-    assert [seat.gpus for seat in seats(nodes, config(gpus_per_trial=1 / 3))] == [1 / 3] * 3
-    assert [(seat.gpus, seat.threads) for seat in seats(nodes, config(gpus_per_trial=0, threads=3))] == [(0, 3)]
-
-
-def test_more_gpus_than_a_node_has_are_refused() -> None:
-    with pytest.raises(HardwareError, match="gpus_per_trial=4: no node has that many GPUs \\(2 in the whole cluster"):
-        seats([node("two", CPU=16, GPU=2)], config(gpus_per_trial=4))
 
 
 def test_a_worker_that_does_not_see_the_sweep_folder_says_what_to_do(tmp_path: Path) -> None:

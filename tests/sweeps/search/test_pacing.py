@@ -32,8 +32,8 @@ class Endless(Searcher):
 
 
 def test_after_the_first_trials_the_next_one_waits_for_an_actor() -> None:
-    now, inner = [0.0], Endless()
-    search = PacedSearch(inner, 4, lambda: now[0])
+    now, most, inner = [0.0], [4], Endless()
+    search = PacedSearch(inner, lambda: most[0], lambda: now[0])
     assert all(search.suggest(name) for name in "abcd")
     assert search.suggest("e") is None
     search.on_trial_result("a", {"pid": 1, "hostname": "x"})
@@ -50,6 +50,12 @@ def test_after_the_first_trials_the_next_one_waits_for_an_actor() -> None:
     search.on_trial_result("f", {"pid": 2, "hostname": "x"})
     search.on_trial_complete("e", {"pid": 1, "hostname": "x"})
     assert search.suggest("g"), "two actors are known now"
+    assert search.suggest("h") is None
+    most[0] = 6
+    assert [bool(search.suggest(name)) for name in "hijk"] == [True, True, False, False], "there is room for two more"
+    most[0] = 0
+    now[0] += GROW_SECONDS
+    assert search.suggest("l") is None, "there is no device"
     assert inner.answers == ["a", "a ended", "b ended", "c ended", "d ended", "f", "e ended"]
 
 

@@ -302,7 +302,8 @@ def test_the_driver_writes_an_exchange_down_once_a_device_has_made_it(tmp_path, 
             asked.append((name, trial.trial_id, trial.optim.lr, Path(donor).name, step))
             return answers[name]
 
-        return DeviceClient(SimpleNamespace(take_over=SimpleNamespace(remote=take_over)), name)
+        client = DeviceClient(SimpleNamespace(take_over=SimpleNamespace(remote=take_over)), name)
+        return SimpleNamespace(client=client)
 
     monkeypatch.setattr(device_client.ray, "get", lambda reference, timeout=None: reference)
     sweep: Any = tune_run.TuneRun.__new__(tune_run.TuneRun)
@@ -317,11 +318,11 @@ def test_the_driver_writes_an_exchange_down_once_a_device_has_made_it(tmp_path, 
         sweep.search.suggest(name)
     new = {"optim.lr": 2e-3, "optim.weight_decay": 0.1}
     decided = Exchange("t0000", "t0001", 4, {"optim.lr": 1e-3, "optim.weight_decay": 0.0}, new)
-    sweep.devices = [device("elsewhere"), device("gone")]
+    sweep.fleet = SimpleNamespace(devices=[device("elsewhere"), device("gone")])
     assert not sweep._exchange(decided)
     assert "keeps its weights at step 4" in said[-1]
     assert not sweep.folder.trial("t0000").lineage_file.exists()
-    sweep.devices = [device("elsewhere"), device("here")]
+    sweep.fleet = SimpleNamespace(devices=[device("elsewhere"), device("here")])
     assert sweep._exchange(decided)
     assert asked[-1] == ("here", "t0000", 2e-3, "t0001", 4)
     files = sweep.folder.trial("t0000")

@@ -32,6 +32,7 @@ from sweeps.search.searcher import GuardedOptunaSearch, SearchPlan
 from sweeps.space.dimensions import DefineByRun
 from sweeps.store.reconcile import update_files, update_study
 from sweeps.store.recorder import Recorder, write_best_adapter
+from tests.sweeps.driver.fakes import FakeDispatcher
 from trainer.engine import RungResult
 
 _spec = importlib.util.spec_from_file_location("simulated", Path(__file__).parents[2] / "benchmarks" / "simulated.py")
@@ -115,7 +116,7 @@ class Sweep:
             self.composed.template,
             self.objective,
             str(self.folder.root),
-            [DeviceClient(Worker(self.objective.score), "here")],
+            FakeDispatcher(DeviceClient(Worker(self.objective.score), "here")),
         )
         decision = "CONTINUE"
         while decision != "STOP":
