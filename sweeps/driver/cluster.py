@@ -149,7 +149,8 @@ class Cluster:
             self._demand.remove(group)
         while len(self._demand) < seats_wanted:
             claim = {"CPU": 1.0} | ({"GPU": share} if share else {})
-            self._demand.append(placement_group([claim], name=f"wanted by {self.config.sweep.name}"))
+            name = f"wanted by {self.config.sweep.name}: {uuid.uuid4().hex[:8]}"  # Ray takes each name once
+            self._demand.append(placement_group([claim], name=name))
 
     def others(self) -> dict[str, int]:
         """Sweep → its device workers, of the other sweeps on this cluster."""
