@@ -48,7 +48,6 @@ CHANGEABLE = (
     "eval",
     *(part for part in RESUMABLE if part in ("ray", "resources")),
 )
-_AT_A_TIME = 256  # runs that wait for a device side by side, a thread each
 
 Say = Callable[[str], None]
 
@@ -256,7 +255,11 @@ def _finish(folder: SweepFolder, composed: Composed, runs: Sequence[_Run], basel
         say("loading model and data")
         fleet.begin(unscored[0].trained if unscored else runs[0].trained)
         limit = composed.config.resources.rung_timeout
-        _side_by_side([partial(_train, run, fleet.dispatcher, limit, say) for run in waiting], fleet)
+
+        def slots() -> int:
+            return sum(device.slots for device in fleet.devices)
+
+        _side_by_side([partial(_train, run, fleet.dispatcher, limit, say) for run in waiting], fleet, slots)
         for run in runs:  # one that failed is trained on from its last rung, when asked again
             if run.files.read_status().state is State.COMPLETED:
                 run.files.remove_checkpoints()
@@ -265,33 +268,36 @@ def _finish(folder: SweepFolder, composed: Composed, runs: Sequence[_Run], basel
         ]
         if baseline is not None and not on_test:
             scores.append(lambda: _score_baseline(fleet, _on_test(baseline, composed.config), folder, say))
-        fleet.want(len(scores))
-        _side_by_side(scores, fleet)
+        _side_by_side(scores, fleet, lambda: len(fleet.devices))
 
 
-def _side_by_side(work: Sequence[Callable[[], None]], fleet: DeviceFleet) -> None:
-    """Do all pieces of work, those that wait for a device side by side. Raises the first error, once all are done."""
-    waiting, errors = deque(work), []
+def _side_by_side(work: Sequence[Callable[[], None]], fleet: DeviceFleet, at_a_time: Callable[[], int]) -> None:
+    """Do all pieces of work. Raises the first error, once all are done.
 
-    def serve() -> None:
-        while True:
-            try:
-                piece = waiting.popleft()
-            except IndexError:
-                return
-            try:
-                piece()
-            except Exception as error:
-                errors.append(error)
+    Args:
+        work: in the order in which it is begun.
+        fleet: does it.
+        at_a_time: how many pieces at a time, with the devices that there are now.
+    """
+    waiting, errors = deque(work), list[Exception]()
 
-    threads = [threading.Thread(target=serve, daemon=True) for _ in work[:_AT_A_TIME]]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        while thread.is_alive():
-            thread.join(0.2)  # Ctrl-C is heard in between
-            if fleet.expired:
-                raise HardwareError(f"{fleet.expired} Finalize again: it goes on where it stopped.")
+    def do(piece: Callable[[], None]) -> None:
+        try:
+            piece()
+        except Exception as error:
+            errors.append(error)
+
+    busy: list[threading.Thread] = []
+    while waiting or busy:
+        busy = [thread for thread in busy if thread.is_alive()]
+        while waiting and len(busy) < max(1, at_a_time()):
+            busy.append(threading.Thread(target=do, args=(waiting.popleft(),), daemon=True))
+            busy[-1].start()
+        fleet.want(len(waiting) + len(busy))
+        if busy:
+            busy[0].join(0.2)  # Ctrl-C is heard in between
+        if fleet.expired:
+            raise HardwareError(f"{fleet.expired} Finalize again: it goes on where it stopped.")
     if errors:
         raise errors[0]
 

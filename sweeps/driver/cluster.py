@@ -151,8 +151,7 @@ class Cluster:
             return
         while len(self._demand) < seats_wanted:
             claim = {"CPU": 1.0} | ({"GPU": share} if share else {})
-            name = f"wanted by {self.config.sweep.name}: {uuid.uuid4().hex[:8]}"  # Ray takes each name once
-            self._demand.append(placement_group([claim], name=name))
+            self._demand.append(placement_group([claim]))
 
     def others(self) -> dict[str, int]:
         """Sweep → its device workers, of the other sweeps on this cluster."""

@@ -180,6 +180,9 @@ class DispatcherClient:
         """Wait for a device with a free slot, however long that takes."""
         return Reply[DeviceClient](self.actor.acquire.remote(trial_id, precision, alone, full, list(gone))).get()
 
+    def better(self, trial_id: str, precision: str) -> bool:
+        return Reply[bool](self.actor.better.remote(trial_id, precision)).get()
+
     def release(self, trial_id: str) -> None:
         Reply[None](self.actor.release.remote(trial_id)).get()
 
@@ -201,6 +204,7 @@ class DispatcherClient:
 class TrialPlacement:
     """A trial's slot on one of the device workers, from the first one to the trial's end.
 
+    At each rung it moves where another device has become the better place, such as one that has just joined.
     Where a worker is lost, or hangs for ``rung_timeout``, the trial goes on from its last checkpoint, on whichever
     worker has room, or waits until one has. A node that goes is nobody's fault. But a worker's process that dies by
     itself may die of the trial: one that loses two workers before its next rung is recorded gets a device to itself,
@@ -266,6 +270,9 @@ class TrialPlacement:
         """The trial's next event on a worker; None where it has no slot there."""
         rests = self.device is not None  # at a rung, until it is told to proceed
         self._full = ""
+        if rests and self.dispatcher.better(self.trial.trial_id, self.trial.precision):
+            self.leave()
+            return None
         if not rests:
             self.before_asking(device)
             admission = device.admit(self.trial, self.folder, len(self.lost) >= _ALONE_AFTER).get()

@@ -95,6 +95,18 @@ class Dispatcher:
         self._give()
         return await request.answer
 
+    async def better(self, trial_id: str, precision: str) -> bool:
+        """Whether a trial that rests should move: to a faster device, or to one that has at least two trials fewer."""
+        now = self._devices.get(self._given.get(trial_id, ""))
+        if now is None or self._requests or now.client.name in self._alone:
+            return False
+        speed, load = self._slowness(now), self._load(now.client.name)
+        return any(
+            self._slowness(device) < speed or (self._slowness(device) == speed and self._load(name) + 1 < load)
+            for name, device in self._devices.items()
+            if name != now.client.name and self._may_take(device, precision) and self._has_room(device, False)
+        )
+
     async def release(self, trial_id: str) -> None:
         """The trial needs no device any more."""
         self._drop(trial_id)
@@ -134,19 +146,22 @@ class Dispatcher:
 
     def _able(self, request: _Request) -> list[Device]:
         """Devices that could take it if they had room, the best first."""
-        able = [
-            device
-            for name, device in self._devices.items()
-            if request.precision not in device.unfit and name not in self._gone and name not in self._alone
-        ]
-        fastest = max((device.speed for device in able), default=0.0)
+        able = [device for device in self._devices.values() if self._may_take(device, request.precision)]
 
         def order(device: Device) -> tuple[int, float, str]:
-            times_slower = fastest / device.speed if device.speed else 1.0
             name = device.client.name
-            return round(math.log2(times_slower)), self._load(name) / device.slots, name
+            return self._slowness(device), self._load(name) / device.slots, name
 
         return sorted(able, key=order)
+
+    def _may_take(self, device: Device, precision: str) -> bool:
+        name = device.client.name
+        return precision not in device.unfit and name not in self._gone and name not in self._alone
+
+    def _slowness(self, device: Device) -> int:
+        """How often its speed must be doubled to be the fastest device's; small differences do not count."""
+        fastest = max(it.speed for it in self._devices.values())
+        return round(math.log2(fastest / device.speed)) if device.speed else 0
 
     def _has_room(self, device: Device, alone: bool) -> bool:
         name, load = device.client.name, self._load(device.client.name)

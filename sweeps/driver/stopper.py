@@ -10,11 +10,12 @@ from typing import Any
 
 from ray.tune.stopper import Stopper
 
-from analysis.errors import INTERRUPTED, FolderError, LorasweepError
+from analysis.errors import INTERRUPTED, FolderError, HardwareError, LorasweepError
 from analysis.folder import State
 from sweeps.display.progress import Progress
 from sweeps.driver.ray_cluster import end_ray
 
+_KEPT = "Everything recorded so far is kept."
 _SHUTDOWN_SECONDS = 3.0  # for Ray's own processes, which would outlive the driver for a while
 
 
@@ -76,10 +77,19 @@ class SweepStopper(Stopper):
 
     def disk(self, fault: str) -> None:
         """The sweep folder cannot be written."""
-        self.error = self.error or FolderError(
-            f"{fault}. Everything recorded so far is kept. Mend it (free some space?), then go on: lorasweep resume RUN"
+        self.fail(
+            FolderError(f"{fault}. {_KEPT} Mend it (free some space?), then go on: lorasweep resume RUN"),
+            "Stopping: the sweep folder cannot be written.",
         )
-        self.stop("Stopping: the sweep folder cannot be written.")
+
+    def no_device(self, why: str) -> None:
+        """There is nothing to train on, and it is not to be waited for any longer."""
+        self.fail(HardwareError(f"{why} {_KEPT} Go on: lorasweep resume RUN"), "Stopping: there is no device.")
+
+    def fail(self, error: LorasweepError, why: str) -> None:
+        """Stop at once with an error; the first one counts."""
+        self.error = self.error or error
+        self.stop(why)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its stopper into scratch that nobody reads

@@ -232,6 +232,7 @@ class TuneRun:
                     if baselines.unscored:
                         self.progress.phase(f"scoring {', '.join(baselines.unscored)}")
                     baselines.finish()
+                    self.fleet.close()
                     let_go()
                     self._track_sweep()
         finally:
@@ -325,7 +326,7 @@ class TuneRun:
         wanted = wanted if most is None else min(wanted, most)
         self.fleet.want(max(wanted, bool(self._baselines.unscored)), running)
         if self.fleet.expired:
-            self.interrupt.stop(f"Stopping: {self.fleet.expired}")
+            self.interrupt.no_device(self.fleet.expired)
         if self.interrupt.is_set() and not self.fleet.devices:  # no next rung is to be waited for
             self.interrupt.stop(self.interrupt.why)
 

@@ -24,12 +24,16 @@ class FakeDispatcher:
         self.devices, self.by_themselves = devices, by_themselves
         self.asked: list[tuple[bool, str, list[str]]] = []
         self.released = 0
+        self.moves: list[bool] = []  # whether the trial should move, rung by rung
 
     def acquire(
         self, trial_id: str, precision: str, alone: bool = False, full: str = "", gone: Sequence[str] = ()
     ) -> DeviceClient:
         self.asked.append((alone, full, list(gone)))
         return self.devices[(len(self.asked) - 1) % len(self.devices)]
+
+    def better(self, trial_id: str, precision: str) -> bool:
+        return self.moves.pop(0) if self.moves else False
 
     def release(self, trial_id: str) -> None:
         self.released += 1

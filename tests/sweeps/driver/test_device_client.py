@@ -166,3 +166,14 @@ def test_a_workers_own_error_comes_without_rays_around_it() -> None:
     wrapped = RayTaskError("prepare", "Traceback …", ModelError("no such module"))
     with pytest.raises(ModelError, match="no such module"):
         Reply[None](lambda: wrapped).get()
+
+
+def test_a_trial_moves_at_a_rung_where_another_device_is_better(tmp_path: Path) -> None:
+    first = Actor(admit=[Admitted()], next_event=[rung(2), rung(4)])
+    second = Actor(admit=[Admitted(4)], next_event=[rung(6)])
+    placement, dispatcher = placed(tmp_path, first, second)
+    dispatcher.moves = [False, True]
+    assert [placement.next_event() for _ in range(3)] == [rung(2), rung(4), rung(6)]
+    assert [call[0] for call in first.calls] == ["admit", "next_event", "next_event", "end"]
+    assert [call[0] for call in second.calls] == ["admit", "next_event"]
+    assert second.calls[1] == ("next_event", "t0000", False)

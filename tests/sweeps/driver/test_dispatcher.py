@@ -135,3 +135,23 @@ def test_what_a_trial_held_is_free_once_the_driver_says_that_it_has_ended() -> N
         assert [await asker.given("t1"), await asker.given("t2")] == ["", "a"]
 
     run(scenario())
+
+
+def test_a_trial_should_move_to_a_device_that_is_emptier_by_two_or_faster() -> None:
+    async def scenario() -> None:
+        asker = Asker(dispatcher := Dispatcher())
+        a, b = device("a", 4, speed=50.0), device("b", 4, speed=50.0)
+        await dispatcher.update([a], {})
+        assert [await asker.ask(name) for name in ("t0", "t1")] == ["a", "a"]
+        assert not await dispatcher.better("t0", "fp32")
+        await dispatcher.update([a, b], {})
+        assert await dispatcher.better("t0", "fp32")
+        assert await asker.ask("t0") == "b"
+        assert not await dispatcher.better("t1", "fp32"), "one each"
+        await dispatcher.update([a, b, device("fast", 1, unfit=frozenset(["nf4"]), speed=200.0)], {})
+        assert await dispatcher.better("t1", "fp32")
+        assert not await dispatcher.better("t1", "nf4")
+        assert await asker.ask("t1") == "fast"
+        assert not await dispatcher.better("t0", "fp32"), "the fast one is full"
+
+    run(scenario())
