@@ -153,6 +153,8 @@ class Cluster:
         for group in [*placed, *too_many]:  # one that found a place has shown that there is one: it makes room
             remove_placement_group(group)
             self._demand.remove(group)
+        if placed:  # a new one would take that place again, before a worker can
+            return
         while len(self._demand) < seats_wanted:
             claim = {"CPU": 1.0} | ({"GPU": share} if share else {})
             self._demand.append(placement_group([claim]))

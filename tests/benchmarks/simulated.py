@@ -1,15 +1,16 @@
 """Sweeps whose trials cost nothing: a real driver, Ray Tune, Optuna, proxies and folders over a simulated engine.
 
-    python tests/benchmarks/simulated.py run DIR [--seconds 0.05] [--profile FILE] [OVERRIDE …]
+    python tests/benchmarks/simulated.py run DIR [--seconds 0.05] [--steps] [--plain] [--profile FILE] [OVERRIDE …]
     python tests/benchmarks/simulated.py resume DIR …
 
-``run`` makes DIR/runs/simulated. ``--profile`` samples where the driver's Tune thread is, a hundred times a second, and
-writes folded stacks, as flame graph programs read them.
+``run`` makes DIR/runs/simulated. ``--seconds`` are those of a rung or a baseline; ``--steps`` notes every step in
+``steps.jsonl`` there; ``--plain`` prints what happens; ``--profile`` samples where the driver's Tune thread is, a
+hundred times a second, and writes folded stacks, as flame graph programs read them.
 
 The engine stands where a device worker makes a real one (``run_sweep(…, worker=…)``). A trial's accuracy follows a
 power law in steps towards what its learning rate and rank can reach: a plateau, then a cliff, as measured for LoRA
 (arXiv 2602.04998). A part of it is a chain over all steps so far, so that a trial that went on from a wrong place
-shows it in every later rung. What is admitted, and from where, is noted in ``admissions.jsonl`` beside the trials. A
+shows it in every later rung. What is admitted, where, and from which step, is noted in ``admissions.jsonl``. A
 trial that is named in a file ``hang`` there never comes back from its next rung, and one named in ``evict`` makes room
 for others, as where memory runs out; the file is gone then.
 """
@@ -26,14 +27,15 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from analysis.errors import LorasweepError
-from analysis.folder import MetricsRow, State, TrialFolder, append_line, atomic_write
+from analysis.folder import MetricsRow, State, Status, TrialFolder, append_line, atomic_write
 from sweeps.driver.device_facts import DataFacts, WorkerFacts
 from sweeps.driver.device_worker import DeviceWorker
-from trainer.config import TrialConfig
+from trainer.config import Baseline, TrialConfig
 from trainer.engine import Admission, Admitted, Ended, Event, Full, Requeued, RungResult, never
 
 NOISE = 0.01  # standard deviation or so of a rung's accuracy
@@ -77,10 +79,20 @@ class SimulatedEngine:
         slots: trials at a time.
         score: the sweep's objective.
         seconds: that a rung takes.
+        node: where it is.
+        note_steps: whether every step is noted.
     """
 
-    def __init__(self, slots: int, score: Callable[[dict[str, float]], float], seconds: float):
+    def __init__(
+        self,
+        slots: int,
+        score: Callable[[dict[str, float]], float],
+        seconds: float,
+        node: str = "",
+        note_steps: bool = False,
+    ):
         self.capacity_, self.score, self.seconds = slots, score, seconds
+        self.node, self.note_steps = node, note_steps
         self.slots: dict[str, SimulatedSlot] = {}
         self.patience = 0.0
 
@@ -95,8 +107,7 @@ class SimulatedEngine:
             counters = json.loads((checkpoint / "counters.json").read_text())
             slot.step, slot.chain = counters["step"], counters["chain"]
             slot.best = (counters["best"][0], counters["best"][1], counters["best"][2])
-        line = {"trial_id": trial.trial_id, "from": slot.step, "pid": os.getpid(), "time": time.time()}
-        append_line(folder.root.parent.parent / "admissions.jsonl", line)
+        self._note("admissions", slot, {"from": slot.step, "time": time.time()})
         self.slots[trial.trial_id] = slot
         return Admitted(slot.step)
 
@@ -105,24 +116,32 @@ class SimulatedEngine:
         going = [slot for slot in self.slots.values() if not slot.resting]
         if not going:
             return []
-        slot = min(going, key=lambda it: it.step)
+        slot = min(going, key=lambda it: (it.step in {0, *it.trial.train.rungs}, it.step))  # first who is under way
         if slot.step >= slot.trial.train.max_steps:
             return [self._finish(slot)]
-        if self.seconds:
-            time.sleep(self.seconds)
         if self._asked(slot, "hang"):
             threading.Event().wait()
         if self._asked(slot, "evict"):
             del self.slots[slot.trial.trial_id]
             return [Requeued(slot.trial.trial_id, "memory ran out")]
-        rung = next(step for step in slot.trial.train.rungs if step > slot.step)
+        before, rung = next((a, b) for a, b in pairwise([0, *slot.trial.train.rungs]) if a <= slot.step < b)
         while slot.step < rung:
+            if self.seconds:
+                time.sleep(self.seconds / (rung - before))
             slot.step += 1
             slot.chain = zlib.crc32(f"{slot.chain} {slot.step}".encode())
+            if self.note_steps:
+                self._note("steps", slot, {"step": slot.step})
+            if slot.step < rung and until():
+                return []
         row = self._row(slot, slot.step, final=False)
         slot.best = max(slot.best, (self.score(row.metrics), slot.step, row.metrics), key=lambda it: it[0])
         slot.resting = True
         return [RungResult(slot.trial.trial_id, row)]
+
+    def _note(self, file: str, slot: SimulatedSlot, what: dict[str, Any]) -> None:
+        line = {"trial_id": slot.trial.trial_id, "node": self.node, "pid": os.getpid(), **what}
+        append_line(slot.folder.root.parent.parent / f"{file}.jsonl", line)
 
     def _asked(self, slot: SimulatedSlot, fault: str) -> bool:
         file = slot.folder.root.parent / fault
@@ -165,10 +184,10 @@ class SimulatedEngine:
 class SimulatedWorker(DeviceWorker):
     """A device worker that needs no torch, no model and no data."""
 
-    seconds = 0.0
+    seconds, note_steps = 0.0, False
 
     def _make_engine(self) -> Any:
-        return SimulatedEngine(self.slots or 4, self.objective.score, self.seconds)
+        return SimulatedEngine(self.slots or 4, self.objective.score, self.seconds, self.node, self.note_steps)
 
     def _facts(self, wanted: Sequence[str]) -> WorkerFacts:
         return WorkerFacts(self.node, "simulated", dict.fromkeys(("fp32", "bf16", "int8", "nf4"), ""))
@@ -178,6 +197,16 @@ class SimulatedWorker(DeviceWorker):
         known |= {"slots": self.engine.capacity(trial), "schema": "labelled", "tokens": {}, "skipped": {}}
         told: dict[str, Any] = {item.name: None for item in fields(DataFacts)}  # the rest is of no use here
         return DataFacts(**told | {"absent": {}} | known)
+
+    def _score_baseline(self, baseline: Baseline, folder: TrialFolder, test: bool) -> MetricsRow:
+        append_line(folder.root.parent.parent / "baselines.jsonl", {"name": folder.trial_id, "node": self.node})
+        time.sleep(self.seconds)
+        metrics = {"accuracy": 0.5, "macro_f1": 0.5, "log_loss": 1.0}
+        row = MetricsRow(folder.trial_id, 0, 0, 0.0, True, 2 * ITEMS, metrics)
+        atomic_write(folder.config_file, "{}")
+        folder.append_metrics(row)
+        folder.write_status(Status(State.COMPLETED))
+        return row
 
 
 def write_data(folder: Path) -> dict[str, Path]:
@@ -233,16 +262,21 @@ def main(arguments: list[str]) -> int:
     from sweeps.run import resume_sweep, run_sweep
 
     command, folder, given = arguments[0], Path(arguments[1]).absolute(), arguments[2:]
+    view = "quiet"
     if given[:1] == ["--seconds"]:
         SimulatedWorker.seconds, given = float(given[1]), given[2:]
+    if given[:1] == ["--steps"]:
+        SimulatedWorker.note_steps, given = True, given[1:]
+    if given[:1] == ["--plain"]:
+        view, given = "plain", given[1:]
     if given[:1] == ["--profile"]:
         sample_stacks(Path(given[1]).absolute())
         given = given[2:]
     try:
         if command == "run":
-            return run_sweep(compose([*overrides(folder), *given]), view="quiet", worker=SimulatedWorker)
+            return run_sweep(compose([*overrides(folder), *given]), view=view, worker=SimulatedWorker)
         if command == "resume":
-            return resume_sweep(str(folder / "runs" / "simulated"), given, view="quiet", worker=SimulatedWorker)
+            return resume_sweep(str(folder / "runs" / "simulated"), given, view=view, worker=SimulatedWorker)
     except LorasweepError as error:  # as the command line does
         print(f"lorasweep: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,60 +1,16 @@
 """A disk that fills, a worker that hangs, a trial that makes room: a simulated sweep ends like an undisturbed one."""
 
-import os
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from analysis.folder import State, SweepFolder, read_lines
-from sweeps.process.installation import package_root
+from analysis.folder import State
+from tests.sweeps.simulated_sweep import Simulated, result
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "simulated.py"
 SETTINGS = ("scheduler=fifo", "sampler=random", "search.trials=6", "resources.slots=2")
-
-
-class Simulated:
-    """A simulated sweep in a folder of its own."""
-
-    def __init__(self, root: Path):
-        root.mkdir(exist_ok=True)
-        self.root, self.folder = root, SweepFolder(root / "runs" / "simulated")
-
-    def start(self, command: str, *overrides: str, seconds: float = 0.0) -> "subprocess.Popen[str]":
-        self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), command, str(self.root), "--seconds", str(seconds), *overrides],
-            env={**os.environ, "PYTHONPATH": package_root()}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        return self.process
-
-    def until(self, what: Callable[[], bool]) -> None:
-        gives_up = time.monotonic() + 120
-        while not what():
-            assert self.process.poll() is None, self.process.communicate()
-            assert time.monotonic() < gives_up
-            time.sleep(0.02)
-
-    def ends(self) -> tuple[int, str, str]:
-        out, err = self.process.communicate(timeout=180)
-        return self.process.returncode, out, err
-
-    def rungs(self) -> int:
-        return sum(line["event"] == "rung" for line in read_lines(self.folder.asks_file))
-
-
-def result(folder: SweepFolder) -> dict[str, Any]:
-    """What a sweep of independent trials leaves, without its times."""
-    found = {}
-    for files in folder.trials():
-        rows = [(row.step, row.final, row.metrics) for row in files.read_metrics()]
-        found[files.trial_id] = (files.read_status().state, rows, files.checkpoints_dir.exists())
-    told = [line["trial_id"] for line in read_lines(folder.asks_file) if line["event"] == "tell"]
-    assert sorted(told) == sorted(found)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +78,5 @@ def test_trials_of_a_worker_that_hangs_or_has_no_memory_left_go_on(
     assert code == 0, out + err
     assert not (sweep.folder.root / "trials" / fault).exists(), "nothing went wrong"
     assert result(sweep.folder) == undisturbed
-    admitted = [line["from"] for line in read_lines(sweep.folder.root / "admissions.jsonl")
-                if line["trial_id"] == "t0001"]  # fmt: skip
-    assert len(admitted) == 2
+    assert [line["trial_id"] for line in sweep.lines("admissions")].count("t0001") == 2
     assert told in " ".join(sweep.folder.trial("t0001").read_status().notes)
