@@ -30,7 +30,7 @@ from sweeps.compose.compose import RESUMABLE, Composed
 from sweeps.config import SweepConfig
 from sweeps.driver.baseline_runner import main_figures, planned
 from sweeps.driver.device_client import GONE, LOST, DeviceClient, TrialPlacement
-from sweeps.driver.ray_cluster import ray_running, start_workers, with_facts
+from sweeps.driver.ray_cluster import check_kept, ignored_address, ray_running, start_workers, with_facts
 from sweeps.process.installation import program, shell_path
 from sweeps.store.folder_lock import locked
 from sweeps.store.manifest import read_manifest
@@ -248,7 +248,11 @@ def _finish(folder: SweepFolder, composed: Composed, runs: Sequence[_Run], basel
         say("all of them have their final scores already")
         return
     say("starting Ray and the device workers")
-    with ray_running(composed.config):
+    check_kept(folder.root)
+    go_on = f"Go on when there is a Ray again, with the same options: {program()} finalize {shell_path(folder.root)}"
+    with ray_running(composed.config, lambda: go_on):
+        if ignored := ignored_address(composed.config):
+            say(ignored)
         devices = start_workers(composed.config, composed.objective)
         devices, _ = with_facts(devices, str(folder.root), sorted({run.trained.precision for run in runs}), say)
         say("loading model and data")

@@ -26,9 +26,10 @@ from sweeps.driver.baseline_runner import planned
 from sweeps.driver.device_client import DeviceClient
 from sweeps.driver.device_facts import DataFacts
 from sweeps.driver.device_worker import DeviceWorker
-from sweeps.driver.ray_cluster import ray_running, start_workers, with_facts
+from sweeps.driver.ray_cluster import check_kept, ignored_address, ray_running, start_workers, with_facts
 from sweeps.driver.resume import nothing_left, same_sweep
 from sweeps.process import gc_pause
+from sweeps.process.installation import program, shell_path
 from sweeps.process.logs import to_file
 from sweeps.search.transfer import transferred
 from sweeps.search.warm_start import carried_over
@@ -106,7 +107,13 @@ def _drive(
     """Everything from Ray's start to the printed leaderboard; ``manifest`` is None for a new sweep."""
     began = time.monotonic()
     progress.phase("starting Ray and the device workers")
-    with ray_running(composed.config) as let_go, to_file(folder.log_file, progress.verbose):
+    check_kept(folder.root)
+    with (
+        ray_running(composed.config, lambda: _go_on_with(folder)) as let_go,
+        to_file(folder.log_file, progress.verbose),
+    ):
+        if ignored := ignored_address(composed.config):
+            progress.note(ignored)
         devices = start_workers(composed.config, composed.objective, worker_class)
         with gc_pause.paused():
             from sweeps.driver.tune_run import TuneRun  # imports Ray Tune, which takes seconds: while the workers start
@@ -186,6 +193,13 @@ def _close(folder: SweepFolder, progress: Progress, sweep: "TuneRun", interrupte
     if interrupted:
         return INTERRUPTED
     return _exit_status(rows)
+
+
+def _go_on_with(folder: SweepFolder) -> str:
+    """What to do after Ray died, as a sentence."""
+    if not folder.sweep_file.exists():
+        return "Run the command again."
+    return f"Go on when there is a Ray again: {program()} resume {shell_path(folder.root)}"
 
 
 def _exit_status(rows: list[leaderboard.Row]) -> int:
