@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 import ray
+from ray._private.grpc_utils import init_grpc_channel
 from ray.exceptions import AuthenticationError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -69,8 +71,6 @@ def ray_running(config: SweepConfig, go_on: Callable[[], str] = lambda: _GO_ON) 
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else it tells the terminal that a server is being ended
     # Ray prints a traceback for every trial that fails or is stopped by Ctrl-C; its reason is in the leaderboard.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
-    # Else a driver whose parent is process 1, as after `nohup … &`, is ended without a word where its raylet dies.
-    os.environ["RAY_RAYLET_PID"] = str(os.getpid())
     ray._private.worker.print_to_stdstream = _log_message  # of Ray's processes, not of ours: pages on standard output
     address = cluster_address(config)
     options: dict[str, Any] = {
@@ -95,7 +95,9 @@ def ray_running(config: SweepConfig, go_on: Callable[[], str] = lambda: _GO_ON) 
         ending = threading.Thread(target=end_ray, name="ending Ray")
         try:
             with watch.watching():
-                yield ending.start
+                yield (
+                    (lambda: None) if _job() else ending.start
+                )  # Ray deletes the working folder of a job that has left
         finally:
             if ending.ident is not None:
                 ending.join()
@@ -304,10 +306,18 @@ def _start(options: dict[str, Any]) -> None:
 
 
 def _check_listening(address: str | None) -> None:
-    """Raises OSError where nothing listens at HOST:PORT: Ray itself would try for many minutes."""
+    """Raises OSError where nothing listens at HOST:PORT, or our token is not the cluster's.
+
+    Ray itself would try for many minutes, and for half of one.
+    """
     host, separator, port = (address or "").removeprefix("ray://").rpartition(":")
-    if separator and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    if not separator or not port.isdigit():
+        return
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    with init_grpc_channel(str(address).removeprefix("ray://"), [("grpc.enable_http_proxy", 0)]) as channel:
+        question = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId").future(b"", timeout=_CONNECT_SECONDS)
+        if question.code() is grpc.StatusCode.UNAUTHENTICATED:
+            raise PermissionError(question.details())
 
 
 def _worker_environment() -> dict[str, str]:

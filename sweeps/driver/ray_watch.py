@@ -24,9 +24,9 @@ from rich.console import Console
 from analysis.errors import INTERRUPTED, ClusterError
 from sweeps.process.terminal import wrapped
 
-_EVERY = 0.5  # seconds between two questions
+_EVERY = 0.25  # seconds between two questions
 _ANSWER_SECONDS = 3.0  # for which an answer is waited for
-_FAILURES = 4  # in a row, and a part of Ray is taken for dead: 2 s where it is gone, 14 s where it hangs
+_FAILURES = 4  # in a row, and a part of Ray is taken for dead: 1 s where it is gone, 13 s where it hangs
 _CLOSE_SECONDS = 5.0  # for the driver to close its records; afterwards it is ended as it is
 # What wakes the main thread up. By default it is ignored, so one that comes late does no harm.
 _WAKE = signal.SIGURG
@@ -79,7 +79,7 @@ class Health:
 
 
 class RayWatch:
-    """Asks the parts of Ray every half second whether they are well; a thread of the driver.
+    """Asks the parts of Ray four times a second whether they are well; a thread of the driver.
 
     Where one is dead, the main thread gets a ClusterError, wherever it is, and has five seconds to close records and
     trackers. If it does not come out of Ray's code by then, the process ends here, with the same message and status.
