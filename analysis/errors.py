@@ -60,6 +60,13 @@ class HardwareError(LorasweepError):
     summary = "something that this machine cannot do or lacks"
 
 
+class ClusterError(LorasweepError):
+    """Ray itself died while a sweep ran: its control store, or the raylet of the driver's machine."""
+
+    exit_code = 8
+    summary = "Ray died under a running sweep; `lorasweep resume` goes on"
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """A sentence with the known names nearest to a name that is not known, or all of them where none is near.
 

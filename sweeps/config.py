@@ -131,7 +131,7 @@ class TrackingConfig:
 class RayConfig:
     """The Ray cluster that runs the sweep."""
 
-    address: str | None = None  # null: a new local Ray
+    address: str | None = None  # null: a new local Ray; in a Ray job, the job's cluster
     max_concurrent_trials: int | None = key(None, low=1)  # null: one a slot, at most 8 without a GPU
 
 

@@ -29,6 +29,7 @@ from sweeps.driver.cluster import Cluster, Node, Seat, gpu_share, seats
 from sweeps.driver.device_client import LIVES, LOST, Device, DeviceClient, Reply, Trials
 from sweeps.driver.device_facts import DataFacts, WorkerFacts
 from sweeps.driver.device_worker import DeviceWorker
+from sweeps.driver.ray_cluster import cluster_address
 from sweeps.driver.start_check import Examination, could_not_start, start_check, together
 from trainer.config import TrialConfig
 
@@ -100,7 +101,7 @@ class DeviceFleet:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.cluster, self.config, self.note = cluster, config, note
-        self.elastic = config.ray.address is not None
+        self.elastic = cluster_address(config) is not None
         self.dispatcher = cluster.dispatcher()
         self.expired = ""  # why the sweep cannot wait any longer for a device, in a sentence
         self._facts, self._clock = facts, clock

@@ -16,6 +16,7 @@ from sweeps.checks.local_files import local_files
 from sweeps.config import SweepConfig
 from sweeps.driver.device_client import DeviceClient
 from sweeps.driver.device_facts import StartCheck, WorkerFacts
+from sweeps.driver.ray_cluster import cluster_address
 from sweeps.process.fingerprint import fingerprint
 
 _CLOCK_SECONDS = 5.0  # by which clocks may differ without a word, and for which one is waited for
@@ -29,7 +30,7 @@ def start_check(config: SweepConfig, probe: FolderProbe, precisions: Sequence[st
         probe: of the sweep folder.
         precisions: to try.
     """
-    cluster = config.ray.address is not None
+    cluster = cluster_address(config) is not None
     files = local_files(config) if cluster else ()
     return StartCheck(probe, tuple(precisions), fingerprint(), files, cluster)
 

@@ -138,7 +138,7 @@ def slow_precisions(device: torch.device, precisions: Collection[str] = PRECISIO
 
 
 def arithmetic_speed(device: torch.device) -> float:
-    """Billions of floating-point operations a second of a matrix product, to compare devices by; some 10 ms on a CPU."""
+    """Billions of floating-point operations a second of a matrix product, to compare devices by."""
     gpu = device.type == "cuda"
     size = 4096 if gpu else 512
     square = torch.ones(size, size, dtype=torch.float16 if gpu else torch.float32, device=device)
