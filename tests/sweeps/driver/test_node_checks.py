@@ -71,6 +71,15 @@ def bed() -> Iterator[Bed]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def older_version(folder: Path) -> Path:
+    """A copy of the packages without the class that a worker is asked by."""
+    for name in PACKAGES:
+        shutil.copytree(Path(package_root()) / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in (folder / "sweeps" / "driver").glob("*.py"):
+        file.write_text(file.read_text().replace("StartCheck", "Question"))
+    return folder
+
+
 def nodes(out: str) -> dict[str, dict]:
     return {node["name"]: node for node in json.loads(out)}
 
@@ -99,6 +108,7 @@ def test_what_is_wrong_with_each_node_is_told_by_name_and_nothing_is_left(bed, l
     bed.join("elsewhere", mounts=f"mount --bind {tmp_path / 'other'} {runs}")
     bed.join("absent", mounts=f"mount -t tmpfs none {tmp_path}")
     bed.join("data", mounts=f"mount --bind {changed} {train}")
+    bed.join("older", PYTHONPATH=str(older_version(bed.scratch / "older")))
 
     command = lorasweep(tmp_path, bed.environment)
     done = command("cluster", "check", bed.address, *overrides, "--json")
@@ -107,7 +117,7 @@ def test_what_is_wrong_with_each_node_is_told_by_name_and_nothing_is_left(bed, l
     wrong = {name: " ".join(node["said"]) for name, node in found.items()}
     assert {name: node["state"] for name, node in found.items()} == {
         "head": "unused", "good": "ok", "code": "wrong", "readonly": "wrong", "elsewhere": "wrong", "absent": "wrong",
-        "data": "wrong",
+        "data": "wrong", "older": "wrong",
     }  # fmt: skip
     assert "node code runs other code than this machine: trainer/engine.py differs" in wrong["code"]
     assert "node readonly cannot write to" in wrong["readonly"]
@@ -115,6 +125,8 @@ def test_what_is_wrong_with_each_node_is_told_by_name_and_nothing_is_left(bed, l
     assert f"node absent does not see {runs}" in wrong["absent"]
     assert f"data.train={train}: not there on node absent" in wrong["absent"]
     assert f"data.train={train}: node data has another content there" in wrong["data"]
+    assert "node older: a device worker could not start" in wrong["older"]
+    assert "this version of lorasweep" in wrong["older"]
     assert "no CPUs" in wrong["head"]
     assert list(runs.iterdir()) == []
 
@@ -122,6 +134,7 @@ def test_what_is_wrong_with_each_node_is_told_by_name_and_nothing_is_left(bed, l
     assert done.returncode == HARDWARE, done.stdout + done.stderr
     for name in ("code", "readonly", "elsewhere", "absent", "data"):
         assert f"node {name} " in done.stderr
+    assert "node older: a device worker could not start" in done.stderr
     assert "node good" not in done.stderr
     assert list(runs.iterdir()) == []
     assert command.processes() == []

@@ -68,6 +68,10 @@ def test_a_worker_of_which_no_gpu_is_seen_is_refused(tmp_path: Path, monkeypatch
     assert "nvidia-smi" in no_gpu("beta", "2.13.0+cu130", "13.0")
 
 
+def test_a_worker_plans_with_the_share_of_a_gpu_that_it_claims() -> None:
+    assert [worker(gpus).materials.gpu_share for gpus in (0.25, 1.0, 0.0)] == [0.25, 1.0, 1.0]
+
+
 def test_a_broken_torch_names_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: DeviceWorker, precisions: object) -> None:
         raise OSError("libcudart.so.13: cannot open shared object file")
