@@ -8,8 +8,9 @@ from pathlib import Path
 
 from sweeps.config import SweepConfig
 
-_HASHED = 1 << 24  # bytes: of a larger file size and ends are compared, so that a model of gigabytes costs nothing
+_HASHED = 1 << 22  # bytes: of a larger file size and ends are compared, so that a model of gigabytes costs nothing
 _END = 1 << 20  # bytes
+_MOST = 256  # files of a folder; of more, as many are taken evenly
 _IN_PACKAGES = ("newsgroups", "hub", "package")  # sources whose data.train and the like are no files
 
 
@@ -55,25 +56,34 @@ def differing(node: str, files: Sequence[LocalFile]) -> dict[str, str]:
 def _faults(node: str, file: LocalFile) -> Iterator[str]:
     path = Path(file.path)
     remedy = "Put the same files at the same place on every node, or on a file system that all share."
-    try:
-        if not path.exists():
-            yield f"{file.key}={path}: not there on node {node}. {remedy}"
+    lacking, other = list[str](), list[str]()
+    for name, content in file.content.items():
+        try:
+            if _of_file(path / name) != content:
+                other.append(name or path.name)
+        except FileNotFoundError:
+            lacking.append(name or path.name)
+        except OSError as error:
+            yield f"{file.key}={path}: node {node} cannot read it ({error.strerror}). {remedy}"
             return
-        here = _content(path)
-    except OSError as error:
-        yield f"{file.key}={path}: node {node} cannot read it ({error.strerror}). {remedy}"
-        return
-    wrong = [name for name, content in file.content.items() if here.get(name) != content]
-    if wrong:
-        which = f" ({', '.join(name or path.name for name in wrong[:3])}{', …' if len(wrong) > 3 else ''})"
-        yield f"{file.key}={path}: node {node} has another content there than this machine{which}. {remedy}"
+    if len(lacking) == len(file.content):
+        yield f"{file.key}={path}: not there on node {node}. {remedy}"
+    elif lacking:
+        yield f"{file.key}={path}: node {node} lacks {_listed(lacking)}. {remedy}"
+    if other:
+        yield f"{file.key}={path}: node {node} has another content there than this machine ({_listed(other)}). {remedy}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _content(path: Path) -> dict[str, tuple[int, str]]:
     if not path.is_dir():
         return {"": _of_file(path)}
     below = {str(it.relative_to(path)): it for it in sorted(path.rglob("*")) if it.is_file()}
-    return {name: _of_file(it) for name, it in below.items() if not any(p.startswith(".") for p in Path(name).parts)}
+    seen = [name for name in below if not any(part.startswith(".") for part in Path(name).parts)]
+    return {name: _of_file(below[name]) for name in seen[:: -(-len(seen) // _MOST) or 1]}
 
 
 def _of_file(path: Path) -> tuple[int, str]:

@@ -63,8 +63,8 @@ def clock_note(node: str, difference: float) -> str:
         return ""
     way = "ahead of" if difference > 0 else "behind"
     return (
-        f"node {node}: its clock is {abs(difference):.0f} s {way} this machine's. The times in lorasweep.log do not fit"
-        " together, and `lorasweep status` there may take a running sweep for dead. Set both by NTP."
+        f"node {node}: its clock is {abs(difference):.0f} s {way} this machine's. The times of its lines in"
+        " lorasweep.log are wrong by that, and what `lorasweep status` says there. Set both clocks by NTP."
     )
 
 

@@ -50,6 +50,21 @@ def test_a_change_that_keeps_the_size_is_seen_in_small_files_and_at_the_ends_of_
         assert bool(differing("beta", found)) is differs
 
 
+def test_of_a_folder_with_many_files_some_are_compared_and_those_that_lack_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_MOST", 3)
+    (tmp_path / "texts").mkdir()
+    for n in range(7):
+        (tmp_path / "texts" / f"{n}.txt").write_text(f"{n}")
+    found = local_files(SweepConfig(data=DataConfig(source="folder", train=str(tmp_path / "texts"))))
+    assert list(found[0].content) == ["0.txt", "3.txt", "6.txt"]
+    (tmp_path / "texts" / "3.txt").unlink()
+    assert "node beta lacks 3.txt." in differing("beta", found)["data.train"]
+    monkeypatch.setattr(module, "_MOST", 300)
+    assert (
+        len(local_files(SweepConfig(data=DataConfig(source="folder", train=str(tmp_path / "texts"))))[0].content) == 6
+    )
+
+
 def test_names_that_are_no_files_are_left_alone(tmp_path: Path) -> None:
     of_hub = SweepConfig(data=DataConfig(source="hub", train="train", validation="test", name="owner/name"))
     assert local_files(of_hub) == ()
