@@ -98,6 +98,9 @@ class DeviceClient:
     def end(self, trial_id: str, state: State) -> Reply[None]:
         return Reply(self.actor.end.remote(trial_id, str(state)))
 
+    def leave(self, seconds: float) -> Reply[list[str]]:
+        return Reply(self.actor.leave.remote(seconds))
+
     def score_baseline(self, baseline: Baseline, folder: TrialFolder, test: bool = False) -> Reply[MetricsRow]:
         return Reply(self.actor.score_baseline.remote(baseline, str(folder.root), test))
 

@@ -26,6 +26,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,25 +101,27 @@ class SimulatedEngine:
         self.slots[trial.trial_id] = slot
         return Admitted(slot.step)
 
-    def advance(self, until: Callable[[], bool] = never) -> list[Event]:
+    def advance(self, until: Callable[[], bool] = never, leaving: Callable[[], bool] = never) -> list[Event]:
         """The slot that has done least goes to its next rung; one at its last rung ends."""
         going = [slot for slot in self.slots.values() if not slot.resting]
         if not going:
             return []
-        slot = min(going, key=lambda it: it.step)
+        slot = min(going, key=lambda it: (it.step in {0, *it.trial.train.rungs}, it.step))  # first who is under way
         if slot.step >= slot.trial.train.max_steps:
             return [self._finish(slot)]
-        if self.seconds:
-            time.sleep(self.seconds)
         if self._asked(slot, "hang"):
             threading.Event().wait()
         if self._asked(slot, "evict"):
             del self.slots[slot.trial.trial_id]
             return [Requeued(slot.trial.trial_id, "memory ran out")]
-        rung = next(step for step in slot.trial.train.rungs if step > slot.step)
+        before, rung = next((a, b) for a, b in pairwise([0, *slot.trial.train.rungs]) if a <= slot.step < b)
         while slot.step < rung:
+            if self.seconds:
+                time.sleep(self.seconds / (rung - before))
             slot.step += 1
             slot.chain = zlib.crc32(f"{slot.chain} {slot.step}".encode())
+            if slot.step < rung and until():
+                return []
         row = self._row(slot, slot.step, final=False)
         slot.best = max(slot.best, (self.score(row.metrics), slot.step, row.metrics), key=lambda it: it[0])
         slot.resting = True
@@ -134,9 +137,16 @@ class SimulatedEngine:
     def proceed(self, trial_id: str) -> None:
         self.slots[trial_id].resting = False
 
+    def steps(self, trial_id: str) -> int:
+        return self.slots[trial_id].step
+
+    def release(self, trial_id: str) -> None:
+        del self.slots[trial_id]
+
     def checkpoint(self, trial_id: str, to: Path) -> None:
         slot = self.slots[trial_id]
-        counters = {"step": slot.step, "chain": slot.chain, "best": list(slot.best)}
+        scored = max(step for step in (0, *slot.trial.train.rungs) if step <= slot.step)
+        counters = {"step": slot.step, "scored": scored, "chain": slot.chain, "best": list(slot.best)}
         for name, content in adapter(slot).items():
             atomic_write(to / name.replace("adapter_model", "best"), content)
         atomic_write(to / "counters.json", json.dumps(counters))
