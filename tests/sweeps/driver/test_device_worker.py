@@ -402,6 +402,9 @@ def test_what_cannot_be_broken_off_is_not_waited_for(tmp_path: Path) -> None:
         assert await device.leave(0.1) == ["t0000"]
         assert await asyncio.wait_for(device.next_event("t0000"), 10) == LEFT
         assert await device.leave(0.1) == ["t0000"], "once"
+        other = SimpleNamespace(trial_id="t0001")
+        assert await asyncio.wait_for(device.admit(other, str(tmp_path)), 5) == Full(), "at once"
+        assert device._admit(other, files) == Full(), "one that had asked before"
         go_on.set()
         await asyncio.to_thread(until, lambda: engine.released)
         assert await device.leave(10) == ["t0000"]
