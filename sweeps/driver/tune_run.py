@@ -48,7 +48,7 @@ from sweeps.tracking.tables import charts
 from sweeps.tracking.tune_callback import TrackerCallback, spare_imports_for_usage_reports
 from trainer.config import Baseline
 
-_CHECKPOINT_SECONDS = 0.0  # that device workers have, at Ctrl-C or SIGTERM, to write checkpoints between two steps
+_CHECKPOINT_SECONDS = 10.0  # that device workers have, at Ctrl-C or SIGTERM, to write checkpoints between two steps
 
 
 class TuneCallback(Callback):
