@@ -31,6 +31,9 @@ NEW = (  # keys that 0.1.0 did not have, and what is below them
     "optim.head_ratio",
     "optim.b_ratio",
     "train.class_weight",
+    "resources.max_devices",
+    "resources.wait",
+    "resources.idle_seconds",
 )
 CHANGED = [  # key, what it was in 0.1.0, and what it is now
     ("data.max_length", 128, 0),
