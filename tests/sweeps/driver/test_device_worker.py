@@ -403,7 +403,7 @@ def test_what_cannot_be_broken_off_is_not_waited_for(tmp_path: Path) -> None:
         await device.admit(TRIAL, str(files.root))
         await asyncio.to_thread(busy.wait, 30)
         assert await device.leave(0.1) == ["t0000"]
-        assert await asyncio.wait_for(device.next_event("t0000"), 10) == LEFT
+        assert await asyncio.wait_for(device.next_event("t0000", proceed=True), 10) == LEFT
         assert await device.leave(0.1) == ["t0000"], "once"
         other = SimpleNamespace(trial_id="t0001")
         assert await asyncio.wait_for(device.admit(other, str(tmp_path)), 5) == Full(), "at once"

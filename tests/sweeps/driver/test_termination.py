@@ -78,6 +78,7 @@ def test_on_sigterm_a_worker_gives_its_trials_back_before_it_ends(device: Device
 
     assert waiting.get(20) == Requeued("t0001", LEFT)
     assert device.admit(trial("t0002", [4]), folders[2]).get(10) == Full()
+    time.sleep(1)  # it waits for a decision
     assert device.next_event("t0000", proceed=True).get(10) == Requeued("t0000", LEFT), "it rested"
     assert psutil.wait_procs([process], timeout=20)[1] == [], "the process ends by itself"
     with pytest.raises(ActorDiedError, match="SIGTERM"):
