@@ -267,7 +267,7 @@ def with_facts(
             except LorasweepError as error:
                 refused.append(error)
             except RayError as error:
-                refused.append(could_not_start(device.where, error))
+                refused.append(could_not_start(device.where, error, check.cluster))
     if refused:
         raise together(refused)
     for node, device in {device.where: device for device in devices}.items() if check.cluster else ():
