@@ -312,7 +312,7 @@ class DeviceFleet:
         except LorasweepError as error:
             self._refuse(member, error)
         except RayError as error:
-            self._refuse(member, could_not_start(member.seat.node, error))
+            self._refuse(member, could_not_start(member.seat.node, error, self.elastic))
 
     def _require_same(self, member: _Member, facts: DataFacts) -> None:
         """Raises DataError where a device reads other data than the others."""

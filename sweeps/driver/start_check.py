@@ -68,13 +68,19 @@ def clock_note(node: str, difference: float) -> str:
     )
 
 
-def could_not_start(node: str, error: RayError) -> HardwareError:
+def could_not_start(node: str, error: RayError, cluster: bool = True) -> HardwareError:
     """What to raise where a device worker did not start, or does not understand what it is asked.
 
     Args:
         node: its name.
         error: of Ray.
+        cluster: whether the Ray is one with nodes of other machines.
     """
+    if not cluster:
+        return HardwareError(
+            f"a device worker could not start ({last_line(error)}). Run the command again; `lorasweep doctor` says what"
+            " this machine lacks."
+        )
     return HardwareError(
         f"node {node}: a device worker could not start ({last_line(error)}). Every node needs this version of"
         " lorasweep, installed with `make install`, and `ray start` from its .venv."

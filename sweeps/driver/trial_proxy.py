@@ -18,6 +18,7 @@ from analysis.folder import MetricsRow, State, SweepFolder
 from analysis.objective import Objective
 from sweeps.compose.trial_template import TrialTemplate
 from sweeps.driver.device_client import LOST, DeviceClient, DispatcherClient, TrialPlacement, device_named
+from sweeps.search.lineage import exchanged_values
 from trainer.config import TrialConfig
 from trainer.engine import Ended, Halted, RungResult
 
@@ -74,20 +75,27 @@ class TrialProxy(tune.Trainable):
         self._release()
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self.trial: TrialConfig = self.template.trial(config["trial_id"], config["values"])
+        self.values = dict(config["values"])
+        self.trial: TrialConfig = self.template.trial(config["trial_id"], self.values)
         files = self.folder.trial(self.trial.trial_id)
         self.placement = TrialPlacement(
             self.dispatcher,
             self.trial,
             files,
             rung_timeout=self.template.config.resources.rung_timeout,
-            before_asking=self._write_slot_file,
+            before_asking=self._before_asking,
         )
         self.best_score, self.best_losses = math.nan, [math.nan]
         self.slot_file = files.root / ".slot"
         self.asked_last = ""
         for row in files.read_metrics():
             self._note_score(row)  # of a trial that goes on from a checkpoint
+
+    def _before_asking(self, device: DeviceClient) -> None:
+        """A trial that took over another one's weights goes on with the values that it has had since then."""
+        if new := exchanged_values(self.placement.folder):
+            self.placement.trial = self.template.trial(self.trial.trial_id, {**self.values, **new})
+        self._write_slot_file(device)
 
     def _write_slot_file(self, device: DeviceClient | None) -> None:
         """Write down which worker is asked for a slot, before it is: a proxy can die before it hears the answer."""

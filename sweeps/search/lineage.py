@@ -55,6 +55,12 @@ def record(folder: TrialFolder, exchange: Exchange) -> None:
     append_line(folder.lineage_file, _line(exchange.step, exchange.parent, exchange.old, exchange.new))
 
 
+def exchanged_values(folder: TrialFolder) -> dict[str, Any]:
+    """The values that a trial has since its last exchange, in place of those that were suggested; none before."""
+    lines = list(read_lines(folder.lineage_file))
+    return dict(lines[-1]["new"]) if lines else {}
+
+
 def _line(step: int, parent: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return {"step": step, "parent": parent, "old": dict(old), "new": dict(new)}
 

@@ -17,6 +17,8 @@ from analysis.objective import Objective, Term
 from sweeps.driver.device_client import DeviceClient
 from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.trial_proxy import TrialProxy
+from sweeps.search.lineage import record
+from sweeps.search.pbt_exchange import Exchange
 from tests.benchmarks.simulated import SimulatedEngine
 from tests.sweeps.driver.fakes import FakeDispatcher
 from trainer.config import EngineConfig
@@ -462,3 +464,34 @@ def test_trials_that_go_from_worker_to_worker_end_as_the_undisturbed_one(tmp_pat
     assert made == 400, "no step is made twice"
     assert event == ended
     assert moved.read_metrics() == whole.read_metrics()
+
+
+def test_a_trial_that_took_over_weights_is_admitted_elsewhere_with_the_values_it_has_since_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admitted: list[Any] = []
+
+    def admit(trial: Any, path: str, alone: bool) -> Any:
+        admitted.append(trial.values)
+        return Admitted()
+
+    answers = iter(
+        [RungResult("t0000", row(2)), Requeued("t0000", "its device worker left"), RungResult("t0000", row(3))]
+    )
+    remote = lambda inner: SimpleNamespace(remote=inner)  # noqa: E731
+    actor = SimpleNamespace(admit=remote(admit), next_event=remote(lambda trial_id, proceed: next(answers)))
+    monkeypatch.setattr(sweeps.driver.device_client.ray, "get", lambda answer, timeout=None: answer)
+    config = SimpleNamespace(resources=SimpleNamespace(rung_timeout=None))
+
+    def trial(trial_id: str, values: dict[str, Any]) -> Any:
+        return SimpleNamespace(trial_id=trial_id, precision="fp32", train=SimpleNamespace(max_steps=4), values=values)
+
+    template: Any = SimpleNamespace(trial=trial, config=config)
+    objective = Objective("single", 0.05, (Term("quality", "accuracy", "max", None, 0.0, 1.0, 1.0),))
+    proxy: Any = TrialProxy.__new__(TrialProxy)
+    given = {"trial_id": "t0000", "values": {"optim.lr": 1e-3, "lora.rank": 4}}
+    proxy.setup(given, template, objective, str(tmp_path), FakeDispatcher(DeviceClient(actor, "a", "a")))
+    assert proxy.step()["step"] == 2
+    record(proxy.placement.folder, Exchange("t0000", "t0001", 2, {"optim.lr": 1e-3}, {"optim.lr": 2e-3}))
+    assert proxy.step()["step"] == 3
+    assert admitted == [{"optim.lr": 1e-3, "lora.rank": 4}, {"optim.lr": 2e-3, "lora.rank": 4}]

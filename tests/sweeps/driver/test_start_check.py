@@ -175,3 +175,6 @@ def test_a_worker_that_does_not_start_names_the_node() -> None:
     assert isinstance(error, HardwareError)
     assert str(error).startswith("node beta: a device worker could not start")
     assert "sweeps" in str(error)
+    local = could_not_start("10.1.2.3", RayActorError(error_msg="out of memory"), cluster=False)
+    assert "out of memory" in str(local)
+    assert "node" not in str(local), "there is only this one"
