@@ -95,9 +95,7 @@ def ray_running(config: SweepConfig, go_on: Callable[[], str] = lambda: _GO_ON) 
         ending = threading.Thread(target=end_ray, name="ending Ray")
         try:
             with watch.watching():
-                yield (
-                    (lambda: None) if _job() else ending.start
-                )  # Ray deletes the working folder of a job that has left
+                yield ending.start
         finally:
             if ending.ident is not None:
                 ending.join()
