@@ -81,9 +81,7 @@ def ray_running(config: SweepConfig, go_on: Callable[[], str] = lambda: _GO_ON) 
         ending = threading.Thread(target=end_ray, name="ending Ray")
         try:
             with watch.watching():
-                yield (
-                    (lambda: None) if _job() else ending.start
-                )  # Ray deletes the working folder of a job that has left
+                yield ending.start
         finally:
             if ending.ident is not None:
                 ending.join()
@@ -198,14 +196,15 @@ def _local_processes() -> Callable[[], None]:
     if not worker.connected:
         return lambda: None
     socket_name, job = worker.node.raylet_socket_name, ray.get_runtime_context().get_job_id()
-    ours = [(str(it.pid), job) for it in psutil.process_iter() if _has_argument(it, "raylet", socket_name)]
+    raylets = [str(it.pid) for it in psutil.process_iter() if _has_argument(it, "raylet", socket_name)]
+    own = bool(_started)
 
     def end() -> None:
         _started.extend([process for raylet in _started for process in _below(raylet)])
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 environment = process.environ() if process.pid != os.getpid() else {}
-                if (environment.get("RAY_RAYLET_PID"), environment.get("RAY_JOB_ID")) in ours:
+                if environment.get("RAY_RAYLET_PID") in raylets and (own or environment.get("RAY_JOB_ID") == job):
                     _started.append(process)
         _kill_started()
 

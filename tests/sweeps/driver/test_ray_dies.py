@@ -23,8 +23,8 @@ from sweeps.driver import ray_watch
 from sweeps.driver.ray_watch import Part, RayWatch
 
 SECONDS = 20  # from a death to the end of the driver
-LONG = ("search.trials=2", "scheduler=fifo", "sampler=random", "baselines=[]", "train.max_steps=4000",
-        "train.rungs=[2,4000]", "resources.threads=1", "sweep.name=tiny")  # fmt: skip
+LONG = ("search.trials=2", "scheduler=fifo", "sampler=random", "baselines=[]", "train.max_steps=400",
+        "train.rungs=[2,400]", "resources.threads=1", "sweep.name=tiny")  # fmt: skip
 
 
 class Sweep:
@@ -53,7 +53,7 @@ class Sweep:
     def ends(self) -> tuple[float, str, str]:
         """Seconds until the driver has ended, and what it said."""
         began = time.monotonic()
-        out, err = self.process.communicate(timeout=120)
+        out, err = self.process.communicate(timeout=240)
         return time.monotonic() - began, out, err
 
 
@@ -86,7 +86,7 @@ def test_a_local_ray_that_dies_ends_the_sweep_with_a_sentence_and_it_can_be_gone
     name: str, number: int, what: str, lorasweep: Any, tiny: Any, tmp_path: Path
 ) -> None:
     sweep = Sweep(lorasweep(tmp_path), "run", *tiny("llama", *LONG))
-    sweep.until("step 2/4000")
+    sweep.until("step 2/400")
     sweep.send(name, number)
     seconds, out, err = sweep.ends()
     is_told(sweep, err, what)
@@ -98,11 +98,10 @@ def test_a_local_ray_that_dies_ends_the_sweep_with_a_sentence_and_it_can_be_gone
     assert [row.step for row in sweep.folder.trial("t0000").read_metrics()] == [2]
 
     again = Sweep(sweep.command, "resume", "runs/tiny")
-    again.until("started")
-    again.process.send_signal(signal.SIGINT)
     _, out, err = again.ends()
-    assert (again.process.returncode, err) == (130, "")
-    assert [row.step for row in sweep.folder.trial("t0000").read_metrics()] == [2], "it went on from its rung"
+    assert (again.process.returncode, err) == (0, "")
+    assert "t0000  step 2/" not in out, "it went on from its rung"
+    assert {trial.read_status().state for trial in sweep.folder.trials()} == {"completed"}
     all_end(again)
 
 
@@ -111,7 +110,7 @@ def test_a_signal_to_the_whole_process_group_is_an_interruption_and_not_the_deat
 ) -> None:
     """As `scancel` and systemd do: Ray's processes get it with the driver."""
     sweep = Sweep(lorasweep(tmp_path), "run", *tiny("llama", *LONG))
-    sweep.until("step 2/4000")
+    sweep.until("step 2/400")
     for name in ("gcs_server", "raylet"):
         sweep.send(name, signal.SIGTERM)
     sweep.process.send_signal(signal.SIGTERM)
