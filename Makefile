@@ -15,6 +15,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --retries 5
 
+# Ray's clusters ask for a token: from 2.61 on by default, in the tests already
+test test-all: export RAY_AUTH_MODE := token
+
 .PHONY: install dev sweep check format test test-all clean
 .DELETE_ON_ERROR:
 

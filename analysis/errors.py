@@ -4,6 +4,7 @@ A message says what was given, what was expected, and what to do. The command li
 ``lorasweep --debug …`` adds the traceback.
 """
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -59,6 +60,13 @@ class HardwareError(LorasweepError):
     summary = "something that this machine cannot do or lacks"
 
 
+class ClusterError(LorasweepError):
+    """Ray itself died while a sweep ran: its control store, or the raylet of the driver's machine."""
+
+    exit_code = 8
+    summary = "Ray died under a running sweep; `lorasweep resume` goes on"
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """A sentence with the known names nearest to a name that is not known, or all of them where none is near.
 
@@ -92,6 +100,26 @@ def nearest_names(given: str, known: Iterable[str]) -> str:
         close = set(get_close_matches(leaf, leaves.values(), n=3, cutoff=0.6))
         near = [name for name in names if leaves[name] in close][:3]
     return "Did you mean " + " or ".join(f"'{name}'" for name in near) + "?" if near else ""
+
+
+def refuse_uri(name: str, value: object) -> None:
+    """Raises ConfigError for a URI such as ``s3://bucket/x`` where the path of a file or folder is expected.
+
+    Args:
+        name: of the config key or argument, for the message; ``sweep.dir=`` and ``--to `` end as they are typed.
+        value: given for it.
+    """
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", str(value))
+    if scheme is None:
+        return
+    if scheme[1].lower() == "file":
+        remedy = f"Write it without file://, such as {name}{str(value)[len('file://') :] or '/PATH'}"
+    else:
+        remedy = f"Copy it to a disk of this machine, or mount it there, and give that path: {name}/PATH"
+    raise ConfigError(
+        f"{name}{value}: expected the path of a file or folder; {scheme[1]}:// and other URIs cannot be read or written"
+        f" yet. {remedy}"
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from analysis.errors import FolderError
+from analysis.errors import FolderError, refuse_uri
 
 FORMAT_VERSION = 1
 
@@ -293,7 +293,8 @@ class SweepFolder:
 
     @classmethod
     def open(cls, root: str | Path) -> "SweepFolder":
-        """Raises FolderError where there is no sweep."""
+        """Raises FolderError where there is no sweep, and ConfigError for a URI."""
+        refuse_uri("", root)
         folder = cls(root)
         if not folder.sweep_file.exists():
             near = (

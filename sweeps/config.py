@@ -131,7 +131,7 @@ class TrackingConfig:
 class RayConfig:
     """The Ray cluster that runs the sweep."""
 
-    address: str | None = None  # null: a new local Ray
+    address: str | None = None  # null: a new local Ray; in a Ray job, the job's cluster
     max_concurrent_trials: int | None = key(None, low=1)  # null: one a slot, at most 8 without a GPU
 
 
@@ -293,6 +293,7 @@ def check_sweep(config: SweepConfig) -> None:
     slots = config.resources.slots
     if isinstance(slots, str) and slots != "auto":
         raise ConfigError(f"resources.slots={slots!r}: expected auto or a whole number of at least 1.")
+    _check_gpus(config.resources.gpus_per_trial)
     _check_engine(config)
     _check_objective(config)
     _check_scheduler(config)
@@ -332,6 +333,15 @@ def _check_baselines(config: SweepConfig) -> None:
         raise ConfigError(
             "baselines: few_shot with task=classification: a classification head reads no prompt. Use retrieval (the"
             " vote of the nearest training rows), or task=completion."
+        )
+
+
+def _check_gpus(share: float | None) -> None:
+    if share is not None and share > 1:
+        raise ConfigError(
+            f"resources.gpus_per_trial={share:g}: a trial trains on one GPU. Over several GPUs it does not work yet:"
+            " the others would lie idle. Use 1, or a share of a GPU such as 0.5; 0 trains on CPUs. Where the model does"
+            " not fit one GPU: precision=nf4, or engine.activation_checkpointing=true."
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import fast_yaml
-from analysis.errors import FolderError
+from analysis.errors import FolderError, refuse_uri
 from analysis.folder import State, SweepFolder, TrialFolder
 from analysis.leaderboard import leaderboard
 from sweeps.store.manifest import read_manifest
@@ -30,6 +30,7 @@ def export(run_dir: str, trial_id: str | None, to: str, merge: bool) -> None:
         FolderError: where there is no such trial or adapter, or ``to`` is in use.
         ModelError: for an adapter that is not whole.
     """
+    refuse_uri("--to ", to)
     folder, target = SweepFolder.open(run_dir), Path(to).absolute()
     manifest = read_manifest(folder)
     files = _with_adapter(folder, trial_id or _best(folder), run_dir)

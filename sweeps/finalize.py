@@ -32,7 +32,7 @@ from sweeps.config import SweepConfig
 from sweeps.driver.baseline_runner import main_figures, planned
 from sweeps.driver.device_client import DispatcherClient, TrialPlacement
 from sweeps.driver.device_fleet import DeviceFleet, following_cluster
-from sweeps.driver.ray_cluster import ray_running
+from sweeps.driver.ray_cluster import check_kept, ignored_address, ray_running
 from sweeps.process.installation import program, shell_path
 from sweeps.store.folder_lock import locked
 from sweeps.store.manifest import read_manifest
@@ -249,7 +249,11 @@ def _finish(folder: SweepFolder, composed: Composed, runs: Sequence[_Run], basel
         say("all of them have their final scores already")
         return
     say("starting Ray and the device workers")
-    with ray_running(composed.config), following_cluster(composed, folder, say) as fleet:
+    check_kept(folder.root)
+    go_on = f"Go on when there is a Ray again, with the same options: {program()} finalize {shell_path(folder.root)}"
+    with ray_running(composed.config, lambda: go_on), following_cluster(composed, folder, say) as fleet:
+        if ignored := ignored_address(composed.config):
+            say(ignored)
         fleet.want(max(1, len(waiting)))
         fleet.assemble()
         say("loading model and data")

@@ -24,9 +24,10 @@ from sweeps.display.sweep_state import SweepState
 from sweeps.driver.baseline_runner import planned
 from sweeps.driver.device_fleet import DeviceFleet, following_cluster
 from sweeps.driver.device_worker import DeviceWorker
-from sweeps.driver.ray_cluster import ray_running
+from sweeps.driver.ray_cluster import check_kept, ignored_address, ray_running
 from sweeps.driver.resume import nothing_left, same_sweep
 from sweeps.process import gc_pause
+from sweeps.process.installation import program, shell_path
 from sweeps.process.logs import to_file
 from sweeps.search.transfer import transferred
 from sweeps.search.warm_start import carried_over
@@ -104,11 +105,14 @@ def _drive(
     """Everything from Ray's start to the printed leaderboard; ``manifest`` is None for a new sweep."""
     began = time.monotonic()
     progress.phase("starting Ray and the device workers")
+    check_kept(folder.root)
     with (
-        ray_running(composed.config) as let_go,
+        ray_running(composed.config, lambda: _go_on_with(folder)) as let_go,
         to_file(folder.log_file, progress.verbose),
         following_cluster(composed, folder, progress.note, worker_class) as fleet,
     ):
+        if ignored := ignored_address(composed.config):
+            progress.note(ignored)
         with gc_pause.paused():
             from sweeps.driver.tune_run import TuneRun  # imports Ray Tune, which takes seconds: while the workers start
 
@@ -171,6 +175,13 @@ def _close(folder: SweepFolder, progress: Progress, sweep: "TuneRun", interrupte
     if interrupted:
         return INTERRUPTED
     return _exit_status(rows)
+
+
+def _go_on_with(folder: SweepFolder) -> str:
+    """What to do after Ray died, as a sentence."""
+    if not folder.sweep_file.exists():
+        return "Run the command again."
+    return f"Go on when there is a Ray again: {program()} resume {shell_path(folder.root)}"
 
 
 def _exit_status(rows: list[leaderboard.Row]) -> int:

@@ -179,7 +179,7 @@ def test_a_command_that_is_not_run_is_understood(name: str, line: str, parsed: C
     keys = [setting.split("=", 1)[0] for setting in settings]
     if command in ("run", "check", "data", "trial"):
         assert compose(options.overrides, options.config_dir).config
-    elif command == "fetch":
+    elif command in ("fetch", "cluster"):
         assert not settings or compose(settings).config
     else:
         assert set(keys) <= schema().keys()

@@ -26,13 +26,16 @@ class DeviceCache:
 
     Args:
         device: where base models stay.
+        gpu_share: of a GPU's memory that this process may use; others have the rest.
 
     Attributes:
         bias_of_base: ``base_key`` and bias config → item tables of the bias sets, scored without an adapter.
     """
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, device: torch.device, gpu_share: float = 1.0):
+        self.device, self.gpu_share = device, gpu_share
+        if device.type == "cuda" and gpu_share < 1:  # past it a tensor is refused, and the trials beside it live on
+            torch.cuda.set_per_process_memory_fraction(gpu_share, device)
         self._kept: dict[tuple[str, ...], Any] = {}
         self.bias_of_base: dict[tuple[str, ...], dict[str, dict[str, list[Any]]]] = {}
 

@@ -1,7 +1,8 @@
 """The interface between trials and whatever trains them. Engines know neither Ray nor Tune.
 
-A trial is admitted to a slot, trained to its next rung, and rests there until it is told to proceed or to end. One
-thread owns an engine. ``trainer/engines/packed_engine.py`` has many slots on one base model;
+A trial is admitted to a slot, trained to its next rung, and rests there until it is told to proceed or to end. Between
+any two optimiser steps it can be checkpointed and released, to go on elsewhere as if nothing had happened. One thread
+owns an engine. ``trainer/engines/packed_engine.py`` has many slots on one base model;
 ``trainer/engines/hf_engine.py`` is the reference: one slot, Hugging Face Trainer and PEFT.
 """
 
@@ -65,7 +66,8 @@ class Ended:
 
 @dataclass(frozen=True)
 class Requeued:
-    """A trial lost its slot because memory ran out: admit it again, to go on from its last checkpoint."""
+    """A trial lost its slot because memory ran out or its device worker leaves: admit it again, to go on from its last
+    checkpoint."""
 
     trial_id: str
     reason: str
@@ -107,11 +109,13 @@ class Engine(Protocol):
         """
         ...
 
-    def advance(self, until: Callable[[], bool] = never) -> list[Event]:
+    def advance(self, until: Callable[[], bool] = never, leaving: Callable[[], bool] = never) -> list[Event]:
         """Train until some slot reaches a rung or ends. Empty where every slot rests or is free.
 
         Args:
-            until: asked between steps; where it is true, return what there is. An engine of one slot need not ask.
+            until: asked between steps; where it is true, return what there is.
+            leaving: asked before each forward pass of a scoring; where it is true, the scoring is broken off, to be
+                begun anew by a later call. Threads other than the engine's may ask both.
         """
         ...
 
@@ -119,8 +123,20 @@ class Engine(Protocol):
         """Let a slot that rests after its rung train on."""
         ...
 
+    def steps(self, trial_id: str) -> int:
+        """Optimiser steps that the trial has done."""
+        ...
+
     def checkpoint(self, trial_id: str, to: Path) -> None:
-        """Write adapter and optimiser state (safetensors) and counters (JSON, last) of a resting slot."""
+        """Write adapter and optimiser state (safetensors) and counters (JSON, last) as of ``steps``.
+
+        Of a slot that rests or trains, at a rung or between two. Not of one whose trial is done: after its last rung
+        it holds the best rung's adapter.
+        """
+        ...
+
+    def release(self, trial_id: str) -> None:
+        """Free the slot of a trial that goes on elsewhere; nothing is written."""
         ...
 
     def end(self, trial_id: str, state: State) -> None:

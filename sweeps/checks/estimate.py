@@ -1,6 +1,7 @@
 """What a sweep would do, before it does it: its data audited, its costs probed, its end foretold. Starts no Ray."""
 
 import bisect
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -179,7 +180,9 @@ def estimate(composed: Composed, dataset: Dataset) -> Estimate:
         from sweeps.checks.probe import Prober
         from trainer.models.base_model import available_precisions, best_device, slow_precisions
 
-    config, device = composed.config, best_device()
+    config = composed.config
+    share = config.resources.gpus_per_trial
+    device = torch.device("cpu") if share == 0 else best_device()
     torch.set_num_threads(config.resources.threads or max(1, int(usable_cores())))
     able = [name for name, fault in available_precisions(device).items() if not fault]
     notes_before = len(composed.notes)
@@ -188,8 +191,9 @@ def estimate(composed: Composed, dataset: Dataset) -> Estimate:
     notes_before = len(composed.notes)
     imports = time.monotonic() - began
 
-    prober = Prober(dataset, device, config.engine)
-    devices = max(1, torch.cuda.device_count()) if config.resources.gpus_per_trial != 0 else 1
+    prober = Prober(dataset, device, config.engine, gpu_share=share or 1.0)
+    workers_a_gpu = math.floor(1 / share + 1e-9) if share else 1
+    devices = max(1, torch.cuda.device_count() * workers_a_gpu) if share != 0 else 1
     if is_open(composed):
         sizes = prober.sizes(asked_about(composed), is_timed(composed))
         composed = choose(composed, Measured(sizes, devices, _RAY_SECONDS + time.monotonic() - began))

@@ -95,12 +95,18 @@ class Prober:
         device: to measure on.
         settings: how packs are trained.
         bases: has base models loaded already.
+        gpu_share: of a GPU's memory that a worker of the sweep may use.
     """
 
     def __init__(
-        self, dataset: Dataset, device: torch.device, settings: EngineConfig, bases: DeviceCache | None = None
+        self,
+        dataset: Dataset,
+        device: torch.device,
+        settings: EngineConfig,
+        bases: DeviceCache | None = None,
+        gpu_share: float = 1.0,
     ):
-        self.dataset, self.device, self.settings = dataset, device, settings
+        self.dataset, self.device, self.settings, self.gpu_share = dataset, device, settings, gpu_share
         self.device_cache = _Sampled(device, _sample(dataset, _ROWS))
         if bases is not None:
             self.device_cache.share(bases)
@@ -121,7 +127,7 @@ class Prober:
         pack = Pack(base, trial.task.name, self.settings.kernel, self.settings.activation_checkpointing)
         with tempfile.TemporaryDirectory(prefix="lorasweep-probe-") as folder:
             slot = Slot(trial, TrialFolder(Path(folder)), base, encoded, validation, _no_score, None)
-            budget = measure(pack, slot)
+            budget = measure(pack, slot, self.gpu_share)
             besides = self._besides(pack, slot, budget)
         probed = time.perf_counter()
         bare = replace(validation, bias=BiasItems())

@@ -16,9 +16,11 @@ def main(arguments: list[str]) -> int:
     with gc_pause.paused():
         from pathlib import Path
 
+        from analysis.errors import refuse_uri
         from analysis.folder import SweepFolder
         from analysis.report import write
 
+        refuse_uri("--out ", options.out)
         to = write(SweepFolder.open(options.run), Path(options.out) if options.out else None)
     print(f"{to}  ({to.stat().st_size / 1e6:.1f} MB; open it in a browser)")
     return 0

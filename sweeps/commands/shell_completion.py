@@ -13,7 +13,7 @@ from sweeps.compose import conf_tree
 from sweeps.compose.overrides import COMBINED
 from sweeps.config import schema
 
-_COMPOSING = ("run", "trial", "check", "data", "fetch", "resume")  # take overrides
+_COMPOSING = ("run", "trial", "check", "cluster", "data", "fetch", "resume")  # take overrides
 _FOLDERS = ("rank", "export", "resume", "report", "compare", "status", "stop", "enqueue", "wandb")  # take a sweep
 
 BASH = """\

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.errors import ConfigError, FetchError, did_you_mean, first_line
+from analysis.errors import ConfigError, FetchError, did_you_mean, first_line, refuse_uri
 from sweeps.commands.parser import Parser
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def _pull(path: str, group: str | None, to: str | None, metrics: list[str], obje
 
     if path.count("/") != 1:
         raise ConfigError(f"lorasweep wandb pull {path}: expected ENTITY/PROJECT, as in the project's address at W&B.")
+    refuse_uri("--to ", to)
     renamed = {}
     for renaming in metrics:
         ours, equals, theirs = renaming.partition("=")

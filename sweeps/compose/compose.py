@@ -31,7 +31,7 @@ from sweeps.compose.overrides import Overrides, Setting, read_overrides
 from sweeps.compose.provenance import Origins, Source, shown
 from sweeps.compose.searched_needs import check_searched_needs
 from sweeps.compose.stored import normalised, with_trackers
-from sweeps.compose.to_dataclass import get, paths, put, read_environment, to_dataclass
+from sweeps.compose.to_dataclass import get, paths, put, read_environment, refuse_uris, to_dataclass
 from sweeps.compose.trial_template import TrialTemplate
 from sweeps.config import SweepConfig, check_sweep, misfits, schema, stand_ins, trial_part
 from sweeps.search.pbt_exchange import check_population
@@ -338,6 +338,7 @@ def _with_settings(raw: dict[str, Any], origins: Origins, settings: Sequence[Set
     for name in ("start_from", "warm_start", "transfer_from"):  # one name needs no brackets
         if isinstance(get(raw, f"search.{name}"), str):
             put(raw, f"search.{name}", [get(raw, f"search.{name}")])
+    refuse_uris(raw, origins)
     return raw
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import conf
-from analysis.errors import ConfigError
+from analysis.errors import ConfigError, refuse_uri
 
 SHIPPED = Path(conf.__file__).parent
 
@@ -20,6 +20,7 @@ def extra_folder(config_dir: str | None) -> Path | None:
     """
     if config_dir is None:
         return None
+    refuse_uri("--config-dir ", config_dir)
     folder = Path(config_dir).expanduser().absolute()
     if not folder.is_dir():
         raise ConfigError(f"--config-dir {config_dir}: no such folder.")

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 
-from analysis.errors import ConfigError, did_you_mean
+from analysis.errors import ConfigError, did_you_mean, refuse_uri
 from analysis.metrics import scale
 from sweeps.compose import resolvers
 from sweeps.compose.provenance import Origins
@@ -17,6 +17,7 @@ from sweeps.config import SweepConfig, ranged, schema
 from trainer.config import check_value
 
 _FILES = ("data.train", "data.validation", "data.test")
+_PATHS = ("bias.pairs_file", "model.path", "sweep.dir")
 
 
 def paths(config: SweepConfig) -> tuple[str, ...]:
@@ -28,7 +29,27 @@ def paths(config: SweepConfig) -> tuple[str, ...]:
     files = () if config.data.source in ("hub", "package") else _FILES
     uri = config.tracking.uri or ""
     folder = ("tracking.uri",) if "/" in uri and "://" not in uri else ()
-    return (*files, "bias.pairs_file", "model.path", "sweep.dir", *folder)
+    return (*files, *_PATHS, *folder)
+
+
+def refuse_uris(raw: Mapping[str, Any], origins: Origins) -> None:
+    """Refuse ``s3://…`` and the like for every key that holds files or folders, before any of them is looked at.
+
+    Args:
+        raw: nested.
+        origins: for messages.
+
+    Raises:
+        ConfigError: with key and value.
+    """
+    files = () if get(raw, "data.source") in ("hub", "package") else _FILES
+    for path in (*files, *_PATHS, "search.warm_start", "search.transfer_from"):
+        value = get(raw, path)
+        for one in value if isinstance(value, list) else [value]:
+            try:
+                refuse_uri(f"{path}=", one)
+            except ConfigError as error:
+                raise ConfigError(f"{error} ({origins.of(path)})") from None
 
 
 def put(raw: dict[str, Any], path: str, value: Any) -> None:
@@ -120,7 +141,7 @@ def to_dataclass(raw: dict[str, Any], origins: Origins) -> tuple[SweepConfig, di
     for path in paths(config):
         section, name = path.split(".")
         part = getattr(config, section)
-        if getattr(part, name) and "://" not in getattr(part, name):
+        if getattr(part, name):
             setattr(part, name, str(Path(getattr(part, name)).expanduser().absolute()))
     data_set = config.data.name
     if config.data.source == "hub" and data_set and Path(data_set).expanduser().is_dir():

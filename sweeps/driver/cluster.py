@@ -15,8 +15,8 @@ from sweeps.driver.device_client import DeviceClient, DispatcherClient
 from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.dispatcher import Dispatcher
 from sweeps.driver.ray_cluster import worker_environment
-from sweeps.process.installation import package_root
 from sweeps.process.threads import thread_counts, wait_policy
+from sweeps.process.visible_gpus import visible_gpus
 
 # glibc gives the memory of each large tensor back to the system at once, and faults it in again at the next step, which
 # is a sixth of its time on a CPU. Up to this many bytes it keeps.
@@ -34,6 +34,7 @@ class Node:
         has: resource → how much of it there is.
         free: resource → how much nobody claims.
         leaves_at: when it will be taken away, in seconds since 1970; None: not announced.
+        address: IP address.
     """
 
     node_id: str
@@ -41,6 +42,7 @@ class Node:
     has: Mapping[str, float]
     free: Mapping[str, float]
     leaves_at: float | None = None
+    address: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ class Seat:
     cpus: float
     gpus: float
     threads: int
+
+    def fits(self, free: Mapping[str, float]) -> bool:
+        """Whether so much is free that a worker gets what it claims."""
+        return free.get("CPU", 0.0) >= self.cpus - 1e-6 and free.get("GPU", 0.0) >= self.gpus - 1e-6
 
 
 def gpu_share(nodes: Sequence[Node], config: SweepConfig) -> float:
@@ -104,6 +110,7 @@ class Cluster:
                 node["Resources"],
                 free.get(node["NodeID"], {}),
                 _deadline(leaving.get(node["NodeID"])),
+                node.get("NodeManagerAddress") or "",
             )
             for node in ray.nodes()
             if node["Alive"]
@@ -111,20 +118,19 @@ class Cluster:
 
     def start(self, seat: Seat) -> DeviceClient:
         """Start a device worker; it answers once its node has given it what it claims."""
+        threads = {**_ALLOCATOR, **wait_policy(), **thread_counts(seat.threads)}
         name = f"{_WORKER}{self.config.sweep.name}: {uuid.uuid4().hex[:8]}"
         make = ray.remote(self.kind).options(
             num_cpus=seat.cpus,
             num_gpus=seat.gpus,
             max_concurrency=64,
             scheduling_strategy=NodeAffinitySchedulingStrategy(seat.node_id, soft=False),
-            runtime_env={
-                "env_vars": {**worker_environment(), **_ALLOCATOR, **wait_policy(), **thread_counts(seat.threads)}
-            },
+            runtime_env={"env_vars": {**worker_environment(), **threads, **visible_gpus(seat.gpus)}},
             name=name,
         )
         self._own.add(name)
         slots = self.config.resources.slots if isinstance(self.config.resources.slots, int) else None
-        arguments = (self.config.engine, slots, self.objective, seat.threads, seat.node, package_root())
+        arguments = (self.config.engine, slots, self.objective, seat.threads, seat.node, seat.gpus)
         return DeviceClient(make.remote(*arguments), seat.node, name)
 
     def is_pending(self, device: DeviceClient) -> bool:

@@ -16,7 +16,7 @@ from ray.exceptions import ActorUnschedulableError, GetTimeoutError, OutOfMemory
 from analysis.errors import LorasweepError
 from analysis.folder import MetricsRow, State, TrialFolder
 from sweeps.checks.simulate import Sizes
-from sweeps.driver.device_facts import DataFacts, WorkerFacts
+from sweeps.driver.device_facts import DataFacts, NodeFaults, StartCheck, WorkerFacts
 from trainer.config import Baseline, TrialConfig
 from trainer.engine import Admission, Admitted, Ended, Event, Full, Halted, Refused, RungResult
 
@@ -91,8 +91,14 @@ class DeviceClient:
     def leave(self, seconds: float) -> Reply[list[str]]:
         return Reply(self.actor.leave.remote(seconds))
 
-    def facts(self, folder: str, precisions: Sequence[str]) -> Reply[WorkerFacts]:
-        return Reply(self.actor.facts.remote(folder, list(precisions)))
+    def facts(self, check: StartCheck) -> Reply[WorkerFacts]:
+        return Reply(self.actor.facts.remote(check))
+
+    def examine(self, check: StartCheck) -> Reply[tuple[WorkerFacts | None, NodeFaults]]:
+        return Reply(self.actor.examine.remote(check))
+
+    def now(self) -> Reply[float]:
+        return Reply(self.actor.now.remote())
 
     def sizes(self, trial: TrialConfig, timed: bool) -> Reply[Sizes]:
         return Reply(self.actor.sizes.remote(trial, timed))

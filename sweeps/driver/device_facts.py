@@ -1,7 +1,70 @@
 """What a device worker says of itself, and of data and model on its device, before any trial runs."""
 
-from dataclasses import asdict, dataclass, field
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from analysis.errors import DataError, FolderError, HardwareError, LorasweepError, ModelError
+from sweeps.checks.folder_probe import FolderProbe
+from sweeps.checks.local_files import LocalFile
+from sweeps.process.fingerprint import Fingerprint
+
+
+@dataclass(frozen=True)
+class StartCheck:
+    """What a device worker is asked about itself and its node.
+
+    Attributes:
+        probe: of the sweep folder.
+        precisions: to try.
+        code: of the driver; the worker's must be the same.
+        files: outside the sweep folder, as the driver's machine has them; the node's must be the same.
+        cluster: whether there may be several nodes, so that each error about data or model says on which.
+        answer: name of the file in the sweep folder that the worker answers with.
+    """
+
+    probe: FolderProbe
+    precisions: tuple[str, ...]
+    code: Fingerprint
+    files: tuple[LocalFile, ...] = ()
+    cluster: bool = False
+    answer: str = ""
+
+    def for_worker(self) -> "StartCheck":
+        """The same for one worker, which gets a file of its own to answer with."""
+        return replace(self, answer=uuid.uuid4().hex)
+
+
+@dataclass(frozen=True)
+class NodeFaults:
+    """What is wrong with a node and the worker there: sentences that name the node; empty where all is well.
+
+    Attributes:
+        code: which code and libraries it runs.
+        folder: the sweep folder.
+        files: config key → its file on this node.
+        device: what torch finds.
+    """
+
+    code: str = ""
+    folder: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    device: str = ""
+
+    def refusal(self) -> LorasweepError | None:
+        """All of it as one error, of the first one's kind; None where nothing is wrong."""
+        model = {key: wrong for key, wrong in self.files.items() if key.startswith("model.")}
+        data = {key: wrong for key, wrong in self.files.items() if key not in model}
+        kinds: list[tuple[type[LorasweepError], str]] = [
+            (HardwareError, self.code),
+            (HardwareError, self.device),
+            (FolderError, self.folder),
+            (DataError, " ".join(data.values())),
+            (ModelError, " ".join(model.values())),
+        ]
+        said = [(kind, sentence) for kind, sentence in kinds if sentence]
+        return said[0][0](" ".join(sentence for _, sentence in said)) if said else None
 
 
 @dataclass(frozen=True)
@@ -14,6 +77,8 @@ class WorkerFacts:
         precisions: precision → why it does not work there; empty where it does.
         speed: of arithmetic, to compare devices by: billions of floating-point operations a second; 0: not measured.
         slow: precision that works → how many times as long as fp32 it takes, where that is several times.
+        torch: its version, with its build.
+        memory: bytes, of the GPU or else of the node.
     """
 
     node: str
@@ -21,6 +86,8 @@ class WorkerFacts:
     precisions: dict[str, str]
     slow: dict[str, float] = field(default_factory=dict)
     speed: float = 0.0
+    torch: str = ""
+    memory: int = 0
 
     @property
     def where(self) -> str:

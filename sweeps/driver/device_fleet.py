@@ -18,14 +18,19 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from ray.exceptions import RayError
+
 from analysis.errors import DataError, HardwareError, LorasweepError, last_line
 from analysis.folder import SweepFolder
+from sweeps.checks.folder_probe import probing
 from sweeps.compose.compose import Composed
 from sweeps.config import SweepConfig, limit_seconds
 from sweeps.driver.cluster import Cluster, Node, Seat, gpu_share, seats
 from sweeps.driver.device_client import LIVES, LOST, Device, DeviceClient, Reply, Trials
 from sweeps.driver.device_facts import DataFacts, WorkerFacts
 from sweeps.driver.device_worker import DeviceWorker
+from sweeps.driver.ray_cluster import cluster_address
+from sweeps.driver.start_check import Examination, could_not_start, start_check, together
 from trainer.config import TrialConfig
 
 TICK = 0.5  # seconds between two looks
@@ -37,6 +42,7 @@ _STARTS = 3  # deaths in a row of workers that start, after which their node is 
 _MARGIN = 3.0  # seconds before a node is taken away by which its worker has left
 
 T = TypeVar("T")
+Asked = Examination | Reply[DataFacts] | Reply[list[str]]
 logger = logging.getLogger("sweeps.driver")
 
 
@@ -61,7 +67,7 @@ class _Member:
     client: DeviceClient
     began: float
     dies: Reply[None]
-    asked: "Reply[WorkerFacts] | Reply[DataFacts] | Reply[list[str]] | None" = None
+    asked: "Asked | None" = None
     facts: WorkerFacts | None = None
     data: DataFacts | None = None
     leaves: bool = False
@@ -89,13 +95,13 @@ class DeviceFleet:
         self,
         cluster: Cluster,
         config: SweepConfig,
-        facts: Callable[[DeviceClient], Reply[WorkerFacts]],
+        facts: Callable[[DeviceClient], Examination],
         note: Callable[[str], None],
         wanted: int,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.cluster, self.config, self.note = cluster, config, note
-        self.elastic = config.ray.address is not None
+        self.elastic = cluster_address(config) is not None
         self.dispatcher = cluster.dispatcher()
         self.expired = ""  # why the sweep cannot wait any longer for a device, in a sentence
         self._facts, self._clock = facts, clock
@@ -239,6 +245,8 @@ class DeviceFleet:
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join(5)
+        for member in self._members:
+            _drop_question(member)
 
     # --- the thread that looks around
 
@@ -283,7 +291,7 @@ class DeviceFleet:
         elif member.asked.done:
             self._answered(member, member.asked)
 
-    def _answered(self, member: _Member, reply: "Reply[WorkerFacts] | Reply[DataFacts] | Reply[list[str]]") -> None:
+    def _answered(self, member: _Member, reply: "Asked") -> None:
         member.asked = None
         try:
             answer = reply.get()
@@ -303,6 +311,8 @@ class DeviceFleet:
             self._gone(member)
         except LorasweepError as error:
             self._refuse(member, error)
+        except RayError as error:
+            self._refuse(member, could_not_start(member.seat.node, error))
 
     def _require_same(self, member: _Member, facts: DataFacts) -> None:
         """Raises DataError where a device reads other data than the others."""
@@ -317,6 +327,7 @@ class DeviceFleet:
                 return
             name, node_id = member.client.name, member.seat.node_id
             self._members.remove(member)
+            _drop_question(member)
             if member.leaves:
                 self._verdicts[name] = False
             else:
@@ -360,6 +371,7 @@ class DeviceFleet:
     def _end(self, member: _Member) -> None:
         """End a worker that nobody needs."""
         self._verdicts[member.client.name] = False
+        _drop_question(member)
         if member in self._members:
             self._members.remove(member)
         member.client.kill()
@@ -394,8 +406,7 @@ class DeviceFleet:
             for seat in seats(node, self._share, self.config):
                 if not self._missing():
                     break
-                fits = free.get("CPU", 0.0) >= seat.cpus and free.get("GPU", 0.0) >= seat.gpus
-                if (seat.node_id, seat.index) in taken or not fits:
+                if (seat.node_id, seat.index) in taken or not seat.fits(free):
                     continue
                 free["CPU"], free["GPU"] = free["CPU"] - seat.cpus, free.get("GPU", 0.0) - seat.gpus
                 client = self.cluster.start(seat)
@@ -476,8 +487,7 @@ class DeviceFleet:
 
     def _raise_refused(self) -> None:
         if self._refused:
-            first, *others = {str(error): error for error in self._refused.values()}.values()
-            raise type(first)("\n".join(str(error) for error in [first, *others]))
+            raise together(self._refused.values())
         if self.expired:
             raise HardwareError(self.expired)
 
@@ -524,9 +534,11 @@ def following_cluster(
         kind: what owns a device.
     """
     config = composed.config
+    with probing(str(folder.root)) as probe:
+        check = start_check(config, probe, composed.precisions)
 
-    def facts(device: DeviceClient) -> Reply[WorkerFacts]:
-        return device.facts(str(folder.root), composed.precisions)
+    def facts(device: DeviceClient) -> Examination:
+        return Examination(device, check, str(folder.root), note)
 
     most = config.ray.max_concurrent_trials or math.inf
     wanted = int(min(config.search.trials * config.search.repeats, most))
@@ -536,6 +548,11 @@ def following_cluster(
         yield fleet
     finally:
         fleet.close()
+
+
+def _drop_question(member: _Member) -> None:
+    if isinstance(member.asked, Examination):
+        member.asked.drop()
 
 
 def different_data(where: str, facts: DataFacts, other: str, others: DataFacts) -> DataError:

@@ -2,6 +2,10 @@
 
 One thread owns the engine. The actor's methods only queue commands for it and wait for what comes back, so that many
 trial proxies can wait at the same time.
+
+A worker whose machine is about to go leaves: it checkpoints each of its trials between two optimiser steps and gives
+them back (``leave``). It does so by itself on SIGTERM; then its process ends. A raylet that gets SIGTERM as well ends
+its workers within a tenth of a second: who stops a whole node drains it first (``ray drain-node``).
 """
 
 import asyncio
@@ -13,30 +17,36 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.errors import FolderError, LorasweepError
+import psutil
+
+from analysis.errors import DataError, HardwareError, LorasweepError, first_line
 from analysis.folder import ENDED, MetricsRow, State, SweepFolder, TrialFolder, disk_fault
 from analysis.objective import Objective
 from sweeps.checks.simulate import Sizes
-from sweeps.driver.device_facts import DataFacts, WorkerFacts
+from sweeps.driver.device_facts import DataFacts, NodeFaults, StartCheck, WorkerFacts
+from sweeps.driver.node_faults import no_gpu, node_faults
 from sweeps.process import gc_pause
-from sweeps.process.installation import package_root
 from sweeps.process.logs import of_worker
+from sweeps.process.termination import on_sigterm
 from sweeps.search.lineage import take_over
 from trainer.config import Baseline, EngineConfig, TrialConfig
 from trainer.engine import Admission, Admitted, Ended, Engine, Event, Full, Halted, Refused, Requeued, RungResult
-from trainer.engines.checkpoints import fault
+from trainer.engines.checkpoints import fault, scored_rung
 from trainer.preload import import_libraries, import_scorers
 
 if TYPE_CHECKING:
     from trainer.device_cache import DeviceCache
 
-KEPT_CHECKPOINTS = 2
+KEPT_CHECKPOINTS = 2  # of rungs; a third is kept where a worker left between two of them
+_DISK_SECONDS = 20.0  # for a node's look at the sweep folder and the config's files
+_GRACE = 20.0  # seconds to leave in, on SIGTERM: SIGKILL mostly comes after 30, as by default in Kubernetes and SLURM
+_HEARD = 5.0  # seconds more in which the proxies of trials that rest may ask, and hear where they stand
 _PATIENCE = 1.0  # seconds at most that slots wait for the decisions on others
 _NOT_SAVED = "its checkpoint could not be written"
 
@@ -50,20 +60,17 @@ class DeviceWorker:
         objective: picks each trial's best rung.
         threads: CPU threads for arithmetic.
         node: name of the Ray node that it is on.
-        root: where the driver's packages are; the worker's must be the same code.
+        gpus: that it claims: 1, a share of one, or 0 to train on the CPU.
     """
 
     def __init__(
-        self, engine: EngineConfig, slots: int | None, objective: Objective, threads: int, node: str, root: str
+        self, engine: EngineConfig, slots: int | None, objective: Objective, threads: int, node: str, gpus: float = 0.0
     ):
-        if package_root() != root:
-            raise LorasweepError(
-                f"this worker imports lorasweep from {package_root()}, the driver from {root}."
-                " Install the same checkout at the same place on every node."
-            )
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self.threads = threads
         self.node = node
+        self.gpus = gpus
+        self._named = False  # whether errors say which node this is
         self.objective = objective
         self.settings, self.slots = engine, slots
         self._engine: Engine | None = None
@@ -74,38 +81,83 @@ class DeviceWorker:
         self._background: deque[Callable[[], None]] = deque()  # work for when no trial is here
         self._alone = ""  # the trial that has the device to itself
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._saved: dict[str, int] = {}  # of each trial here: the step of its last checkpoint
+        self._leaving = False
+        self._given_back: list[str] = []
+        self._abandoned: set[str] = set()  # given back while the engine was still busy with them
         self._undecided: set[str] = set()  # posted a rung, and not yet told to go on or to end
         self._resting: set[str] = set()  # the same, however long it takes
         self._successors: dict[str, TrialConfig] = {}  # of trials that rest: how they go on from another one's weights
         threading.Thread(target=self._own_engine, name="engine", daemon=True).start()
+        if _in_actor():
+            on_sigterm(self._terminated)
 
     # --- called through Ray ------------------------------------------------------------------------------------------
 
-    async def facts(self, folder: str, precisions: Sequence[str]) -> WorkerFacts:
+    async def facts(self, check: StartCheck) -> WorkerFacts:
         """What it has.
 
-        Args:
-            folder: of the sweep.
-            precisions: to try.
-
         Raises:
-            FolderError: where it does not see the folder that the driver writes to.
+            LorasweepError: where anything is wrong with its node: all of it, and the node's name.
         """
-        if not Path(folder).is_dir():
-            raise FolderError(
-                f"node {self.node} does not see {folder}, which this machine writes to. The sweep folder must lie on a"
-                " file system that all nodes share: sweep.dir=…"
+        facts, faults = await self.examine(check, log=True)
+        refusal = faults.refusal()
+        if refusal is not None:
+            raise refusal
+        assert facts is not None
+        return facts
+
+    async def examine(self, check: StartCheck, log: bool = False) -> tuple[WorkerFacts | None, NodeFaults]:
+        """What it has, None where that cannot be told, and what is wrong with its node.
+
+        Args:
+            log: whether its libraries write to the sweep's log from now on.
+        """
+        self._named = check.cluster
+        try:  # in a thread of its own: a network file system that is gone does not answer
+            faults = await asyncio.wait_for(asyncio.to_thread(node_faults, self.node, check), _DISK_SECONDS)
+        except TimeoutError:
+            faults = NodeFaults(
+                folder=f"node {self.node}: reading {check.probe.folder} and the files of the config does not end"
+                f" within {_DISK_SECONDS:g} s. Does a network file system hang there? Try `ls {check.probe.folder}`."
             )
-        of_worker(SweepFolder(folder).log_file, self.node)
-        return await self._on_engine_thread(partial(self._facts, precisions))
+        if log and not faults.folder:
+            of_worker(SweepFolder(check.probe.folder).log_file, self.node)
+        try:
+            return await self._on_engine_thread(partial(self._facts, check.precisions)), faults
+        except HardwareError as error:
+            return None, replace(faults, device=str(error))
+        except Exception as error:  # a broken installation of torch or CUDA raises anything
+            broken = f"node {self.node}: torch does not work there ({type(error).__name__}: {first_line(error)})."
+            return None, replace(faults, device=f"{broken} `lorasweep doctor` on that node says more.")
+
+    async def now(self) -> float:
+        """This node's clock: seconds since 1970."""
+        return time.time()
 
     async def sizes(self, trial: TrialConfig, timed: bool) -> Sizes:
         """How much there is to train on and, where ``timed``, what a trial costs here. Raises LorasweepError."""
-        return await self._on_engine_thread(partial(self._sizes, trial, timed))
+        with self._naming_node():
+            return await self._on_engine_thread(partial(self._sizes, trial, timed))
 
     async def prepare(self, trial: TrialConfig) -> DataFacts:
         """Load what a trial needs, so that bad input is found before the sweep starts. Raises LorasweepError."""
-        return await self._on_engine_thread(partial(self._prepare, trial))
+        with self._naming_node():
+            return await self._on_engine_thread(partial(self._prepare, trial))
+
+    @contextlib.contextmanager
+    def _naming_node(self) -> Iterator[None]:
+        """Errors about data and model say on which node they are, where there may be several."""
+        try:
+            yield
+        except LorasweepError as error:
+            if not self._named:
+                raise
+            raise type(error)(f"node {self.node}: {error}") from error
+        except OSError as error:
+            if not self._named or disk_fault(error):
+                raise
+            raise DataError(f"node {self.node}: {error.filename}: cannot be read ({error.strerror}).") from error
 
     async def score_baseline(self, baseline: Baseline, folder: str, test: bool = False) -> MetricsRow:
         """Score what trials are compared with, on everything a completed trial is scored on, once no trial is here.
@@ -129,6 +181,8 @@ class DeviceWorker:
         Args:
             alone: give it the device to itself, because it may be what workers die of.
         """
+        if self._leaving:
+            return Full()
         admission: Admission | Ended | Halted = await self._on_engine_thread(
             partial(self._admit, trial, TrialFolder(Path(folder)), alone)
         )
@@ -137,10 +191,12 @@ class DeviceWorker:
     async def next_event(self, trial_id: str, proceed: bool = False) -> Event | Halted | None:
         """Wait for a trial's next event. None where it has no slot here.
 
+        ``Requeued`` where the worker leaves, to a trial that rests too.
+
         Args:
             proceed: let it train on first, from the rung at which it rests.
         """
-        if proceed and not await self.proceed(trial_id):
+        if proceed and not self._leaving and not await self.proceed(trial_id):
             return None
         return await self._events[trial_id].get() if trial_id in self._events else None
 
@@ -163,6 +219,31 @@ class DeviceWorker:
     async def end(self, trial_id: str, state: str) -> None:
         """Free a trial's slot; nothing happens where it has none."""
         await self._on_engine_thread(partial(self._end, trial_id, State(state)))
+
+    async def leave(self, seconds: float) -> list[str]:
+        """Give back all trials, each with a checkpoint of the steps that it has done. From now on none is admitted.
+
+        Each trial's proxy gets ``Requeued`` as its next event. A scoring is broken off: its rung is scored elsewhere.
+        Nobody's adapter is written. Where a checkpoint cannot be written, the trial goes on from its last one.
+
+        Args:
+            seconds: to wait at most for the engine, which may be in a step, in a baseline's scores or on a slow disk.
+                Trials that are still here after that are given back without a checkpoint of now.
+
+        Returns:
+            The trials' ids.
+        """
+        self._leaving = True
+        given_back = asyncio.ensure_future(self._on_engine_thread(self._give_back))
+        done, _ = await asyncio.wait([given_back], timeout=seconds)
+        if done:
+            given_back.result()
+            return list(self._given_back)
+        for trial_id in [it for it in list(self._folders) if it not in self._abandoned]:
+            self._abandoned.add(trial_id)
+            self._given_back.append(trial_id)
+            self._events[trial_id].put_nowait(self._requeued(trial_id))
+        return list(self._given_back)
 
     async def die(self) -> None:
         """End the process, whose engine hangs."""
@@ -191,6 +272,16 @@ class DeviceWorker:
             self._commands.put(run)
         return await answer
 
+    def _terminated(self) -> None:
+        """On SIGTERM, in a thread of its own; the process ends when this returns."""
+        if self._loop is None:  # nothing was asked of it yet
+            return
+        asyncio.run_coroutine_threadsafe(self.leave(_GRACE), self._loop).result()
+        until = time.monotonic() + _HEARD
+        while time.monotonic() < until and any(not self._events[it].empty() for it in self._given_back):
+            time.sleep(0.05)
+        time.sleep(0.5)  # the answers are being sent
+
     # --- on the engine's thread
 
     def _own_engine(self) -> None:
@@ -198,7 +289,7 @@ class DeviceWorker:
             events: Sequence[Event | Halted] = ()
             try:
                 if self._folders:
-                    events = self.engine.advance(self._called)
+                    events = self.engine.advance(self._called, lambda: self._leaving)
             except Exception as error:
                 events = self._broken(error)
             for event in events:
@@ -260,7 +351,7 @@ class DeviceWorker:
             from trainer.models.base_model import best_device
 
             torch.set_num_threads(self.threads)
-            self._materials = DeviceCache(best_device())
+            self._materials = DeviceCache(best_device(), self.gpus if self.gpus > 0 else 1.0)
         return self._materials
 
     def _make_engine(self) -> Engine:
@@ -271,16 +362,29 @@ class DeviceWorker:
 
     def _facts(self, precisions: Sequence[str]) -> WorkerFacts:
         import ray
+
+        materials = self.materials  # imports torch
         import torch
 
-        from trainer.models.base_model import available_precisions, slow_precisions
+        from trainer.models.base_model import arithmetic_speed, available_precisions, slow_precisions
 
-        device = self.materials.device
+        device = materials.device
         name = f"CPU, {self.threads} thread{'s' if self.threads > 1 else ''}"
+        memory = psutil.virtual_memory().total
         if device.type == "cuda":
             name = ", ".join([torch.cuda.get_device_name(device), *(f"GPU {i}" for i in ray.get_gpu_ids())])
+            name += f", {self.gpus:.3g} of it" if 0 < self.gpus < 1 else ""
+            memory = torch.cuda.mem_get_info(device)[1]
+        elif self.gpus > 0:
+            raise HardwareError(no_gpu(self.node, torch.__version__, built=torch.version.cuda or torch.version.hip))
         return WorkerFacts(
-            self.node, name, available_precisions(device, precisions), slow_precisions(device, precisions)
+            self.node,
+            name,
+            available_precisions(device, precisions),
+            slow_precisions(device, precisions),
+            round(arithmetic_speed(device), 1),
+            str(torch.__version__),
+            memory,
         )
 
     def _sizes(self, trial: TrialConfig, timed: bool) -> Sizes:
@@ -318,11 +422,11 @@ class DeviceWorker:
         # A proxy that was killed while it gave a slot back: its trial has ended, and nobody will free the slot.
         for ended in [name for name in self._resting if self._folders[name].read_status().state in ENDED]:
             self._end(ended, State.STOPPED_EARLY)
-        if self._alone in self._folders or (alone and self._folders):
+        if self._leaving or self._alone in self._folders or (alone and self._folders):
             return Full()
-        # A rung whose row the driver did not get to record must be reported again: go on from the one before.
-        recorded = {row.step for row in folder.read_metrics()}
-        steps = [step for step in folder.checkpoints() if step in recorded]
+        # A rung whose row the driver did not get to record must be reported again: go on from a step before it.
+        recorded = {0, *(row.step for row in folder.read_metrics())}
+        steps = [step for step in folder.checkpoints() if scored_rung(folder.checkpoint_dir(step)) in recorded]
         damaged = []
         while steps and (what := fault(folder.checkpoint_dir(steps[-1]))):
             damaged.append(f"the checkpoint of step {steps.pop()} is damaged ({what})")
@@ -341,6 +445,7 @@ class DeviceWorker:
         if isinstance(admission, Admitted):
             self._events[trial.trial_id] = asyncio.Queue()
             self._folders[trial.trial_id] = folder
+            self._saved[trial.trial_id] = steps[-1] if steps else 0
             self._alone = trial.trial_id if alone else ""
             if damaged:
                 admission = replace(admission, note=f"{', '.join(damaged)}: went on from step {admission.step}")
@@ -384,20 +489,43 @@ class DeviceWorker:
             self._post(self._failed(trial.trial_id, error, "while it took over another trial's weights"))
 
     def _end(self, trial_id: str, state: State) -> None:
-        self._undecided.discard(trial_id)
-        self._forget(trial_id)
-        folder = self._folders.pop(trial_id, None)
-        if folder is not None:
+        if trial_id in self._folders:
+            self._forget(trial_id)
             self.engine.end(trial_id, state)
 
     def _forget(self, trial_id: str) -> None:
+        """The trial is not here any more. Its checkpoints stay: it goes on from them, or the driver removes them."""
+        del self._folders[trial_id], self._saved[trial_id]
+        self._undecided.discard(trial_id)
         self._resting.discard(trial_id)
         self._successors.pop(trial_id, None)
 
+    def _give_back(self) -> None:
+        """Checkpoint, release and requeue every trial; those that rest first, which have their checkpoint already."""
+        for trial_id in sorted(self._folders, key=lambda it: it not in self._resting):
+            try:
+                step = self.engine.steps(trial_id)
+                if step != self._saved[trial_id] and trial_id not in self._abandoned:
+                    self._checkpoint(trial_id, step)
+            except Exception:  # it goes on from the one before
+                traceback.print_exc()
+            with contextlib.suppress(Exception):
+                self.engine.release(trial_id)
+            if trial_id in self._abandoned:
+                self._forget(trial_id)
+            else:
+                self._given_back.append(trial_id)
+                self._post(self._requeued(trial_id))
+
+    def _requeued(self, trial_id: str) -> Requeued:
+        return Requeued(trial_id, f"its device worker on {self.node} left")
+
     def _post(self, event: Event | Halted) -> None:
+        if event.trial_id in self._abandoned:  # its proxy was told to go elsewhere
+            return
         if isinstance(event, RungResult):
             try:
-                self._checkpoint(event)
+                self._checkpoint(event.trial_id, event.row.step)
                 self._undecided.add(event.trial_id)
                 self._resting.add(event.trial_id)
             except Exception as error:  # this trial's end, not its neighbours'; no trial's where the disk is full
@@ -407,20 +535,29 @@ class DeviceWorker:
                 event = self._halted(trial_id, error) if disk else self._failed(trial_id, error, _NOT_SAVED)
                 with contextlib.suppress(Exception):
                     self.engine.end(trial_id, State.FAILED)
-        if isinstance(event, Requeued):
-            del self._folders[event.trial_id]  # its checkpoints stay: it is admitted again from the last
-        if isinstance(event, Ended | Halted):
-            self._undecided.discard(event.trial_id)
+        if isinstance(event, Requeued | Ended | Halted):
             self._forget(event.trial_id)
-            self._folders.pop(event.trial_id)  # its checkpoints stay until the driver has recorded its end
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._events[event.trial_id].put_nowait, event)
 
-    def _checkpoint(self, event: RungResult) -> None:
-        folder = self._folders[event.trial_id]
-        self.engine.checkpoint(event.trial_id, folder.checkpoint_dir(event.row.step))
-        for old in folder.checkpoints()[:-KEPT_CHECKPOINTS]:
+    def _checkpoint(self, trial_id: str, step: int) -> None:
+        """Write a checkpoint of now. Of earlier ones, the last of rungs stay, and the last between two rungs."""
+        folder = self._folders[trial_id]
+        self.engine.checkpoint(trial_id, folder.checkpoint_dir(step))
+        self._saved[trial_id] = step
+        steps = [it for it in folder.checkpoints() if it <= step]  # later ones were damaged: they were not gone on from
+        of_rungs = [it for it in steps if scored_rung(folder.checkpoint_dir(it)) == it][-KEPT_CHECKPOINTS:]
+        oldest = of_rungs[0] if len(of_rungs) == KEPT_CHECKPOINTS else 0
+        between = [it for it in steps if it not in of_rungs and it > oldest][-1:]
+        for old in set(folder.checkpoints()) - {*of_rungs, *between}:
             shutil.rmtree(folder.checkpoint_dir(old), ignore_errors=True)
+
+
+def _in_actor() -> bool:
+    """Whether this process is an actor's, not a test's or the driver's."""
+    import ray
+
+    return ray.is_initialized() and bool(ray.get_runtime_context().get_actor_id())
 
 
 @cache

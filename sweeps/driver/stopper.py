@@ -13,7 +13,7 @@ from ray.tune.stopper import Stopper
 from analysis.errors import INTERRUPTED, FolderError, HardwareError, LorasweepError
 from analysis.folder import State
 from sweeps.display.progress import Progress
-from sweeps.driver.ray_cluster import end_ray
+from sweeps.driver.ray_cluster import end_ray, expect_end
 
 _KEPT = "Everything recorded so far is kept."
 _SHUTDOWN_SECONDS = 3.0  # for Ray's own processes, which would outlive the driver for a while
@@ -114,4 +114,5 @@ class SweepStopper(Stopper):
             end_ray(_SHUTDOWN_SECONDS)  # not for long: what the signal interrupted may hold Ray's locks
             os._exit(INTERRUPTED)
         self._signalled = True
+        expect_end()
         self.stop("Stopping. Everything scored so far is kept. Press Ctrl-C again to leave at once.")

@@ -17,6 +17,7 @@ from ray import tune
 from ray.tune import Callback
 
 from analysis.constraints import Constraints
+from analysis.errors import ClusterError
 from analysis.folder import MetricsRow, SweepFolder, read_lines
 from analysis.leaderboard import leaderboard
 from analysis.leaderboard.ranking import objective_of
@@ -47,7 +48,7 @@ from sweeps.tracking.tables import charts
 from sweeps.tracking.tune_callback import TrackerCallback, spare_imports_for_usage_reports
 from trainer.config import Baseline
 
-_CHECKPOINT_SECONDS = 0.0  # that device workers have, at Ctrl-C or SIGTERM, to write checkpoints between two steps
+_CHECKPOINT_SECONDS = 10.0  # that device workers have, at Ctrl-C or SIGTERM, to write checkpoints between two steps
 
 
 class TuneCallback(Callback):
@@ -235,6 +236,9 @@ class TuneRun:
                     self.fleet.close()
                     let_go()
                     self._track_sweep()
+        except ClusterError as error:
+            self.interrupt.why = self.interrupt.why or str(error)
+            raise
         finally:
             with contextlib.suppress(OSError):
                 self.heartbeat.end(self.interrupt.why or "finished")

@@ -111,7 +111,7 @@ class SimulatedEngine:
         self.slots[trial.trial_id] = slot
         return Admitted(slot.step)
 
-    def advance(self, until: Callable[[], bool] = never) -> list[Event]:
+    def advance(self, until: Callable[[], bool] = never, leaving: Callable[[], bool] = never) -> list[Event]:
         """The slot that has done least goes to its next rung; one at its last rung ends."""
         going = [slot for slot in self.slots.values() if not slot.resting]
         if not going:
@@ -153,9 +153,16 @@ class SimulatedEngine:
     def proceed(self, trial_id: str) -> None:
         self.slots[trial_id].resting = False
 
+    def steps(self, trial_id: str) -> int:
+        return self.slots[trial_id].step
+
+    def release(self, trial_id: str) -> None:
+        del self.slots[trial_id]
+
     def checkpoint(self, trial_id: str, to: Path) -> None:
         slot = self.slots[trial_id]
-        counters = {"step": slot.step, "chain": slot.chain, "best": list(slot.best)}
+        scored = max(step for step in (0, *slot.trial.train.rungs) if step <= slot.step)
+        counters = {"step": slot.step, "scored": scored, "chain": slot.chain, "best": list(slot.best)}
         for name, content in adapter(slot).items():
             atomic_write(to / name.replace("adapter_model", "best"), content)
         atomic_write(to / "counters.json", json.dumps(counters))

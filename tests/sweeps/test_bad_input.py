@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from sweeps import cli
+from sweeps.compose.compose import compose
 
 CONFIG, DATA, MODEL, FOLDER, FETCH, HARDWARE = 2, 3, 4, 5, 6, 7  # exit statuses
 
@@ -199,6 +200,17 @@ WRONG = {
     "a logarithm from 0": Wrong(CONFIG, ["optim.lr"], ["optim.lr=tag(log,interval(0,1e-3))"]),
     "rungs past the end": Wrong(CONFIG, ["train.rungs=[2, 4]", "train.max_steps=8"], ["train.rungs=[2,4]"]),
     "an unknown option": Wrong(CONFIG, ["task=regression", "classification", "completion"], ["task=regression"]),
+    "a sweep folder in a bucket": Wrong(CONFIG, ["sweep.dir=s3://bucket/x", "path of a file or folder", "sweep.dir=/PATH"], ["sweep.dir=s3://bucket/x"]),
+    "training rows in a bucket": Wrong(CONFIG, ["data.train=gs://bucket/a.csv", "yet"], ["data.train=gs://bucket/a.csv"]),
+    "training rows as a file's URI": Wrong(CONFIG, ["data.train=file:///a/b.csv", "such as data.train=/a/b.csv"], ["data.train=file:///a/b.csv"]),
+    "validation rows at an address": Wrong(CONFIG, ["data.validation=https://a.b/c.csv"], ["data.validation=https://a.b/c.csv"]),
+    "test rows of the hub as a file": Wrong(CONFIG, ["data.test=hf://datasets/a/b.csv"], ["data.test=hf://datasets/a/b.csv"]),
+    "a model in a bucket": Wrong(CONFIG, ["model.path=s3://bucket/model"], ["model.path=s3://bucket/model"]),
+    "pairs in a bucket": Wrong(CONFIG, ["bias.pairs_file=s3://b/p.csv"], ["bias.pairs_file=s3://b/p.csv"]),
+    "a sweep in a bucket to learn from": Wrong(CONFIG, ["search.warm_start=s3://b/runs/a"], ["search.warm_start=[s3://b/runs/a]"]),
+    "a sweep in a bucket to start from": Wrong(CONFIG, ["search.transfer_from=s3://b/runs/a"], ["search.transfer_from=s3://b/runs/a"]),
+    "a trial over several GPUs": Wrong(CONFIG, ["resources.gpus_per_trial=2", "one GPU", "0.5"], ["resources.gpus_per_trial=2"]),
+    "a trial over one GPU and a half": Wrong(CONFIG, ["resources.gpus_per_trial=1.5", "one GPU"], ["resources.gpus_per_trial=1.5"]),
     "no trials": Wrong(CONFIG, ["search.trials=0", "at least 1"], ["search.trials=0"]),
     "a name that leaves the folder": Wrong(CONFIG, ["sweep.name", "letters, digits"], ["sweep.name=../up"]),
     "an unknown baseline": Wrong(CONFIG, ["fewshot", "few_shot"], ["baselines=[fewshot]"]),
@@ -238,6 +250,26 @@ def test_no_space_left_is_told_and_leaves_nothing(refused, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     refused(FOLDER, ["sweep.yaml", "No space left on device", "sweep.dir="], command="trial")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "rank", "rank {} runs/a", "status", "resume", "stop", "report", "compare {} runs/a", "export {} --to x",
+        "finalize", "breakdown", "report runs/a --out", "export runs/a --to", "wandb report", "wandb pull a/b --to",
+        "run --config-dir", "enqueue {} lora.rank=8",
+    ],
+)  # fmt: skip
+def test_a_path_on_the_command_line_may_be_no_uri(command, here, capsys):
+    words = command.format("s3://bucket/x").split() if "{}" in command else [*command.split(), "s3://bucket/x"]
+    assert cli.main(words) == CONFIG
+    assert "s3://bucket/x: expected the path of a file or folder" in capsys.readouterr().err
+    assert list(here.iterdir()) == []
+
+
+def test_what_is_no_path_may_be_a_uri(tiny):
+    composed = compose(tiny("llama", "tracking=mlflow", "tracking.uri=http://127.0.0.1:5000"))
+    assert composed.config.tracking.uri == "http://127.0.0.1:5000"
 
 
 @pytest.mark.parametrize("command", ["run", "trial"])

@@ -1,4 +1,8 @@
-"""Checks that a checkpoint is whole: ``counters.json``, written last, holds a digest of every other file."""
+"""What a checkpoint says of itself: ``counters.json``, written last, holds a digest of every other file.
+
+It also says which rung was the last to be scored: the checkpoint's own step, or an earlier one where a device worker
+left between two rungs, or before it had scored the rung.
+"""
 
 import hashlib
 import json
@@ -10,6 +14,7 @@ from typing import Any
 from analysis.folder import atomic_write
 
 COUNTERS = "counters.json"
+SCORED = "scored"
 
 
 def seal(checkpoint: Path, counters: Mapping[str, Any]) -> None:
@@ -43,6 +48,14 @@ def fault(checkpoint: Path) -> str:
         except OSError:
             return f"{name} cannot be read"
     return ""
+
+
+def scored_rung(checkpoint: Path) -> int:
+    """The step of the last rung that was scored before a checkpoint, its own where that cannot be read; 0: none was."""
+    try:
+        return int(json.loads((checkpoint / COUNTERS).read_text())[SCORED])
+    except (OSError, ValueError, KeyError, TypeError):  # damaged, or older: those were written at rungs alone
+        return int(checkpoint.name)
 
 
 def _digest(path: Path) -> str:

@@ -1,7 +1,7 @@
 """The reference engine: one trial at a time with Hugging Face Trainer and PEFT.
 
-``Trainer.train()`` cannot be left and entered again. So a trial runs in a thread of its own, which waits at each rung;
-the engine's thread and the trial's never run at the same time.
+``Trainer.train()`` cannot be left and entered again. So a trial runs in a thread of its own, which waits at each rung,
+and between two steps where it is asked to; the engine's thread and the trial's never run at the same time.
 """
 
 import gc
@@ -21,10 +21,11 @@ from analysis.folder import State, TrialFolder
 from trainer.config import TrialConfig, check_trial
 from trainer.device_cache import DeviceCache
 from trainer.engine import Admission, Admitted, Ended, Event, Full, RungResult, never
-from trainer.engines.hf_trainer import RungTrainer
+from trainer.engines.hf_trainer import StepTrainer
+from trainer.engines.interruption import Interrupted, interruptible
 from trainer.engines.keyed_dropout import DropoutKeys, use_keyed_dropout
 from trainer.engines.trial_record import Score, TrialRecord
-from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.models.lora import add_adapter, remove_adapter
 from trainer.outcomes import ended_by
 
@@ -55,22 +56,29 @@ class HfEngine:
     def capacity(self, trial: TrialConfig) -> int:
         return 1
 
-    def advance(self, until: Callable[[], bool] = never) -> list[Event]:
+    def advance(self, until: Callable[[], bool] = never, leaving: Callable[[], bool] = never) -> list[Event]:
         if self.run is None or self.run.resting:
             return []
-        event = self.run.next_event()
+        event = self.run.next_event(until, leaving)
         if isinstance(event, Ended):
             self._free()
-        return [event]
+        return [] if event is None else [event]
 
     def proceed(self, trial_id: str) -> None:
         self._running(trial_id).resting = False
 
+    def steps(self, trial_id: str) -> int:
+        return self._running(trial_id).record.step
+
     def checkpoint(self, trial_id: str, to: Path) -> None:
         self._running(trial_id).save_checkpoint(to)
 
+    def release(self, trial_id: str) -> None:
+        self._running(trial_id).stop(write_best=False)
+        self._free()
+
     def end(self, trial_id: str, state: State) -> None:
-        self._running(trial_id).stop()
+        self._running(trial_id).stop(write_best=True)
         self._free()
 
     def _running(self, trial_id: str) -> "_Run":
@@ -103,7 +111,9 @@ class _Run:
         self.validation = device_cache.validation(trial)
         self.record = TrialRecord(trial, folder, self.validation, score)
         self.resting = False
-        self._enough = False  # done, and not stopped from outside
+        self._stopped = False  # from outside
+        self._until: Callable[[], bool] = never
+        self._leaving: Callable[[], bool] = never
         keys = DropoutKeys()
         self._scratch = tempfile.mkdtemp(prefix="lorasweep-")  # Trainer insists on a folder
         biases = self.base.model.named_parameters() if trial.lora.bias != "none" else ()
@@ -113,7 +123,7 @@ class _Run:
             use_keyed_dropout(self.model.get_base_model(), trial.lora.dropout, keys)
             moments = self._read_checkpoint(checkpoint) if checkpoint else None
             self.start_step, self.tokens_before = self.record.step, self.record.tokens
-            self.trainer: RungTrainer | None = RungTrainer(
+            self.trainer: StepTrainer | None = StepTrainer(
                 trial,
                 self.base,
                 self.model,
@@ -121,21 +131,22 @@ class _Run:
                 keys,
                 self.start_step,
                 moments,
-                self._rest,
+                self._after_step,
                 self._scratch,
                 activation_checkpointing,
             )
         except BaseException:
             self._clean_up()
             raise
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._go: queue.SimpleQueue[bool] = queue.SimpleQueue()  # False: stop
         self._thread = threading.Thread(target=self._train, name=f"trial-{trial.trial_id}", daemon=True)
 
     # --- called by the engine's thread, while the trial's thread waits
 
-    def next_event(self) -> Event:
-        """Let the trial train until it rests or ends."""
+    def next_event(self, until: Callable[[], bool], leaving: Callable[[], bool]) -> Event | None:
+        """Let the trial train until it rests or ends; None where it waits because it was asked to (``advance``)."""
+        self._until, self._leaving = until, leaving
         if self._thread.ident is None:
             self._thread.start()
         else:
@@ -147,13 +158,14 @@ class _Run:
             self._clean_up()
         return event
 
-    def stop(self) -> None:
-        """End the trial where it rests, and write the adapter of its best rung."""
+    def stop(self, write_best: bool) -> None:
+        """End the trial where it rests or waits, and where ``write_best`` write the adapter of its best rung."""
         if self._thread.ident is not None:
             self._go.put(False)
             self._thread.join()
         try:
-            self._save_best()
+            if write_best:
+                self._save_best()
         finally:
             self._clean_up()
 
@@ -162,11 +174,10 @@ class _Run:
         shutil.rmtree(to, ignore_errors=True)
         self.model.save_pretrained(str(to))
         save_file(self._training.optimizer_tensors(), to / "optimizer.safetensors")
-        self._count()
         self.record.save(to)
 
     @property
-    def _training(self) -> RungTrainer:
+    def _training(self) -> StepTrainer:
         assert self.trainer is not None, "the trial has ended"
         return self.trainer
 
@@ -183,33 +194,55 @@ class _Run:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-                if not self.record.done:  # it may have been when its worker died
+                if self.record.due:  # its worker left before it was scored
+                    self._rest()
+                if not self._stopped and not self.record.done:  # it may have been when its worker died
                     self._training.train()
-            self._count()
-            if self._training.stopped and not self._enough:
-                return Ended(self.trial.trial_id, State.STOPPED_EARLY, "", self.record.step)
-            return self._finish()
+            ended = None if self._stopped else self._finish()
+            return ended or Ended(self.trial.trial_id, State.STOPPED_EARLY, "", self.record.step)
         except Exception as error:
             self._count()
             self._save_best()
             return ended_by(error, self.trial.trial_id, self.record.step)
 
-    def _rest(self, step: int) -> bool:
-        """Score the rung, hand its result out, and wait. True to go on."""
+    def _after_step(self) -> bool:
+        """Score the rung where this is one, and wait where that is asked for. True to train on."""
         self._count()
-        evaluation = evaluate(self.base, self.model, self.trial, self.validation, self.validation.rung)
-        self._events.put(self.record.rung(evaluation, self._weights))
-        if not self._go.get():
-            return False
-        self._enough = self.record.done
-        return not self._enough
+        if self.record.due:
+            return self._rest()
+        return self._wait(None) if self._until() else True
 
-    def _finish(self) -> Ended:
-        """Score the best rung's adapter on all validation items and write it."""
+    def _rest(self) -> bool:
+        """Score the rung, hand its result out, and wait. True to train on."""
+        evaluation = self._evaluate(self.validation.rung, None)
+        if evaluation is None or not self._wait(self.record.rung(evaluation, self._weights)):
+            return False
+        return not self.record.done
+
+    def _wait(self, event: Event | None) -> bool:
+        """Hand an event out, or none, and wait for the engine's thread. True to go on."""
+        self._events.put(event)
+        self._stopped = not self._go.get()
+        return not self._stopped
+
+    def _evaluate(self, indices: list[int], known: Evaluation | None) -> Evaluation | None:
+        """Score some validation rows, anew where that is broken off; None where the trial is stopped meanwhile."""
+        while True:
+            try:
+                with interruptible(self.base.model, self._leaving):
+                    return evaluate(self.base, self.model, self.trial, self.validation, indices, known)
+            except Interrupted:
+                if not self._wait(None):
+                    return None
+
+    def _finish(self) -> Ended | None:
+        """Score the best rung's adapter on all validation items and write it; None where the trial is stopped."""
         best = self.record.require_best()
         set_peft_model_state_dict(self.model, best.weights)
         everything = list(range(len(self.validation.rows)))
-        evaluation = evaluate(self.base, self.model, self.trial, self.validation, everything, best.evaluation)
+        evaluation = self._evaluate(everything, best.evaluation)
+        if evaluation is None:
+            return None
         ended = self.record.completed(evaluation)
         self._save_best()
         return ended

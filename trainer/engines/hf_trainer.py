@@ -1,4 +1,4 @@
-"""Hugging Face Trainer with this project's data order, loss, dropout keys and rungs; the rest is Trainer's own."""
+"""Hugging Face Trainer with this project's data order, loss, dropout keys and steps; the rest is Trainer's own."""
 
 import inspect
 import math
@@ -30,8 +30,8 @@ from trainer.outcomes import Diverged
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
-class RungTrainer(Trainer):
-    """Trains one adapter and calls back at every rung.
+class StepTrainer(Trainer):
+    """Trains one adapter and calls back after every optimiser step.
 
     Args:
         trial: its ``train`` and ``optim`` parts.
@@ -41,7 +41,7 @@ class RungTrainer(Trainer):
         routing: where the dropout layers look up their keys.
         start: optimiser steps done before.
         moments: optimiser state at ``start`` (``optimizer_tensors``), or None to start afresh.
-        on_rung: called with the step after each rung; False stops the training.
+        on_step: called after each step; False stops the training.
         scratch: a folder that Trainer may write to.
         activation_checkpointing: recompute activations in the backward pass.
     """
@@ -55,14 +55,13 @@ class RungTrainer(Trainer):
         routing: DropoutKeys,
         start: int,
         moments: dict[str, torch.Tensor] | None,
-        on_rung: Callable[[int], bool],
+        on_step: Callable[[], bool],
         scratch: str,
         activation_checkpointing: bool,
     ):
         self.trial, self.base, self.encoded, self.routing, self.start = trial, base, encoded, routing, start
         self.moments = moments
         self.tokens = 0
-        self.stopped = False
         arguments = TrainingArguments(
             output_dir=scratch,
             max_steps=max(trial.train.max_steps - start, 1),
@@ -87,7 +86,7 @@ class RungTrainer(Trainer):
         arguments._n_gpu = min(
             arguments.n_gpu, 1
         )  # one process trains on one device: Trainer must not wrap the model in DataParallel
-        super().__init__(model=model, args=arguments, callbacks=[_Rungs(self, on_rung)])
+        super().__init__(model=model, args=arguments, callbacks=[_Steps(on_step)])
         self.remove_callback(PrinterCallback)
         self.loss_is_scaled_for_ga = True  # by ``denominator``, see compute_loss
         self.keeps_positions = "logits_to_keep" in inspect.signature(base.model.forward).parameters
@@ -167,7 +166,8 @@ class RungTrainer(Trainer):
 
     def optimizer_tensors(self) -> dict[str, torch.Tensor]:
         """AdamW's moments by parameter name, on the CPU: what ``moments`` takes."""
-        assert self.optimizer is not None
+        if self.optimizer is None:  # no step was made yet
+            return self.moments or {}
         states = self.optimizer.state
         if hasattr(self.optimizer, "optimizer"):  # accelerate's wrapper
             states = self.optimizer.optimizer.state
@@ -183,14 +183,12 @@ class RungTrainer(Trainer):
         return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
-class _Rungs(TrainerCallback):
-    """Calls back after each step that is a rung, and stops the training where the callback says so."""
+class _Steps(TrainerCallback):
+    """Calls back after each step, and stops the training where the callback says so."""
 
-    def __init__(self, trainer: RungTrainer, on_rung: Callable[[int], bool]):
-        self.trainer, self.on_rung = trainer, on_rung
+    def __init__(self, on_step: Callable[[], bool]):
+        self.on_step = on_step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        step = self.trainer.start + state.global_step
-        if step in self.trainer.trial.train.rungs and not self.on_rung(step):
-            self.trainer.stopped = True
+        if not self.on_step():
             control.should_training_stop = True

@@ -9,13 +9,14 @@ to the same.
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from trainer.engine import Event
+from trainer.engine import Event, never
 from trainer.engines.batches import cut_by_length
+from trainer.engines.interruption import Interrupted, interruptible
 from trainer.engines.keyed_dropout import row_keys
 from trainer.engines.lora_kernels import Routing, Segment
 from trainer.engines.pack_layers import PackedHead, PackedLora
@@ -274,16 +275,24 @@ class Pack:
 
     # --- scoring
 
-    def rungs(self, slots: list[Slot]) -> list[Event]:
-        """Score slots on their rung subsets; slots with the same items in one pass. They rest afterwards."""
+    def rungs(self, slots: list[Slot], leaving: Callable[[], bool] = never) -> list[Event]:
+        """Score slots on their rung subsets; slots with the same items in one pass. They rest afterwards.
+
+        Args:
+            slots: of this pack, which are due.
+            leaving: whether to break off; slots that are not scored by then stay due.
+        """
         models = self._models(slots)
         events: list[Event] = []
         for slot in slots:
             event: Event
             try:
-                evaluation = self._evaluate(models, slot, slot.validation.rung, None)
+                with interruptible(self.base.model, leaving):
+                    evaluation = self._evaluate(models, slot, slot.validation.rung, None)
                 event = slot.record.rung(evaluation, slot.weights)
                 slot.rest()
+            except Interrupted:
+                break
             except Exception as error:
                 event = ended_by(error, slot.trial.trial_id, slot.record.step)
             events.append(event)
@@ -303,8 +312,13 @@ class Pack:
         due_together = {self._items_key(slot) for slot in ready}
         return [slot for slot in due if self._items_key(slot) in due_together]
 
-    def finish(self, slots: list[Slot]) -> list[Event]:
-        """Score slots' best rungs on all validation items and write their adapters."""
+    def finish(self, slots: list[Slot], leaving: Callable[[], bool] = never) -> list[Event]:
+        """Score slots' best rungs on all validation items and write their adapters.
+
+        Args:
+            slots: of this pack, whose trials are done.
+            leaving: whether to break off; slots that are not scored by then stay as they are.
+        """
         events: list[Event] = []
         scored = []
         for slot in slots:
@@ -317,10 +331,13 @@ class Pack:
         for slot in scored:
             try:
                 everything = list(range(len(slot.validation.rows)))
-                evaluation = self._evaluate(models, slot, everything, slot.record.require_best().evaluation)
+                with interruptible(self.base.model, leaving):
+                    evaluation = self._evaluate(models, slot, everything, slot.record.require_best().evaluation)
                 ended = slot.record.completed(evaluation)
                 slot.write_best()
                 events.append(ended)
+            except Interrupted:
+                break
             except Exception as error:
                 events.append(ended_by(error, slot.trial.trial_id, slot.record.step))
         return events

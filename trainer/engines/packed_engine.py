@@ -72,22 +72,22 @@ class PackedEngine:
         pack = self._pack(trial)
         return self._budget(pack, trial).slots(trial)
 
-    def advance(self, until: Callable[[], bool] = never) -> list[Event]:
+    def advance(self, until: Callable[[], bool] = never, leaving: Callable[[], bool] = never) -> list[Event]:
         while True:
             events: list[Event] = []
             for pack in list(self._packs):  # packs take turns, a step each
-                events += self._advance(pack)
+                events += self._advance(pack, leaving)
             if events or until() or not any(pack.busy for pack in self._packs):
                 return events
 
-    def _advance(self, pack: Pack) -> list[Event]:
+    def _advance(self, pack: Pack, leaving: Callable[[], bool]) -> list[Event]:
         done = [s for s in pack.slots if not s.resting and not s.due and s.record.done]
-        events = pack.finish(done)
+        events = pack.finish(done, leaving)
         began = time.monotonic()
         events += pack.step()
         self.patience = time.monotonic() - began
         ended = {event.trial_id for event in events}
-        events += pack.rungs([slot for slot in pack.due() if slot.trial.trial_id not in ended])
+        events += pack.rungs([slot for slot in pack.due() if slot.trial.trial_id not in ended], leaving)
         return self._settled(events)
 
     def _settled(self, events: list[Event]) -> list[Event]:
@@ -133,8 +133,14 @@ class PackedEngine:
     def proceed(self, trial_id: str) -> None:
         self._find(trial_id)[1].resting = False
 
+    def steps(self, trial_id: str) -> int:
+        return self._find(trial_id)[1].record.step
+
     def checkpoint(self, trial_id: str, to: Path) -> None:
         self._find(trial_id)[1].save(to)
+
+    def release(self, trial_id: str) -> None:
+        self._remove(trial_id)
 
     def end(self, trial_id: str, state: State) -> None:
         self._free(self._find(trial_id)[1], state)
@@ -162,7 +168,7 @@ class PackedEngine:
         key = self.device_cache.base_key(trial)
         if key not in self._budgets:
             slot = self._slot(trial, TrialFolder(Path("probe")), pack, None)
-            self._budgets[key] = measure(pack, slot)
+            self._budgets[key] = measure(pack, slot, self.device_cache.gpu_share)
         pack.pass_cost = pass_cost(self.settings, pack.base.device)  # the probe is not to be cut
         return self._budgets[key]
 

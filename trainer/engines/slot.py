@@ -87,7 +87,6 @@ class Slot:
             self.record.load(checkpoint)
         self.waited = 0
         self.spoiled = False
-        self._scored_step = self.record.step
         self.optimizer = self._make_optimizer(checkpoint)
         self.scheduler = self._make_scheduler()
 
@@ -96,7 +95,7 @@ class Slot:
     @property
     def due(self) -> bool:
         """Whether the slot is at a rung and not scored there yet."""
-        return self._scored_step < self.record.step in self.trial.train.rungs
+        return self.record.due
 
     @property
     def to_rung(self) -> int:
@@ -105,7 +104,7 @@ class Slot:
 
     def rest(self) -> None:
         """Wait after a rung was scored, until the engine's ``proceed``."""
-        self.resting, self.waited, self._scored_step = True, 0, self.record.step
+        self.resting, self.waited = True, 0
 
     # --- training
 
@@ -172,7 +171,10 @@ class Slot:
             parameter.copy_(weights[key])
 
     def save(self, to: Path) -> None:
-        """A plain PEFT adapter, the optimiser's moments, the best rung; the counters last."""
+        """A plain PEFT adapter, the optimiser's moments, the best rung; the counters last.
+
+        Of the last whole optimiser step: micro-steps since then have only added to gradients, and are done again.
+        """
         shutil.rmtree(to, ignore_errors=True)
         self._write(self.weights(), to)
         moments = {

@@ -116,12 +116,13 @@ class SlotBudget:
         return self.pack_bytes(trials) <= self.bytes_free
 
 
-def measure(pack: Pack, slot: Slot) -> SlotBudget:
+def measure(pack: Pack, slot: Slot, gpu_share: float = 1.0) -> SlotBudget:
     """Measure what passes cost on a device, with a trial's own rows. Slots in the pack are not changed.
 
     Args:
         pack: of the trial's base model.
         slot: a slot of the trial made for this; of no other use afterwards.
+        gpu_share: of a GPU's memory that this process may use.
     """
     trial = slot.trial
     rows = trial.train.batch_size // trial.train.accumulation
@@ -147,7 +148,7 @@ def measure(pack: Pack, slot: Slot) -> SlotBudget:
         fixed=max(seconds[0] - per_token * once.numel(), 0.0),
         per_token=per_token,
         bytes_per_token=max(_slope(kept, counted), 1.0),
-        bytes_free=_SHARE * _free_bytes(pack.base.device),
+        bytes_free=_SHARE * _free_bytes(pack.base.device, gpu_share),
         widths={name: sum(linear_shape(modules[name])) for name in names},
         head_parameters=sum(p.numel() for p in heads),
         columns=padded(trial.lora.rank, pack.rank_multiple) * len(slot.modules),
@@ -213,8 +214,11 @@ def kept_bytes(work: Callable[[], object], base: BaseModel, adapters: Iterable[t
     return sum(saved.values())
 
 
-def _free_bytes(device: torch.device) -> float:
+def _free_bytes(device: torch.device, gpu_share: float) -> float:
+    """What may still be allocated; of a GPU that is shared, no more than is left of this process's share."""
     if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return float(torch.cuda.mem_get_info(device)[0] + unused)
+        allocated = torch.cuda.memory_allocated(device)
+        free, total = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - allocated
+        return float(min(free + unused, gpu_share * total - allocated))
     return float(psutil.virtual_memory().available)

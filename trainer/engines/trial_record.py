@@ -19,7 +19,7 @@ from analysis.errors import FolderError
 from analysis.folder import MetricsRow, State, TrialFolder
 from trainer.config import TrialConfig
 from trainer.engine import Ended, RungResult
-from trainer.engines.checkpoints import COUNTERS, seal
+from trainer.engines.checkpoints import COUNTERS, SCORED, seal
 from trainer.evaluation.evaluate import Evaluation, Validation, metrics_of
 from trainer.outcomes import Diverged
 
@@ -65,6 +65,7 @@ class TrialRecord:
         step: optimiser steps done.
         tokens: training tokens seen, padding not counted.
         stale: rungs since the best one.
+        scored: step of the last rung that was scored.
     """
 
     def __init__(self, trial: TrialConfig, folder: TrialFolder, validation: Validation, score: Score):
@@ -73,6 +74,7 @@ class TrialRecord:
         self.step = 0
         self.tokens = 0
         self.stale = 0
+        self.scored = 0
         self._started = time.monotonic()
 
     def rung(self, evaluation: Evaluation, weights: Callable[[], Weights]) -> RungResult:
@@ -92,7 +94,13 @@ class TrialRecord:
         else:
             self.stale += 1
         self._write_items(evaluation, self.step)
+        self.scored = self.step
         return RungResult(self.trial.trial_id, self._row(evaluation, self.step, final=False))
+
+    @property
+    def due(self) -> bool:
+        """Whether the trial is at a rung and not scored there yet."""
+        return self.scored < self.step in self.trial.train.rungs
 
     @property
     def done(self) -> bool:
@@ -132,7 +140,7 @@ class TrialRecord:
     def save(self, to: Path) -> None:
         """Write the best rung and the counters into a checkpoint, and complete it (``seal``)."""
         counters: dict[str, Any] = {"step": self.step, "tokens": self.tokens, "stale": self.stale}
-        counters["seconds"] = self._seconds
+        counters |= {SCORED: self.scored, "seconds": self._seconds}
         if self.best is not None:
             counters |= {"best_step": self.best.step, "best_score": self.best.score}
             save_file(self.best.weights, to / "best.safetensors")
@@ -144,6 +152,7 @@ class TrialRecord:
         self.step = int(counters["step"])
         self.tokens = int(counters["tokens"])
         self.stale = int(counters.get("stale", 0))  # older checkpoints do not count
+        self.scored = int(counters.get(SCORED, self.step))  # and were written at rungs alone
         self._started = time.monotonic() - float(counters["seconds"])
         if "best_step" in counters:
             weights = load_file(checkpoint / "best.safetensors")

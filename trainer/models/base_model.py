@@ -137,6 +137,22 @@ def slow_precisions(device: torch.device, precisions: Collection[str] = PRECISIO
     return {"bf16": round(times, 1)} if times > _SLOW else {}
 
 
+def arithmetic_speed(device: torch.device) -> float:
+    """Billions of floating-point operations a second of a matrix product, to compare devices by."""
+    gpu = device.type == "cuda"
+    size = 4096 if gpu else 512
+    square = torch.ones(size, size, dtype=torch.float16 if gpu else torch.float32, device=device)
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        square @ square
+        if gpu:
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+    return 2 * size**3 / min(seconds() for _ in range(4)) / 1e9
+
+
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     """In what arithmetic a base model runs.
 

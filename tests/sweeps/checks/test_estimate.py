@@ -3,14 +3,18 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from sweeps import cli
-from sweeps.checks.estimate import Probed, whole_sweep
+from sweeps.checks import probe
+from sweeps.checks.estimate import Probed, estimate, whole_sweep
 from sweeps.checks.preflight import preflight
 from sweeps.checks.simulate import Cost
 from sweeps.compose.compose import compose
+from trainer.models import base_model
 
 
 def leaky(tiny_data: tuple[Path, Path], folder: Path) -> Path:
@@ -81,3 +85,25 @@ def test_the_plan_is_readable_in_80_columns(tiny, monkeypatch, capsys, tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     assert "rows       60 to train on, 30 to rank by; 3 labels: bird 20, fruit 20, metal 20" in lines
+
+
+@pytest.mark.parametrize(
+    ("share", "device", "planned"), [("0", "cpu", 1.0), ("0.5", "cuda", 0.5), ("null", "cuda", 1.0)]
+)
+def test_an_estimate_is_of_the_device_and_the_share_that_workers_will_have(
+    share: str, device: str, planned: float, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Asked(Exception):
+        pass
+
+    def prober(dataset: Any, device: torch.device, settings: Any, gpu_share: float) -> None:
+        raise Asked(device.type, gpu_share)
+
+    monkeypatch.setattr(probe, "Prober", prober)
+    monkeypatch.setattr(base_model, "best_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(base_model, "available_precisions", lambda device: {"fp32": ""})
+    monkeypatch.setattr(base_model, "slow_precisions", lambda device: {})
+    composed = compose(tiny("llama", f"resources.gpus_per_trial={share}", "precision=fp32"))
+    with pytest.raises(Asked) as raised:
+        estimate(composed, None)  # type: ignore[arg-type]
+    assert raised.value.args == (device, planned)

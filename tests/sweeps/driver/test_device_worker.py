@@ -1,6 +1,8 @@
 """What a device worker does when its engine, the disk or the driver fails it."""
 
 import asyncio
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,13 +17,14 @@ from analysis.objective import Objective, Term
 from sweeps.driver.device_client import DeviceClient
 from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.trial_proxy import TrialProxy
-from sweeps.process.installation import package_root
+from tests.benchmarks.simulated import SimulatedEngine
 from tests.sweeps.driver.fakes import FakeDispatcher
 from trainer.config import EngineConfig
-from trainer.engine import Admitted, Ended, Event, Full, Halted, RungResult
+from trainer.engine import Admitted, Ended, Event, Full, Halted, Requeued, RungResult
 from trainer.engines.checkpoints import seal
 
 TRIAL: Any = SimpleNamespace(trial_id="t0000", precision="fp32", train=SimpleNamespace(max_steps=4))
+LEFT = Requeued("t0000", "its device worker on beta left")
 
 
 def row(step: int) -> MetricsRow:
@@ -32,28 +35,40 @@ class FakeEngine:
     """Yields one event, or raises; remembers what it was asked."""
 
     patience = 0.0
+    done = 0
 
     def __init__(self, advance: Callable[[], list[Event]] = list, checkpoint: Callable[[], None] = lambda: None):
         self._advance, self._checkpoint = advance, checkpoint
         self.admitted_from: list[Path | None] = []
+        self.checkpoints: list[Path] = []
         self.ended: list[str] = []
+        self.released: list[str] = []
+        self.leaving: Callable[[], bool] = lambda: False
 
     def admit(self, trial: Any, folder: TrialFolder, checkpoint: Path | None) -> Admitted:
         self.admitted_from.append(checkpoint)
         return Admitted(0)
 
-    def advance(self, until: Callable[[], bool]) -> list[Event]:
+    def advance(self, until: Callable[[], bool], leaving: Callable[[], bool]) -> list[Event]:
+        self.leaving = leaving
         return self._advance()
 
+    def steps(self, trial_id: str) -> int:
+        return self.done
+
     def checkpoint(self, trial_id: str, to: Path) -> None:
+        self.checkpoints.append(to)
         self._checkpoint()
+
+    def release(self, trial_id: str) -> None:
+        self.released.append(trial_id)
 
     def end(self, trial_id: str, state: State) -> None:
         self.ended.append(trial_id)
 
 
-def worker(engine: FakeEngine) -> Any:
-    made: Any = DeviceWorker(EngineConfig(), None, Objective("single", 0.05, ()), 1, "beta", package_root())
+def worker(engine: FakeEngine | SimulatedEngine) -> Any:
+    made: Any = DeviceWorker(EngineConfig(), None, Objective("single", 0.05, ()), 1, "beta")
     made._engine, made._materials = engine, None
     return made
 
@@ -187,12 +202,14 @@ def test_a_worker_says_that_it_does_not_know_a_trial() -> None:
     asyncio.run(run())
 
 
-def checkpoint(folder: TrialFolder, step: int) -> Path:
+def checkpoint(folder: TrialFolder, step: int, scored: int | None = None) -> Path:
+    """Of a rung that is recorded, or of a step after the rung ``scored``."""
     made = folder.checkpoint_dir(step)
     made.mkdir(parents=True)
     (made / "adapter_model.safetensors").write_bytes(bytes(range(200)))
-    seal(made, {"step": step})
-    folder.append_metrics(row(step))
+    seal(made, {"step": step} | ({} if scored is None else {"scored": scored}))
+    if scored is None:
+        folder.append_metrics(row(step))
     return made
 
 
@@ -225,3 +242,223 @@ def test_a_rung_that_was_not_recorded_is_done_again(recorded: list[int], expecte
         folder.append_metrics(row(step))
     worker(engine)._admit(TRIAL, folder)
     assert engine.admitted_from == [None if expected is None else folder.checkpoint_dir(expected)]
+
+
+@pytest.mark.parametrize(
+    ("written", "recorded", "expected"),
+    [
+        ({1: 0}, [], 1),  # before the first rung
+        ({2: 2, 3: 2}, [2], 3),
+        ({2: 2, 3: 2}, [], None),  # the rung before it was not recorded
+        ({3: 2, 4: 4}, [2], 3),  # the rung after it was not
+        ({2: 2, 4: 2}, [2], 4),  # at a rung that is not scored yet
+        ({2: 2, 4: 2}, [], None),
+        ({2: 2, 4: 4, 5: 4}, [2], 2),
+        ({2: 2, 4: 4, 5: 4}, [2, 4], 5),
+    ],
+)
+def test_a_checkpoint_between_two_rungs_is_gone_on_from_where_the_rungs_before_it_are_recorded(
+    written: dict[int, int], recorded: list[int], expected: int | None, tmp_path: Path
+) -> None:
+    folder, engine = TrialFolder(tmp_path), FakeEngine()
+    for step, scored in written.items():
+        checkpoint(folder, step, scored)
+    for step in recorded:
+        folder.append_metrics(row(step))
+    worker(engine)._admit(TRIAL, folder)
+    assert engine.admitted_from == [None if expected is None else folder.checkpoint_dir(expected)]
+
+
+def test_a_damaged_checkpoint_between_two_rungs_gives_way_to_the_rung_before(tmp_path: Path) -> None:
+    folder, engine = TrialFolder(tmp_path), FakeEngine()
+    good, bad = checkpoint(folder, 2), checkpoint(folder, 3, scored=2)
+    (bad / "adapter_model.safetensors").write_bytes(b"")
+    admission = worker(engine)._admit(TRIAL, folder)
+    assert engine.admitted_from == [good]
+    assert "the checkpoint of step 3 is damaged" in admission.note
+
+
+@pytest.mark.parametrize(
+    ("before", "step", "scored", "kept"),
+    [
+        ({2: 2, 4: 4}, 5, 4, [2, 4, 5]),  # it pushes out no rung's
+        ({2: 2, 4: 4, 5: 4}, 6, 4, [2, 4, 6]),  # but the one between the same rungs
+        ({2: 2, 4: 4, 6: 4}, 8, 8, [4, 6, 8]),
+        ({4: 4, 6: 4, 8: 8}, 10, 10, [8, 10]),
+        ({2: 2, 3: 2}, 4, 2, [2, 4]),
+        ({1: 0}, 2, 2, [1, 2]),
+        ({2: 2, 4: 4, 6: 6}, 4, 4, [2, 4]),  # what came after it was damaged
+    ],
+)
+def test_two_checkpoints_of_rungs_are_kept_and_one_between_them(
+    before: dict[int, int], step: int, scored: int, kept: list[int], tmp_path: Path
+) -> None:
+    folder = TrialFolder(tmp_path)
+    for at, rung in before.items():
+        checkpoint(folder, at, rung)
+
+    def write() -> None:
+        seal(folder.checkpoint_dir(step), {"step": step, "scored": scored})
+
+    folder.checkpoint_dir(step).mkdir(parents=True, exist_ok=True)
+    device = worker(FakeEngine(checkpoint=write))
+    device._folders["t0000"] = folder
+    device._checkpoint("t0000", step)
+    assert folder.checkpoints() == kept
+
+
+# --- leaving
+
+
+def simulated(trial_id: str, max_steps: int = 2000, rungs: tuple[int, ...] = (1000, 2000)) -> Any:
+    part = SimpleNamespace
+    optim, lora = part(lr=1e-3), part(rank=8)
+    return part(
+        trial_id=trial_id, seed=1, optim=optim, lora=lora, train=part(max_steps=max_steps, rungs=rungs, batch_size=8)
+    )
+
+
+def until(true: Callable[[], Any]) -> None:
+    gives_up = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < gives_up
+        time.sleep(0.01)
+
+
+def simulated_engine(seconds: float) -> SimulatedEngine:
+    return SimulatedEngine(4, lambda metrics: metrics["accuracy"], seconds)
+
+
+def test_a_worker_that_leaves_gives_its_trials_back_between_two_steps(tmp_path: Path) -> None:
+    """The engine is in the middle of a rung of a thousand steps and 20 seconds."""
+    engine, files = simulated_engine(20), TrialFolder(tmp_path / "trials" / "t0000")
+
+    async def run() -> tuple[list[str], Any, Any]:
+        device = worker(engine)
+        await device.admit(simulated("t0000"), str(files.root))
+        waiting = asyncio.ensure_future(device.next_event("t0000"))
+        await asyncio.to_thread(until, lambda: engine.steps("t0000") > 5)
+        given_back = await device.leave(10)
+        event = await asyncio.wait_for(waiting, 10)
+        return given_back, event, await device.admit(simulated("t0001"), str(tmp_path / "trials" / "t0001"))
+
+    given_back, event, admission = asyncio.run(run())
+    assert (given_back, event) == (["t0000"], LEFT)
+    assert isinstance(admission, Full), "from now on none is admitted"
+    [step] = files.checkpoints()
+    assert 5 < step < 1000
+    assert not files.adapter_dir.exists(), "the trial has not ended"
+    assert worker(simulated_engine(0))._admit(simulated("t0000"), files) == Admitted(step)
+
+
+def test_a_trial_that_rests_is_given_back_too_and_its_proxy_hears_it_when_it_asks(tmp_path: Path) -> None:
+    engine, files = simulated_engine(0), TrialFolder(tmp_path / "trials" / "t0000")
+
+    async def run() -> list[Any]:
+        device = worker(engine)
+        await device.admit(simulated("t0000", 8, (4, 8)), str(files.root))
+        rung = await device.next_event("t0000")
+        written = (files.checkpoint_dir(4) / "counters.json").stat().st_ino
+        given_back = await device.leave(10)
+        assert written == (files.checkpoint_dir(4) / "counters.json").stat().st_ino, "it has its checkpoint"
+        await device.end("t0000", "stopped_early")
+        return [rung.row.step, given_back, await asyncio.wait_for(device.next_event("t0000", proceed=True), 10)]
+
+    assert asyncio.run(run()) == [4, ["t0000"], LEFT]
+    assert (files.checkpoints(), engine.slots, files.adapter_dir.exists()) == ([4], {}, False)
+
+
+def test_a_scoring_is_broken_off_where_the_worker_leaves(tmp_path: Path) -> None:
+    def scoring() -> list[Event]:
+        engine.done = 4
+        until(engine.leaving)
+        return []
+
+    engine, files = FakeEngine(advance=scoring), TrialFolder(tmp_path)
+
+    async def run() -> list[Any]:
+        device = worker(engine)
+        await device.admit(TRIAL, str(files.root))
+        await asyncio.to_thread(until, lambda: engine.done)
+        return [await device.leave(10), await asyncio.wait_for(device.next_event("t0000"), 10)]
+
+    assert asyncio.run(run()) == [["t0000"], LEFT]
+    assert engine.checkpoints == [files.checkpoint_dir(4)]
+    assert (engine.released, engine.ended) == (["t0000"], [])
+
+
+def test_what_cannot_be_broken_off_is_not_waited_for(tmp_path: Path) -> None:
+    """It goes on from its last checkpoint; what the engine says of it later is heard by nobody, and writes nothing."""
+    busy, go_on, files = threading.Event(), threading.Event(), TrialFolder(tmp_path)
+
+    def scoring() -> list[Event]:
+        busy.set()
+        assert go_on.wait(30)
+        return [RungResult("t0000", row(4))]
+
+    engine = FakeEngine(advance=scoring)
+
+    async def run() -> None:
+        device = worker(engine)
+        await device.admit(TRIAL, str(files.root))
+        await asyncio.to_thread(busy.wait, 30)
+        assert await device.leave(0.1) == ["t0000"]
+        assert await asyncio.wait_for(device.next_event("t0000"), 10) == LEFT
+        assert await device.leave(0.1) == ["t0000"], "once"
+        other = SimpleNamespace(trial_id="t0001")
+        assert await asyncio.wait_for(device.admit(other, str(tmp_path)), 5) == Full(), "at once"
+        assert device._admit(other, files) == Full(), "one that had asked before"
+        go_on.set()
+        await asyncio.to_thread(until, lambda: engine.released)
+        assert await device.leave(10) == ["t0000"]
+        assert device._events["t0000"].empty()
+        assert (engine.checkpoints, device._folders) == ([], {})
+
+    asyncio.run(run())
+
+
+def test_a_checkpoint_that_cannot_be_written_takes_the_trial_back_to_the_one_before(tmp_path: Path) -> None:
+    def broken() -> None:
+        raise OSError(28, "No space left on device")
+
+    engine, files = FakeEngine(checkpoint=broken), TrialFolder(tmp_path)
+    engine.done = 3
+
+    async def run() -> list[Any]:
+        device = worker(engine)
+        await device.admit(TRIAL, str(files.root))
+        return [await device.leave(10), await asyncio.wait_for(device.next_event("t0000"), 10)]
+
+    assert asyncio.run(run()) == [["t0000"], LEFT]
+    assert engine.released == ["t0000"]
+
+
+def test_trials_that_go_from_worker_to_worker_end_as_the_undisturbed_one(tmp_path: Path) -> None:
+    async def stay(files: TrialFolder, seconds: float) -> tuple[Any, int]:
+        """One worker's time. Gives the last event, and the steps that were made here."""
+        device = worker(engine := simulated_engine(seconds))
+        began = (await device.admit(simulated("t0000", 400, (100, 200, 400)), str(files.root))).step
+        leaving = asyncio.ensure_future(leave_soon(device))
+        proceed = False
+        while isinstance(event := await device.next_event("t0000", proceed), RungResult):
+            files.append_metrics(event.row)
+            proceed = True
+        await leaving
+        reached = event.step if isinstance(event, Ended) else files.checkpoints()[-1]
+        assert not engine.slots
+        return event, reached - began
+
+    async def leave_soon(device: Any) -> None:
+        await asyncio.sleep(0.35)
+        await device.leave(10)
+
+    whole, moved = (TrialFolder(tmp_path / name / "t0000") for name in ("whole", "moved"))
+    ended, _ = asyncio.run(stay(whole, 0))
+    places, made, event = 0, 0, None
+    while not isinstance(event, Ended):
+        event, steps = asyncio.run(stay(moved, 0.5))
+        places, made = places + 1, made + steps
+    assert places > 2
+    assert made == 400, "no step is made twice"
+    assert event == ended
+    assert moved.read_metrics() == whole.read_metrics()

@@ -1,6 +1,5 @@
 """Which device workers a sweep starts on which nodes, and what they claim there."""
 
-import asyncio
 import shutil
 import subprocess
 import threading
@@ -11,14 +10,10 @@ from typing import Any
 import psutil
 import pytest
 
-from analysis.errors import FolderError, HardwareError
-from analysis.objective import Objective
+from analysis.errors import HardwareError
 from sweeps.config import RayConfig, ResourcesConfig, SweepConfig
 from sweeps.driver import ray_cluster
-from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.ray_cluster import end_ray, ray_running
-from sweeps.process.installation import package_root
-from trainer.config import EngineConfig
 
 
 def config(address: str | None = "head:6379", **resources: Any) -> SweepConfig:
@@ -74,14 +69,6 @@ def test_a_second_end_in_the_middle_of_the_first_leaves_nothing_either(
     assert psutil.wait_procs(agents, timeout=10)[1] == []
     go_on.set()
     first.join()
-
-
-def test_a_worker_that_does_not_see_the_sweep_folder_says_what_to_do(tmp_path: Path) -> None:
-    worker = DeviceWorker(
-        EngineConfig(), None, Objective("single", 0.05, ()), threads=1, node="beta", root=package_root()
-    )
-    with pytest.raises(FolderError, match=r"node beta does not see .*sweep\.dir"):
-        asyncio.run(worker.facts(str(tmp_path / "elsewhere"), ["fp32"]))
 
 
 def test_a_ray_that_is_slow_to_start_is_tried_again_and_told_as_an_overloaded_machine(

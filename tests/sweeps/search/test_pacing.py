@@ -70,7 +70,7 @@ from tests.benchmarks.simulated import SimulatedEngine, SimulatedWorker, overrid
 class Waves(SimulatedEngine):
     '''All slots reach their rungs, and end, at the same moment, as those of a pack do.'''
 
-    def advance(self, until=None):
+    def advance(self, until=None, leaving=None):
         events = []
         if len(self.slots) == self.capacity_ and not any(slot.resting for slot in self.slots.values()):
             while going := super().advance():

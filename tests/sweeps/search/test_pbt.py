@@ -14,7 +14,6 @@ from analysis.folder import State, SweepFolder, TrialFolder, read_lines
 from analysis.objective import Objective
 from sweeps.compose.compose import compose
 from sweeps.driver.device_worker import DeviceWorker
-from sweeps.process.installation import package_root
 from sweeps.search.lineage import reconcile, record, take_over
 from sweeps.search.pbt_exchange import Exchange
 from sweeps.search.scheduler import build_sampler, build_scheduler, replay_scheduler
@@ -192,9 +191,7 @@ def device(tiny, tmp_path):
     """A device worker with packs, and two trials that differ in their learning rate."""
     more = ("lora.rank=4", "optim.schedule=constant", "space=optimizer", "train.rungs=[2,4,6,8]", "scheduler=fifo")
     composed = compose(tiny("llama", *more, "precision=fp32", "data.max_length=64"))
-    worker: Any = DeviceWorker(
-        EngineConfig(), 2, Objective.from_config(composed.resolved()["objective"]), 1, "here", package_root()
-    )
+    worker: Any = DeviceWorker(EngineConfig(), 2, Objective.from_config(composed.resolved()["objective"]), 1, "here")
     return worker, composed, tmp_path
 
 

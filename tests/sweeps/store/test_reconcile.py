@@ -55,6 +55,8 @@ class Worker:
         self._events: dict[str, Any] = {}
         self._alone = ""
         self._resting: set[str] = set()
+        self._saved: dict[str, int] = {}
+        self._leaving = False
 
     def __getattribute__(self, name: str) -> Any:
         found = object.__getattribute__(self, name)
@@ -70,7 +72,7 @@ class Worker:
         [event] = self.engine.advance()
         if isinstance(event, RungResult):
             unbound: Any = DeviceWorker._checkpoint
-            unbound(self, event)
+            unbound(self, event.trial_id, event.row.step)
         else:
             self._folders.pop(trial_id)
         return event

@@ -124,6 +124,26 @@ def test_lora_heads_and_a_step_in_a_pack(
     assert TrialFolder(tmp_path / "t0000").adapter_dir.is_dir()
 
 
+@pytest.mark.parametrize(("name", "task"), CASES)
+def test_a_trial_that_leaves_between_two_steps_goes_on_as_if_it_had_not(
+    name: str, task: str, folders: Callable[[str], Path], make_trial: Callable[..., TrialConfig], tmp_path: Path
+) -> None:
+    made = make_trial(
+        "bert" if task == "classification" else "llama", max_steps=3, rungs=[3], rung_items=3, dropout=0.1
+    )
+    trial = replace(made, model=ModelConfig(source="local", path=str(folders(name))))
+    materials = DeviceCache(torch.device("cpu"))
+    drive(packed_engine(materials), [trial], tmp_path / "whole")
+    engine = packed_engine(materials)
+    engine.admit(trial, TrialFolder(tmp_path / "left" / trial.trial_id), None)
+    assert engine.advance(lambda: True) == []
+    engine.checkpoint(trial.trial_id, at := TrialFolder(tmp_path / "left" / trial.trial_id).checkpoint_dir(1))
+    engine.release(trial.trial_id)
+    drive(packed_engine(materials), [trial], tmp_path / "left", {trial.trial_id: at})
+    left, whole = (at_step(tmp_path / place, trial, 3) for place in ("left", "whole"))
+    assert {key for key in whole if not torch.equal(left[key], whole[key])} == set()
+
+
 def test_shipped_hub_models_are_pinned_to_a_commit_of_a_known_architecture() -> None:
     for name in (*CONFIGS, "llama3_8b"):
         values, _ = head_of(name)

@@ -4,11 +4,14 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 
 from analysis.folder import TrialFolder
 from tests.trainer.engines.test_pack_equivalence import equal_lengths, materials  # noqa: F401  # fixtures
 from tests.trainer.packs import held_bytes, packed_engine
+from trainer.device_cache import DeviceCache
 from trainer.engine import Admitted
+from trainer.engines import slot_budget
 from trainer.engines.slot_budget import kept_bytes
 
 MIXED = ["all_linear", "attention", "attention", "all_linear"]  # so that some layers' stacks need only the low ranks
@@ -48,3 +51,40 @@ def test_the_memory_of_further_slots_is_predicted_within_a_tenth(
             held.append(held_bytes(pack.slots))
     predicted = budget.pack_bytes(trials) - budget.pack_bytes(trials[:1])
     assert kept[1] - kept[0] + held[1] - held[0] == pytest.approx(predicted, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("free", "reserved", "share", "expected"),
+    [
+        (70, 5, 1.0, 72),  # all that is free, and what the allocator holds unused
+        (70, 5, 0.5, 37),  # what is left of half the memory
+        (20, 5, 0.5, 22),  # no more than is free: others have taken theirs, and some of ours
+    ],
+)
+def test_of_a_gpu_that_is_shared_no_more_is_planned_than_the_share(monkeypatch, free, reserved, share, expected):
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3)
+    assert slot_budget._free_bytes(gpu, share) == expected
+
+
+def test_the_share_is_a_limit_of_the_allocator_and_of_the_engines_plan(
+    monkeypatch,
+    make_trial,
+    equal_lengths,  # noqa: F811
+):
+    limits = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: limits.append(share))
+    DeviceCache(torch.device("cuda", 0), 0.25)
+    DeviceCache(torch.device("cuda", 0))
+    DeviceCache(torch.device("cpu"), 0.25)
+    assert limits == [0.25]
+
+    asked = []
+    real = slot_budget._free_bytes
+    monkeypatch.setattr(slot_budget, "_free_bytes", lambda device, share: asked.append(share) or real(device, share))
+    trial = make_trial("llama")
+    trial = replace(trial, data=replace(trial.data, train=str(equal_lengths)))
+    packed_engine(DeviceCache(torch.device("cpu"), 0.25), "loop", slots=None).capacity(trial)
+    assert asked == [0.25]

@@ -1,0 +1,39 @@
+"""SIGTERM in a process whose main thread is not ours, as in a worker of Ray."""
+
+import faulthandler
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+_END_SECONDS = 3.0  # for the handler that was there before to end the process
+
+
+def on_sigterm(act: Callable[[], None]) -> None:
+    """When this process gets SIGTERM, call ``act`` in a thread of its own; then end as without this function.
+
+    ``signal.signal`` works in the main thread alone, and there Ray's own loop runs: all of an async actor's methods,
+    ``__init__`` too, run in another one. ``faulthandler`` takes a signal from any thread, and writes to a pipe at once,
+    whatever the main thread does. Afterwards the handler that was there gets the signal: Ray's answers the calls that
+    are under way, and its message on the dead actor names SIGTERM. The process ends in any case.
+
+    Args:
+        act: what is to be done before the end.
+    """
+    reading, writing = os.pipe()
+    faulthandler.register(signal.SIGTERM, file=writing, all_threads=False, chain=False)
+    # a forked child must not write to the pipe of its parent
+    os.register_at_fork(after_in_child=lambda: faulthandler.unregister(signal.SIGTERM))
+
+    def wait() -> None:
+        os.read(reading, 1)
+        try:
+            act()
+        finally:
+            faulthandler.unregister(signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(_END_SECONDS)
+            os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=wait, name="sigterm", daemon=True).start()

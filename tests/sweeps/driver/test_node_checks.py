@@ -1,0 +1,223 @@
+"""What is wrong with a node is said when a sweep starts, and by ``lorasweep cluster check``: on real Ray nodes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from analysis.folder import SweepFolder
+from sweeps.process.installation import PACKAGES, package_root
+from tests.sweeps.driver.test_several_nodes import RayCluster, free_port
+
+OK, DATA, FOLDER, HARDWARE = 0, 3, 5, 7  # exit statuses
+
+
+def may_mount() -> bool:
+    return bool(shutil.which("unshare")) and not subprocess.run(["unshare", "--mount", "true"], check=False).returncode
+
+
+class Bed(RayCluster):
+    """A cluster whose nodes may see other files than this machine at the same paths."""
+
+    scratch: Path
+
+    def add(
+        self, name: str, *options: str, cpus: int = 2, mounts: str = "", environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Start a node; ``mounts`` are commands of a shell that change what it alone sees."""
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--block", f"--node-name={name}"]
+        command += [f"--num-cpus={cpus}", "--object-store-memory=80000000", *options]
+        command += ["--min-worker-port=0", "--max-worker-port=0"]
+        if mounts:
+            command = ["unshare", "--mount", "sh", "-ec", f'{mounts}\nexec "$@"', "sh", *command]
+        log = self.scratch / f"{name}.log"
+        with log.open("wb") as out:
+            whole = {**os.environ, **self.environment, **(environment or {})}
+            self.processes.append(subprocess.Popen(command, env=whole, stdout=out, stderr=out))
+        gives_up = time.monotonic() + 90
+        while b"Ray runtime started" not in log.read_bytes():
+            assert self.processes[-1].poll() is None, log.read_text()
+            assert time.monotonic() < gives_up, log.read_text()
+            time.sleep(0.1)
+
+    def join(self, name: str, *options: str, cpus: int = 2, mounts: str = "", **environment: str) -> None:
+        self.add(name, f"--address={self.address}", *options, cpus=cpus, mounts=mounts, environment=environment)
+
+
+@pytest.fixture
+def bed() -> Iterator[Bed]:
+    """A head without CPUs, ``head``; tests let others join."""
+    scratch = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # the path of a socket must be short
+    (scratch / "token").write_text("a-token-of-this-test-0123456789abcdef")
+    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(scratch / "token")}
+    environment |= {"PYTHONPATH": package_root(), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    port = free_port()
+    running = Bed(f"127.0.0.1:{port}", environment)
+    running.scratch = scratch
+    try:
+        running.add("head", "--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={scratch}/s", cpus=0)
+        yield running
+    finally:
+        for process in reversed(running.processes):
+            process.terminate()
+            process.wait(60)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def older_version(folder: Path) -> Path:
+    """A copy of the packages without the class that a worker is asked by."""
+    for name in PACKAGES:
+        shutil.copytree(Path(package_root()) / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in (folder / "sweeps" / "driver").glob("*.py"):
+        file.write_text(file.read_text().replace("StartCheck", "Question"))
+    return folder
+
+
+def nodes(out: str) -> dict[str, dict]:
+    return {node["name"]: node for node in json.loads(out)}
+
+
+@pytest.mark.skipif(not may_mount(), reason="mount namespaces are not permitted here")
+def test_what_is_wrong_with_each_node_is_told_by_name_and_nothing_is_left(bed, lorasweep, tiny, tmp_path):
+    code, runs, data = bed.scratch / "trainer", tmp_path / "runs", tmp_path / "data"
+    shutil.copytree(Path(package_root()) / "trainer", code)
+    with (code / "engine.py").open("a") as file:
+        file.write("# another line\n")
+    overrides = tiny("llama", "search.trials=1", "tracking=none", "baselines=[]", "resources.threads=1", "sweep.name=n")
+    for folder in (runs, data, tmp_path / "other"):
+        folder.mkdir()
+    for index, word in enumerate(overrides):
+        if word.startswith("data.train="):
+            train = data / "train.csv"
+            shutil.copy(word.removeprefix("data.train="), train)
+            overrides[index] = f"data.train={train}"
+    changed = bed.scratch / "changed.csv"
+    changed.write_bytes(train.read_bytes().replace(b"the", b"one", 1))
+    assert changed.read_bytes() != train.read_bytes()
+
+    bed.join("good")
+    bed.join("code", mounts=f"mount --bind {code} {package_root()}/trainer")
+    bed.join("readonly", mounts=f"mount --bind {runs} {runs}; mount -o remount,ro,bind {runs}")
+    bed.join("elsewhere", mounts=f"mount --bind {tmp_path / 'other'} {runs}")
+    bed.join("absent", mounts=f"mount -t tmpfs none {tmp_path}")
+    bed.join("data", mounts=f"mount --bind {changed} {train}")
+    bed.join("older", PYTHONPATH=str(older_version(bed.scratch / "older")))
+
+    command = lorasweep(tmp_path, bed.environment)
+    done = command("cluster", "check", bed.address, *overrides, "--json")
+    assert done.returncode == HARDWARE, done.stderr
+    found = nodes(done.stdout)
+    wrong = {name: " ".join(node["said"]) for name, node in found.items()}
+    assert {name: node["state"] for name, node in found.items()} == {
+        "head": "unused", "good": "ok", "code": "wrong", "readonly": "wrong", "elsewhere": "wrong", "absent": "wrong",
+        "data": "wrong", "older": "wrong",
+    }  # fmt: skip
+    assert "node code runs other code than this machine: trainer/engine.py differs" in wrong["code"]
+    assert "node readonly cannot write to" in wrong["readonly"]
+    assert "node elsewhere has another folder at" in wrong["elsewhere"]
+    assert f"node absent does not see {runs}" in wrong["absent"]
+    assert f"data.train={train}: not there on node absent" in wrong["absent"]
+    assert f"data.train={train}: node data has another content there" in wrong["data"]
+    assert "node older: a device worker could not start" in wrong["older"]
+    assert "this version of lorasweep" in wrong["older"]
+    assert "no CPUs" in wrong["head"]
+    assert list(runs.iterdir()) == []
+
+    done = command("run", *overrides, f"ray.address={bed.address}")
+    assert done.returncode == HARDWARE, done.stdout + done.stderr
+    for name in ("code", "readonly", "elsewhere", "absent", "data"):
+        assert f"node {name} " in done.stderr
+    assert "node older: a device worker could not start" in done.stderr
+    assert "node good" not in done.stderr
+    assert list(runs.iterdir()) == []
+    assert command.processes() == []
+
+
+def test_the_same_code_at_another_place_is_as_good(bed, lorasweep, tiny, tmp_path):
+    copy = bed.scratch / "copy"
+    for name in PACKAGES:
+        shutil.copytree(Path(package_root()) / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    bed.join("beta", PYTHONPATH=str(copy))
+    command = lorasweep(tmp_path, bed.environment)
+    checked = command("cluster", "check", bed.address)
+    assert checked.returncode == OK, checked.stdout + checked.stderr
+    assert "1 of 2 nodes can run a sweep now" in checked.stdout
+    assert list(tmp_path.iterdir()) == []
+    overrides = ("search.trials=1", "tracking=none", "baselines=[]", "resources.threads=1", "sweep.name=n")
+    done = command("run", *tiny("llama", *overrides), f"ray.address={bed.address}")
+    assert (done.returncode, done.stderr) == (OK, ""), done.stdout + done.stderr
+    folder = SweepFolder(tmp_path / "runs" / "n")
+    assert folder.trial("t0000").read_status().where == "beta: CPU, 1 thread"
+    assert list(folder.root.glob(".probe-*")) == []
+
+
+ASK = """
+import json, os, ray, sys
+from analysis.objective import Objective
+from sweeps.config import RayConfig, ResourcesConfig, SweepConfig
+from sweeps.driver.cluster import Cluster, gpu_share, seats
+from sweeps.driver.ray_cluster import ray_running
+found = {}
+for share in (0.0, 0.5):
+    config = SweepConfig(ray=RayConfig(address=sys.argv[1]), resources=ResourcesConfig(gpus_per_trial=share))
+    with ray_running(config):
+        cluster = Cluster(config, Objective("single", 0.05, ()))
+        nodes = cluster.nodes()
+        claimed = [seat for node in nodes for seat in seats(node, gpu_share(nodes, config), config)]
+        devices = [cluster.start(seat) for seat in claimed]
+        asked = [it.actor.__ray_call__.remote(lambda self: os.environ.get("CUDA_VISIBLE_DEVICES")) for it in devices]
+        found[share] = ray.get(asked)
+print(json.dumps(found))
+"""
+
+
+def test_a_gpu_that_torch_does_not_see_is_refused_and_one_that_is_not_wanted_is_hidden(bed, lorasweep, tiny, tmp_path):
+    bed.join("graphics", "--num-gpus=1")
+    command = lorasweep(tmp_path, bed.environment)
+    overrides = tiny("llama", "search.trials=1", "tracking=none", "baselines=[]", "sweep.name=n")
+    done = command("run", *overrides, f"ray.address={bed.address}")
+    assert done.returncode == HARDWARE, done.stdout + done.stderr
+    assert "node graphics has a GPU for Ray, and torch" in done.stderr
+    assert "TORCH=cuda" in done.stderr or "nvidia-smi" in done.stderr
+    assert not (tmp_path / "runs").exists()
+    checked = nodes(command("cluster", "check", bed.address, "--json").stdout)
+    assert checked["graphics"]["state"] == "wrong"
+    assert "has a GPU for Ray" in checked["graphics"]["faults"]["device"]
+
+    asked = subprocess.run(
+        [sys.executable, "-c", ASK, bed.address], env={**os.environ, **bed.environment}, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert asked.returncode == 0, asked.stderr
+    assert json.loads(asked.stdout.splitlines()[-1]) == {"0.0": [""], "0.5": ["0", "0"]}
+
+
+def test_a_node_that_others_use_is_told_as_busy(bed, lorasweep, tmp_path):
+    bed.join("beta")
+    script = (
+        "import ray, sys, time; ray.init(address=sys.argv[1], log_to_driver=False)\n"
+        "hold = ray.remote(lambda: time.sleep(600)).options(num_cpus=2).remote(); time.sleep(3)\n"
+        "print('held', flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, bed.address], env={**os.environ, **bed.environment}, stdout=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout is not None
+        while b"held" not in holder.stdout.readline():
+            assert holder.poll() is None
+        done = lorasweep(tmp_path, bed.environment)("cluster", "check", bed.address)
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert done.returncode == HARDWARE, done.stdout + done.stderr
+    assert "node beta is busy" in done.stdout
+    assert "waiting for beta" in done.stderr
+    assert "0 of 2 nodes" in done.stdout

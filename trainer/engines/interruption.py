@@ -1,0 +1,32 @@
+"""Breaks a scoring off between two forward passes, where the device worker has to leave."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+
+
+class Interrupted(BaseException):
+    """A scoring was broken off: nobody's error, so that ``except Exception`` lets it through."""
+
+
+@contextlib.contextmanager
+def interruptible(model: nn.Module, asked: Callable[[], bool]) -> Iterator[None]:
+    """Raise ``Interrupted`` before a forward pass where ``asked`` is true.
+
+    Args:
+        model: a base model of transformers; each of its passes begins at its input embeddings.
+        asked: whether to break off.
+    """
+
+    def look(*_: Any) -> None:
+        if asked():
+            raise Interrupted
+
+    embeddings: Any = model
+    hook = embeddings.get_input_embeddings().register_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
