@@ -9,6 +9,7 @@ Ray starts it again, and it learns from what workers answer.
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -37,7 +38,9 @@ class Dispatcher:
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
         self._devices: dict[str, Device] = {}
+        self._fastest = 0.0  # speed of a device
         self._given: dict[str, str] = {}  # trial → name of its device
+        self._loads: Counter[str] = Counter()  # name of a device → its trials
         self._alone: dict[str, str] = {}  # name of a device → the trial that has it to itself
         self._full: dict[str, tuple[int, float]] = {}  # name of a device → how many trials it had, when it said so
         self._gone: set[str] = set()  # names of devices whose process did not answer
@@ -59,6 +62,7 @@ class Dispatcher:
             Where the trials are.
         """
         self._devices = {device.client.name: device for device in devices}
+        self._fastest = max((device.speed for device in self._devices.values()), default=0.0)
         if running is not None:
             for trial_id in [name for name in self._given if name not in running]:
                 self._drop(trial_id)
@@ -88,7 +92,7 @@ class Dispatcher:
         self._gone.update(gone)
         self._drop(trial_id)
         if full:
-            self._full[full] = (self._load(full), self._clock())
+            self._full[full] = (self._loads[full], self._clock())
         self._requests = [request for request in self._requests if request.trial_id != trial_id]  # a dead proxy's
         request = _Request(trial_id, precision, alone)
         self._requests.append(request)
@@ -100,9 +104,9 @@ class Dispatcher:
         now = self._devices.get(self._given.get(trial_id, ""))
         if now is None or self._requests or now.client.name in self._alone:
             return False
-        speed, load = self._slowness(now), self._load(now.client.name)
+        speed, load = self._slowness(now), self._loads[now.client.name]
         return any(
-            self._slowness(device) < speed or (self._slowness(device) == speed and self._load(name) + 1 < load)
+            self._slowness(device) < speed or (self._slowness(device) == speed and self._loads[name] + 1 < load)
             for name, device in self._devices.items()
             if name != now.client.name and self._may_take(device, precision) and self._has_room(device, False)
         )
@@ -119,40 +123,40 @@ class Dispatcher:
         return [name for name in lost if self._verdicts[name]]
 
     def _drop(self, trial_id: str) -> None:
-        name = self._given.pop(trial_id, "")
+        name = self._given.pop(trial_id, None)
+        if name is None:
+            return
+        self._loads[name] -= 1
         if self._alone.get(name) == trial_id:
             del self._alone[name]
-
-    def _load(self, name: str) -> int:
-        return sum(given == name for given in self._given.values())
 
     def _give(self) -> None:
         """Serve who can be served, in the order in which they asked."""
         kept_empty: set[str] = set()  # for who wants one alone, and waits for its trials to end
         for request in list(self._requests):
-            free = [device for device in self._able(request) if device.client.name not in kept_empty]
-            chosen = next((device for device in free if self._has_room(device, request.alone)), None)
+            able = [
+                device
+                for name, device in self._devices.items()
+                if name not in kept_empty and self._may_take(device, request.precision)
+            ]
+            chosen = min((it for it in able if self._has_room(it, request.alone)), key=self._order, default=None)
             if chosen is None:
-                if request.alone and free:
-                    kept_empty.add(min(free, key=lambda device: self._load(device.client.name)).client.name)
+                if request.alone and able:
+                    kept_empty.add(min(able, key=lambda device: self._loads[device.client.name]).client.name)
                 continue
             self._requests.remove(request)
             if request.answer.done():  # its caller is gone
                 continue
             self._given[request.trial_id] = chosen.client.name
+            self._loads[chosen.client.name] += 1
             if request.alone:
                 self._alone[chosen.client.name] = request.trial_id
             request.answer.set_result(chosen.client)
 
-    def _able(self, request: _Request) -> list[Device]:
-        """Devices that could take it if they had room, the best first."""
-        able = [device for device in self._devices.values() if self._may_take(device, request.precision)]
-
-        def order(device: Device) -> tuple[int, float, str]:
-            name = device.client.name
-            return self._slowness(device), self._load(name) / device.slots, name
-
-        return sorted(able, key=order)
+    def _order(self, device: Device) -> tuple[int, float, str]:
+        """The best first."""
+        name = device.client.name
+        return self._slowness(device), self._loads[name] / device.slots, name
 
     def _may_take(self, device: Device, precision: str) -> bool:
         name = device.client.name
@@ -160,11 +164,10 @@ class Dispatcher:
 
     def _slowness(self, device: Device) -> int:
         """How often its speed must be doubled to be the fastest device's; small differences do not count."""
-        fastest = max(it.speed for it in self._devices.values())
-        return round(math.log2(fastest / device.speed)) if device.speed else 0
+        return round(math.log2(self._fastest / device.speed)) if device.speed else 0
 
     def _has_room(self, device: Device, alone: bool) -> bool:
-        name, load = device.client.name, self._load(device.client.name)
+        name, load = device.client.name, self._loads[device.client.name]
         if alone:
             return load == 0
         had, when = self._full.get(name, (math.inf, 0.0))
