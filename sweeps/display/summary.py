@@ -77,7 +77,7 @@ def show_next(
     print(f"\nResults: {shown}/  (leaderboard.csv, trials/, sweep.yaml)")
     commands = []
     if interrupted:
-        commands.append((f"{lorasweep} resume {shown}", "go on from the last rungs"))
+        commands.append((f"{lorasweep} resume {shown}", "go on from the last checkpoints"))
     commands.append((f"{lorasweep} report {shown}", "tables and plots in one HTML file"))
     by = "accuracy" if any("accuracy" in row.metrics for row in rows) else "perplexity"
     commands.append((f"{lorasweep} rank {shown} --by {by}", "rank by another metric"))

@@ -110,6 +110,7 @@ class DeviceFleet:
         self._first: TrialConfig | None = None  # what workers are to get ready for
         self._data: DataFacts | None = None  # what those that are ready found
         self._members: list[_Member] = []
+        self._devices: list[Device] = []  # of those that are ready
         self._nodes: dict[str, Node] = {}
         self._share: float | None = None
         self._refused: dict[str, LorasweepError] = {}  # id of a node that is not used → why
@@ -121,6 +122,7 @@ class DeviceFleet:
         self._told: Reply[Trials] | None = None
         self._without_since: float | None = None  # since when there is no device
         self._said = -math.inf
+        self._fault = ""  # what went wrong at the last look that failed
         self._changed = threading.Condition(threading.RLock())
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._follow_cluster, name="fleet", daemon=True)
@@ -159,18 +161,22 @@ class DeviceFleet:
     def begin(self, first: TrialConfig) -> DataFacts:
         """Have all device workers load what trials need. Returns what they found, which is the same on all.
 
+        Those that take over a minute longer than the first are not waited for: they take trials when they are ready.
+
         Args:
             first: a trial like all others.
 
         Raises:
             LorasweepError: a worker's own, or where they read different data.
         """
+        began = self._clock()
         with self._changed:
             self._first = first
         while True:
             with self._changed:
                 self._raise_refused()
-                if self._data is not None and not any(member.data is None for member in self._members):
+                loading = any(member.data is None for member in self._members)
+                if self._data is not None and (not loading or self._clock() - began > _SLOW_START):
                     self._began_work = True
                     return self._data
                 self._changed.wait(TICK)
@@ -188,8 +194,7 @@ class DeviceFleet:
     @property
     def devices(self) -> list[Device]:
         """Those that take trials now."""
-        with self._changed:
-            return [_device(member) for member in self._members if member.ready]
+        return self._devices
 
     @property
     def occupied(self) -> int:
@@ -256,9 +261,12 @@ class DeviceFleet:
                 with self._changed:
                     self.tick()
                     self._changed.notify_all()
-            except Exception:
+            except Exception as error:
                 if not self._closed.is_set():
                     logger.exception("the fleet could not look around")
+                    if (fault := last_line(error)) != self._fault:
+                        self._fault = fault
+                        self.note(f"The cluster could not be looked at ({fault}). Trying again.")
             self._closed.wait(TICK)
 
     def tick(self) -> None:
@@ -269,9 +277,10 @@ class DeviceFleet:
         for member in list(self._members):
             self._follow(member)
         self._judge()
-        self._start_more()
-        self._tell_dispatcher()
         self._release_idle()
+        self._start_more()
+        self._devices = [_device(member) for member in self._members if member.ready]
+        self._tell_dispatcher()
         self._watch_waiting()
 
     def _follow(self, member: _Member) -> None:
@@ -283,6 +292,7 @@ class DeviceFleet:
             seconds = max(1.0, min(node.leaves_at - time.time() - _MARGIN, 3600.0))
             self.note(f"{member.client.where}: its node is about to go. Its trials are saved and go on elsewhere")
             self._let_go(member, seconds)
+            return
         if member.asked is None:
             if member.facts is None:
                 member.asked = self._facts(member.client)
@@ -432,8 +442,7 @@ class DeviceFleet:
                 return
             with contextlib.suppress(*LOST):  # it starts again
                 self._trials = self._told.get()
-        devices = [_device(member) for member in self._members if member.ready]
-        self._told = self.dispatcher.update(devices, self._verdicts, self._running)
+        self._told = self.dispatcher.update(self._devices, self._verdicts, self._running)
 
     def _release_idle(self) -> None:
         """End workers that have had nothing to do for a while, and for which there is nothing to come."""

@@ -9,7 +9,7 @@ from pathlib import Path
 RAY_MESSAGES = "ray_messages"  # what Ray's own processes tell the driver: a node that is lost, a raylet's last lines
 LIBRARIES = (
     "ray", RAY_MESSAGES, "transformers", "bitsandbytes", "wandb", "optuna", "accelerate", "peft", "datasets", "torch",
-    "huggingface_hub", "mlflow", "alembic", "sqlalchemy", "urllib3", "sweeps.tracking", "py.warnings",
+    "huggingface_hub", "mlflow", "alembic", "sqlalchemy", "urllib3", "sweeps.tracking", "sweeps.driver", "py.warnings",
 )  # fmt: skip
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
