@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from sweeps.driver.device_client import Device, DeviceClient, Trials
 
 _BELIEVED_FULL = 10.0  # seconds: a worker that said so is asked again then, or once a trial has left it
+_LIST_AGE = 30.0  # seconds; the driver's list of trials does not have those yet that have just begun
 
 
 @dataclass(eq=False)
@@ -41,6 +42,7 @@ class Dispatcher:
         self._fastest = 0.0  # speed of a device
         self._given: dict[str, str] = {}  # trial → name of its device
         self._loads: Counter[str] = Counter()  # name of a device → its trials
+        self._asked: dict[str, float] = {}  # trial → when it asked last
         self._alone: dict[str, str] = {}  # name of a device → the trial that has it to itself
         self._full: dict[str, tuple[int, float]] = {}  # name of a device → how many trials it had, when it said so
         self._gone: set[str] = set()  # names of devices whose process did not answer
@@ -56,7 +58,7 @@ class Dispatcher:
         Args:
             devices: all that take trials.
             verdicts: name of a lost device → whether its process died by itself, not with its node.
-            running: trials that have not ended; what others hold or wait for is dropped. None: not known.
+            running: trials that had not ended a moment ago; what others hold or wait for is dropped. None: not known.
 
         Returns:
             Where the trials are.
@@ -64,9 +66,12 @@ class Dispatcher:
         self._devices = {device.client.name: device for device in devices}
         self._fastest = max((device.speed for device in self._devices.values()), default=0.0)
         if running is not None:
-            for trial_id in [name for name in self._given if name not in running]:
+            now = self._clock()
+            ended = {it for it, when in self._asked.items() if it not in running and now - when > _LIST_AGE}
+            for trial_id in ended:
                 self._drop(trial_id)
-            self._requests = [request for request in self._requests if request.trial_id in running]
+                del self._asked[trial_id]
+            self._requests = [request for request in self._requests if request.trial_id not in ended]
         if not verdicts.items() <= self._verdicts.items():
             async with self._judged:
                 self._verdicts.update(verdicts)
@@ -91,6 +96,7 @@ class Dispatcher:
         """
         self._gone.update(gone)
         self._drop(trial_id)
+        self._asked[trial_id] = self._clock()
         if full:
             self._full[full] = (self._loads[full], self._clock())
         self._requests = [request for request in self._requests if request.trial_id != trial_id]  # a dead proxy's

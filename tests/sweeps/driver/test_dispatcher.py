@@ -128,11 +128,25 @@ def test_what_a_trial_held_is_free_once_the_driver_says_that_it_has_ended() -> N
     """Its proxy died before it gave its slot back, and Tune starts no other one."""
 
     async def scenario() -> None:
-        asker = Asker(dispatcher := Dispatcher())
+        now = [0.0]
+        asker = Asker(dispatcher := Dispatcher(clock=lambda: now[0]))
         await dispatcher.update([device("a", 1)], {})
         assert [await asker.ask("t0"), await asker.ask("t1"), await asker.ask("t2")] == ["a", "", ""]
+        now[0] = 60.0
         await dispatcher.update([device("a", 1)], {}, ["t2"])
         assert [await asker.given("t1"), await asker.given("t2")] == ["", "a"]
+
+    run(scenario())
+
+
+def test_a_trial_that_has_just_begun_is_not_dropped_because_the_drivers_list_is_older() -> None:
+    async def scenario() -> None:
+        asker = Asker(dispatcher := Dispatcher())
+        await dispatcher.update([device("a", 1)], {})
+        assert [await asker.ask("t0"), await asker.ask("t1")] == ["a", ""]
+        assert (await dispatcher.update([device("a", 1)], {}, [])).on == {"a": ["t0"]}
+        await dispatcher.release("t0")
+        assert await asker.given("t1") == "a"
 
     run(scenario())
 
