@@ -21,6 +21,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -372,7 +373,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="bench-elastic-") as name:
             simulate(options, Path(name))
         return
-    with ray_cluster() as cluster:  # Ray reads its token when it is imported
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the cluster too
+    with ray_cluster() as cluster:  # in another process, as Ray reads its token when it is imported
         command = [sys.executable, "-m", "tests.benchmarks.elastic", "--at", cluster.address, *sys.argv[1:]]
         subprocess.run(command, env={**os.environ, **cluster.environment}, check=True)
 

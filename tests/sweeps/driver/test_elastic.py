@@ -235,35 +235,34 @@ def test_two_sweeps_share_a_cluster_of_two_nodes(start_cluster, simulate):
 
 
 class Weather:
-    """Ten joins and losses in a random order, of a fixed seed; one to three nodes are there after each but the first.
+    """Four nodes that join, three that are lost, and three that are lost after a notice, in random order.
 
-    A node that goes is mostly one that is at work; half of them go without notice.
+    Mostly it is the node at work that goes. Where none is left, the next one that joins is brought forward.
     """
 
     def __init__(self, cluster: RayCluster, sweep: Simulated, seed: int):
         self.cluster, self.sweep, self.chance = cluster, sweep, random.Random(seed)
-        self.there = ["n0"]
-        self.lost: list[str] = []
-        self.drained: list[str] = []
+        self.changes = ["join"] * 4 + ["lose"] * 3 + ["drain"] * 3
+        self.chance.shuffle(self.changes)
+        self.there = ["n0", "n1"]
+        self.gone: dict[str, list[str]] = {"lose": [], "drain": []}
 
     def change(self) -> None:
-        """One of the ten, once trials have gone on since the last."""
-        going = self.chance.random() < 0.55 if 1 <= len(self.there) < 3 else bool(self.there)
-        if not going:
-            joins = f"n{1 + len(self.there) + len(self.lost) + len(self.drained)}"
-            self.cluster.join(joins)
-            self.there.append(joins)
+        """The next of the ten."""
+        change = self.changes[0] if self.there else "join"
+        self.changes.remove(change)
+        if change == "join":
+            name = f"n{2 + 3 - self.changes.count('join')}"
+            self.cluster.join(name)
+            self.there.append(name)
             return
-        admissions = self.sweep.lines("admissions")
-        busy = admissions[-1]["node"] if admissions else ""
-        at_work = busy in self.there and self.chance.random() < 0.8
-        goes = busy if at_work else self.chance.choice(self.there)
+        at_work = [line["node"] for line in self.sweep.lines("admissions") if line["node"] in self.there]
+        goes = at_work[-1] if at_work and self.chance.random() < 0.8 else self.chance.choice(self.there)
         self.there.remove(goes)
-        if self.chance.random() < 0.5:
-            self.lost.append(goes)
+        self.gone[change].append(goes)
+        if change == "lose":
             self.cluster.lose(goes)
         else:
-            self.drained.append(goes)
             self.cluster.drain(goes, 10)
 
 
@@ -279,22 +278,21 @@ class Weather:
 def test_ten_random_joins_and_losses_change_nothing(start_cluster, simulate, settings):
     settings = ("search.trials=12", "train.max_steps=24", "train.rungs=[4,8,16,24]", *settings)
     cluster = start_cluster()
-    cluster.join("n0")
+    cluster.join("n0", "n1")
     sweep = start(simulate("disturbed", cluster), cluster, *settings, seconds=2)
     weather = Weather(cluster, sweep, seed=17)
-    for _ in range(10):
+    while weather.changes:
         steps = len(sweep.lines("steps"))
         sweep.until(lambda: len(sweep.lines("steps")) > steps + 3 or not weather.there)  # noqa: B023
         time.sleep(weather.chance.uniform(0, 1))
         weather.change()
-    if not weather.there:
-        cluster.join("last")
     assert sweep.process.poll() is None, "all was over before the tenth"
+    cluster.join("last")
     ended_well(sweep)
     assert left(sweep) == undisturbed(simulate("undisturbed"), *settings)
-    again = repeated(sweep)
-    slots = 1 if "resources.slots=1" in settings else 2
-    assert len(weather.lost) >= 2
-    assert len(weather.drained) >= 2
-    assert not set(again) & set(weather.drained), again
-    assert all(again[node] <= 8 * slots for node in weather.lost), again
+    again, slots = repeated(sweep), 1 if "resources.slots=1" in settings else 2
+    lost, drained = weather.gone["lose"], weather.gone["drain"]
+    assert sum(bool(admitted(sweep, node)) for node in lost) >= 2, "those that were lost had no trials"
+    assert sum(bool(admitted(sweep, node)) for node in drained) >= 2, "those that were drained had no trials"
+    assert set(again) <= set(lost), f"steps were trained twice after a notice: {again}"
+    assert all(steps <= 8 * slots for steps in again.values()), f"more than a rung was lost: {again}"
