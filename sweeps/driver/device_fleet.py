@@ -472,8 +472,17 @@ class DeviceFleet:
         limit = self.config.resources.wait
         if now - self._without_since > limit_seconds(limit):
             self.expired = f"resources.wait={limit} is over: there is no device. {self._why_none()}"
-        if self._refused and not self.elastic:
-            self.expired = str(next(iter(self._refused.values())))
+        if not self.elastic:  # nothing will join
+            self.expired = str(next(iter(self._refused.values()))) if self._refused else self._nothing_here()
+
+    def _nothing_here(self) -> str:
+        """Why this machine has no place for a device worker; empty where it has."""
+        if not self._nodes or any(seats(node, self._share or 0.0, self.config) for node in self._nodes.values()):
+            return ""
+        return (
+            f"resources.gpus_per_trial={self._share:g}: Ray sees no GPU on this machine (`lorasweep doctor`)."
+            " resources.gpus_per_trial=0 trains on its CPUs."
+        )
 
     def _why_none(self) -> str:
         """Why no device worker can start, in a sentence or two."""

@@ -215,3 +215,15 @@ def test_a_call_goes_on_elsewhere_when_its_worker_is_lost() -> None:
     assert sweep.fleet.call(work) == "done"
     assert asked == ["a/0", "b/1"]
     assert sweep.cluster.started[0].killed
+
+
+def test_a_gpu_that_this_machine_has_not_is_not_waited_for() -> None:
+    sweep = Following("a", address=None, gpus_per_trial=1.0)
+    sweep.look(3)
+    with pytest.raises(HardwareError, match=r"gpus_per_trial=1: Ray sees no GPU on this machine"):
+        sweep.fleet.assemble()
+    joins = Following("a", gpus_per_trial=1.0)
+    joins.look(5)
+    assert "Demand for a node with 1 GPU is announced" in joins.notes[0]
+    joins.cluster.join("b", CPU=4, GPU=1)
+    assert joins.begin().taking == ["b"]

@@ -188,10 +188,13 @@ def test_a_job_is_a_sweep_on_all_of_its_cluster_with_the_jobs_own_environment(
 
 
 def test_a_job_whose_sweep_fails_has_failed_with_its_sentence(jobs: JobCluster, tiny: Any, tmp_path: Path) -> None:
-    done = jobs.submit("fails", ["run", *tiny("llama"), *settings(tmp_path, "fails", "resources.gpus_per_trial=1")])
+    wanted = ("resources.gpus_per_trial=1", "resources.wait=5s")
+    done = jobs.submit("fails", ["run", *tiny("llama"), *settings(tmp_path, "fails", *wanted)])
     assert done.returncode != 0
     assert "'fails' failed" in done.stdout + done.stderr
-    assert "resources.gpus_per_trial=1" in jobs.job("logs", "fails").stdout
+    log = jobs.job("logs", "fails").stdout
+    assert "Waiting for a device: none of the cluster's 2 nodes can take one. Demand for a node with 1 GPU" in log
+    assert "resources.wait=5s is over" in log
     assert not (tmp_path / "fails").exists()
 
 
