@@ -88,13 +88,13 @@ class TimedEngine(SimulatedEngine):
         going = [slot for slot in self.slots.values() if not slot.resting]
         before, began = {slot.trial.trial_id: slot.step for slot in going}, time.time()
         events = super().advance(lambda: self.dead or until(), *more)
-        if self.dead:
-            raise SystemExit  # of this thread
         for slot in going:
             step = before[slot.trial.trial_id]
             if slot.step > step:
                 trained = {"trial_id": slot.trial.trial_id, "after": step, "step": slot.step}
                 self.note({"event": "trained", "from": began, **trained})
+        if self.dead:
+            raise SystemExit  # of this thread
         return events
 
 
@@ -130,6 +130,7 @@ class DeviceHost:
     def __init__(self, record: str, speed: float):
         self.record, self.speed = Path(record), speed
         self.devices: dict[str, Hosted] = {}
+        self.ever: set[str] = set()
         device_worker._in_actor = lambda: False  # type: ignore[attr-defined]  # SIGTERM is not for one device
 
     async def start(self, device: str, ends: float, arguments: Sequence[Any]) -> None:
@@ -140,6 +141,7 @@ class DeviceHost:
 
         loop = asyncio.get_running_loop()
         if time.time() < ends:
+            self.ever.add(device)
             self.devices[device] = Hosted(TimedWorker(self.speed, note, *arguments), loop.create_future())
             note({"event": "started"})
             loop.call_later(ends - time.time(), self._end, device, note)
@@ -159,6 +161,8 @@ class DeviceHost:
     async def call(self, device: str, method: str, arguments: Sequence[Any]) -> Any:
         hosted = self.devices.get(device)
         if hosted is None:
+            if device not in self.ever:  # what is to start on a dead node waits until Ray knows that it is dead
+                await asyncio.sleep(NOTICED / self.speed)
             raise ActorDiedError
         work = asyncio.ensure_future(getattr(hosted.worker, method)(*arguments))
         await asyncio.wait({work, hosted.gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -352,7 +356,7 @@ def use(record: Sequence[dict[str, Any]], begins: float, ends: float) -> Use:
         total["available"] += within(at["ready"], gone)
         now, trial = at["ready"], ""
         for line in sorted((it for it in lines if it["event"] == "trained"), key=lambda it: it["time"]):
-            total["trained"] += within(line["from"], line["time"])
+            total["trained"] += within(line["from"], min(line["time"], gone))
             total["rested" if line["trial_id"] == trial else "changed"] += within(now, line["from"])
             now, trial = line["time"], line["trial_id"]
         total["last"] += within(now, gone)
