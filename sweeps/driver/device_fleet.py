@@ -1,6 +1,6 @@
 """The device workers of a sweep, which follow the live cluster.
 
-A thread of the driver looks around every second: a node that joins gets device workers, as long as there is work for
+A thread of the driver looks around twice a second: a node that joins gets device workers, as long as there is work for
 them; those of a node that goes are let go of, and of one that is about to go asked to leave; a worker that dies by
 itself is started again; one that has nothing to do is ended, so that its node can be given back. Where more workers are
 wanted than there are nodes for, Ray is shown the demand, which its autoscaler answers.
@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 
 from analysis.errors import DataError, HardwareError, LorasweepError, last_line
 from analysis.folder import SweepFolder
@@ -34,7 +34,9 @@ from sweeps.driver.start_check import Examination, could_not_start, start_check,
 from trainer.config import TrialConfig
 
 TICK = 0.5  # seconds between two looks
-_CERTAIN = 25.0  # seconds after a worker's death, when a node that still lives by Ray's health checks did not go
+# Seconds after the loss of a worker when a node that still lives by Ray's health checks did not go: where its node
+# told of the death, and where nothing is known but that it could not be reached, as where a cable is cut.
+_CERTAIN, _CERTAIN_AT_LAST = 25.0, 90.0
 _SAY_AGAIN = 60.0  # seconds between two lines on what is waited for
 _CLAIMED = 5.0  # seconds after which a worker whose place somebody else took is not waited for
 _SLOW_START = 60.0  # seconds; importing torch on a busy machine takes a part of it
@@ -116,7 +118,7 @@ class DeviceFleet:
         self._refused: dict[str, LorasweepError] = {}  # id of a node that is not used → why
         self._began_work = False  # from then on a node that is refused is noted, and is no error
         self._deaths: Counter[str] = Counter()  # id of a node → workers that died while they started, in a row
-        self._lost: dict[str, tuple[str, float]] = {}  # name of a worker that died → its node's id, when
+        self._lost: dict[str, tuple[str, float]] = {}  # name of a lost worker → its node's id, until when to wait
         self._verdicts: dict[str, bool] = {}  # name of a worker that died → whether it died by itself
         self._trials = Trials({}, [], frozenset())
         self._told: Reply[Trials] | None = None
@@ -341,7 +343,8 @@ class DeviceFleet:
             if member.leaves:
                 self._verdicts[name] = False
             else:
-                self._lost[name] = node_id, self._clock()
+                told = member.dies.done and isinstance(_error_of(member.dies), ActorDiedError)
+                self._lost[name] = node_id, self._clock() + (_CERTAIN if told else _CERTAIN_AT_LAST)
                 if member.data is None and node_id in self._nodes:
                     self._died_early(member)
         member.client.kill()  # where it only could not be reached
@@ -349,11 +352,8 @@ class DeviceFleet:
     def _died_early(self, member: _Member) -> None:
         """A worker died while it started: it is started again, but not for ever."""
         self._deaths[member.seat.node_id] += 1
-        why = "no reason given"
-        try:
-            member.dies.get(0.1)
-        except Exception as error:
-            why = last_line(error)
+        error = _error_of(member.dies) if member.dies.done else None
+        why = last_line(error) if error else "it cannot be reached"
         if self._deaths[member.seat.node_id] < _STARTS:
             self.note(f"{member.seat.node}: a device worker died while it started ({why}). It is started again.")
             return
@@ -388,11 +388,11 @@ class DeviceFleet:
 
     def _judge(self) -> None:
         """Find out who died by itself, and who with its node, which Ray knows only a while later."""
-        for name, (node_id, when) in list(self._lost.items()):
+        for name, (node_id, certain_at) in list(self._lost.items()):
             node = self._nodes.get(node_id)
             if node is None or node.leaves_at is not None:
                 self._verdicts[name] = False
-            elif self._clock() - when > _CERTAIN:
+            elif self._clock() > certain_at:
                 self._verdicts[name] = True
             else:
                 continue
@@ -566,6 +566,14 @@ def following_cluster(
         yield fleet
     finally:
         fleet.close()
+
+
+def _error_of(reply: Reply[None]) -> BaseException | None:
+    try:
+        reply.get()
+    except RayError as error:
+        return error
+    return None
 
 
 def _drop_question(member: _Member) -> None:

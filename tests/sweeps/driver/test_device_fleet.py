@@ -78,6 +78,10 @@ def test_a_worker_that_trials_found_dead_is_replaced() -> None:
     sweep.look(4)
     assert sweep.cluster.started[0].killed
     assert len(sweep.cluster.started) == 2
+    sweep.look(30, 2.0)
+    assert sweep.cluster.verdicts == {}, "perhaps a cable was cut, which Ray's health checks find out after a minute"
+    sweep.look(20, 2.0)
+    assert sweep.cluster.verdicts == {"a/0": True}
 
 
 def test_the_worker_of_a_node_that_is_about_to_go_leaves_in_time_and_nothing_starts_there() -> None:
