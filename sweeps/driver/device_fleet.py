@@ -146,12 +146,13 @@ class DeviceFleet:
         slow_said = False
         while True:
             with self._changed:
-                self._raise_refused()
                 known = [member.facts for member in self._members if member.facts is not None]
                 waiting = [member for member in self._members if member.facts is None]
-                long = self._clock() - began > _SLOW_START
-                if known and (not waiting or long):
-                    return known
+                long, too_long = (self._clock() - began > times * _SLOW_START for times in (1, 3))
+                if not waiting or (known and long) or too_long:
+                    self._raise_refused()
+                    if known:
+                        return known
                 if waiting and long and not slow_said:
                     slow_said = True
                     self.note(
@@ -351,17 +352,15 @@ class DeviceFleet:
 
     def _died_early(self, member: _Member) -> None:
         """A worker died while it started: it is started again, but not for ever."""
-        self._deaths[member.seat.node_id] += 1
+        node = member.seat.node
         error = _error_of(member.dies) if member.dies.done else None
-        why = last_line(error) if error else "it cannot be reached"
-        if self._deaths[member.seat.node_id] < _STARTS:
-            self.note(f"{member.seat.node}: a device worker died while it started ({why}). It is started again.")
+        again = not (isinstance(error, ActorDiedError) and error.actor_init_failed)  # it would fail in the same way
+        self._deaths[member.seat.node_id] += 1
+        if again and self._deaths[member.seat.node_id] < _STARTS:
+            why = last_line(error) if error else "it cannot be reached"
+            self.note(f"{node}: a device worker died while it started ({why}). It is started again.")
             return
-        fault = HardwareError(
-            f"{member.seat.node}: device workers died {_STARTS} times while they started ({why}). What it says itself"
-            " is in Ray's logs there: /tmp/ray/session_latest/logs."
-        )
-        self._refuse(member, fault)
+        self._refuse(member, could_not_start(node, error or RayError("it cannot be reached"), self.elastic))
 
     def _refuse(self, member: _Member, error: LorasweepError) -> None:
         """Use its node no more."""
@@ -414,7 +413,7 @@ class DeviceFleet:
                 continue
             free = dict(node.free)
             for seat in seats(node, self._share, self.config):
-                if not self._missing():
+                if not self._room_for_more():
                     break
                 if (seat.node_id, seat.index) in taken or not seat.fits(free):
                     continue
@@ -423,6 +422,11 @@ class DeviceFleet:
                 self._members.append(_Member(seat, client, self._clock(), client.stay()))
         if self.elastic:
             self.cluster.announce(self._missing(), self._share)
+
+    def _room_for_more(self) -> bool:
+        """Whether another worker is to be started. At first one everywhere, so that every node is looked at."""
+        most = self.config.resources.max_devices
+        return self._missing() > 0 if self._began_work else most is None or len(self._members) < most
 
     def _missing(self) -> int:
         """Further device workers that there is work for."""
@@ -568,7 +572,7 @@ def following_cluster(
         fleet.close()
 
 
-def _error_of(reply: Reply[None]) -> BaseException | None:
+def _error_of(reply: Reply[None]) -> RayError | None:
     try:
         reply.get()
     except RayError as error:

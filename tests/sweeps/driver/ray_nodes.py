@@ -106,18 +106,20 @@ class RayCluster:
         gpus: float = 0,
         resources: Mapping[str, float] | None = None,
         environment: Mapping[str, str] | None = None,
+        mounts: str = "",
     ) -> None:
         """Start nodes side by side, and wait until they are up. A name may be used again once its node is gone.
 
         Args:
             environment: further variables, for these nodes alone.
+            mounts: commands of a shell that change which files these nodes alone see.
         """
         started = []
         for name in names:
             options = [f"--address={self.address}", f"--node-ip-address={next(self._hosts)}", f"--num-cpus={cpus:g}"]
             options += [f"--num-gpus={gpus:g}"] if gpus else []
             options += [f"--resources={json.dumps(dict(resources))}"] if resources else []
-            started.append(self._start(name, options, environment or {}))
+            started.append(self._start(name, options, environment or {}, mounts))
         for name in started:
             self._wait(name)
 
@@ -183,7 +185,11 @@ class RayCluster:
             self._end(start, mark)
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def _start(self, name: str, options: list[str], more: Mapping[str, str]) -> str:
+    def process(self, name: str) -> "subprocess.Popen[bytes]":
+        """The ``ray start`` of a node; the processes of its Ray are its children."""
+        return self._starts[name][0]
+
+    def _start(self, name: str, options: list[str], more: Mapping[str, str], mounts: str = "") -> str:
         assert name not in self.running(), f"{name} is there already"
         host = next((option.partition("=")[2] for option in options if option.startswith("--node-ip")), "")
         command = [str(Path(sys.executable).with_name("ray")), "start", "--block", f"--node-name={name}", *options]
@@ -191,6 +197,8 @@ class RayCluster:
         command += [f"--dashboard-agent-listen-port={free_port(host)}"]
         number = next(self._numbers)
         command += [f"--temp-dir={self.scratch}/{number}"]  # its own: names of sockets in it are chosen without a lock
+        if mounts:
+            command = ["unshare", "--mount", "sh", "-ec", f'{mounts}\nexec "$@"', "sh", *command]
         mark = f"{name} {number} of {self.scratch}"
         environment = {**os.environ, **self.environment, **more, "LORASWEEP_NODE": mark}
         with (self.scratch / f"{name}.log").open("wb") as out:

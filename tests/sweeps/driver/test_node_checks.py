@@ -5,16 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from analysis.folder import SweepFolder
 from sweeps.process.installation import PACKAGES, package_root
-from tests.sweeps.driver.test_several_nodes import RayCluster, free_port
 
 OK, DATA, FOLDER, HARDWARE = 0, 3, 5, 7  # exit statuses
 
@@ -23,52 +19,10 @@ def may_mount() -> bool:
     return bool(shutil.which("unshare")) and not subprocess.run(["unshare", "--mount", "true"], check=False).returncode
 
 
-class Bed(RayCluster):
-    """A cluster whose nodes may see other files than this machine at the same paths."""
-
-    scratch: Path
-
-    def add(
-        self, name: str, *options: str, cpus: int = 2, mounts: str = "", environment: Mapping[str, str] | None = None
-    ) -> None:
-        """Start a node; ``mounts`` are commands of a shell that change what it alone sees."""
-        command = [str(Path(sys.executable).with_name("ray")), "start", "--block", f"--node-name={name}"]
-        command += [f"--num-cpus={cpus}", "--object-store-memory=80000000", *options]
-        command += ["--min-worker-port=0", "--max-worker-port=0"]
-        if mounts:
-            command = ["unshare", "--mount", "sh", "-ec", f'{mounts}\nexec "$@"', "sh", *command]
-        log = self.scratch / f"{name}.log"
-        with log.open("wb") as out:
-            whole = {**os.environ, **self.environment, **(environment or {})}
-            self.processes.append(subprocess.Popen(command, env=whole, stdout=out, stderr=out))
-        gives_up = time.monotonic() + 90
-        while b"Ray runtime started" not in log.read_bytes():
-            assert self.processes[-1].poll() is None, log.read_text()
-            assert time.monotonic() < gives_up, log.read_text()
-            time.sleep(0.1)
-
-    def join(self, name: str, *options: str, cpus: int = 2, mounts: str = "", **environment: str) -> None:
-        self.add(name, f"--address={self.address}", *options, cpus=cpus, mounts=mounts, environment=environment)
-
-
 @pytest.fixture
-def bed() -> Iterator[Bed]:
+def bed(start_cluster):
     """A head without CPUs, ``head``; tests let others join."""
-    scratch = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # the path of a socket must be short
-    (scratch / "token").write_text("a-token-of-this-test-0123456789abcdef")
-    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(scratch / "token")}
-    environment |= {"PYTHONPATH": package_root(), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-    port = free_port()
-    running = Bed(f"127.0.0.1:{port}", environment)
-    running.scratch = scratch
-    try:
-        running.add("head", "--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={scratch}/s", cpus=0)
-        yield running
-    finally:
-        for process in reversed(running.processes):
-            process.terminate()
-            process.wait(60)
-        shutil.rmtree(scratch, ignore_errors=True)
+    return start_cluster()
 
 
 def older_version(folder: Path) -> Path:
@@ -108,7 +62,7 @@ def test_what_is_wrong_with_each_node_is_told_by_name_and_nothing_is_left(bed, l
     bed.join("elsewhere", mounts=f"mount --bind {tmp_path / 'other'} {runs}")
     bed.join("absent", mounts=f"mount -t tmpfs none {tmp_path}")
     bed.join("data", mounts=f"mount --bind {changed} {train}")
-    bed.join("older", PYTHONPATH=str(older_version(bed.scratch / "older")))
+    bed.join("older", environment={"PYTHONPATH": str(older_version(bed.scratch / "older"))})
 
     command = lorasweep(tmp_path, bed.environment)
     done = command("cluster", "check", bed.address, *overrides, "--json")
@@ -144,7 +98,7 @@ def test_the_same_code_at_another_place_is_as_good(bed, lorasweep, tiny, tmp_pat
     copy = bed.scratch / "copy"
     for name in PACKAGES:
         shutil.copytree(Path(package_root()) / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    bed.join("beta", PYTHONPATH=str(copy))
+    bed.join("beta", environment={"PYTHONPATH": str(copy)})
     command = lorasweep(tmp_path, bed.environment)
     checked = command("cluster", "check", bed.address)
     assert checked.returncode == OK, checked.stdout + checked.stderr
@@ -179,7 +133,7 @@ print(json.dumps(found))
 
 
 def test_a_gpu_that_torch_does_not_see_is_refused_and_one_that_is_not_wanted_is_hidden(bed, lorasweep, tiny, tmp_path):
-    bed.join("graphics", "--num-gpus=1")
+    bed.join("graphics", gpus=1)
     command = lorasweep(tmp_path, bed.environment)
     overrides = tiny("llama", "search.trials=1", "tracking=none", "baselines=[]", "sweep.name=n")
     done = command("run", *overrides, f"ray.address={bed.address}")

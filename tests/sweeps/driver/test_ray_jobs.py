@@ -2,15 +2,12 @@
 
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,7 @@ from analysis.errors import ClusterError, FolderError
 from analysis.folder import SweepFolder
 from sweeps.config import RayConfig, SweepConfig
 from sweeps.driver.ray_cluster import check_kept, cluster_address, ignored_address
-from sweeps.process.installation import package_root
+from tests.sweeps.driver.ray_nodes import RayCluster, ray_cluster, wait_until
 
 JOB = {"runtime_env": {"env_vars": {"A": "b"}}, "metadata": {"job_submission_id": "raysubmit_1"}}
 
@@ -75,45 +72,16 @@ def test_a_sweep_folder_that_ray_would_delete_after_the_job_is_refused(
 # --- real jobs on two nodes that ask for a token
 
 
-@dataclass
+@dataclass(frozen=True)
 class JobCluster:
-    """Nodes ``alpha``, the head, and ``beta``, both on this machine; jobs are submitted at ``dashboard``."""
+    """Nodes ``alpha``, the head, and ``beta``, which ask for a token; jobs are submitted at its dashboard."""
 
-    scratch: Path
-    environment: dict[str, str]
-    port: int
-    dashboard: str
-    nodes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
-
-    def start_node(self, name: str, *options: str) -> None:
-        command = [
-            str(Path(sys.executable).with_name("ray")),
-            "start",
-            "--block",
-            f"--node-name={name}",
-            "--num-cpus=2",
-        ]
-        command += [
-            "--num-cpus=2",
-            "--object-store-memory=80000000",
-            "--min-worker-port=0",
-            "--max-worker-port=0",
-            *options,
-        ]
-        for port in ("dashboard-agent-listen", "dashboard-agent-grpc", "metrics-export", "runtime-env-agent"):
-            command.append(f"--{port}-port={free_port()}")
-        log = self.scratch / f"{name}.log"
-        with log.open("wb") as out:
-            self.nodes[name] = subprocess.Popen(command, env=self.all_of(), stdout=out, stderr=out)
-        wait_for(lambda: b"Ray runtime started" in log.read_bytes() or self.nodes[name].poll() is not None, 90)
-        assert self.nodes[name].poll() is None, log.read_text()
-
-    def all_of(self) -> dict[str, str]:
-        return {**os.environ, **self.environment, "RAY_ADDRESS": self.dashboard}
+    nodes: RayCluster
 
     def job(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         command = [str(Path(sys.executable).with_name("ray")), "job", *arguments]
-        return subprocess.run(command, env=self.all_of(), capture_output=True, text=True, timeout=240, check=False)
+        there = {**os.environ, **self.nodes.environment, "RAY_ADDRESS": self.nodes.dashboard}
+        return subprocess.run(command, env=there, capture_output=True, text=True, timeout=240, check=False)
 
     def submit(self, name: str, arguments: list[str], *options: str) -> "subprocess.CompletedProcess[str]":
         """``ray job submit``, which waits for the job's end unless ``options`` say otherwise."""
@@ -122,38 +90,11 @@ class JobCluster:
         )
 
 
-def wait_for(there: Any, seconds: float) -> None:
-    gives_up = time.monotonic() + seconds
-    while not there():
-        assert time.monotonic() < gives_up
-        time.sleep(0.1)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def jobs() -> Iterator[JobCluster]:
-    scratch = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # the path of a socket must be short
-    (scratch / "token").write_text("a-token-of-this-test-0123456789abcdef")
-    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(scratch / "token")}
-    environment |= {"PYTHONPATH": package_root(), "RAY_USAGE_STATS_ENABLED": "0", "NO_COLOR": "1"}
-    port, dashboard = free_port(), free_port()
-    cluster = JobCluster(scratch, environment, port, f"http://127.0.0.1:{dashboard}")
-    head = ("--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}")
-    try:
-        # In one and the same, a node that has no more use for a job's working_dir deletes that of the other too.
-        cluster.start_node("alpha", *head, f"--temp-dir={scratch}/a")
-        cluster.start_node("beta", f"--address=127.0.0.1:{port}", f"--temp-dir={scratch}/b")
-        yield cluster
-    finally:
-        for node in reversed(cluster.nodes.values()):
-            node.terminate()
-            node.wait(60)
-        shutil.rmtree(scratch, ignore_errors=True)
+    with ray_cluster(cpus=2, head="alpha", dashboard=True, system_config={}) as nodes:
+        nodes.join("beta")
+        yield JobCluster(nodes)
 
 
 def settings(folder: Path, name: str, *more: str) -> list[str]:
@@ -206,9 +147,9 @@ def test_a_job_that_is_stopped_leaves_a_sweep_that_can_be_gone_on_with(
     arguments = ["run", *tiny("llama", "train.max_steps=4000", "train.rungs=[2,4000]"), *settings(tmp_path, "stopped")]
     jobs.submit("stopped", arguments, "--no-wait", f"--runtime-env-json={json.dumps(patient)}")
     folder = SweepFolder(tmp_path / "stopped")
-    wait_for(lambda: any(trial.read_metrics() for trial in folder.trials()), 120)
+    wait_until(lambda: any(trial.read_metrics() for trial in folder.trials()), 120)
     jobs.job("stop", "stopped")
-    wait_for(lambda: "was stopped" in jobs.job("status", "stopped").stdout, 60)
+    wait_until(lambda: "was stopped" in jobs.job("status", "stopped").stdout, 60)
     assert "Everything scored so far is kept" in jobs.job("logs", "stopped").stdout
     assert json.loads((folder.control_dir / "driver.json").read_text())["ended"].startswith("Stopping")
     assert {trial.read_status().state for trial in folder.trials()} == {"running"}
@@ -223,7 +164,7 @@ def test_a_driver_without_the_clusters_token_is_told_what_it_needs(
         {"RAY_AUTH_TOKEN": token} if token else {}
     )
     done = lorasweep(tmp_path, environment)(
-        "run", *tiny("llama"), *settings(tmp_path, "refused"), f"ray.address=127.0.0.1:{jobs.port}"
+        "run", *tiny("llama"), *settings(tmp_path, "refused"), f"ray.address={jobs.nodes.address}"
     )
     assert done.returncode == 7, done.stderr
     assert done.stderr.startswith("lorasweep: ray.address=127.0.0.1:")
@@ -248,11 +189,11 @@ def test_a_ray_of_our_own_needs_no_token_file_and_writes_none(
 def test_the_head_of_a_cluster_dies_under_a_sweep(jobs: JobCluster, tiny: Any, lorasweep: Any, tmp_path: Path) -> None:
     """The last one: it costs the cluster. The driver stands on the other node, whose raylet lives on."""
     arguments = tiny("llama", "train.max_steps=4000", "train.rungs=[2,4000]")
-    sweep = lorasweep(tmp_path, jobs.environment)
-    process = sweep.start("run", *arguments, *settings(tmp_path, "dies"), f"ray.address=127.0.0.1:{jobs.port}")
+    sweep = lorasweep(tmp_path, jobs.nodes.environment)
+    process = sweep.start("run", *arguments, *settings(tmp_path, "dies"), f"ray.address={jobs.nodes.address}")
     folder = SweepFolder(tmp_path / "dies")
-    wait_for(lambda: any(trial.read_metrics() for trial in folder.trials()) or process.poll() is not None, 120)
-    (head,) = [it for it in psutil.Process(jobs.nodes["alpha"].pid).children() if it.name() == "gcs_server"]
+    wait_until(lambda: any(trial.read_metrics() for trial in folder.trials()) or process.poll() is not None, 120)
+    (head,) = [it for it in psutil.Process(jobs.nodes.process("alpha").pid).children() if it.name() == "gcs_server"]
     head.kill()
     began = time.monotonic()
     _, err = process.communicate(timeout=120)
@@ -260,7 +201,7 @@ def test_the_head_of_a_cluster_dies_under_a_sweep(jobs: JobCluster, tiny: Any, l
     assert time.monotonic() - began < 20
     assert err.startswith("lorasweep: Ray died: no answer from its control store"), err
     assert err.count("\n") == 1
-    wait_for(lambda: sweep.processes() == [], 20)
+    wait_until(lambda: sweep.processes() == [], 20)
 
     local = sweep.start("resume", str(folder.root), "ray.address=null")
     for line in local.stdout:
