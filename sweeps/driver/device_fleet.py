@@ -34,6 +34,7 @@ from sweeps.driver.start_check import Examination, could_not_start, start_check,
 from trainer.config import TrialConfig
 
 TICK = 0.5  # seconds between two looks
+_TICK_AT_FIRST = 0.1  # while somebody waits for the first trial
 # Seconds after the loss of a worker when a node that still lives by Ray's health checks did not go: where its node
 # told of the death, and where nothing is known but that it could not be reached, as where a cable is cut.
 _CERTAIN, _CERTAIN_AT_LAST = 25.0, 90.0
@@ -270,7 +271,7 @@ class DeviceFleet:
                     if (fault := last_line(error)) != self._fault:
                         self._fault = fault
                         self.note(f"The cluster could not be looked at ({fault}). Trying again.")
-            self._closed.wait(TICK)
+            self._closed.wait(TICK if self._began_work else _TICK_AT_FIRST)
 
     def tick(self) -> None:
         """Look around once."""
