@@ -42,7 +42,8 @@ _SAY_AGAIN = 60.0  # seconds between two lines on what is waited for
 _CLAIMED = 5.0  # seconds after which a worker whose place somebody else took is not waited for
 _SLOW_START = 60.0  # seconds; importing torch on a busy machine takes a part of it
 _STARTS = 3  # deaths in a row of workers that start, after which their node is not used
-_MARGIN = 3.0  # seconds before a node is taken away by which its worker has left
+_HEARD = 2.0  # seconds for trials to hear the last from a worker that has left: a rung that nobody heard of is lost
+_MARGIN = 5.0  # seconds before a node is taken away by which its worker has left
 
 T = TypeVar("T")
 Asked = Examination | Reply[DataFacts] | Reply[list[str]]
@@ -62,6 +63,7 @@ class _Member:
         data: what data and model are there, once it is ready for trials.
         asked: what it is answering now.
         leaves: whether it is to end.
+        ends_at: when it does, by the fleet's clock, once it has left.
         calls: pieces of work that it does besides trials.
         idle_since: by the fleet's clock.
     """
@@ -74,6 +76,7 @@ class _Member:
     facts: WorkerFacts | None = None
     data: DataFacts | None = None
     leaves: bool = False
+    ends_at: float | None = None
     calls: int = 0
     idle_since: float | None = None
 
@@ -245,6 +248,8 @@ class DeviceFleet:
         for reply in replies:
             with contextlib.suppress(Exception):
                 reply.get(max(0.0, until - time.monotonic()))
+        if replies:
+            time.sleep(min(_HEARD, seconds))
         self.dispatcher.kill()
         for member in members:
             member.client.kill()
@@ -297,7 +302,10 @@ class DeviceFleet:
             self.note(f"{member.client.where}: its node is about to go. Its trials are saved and go on elsewhere")
             self._let_go(member, seconds)
             return
-        if member.asked is None:
+        if member.ends_at is not None:
+            if self._clock() >= member.ends_at:
+                self._end(member)
+        elif member.asked is None:
             if member.facts is None:
                 member.asked = self._facts(member.client)
             elif member.data is None and self._first is not None and not member.leaves:
@@ -320,7 +328,7 @@ class DeviceFleet:
                 if self._began_work:
                     self.note(f"{member.client.where} takes trials")
             else:  # it has left
-                self._end(member)
+                member.ends_at = self._clock() + _HEARD
         except LOST:
             self._gone(member)
         except LorasweepError as error:

@@ -87,9 +87,11 @@ def test_a_worker_that_trials_found_dead_is_replaced() -> None:
 def test_the_worker_of_a_node_that_is_about_to_go_leaves_in_time_and_nothing_starts_there() -> None:
     sweep = Following("a").begin()
     sweep.cluster.change("a", leaves_at=time.time() + 30)
-    sweep.look(4)
+    sweep.look(2)
     (worker,) = sweep.cluster.started
     assert 20 < worker.left < 28
+    assert (worker.killed, sweep.taking) == (False, []), "a trial may not have heard of its last rung yet"
+    sweep.look(6)
     assert (worker.killed, sweep.taking, sweep.cluster.verdicts) == (True, [], {"a/0": False})
     assert any("about to go" in note for note in sweep.notes)
 
