@@ -106,8 +106,10 @@ class DeviceClient:
     def prepare(self, trial: TrialConfig) -> Reply[DataFacts]:
         return Reply(self.actor.prepare.remote(trial))
 
-    def admit(self, trial: TrialConfig, folder: TrialFolder, alone: bool = False) -> Reply[Admission | Ended | Halted]:
-        return Reply(self.actor.admit.remote(trial, str(folder.root), alone))
+    def admit(
+        self, trial: TrialConfig, folder: TrialFolder, alone: bool = False, heard: int = 0
+    ) -> Reply[Admission | Ended | Halted]:
+        return Reply(self.actor.admit.remote(trial, str(folder.root), alone, heard))
 
     def next_event(self, trial_id: str, proceed: bool) -> Reply[Event | Halted | None]:
         return Reply(self.actor.next_event.remote(trial_id, proceed))
@@ -270,6 +272,7 @@ class TrialPlacement:
                 device.end(self.trial.trial_id, State.STOPPED_EARLY).get(self.rung_timeout)
             self.dispatcher.release(self.trial.trial_id)
 
+    _heard: int = 0  # step of the last rung that was returned
     _full: str = ""  # name of the worker that refused it last for want of room
 
     def _on(self, device: DeviceClient) -> RungResult | Ended | Halted | None:
@@ -281,7 +284,7 @@ class TrialPlacement:
             return None
         if not rests:
             self.before_asking(device)
-            admission = device.admit(self.trial, self.folder, len(self.lost) >= _ALONE_AFTER).get()
+            admission = device.admit(self.trial, self.folder, len(self.lost) >= _ALONE_AFTER, self._heard).get()
             if isinstance(admission, Full):
                 self._full = device.name
                 return None
@@ -295,6 +298,7 @@ class TrialPlacement:
             self.device, self.where = device, device.where
         event = device.next_event(self.trial.trial_id, proceed=rests).get(self.rung_timeout)
         if isinstance(event, RungResult):
+            self._heard = event.row.step
             return event
         self.device = None
         if isinstance(event, Ended | Halted):

@@ -175,16 +175,19 @@ class DeviceWorker:
             partial(self._score_on_test, trial, TrialFolder(Path(folder))), when_free=True
         )
 
-    async def admit(self, trial: TrialConfig, folder: str, alone: bool = False) -> Admission | Ended | Halted:
+    async def admit(
+        self, trial: TrialConfig, folder: str, alone: bool = False, heard: int = 0
+    ) -> Admission | Ended | Halted:
         """Start a trial, or go on from its last whole checkpoint. Ended or Halted: it could not even be set up.
 
         Args:
             alone: give it the device to itself, because it may be what workers die of.
+            heard: step of the last rung that it reported. It may not be recorded yet, and is not to be scored again.
         """
         if self._leaving:
             return Full()
         admission: Admission | Ended | Halted = await self._on_engine_thread(
-            partial(self._admit, trial, TrialFolder(Path(folder)), alone)
+            partial(self._admit, trial, TrialFolder(Path(folder)), alone, heard)
         )
         return admission
 
@@ -416,7 +419,9 @@ class DeviceWorker:
 
         return score_on_test(self.materials, trial, folder)
 
-    def _admit(self, trial: TrialConfig, folder: TrialFolder, alone: bool = False) -> Admission | Ended | Halted:
+    def _admit(
+        self, trial: TrialConfig, folder: TrialFolder, alone: bool = False, heard: int = 0
+    ) -> Admission | Ended | Halted:
         if trial.trial_id in self._folders:  # the proxy died that had this slot: the trial goes on from its last rung
             self._end(trial.trial_id, State.STOPPED_EARLY)
         # A proxy that was killed while it gave a slot back: its trial has ended, and nobody will free the slot.
@@ -425,7 +430,7 @@ class DeviceWorker:
         if self._leaving or self._alone in self._folders or (alone and self._folders):
             return Full()
         # A rung whose row the driver did not get to record must be reported again: go on from a step before it.
-        recorded = {0, *(row.step for row in folder.read_metrics())}
+        recorded = {0, heard, *(row.step for row in folder.read_metrics())}
         steps = [step for step in folder.checkpoints() if scored_rung(folder.checkpoint_dir(step)) in recorded]
         damaged = []
         while steps and (what := fault(folder.checkpoint_dir(steps[-1]))):

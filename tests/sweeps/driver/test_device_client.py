@@ -177,3 +177,11 @@ def test_a_trial_moves_at_a_rung_where_another_device_is_better(tmp_path: Path) 
     assert [call[0] for call in first.calls] == ["admit", "next_event", "next_event", "end"]
     assert [call[0] for call in second.calls] == ["admit", "next_event"]
     assert second.calls[1] == ("next_event", "t0000", False)
+
+
+def test_a_trial_says_at_its_next_device_which_rung_it_has_heard_of(tmp_path: Path) -> None:
+    """The last rung is reported with the end, so it is not recorded when a worker leaves between the two."""
+    actor = Actor(admit=[Admitted(), Admitted(4)], next_event=[rung(4), Requeued("t0000", "its worker left"), rung(6)])
+    placement, _ = placed(tmp_path, actor)
+    assert [placement.next_event(), placement.next_event()] == [rung(4), rung(6)]
+    assert [call[4] for call in actor.calls if call[0] == "admit"] == [0, 4]

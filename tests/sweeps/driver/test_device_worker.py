@@ -165,7 +165,7 @@ def test_a_new_proxy_frees_the_slot_of_the_one_that_died_wherever_it_was(
         return Ended("t0000", State.COMPLETED, "", 4) if proceed else RungResult("t0000", row(2))
 
     def device(name: str) -> Any:
-        def admit(trial: Any, path: str, alone: bool) -> Any:
+        def admit(trial: Any, path: str, alone: bool, heard: int) -> Any:
             calls.append((name, "admit"))
             return Full() if name in full else Admitted()
 
@@ -234,15 +234,19 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_it_is_said(damage:
     assert f"the checkpoint of step 4 is damaged ({name}" in admission.note
 
 
-@pytest.mark.parametrize(("recorded", "expected"), [([], None), ([2], 2), ([2, 4], 4)])
-def test_a_rung_that_was_not_recorded_is_done_again(recorded: list[int], expected: int | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("recorded", "heard", "expected"), [([], 0, None), ([2], 0, 2), ([2, 4], 0, 4), ([2], 4, 4), ([], 2, 2)]
+)
+def test_a_rung_that_nobody_heard_of_is_done_again(
+    recorded: list[int], heard: int, expected: int | None, tmp_path: Path
+) -> None:
     folder, engine = TrialFolder(tmp_path), FakeEngine()
     for step in (2, 4):
         folder.checkpoint_dir(step).mkdir(parents=True)
         seal(folder.checkpoint_dir(step), {"step": step})
     for step in recorded:
         folder.append_metrics(row(step))
-    worker(engine)._admit(TRIAL, folder)
+    worker(engine)._admit(TRIAL, folder, heard=heard)
     assert engine.admitted_from == [None if expected is None else folder.checkpoint_dir(expected)]
 
 
@@ -471,7 +475,7 @@ def test_a_trial_that_took_over_weights_is_admitted_elsewhere_with_the_values_it
 ) -> None:
     admitted: list[Any] = []
 
-    def admit(trial: Any, path: str, alone: bool) -> Any:
+    def admit(trial: Any, path: str, alone: bool, heard: int) -> Any:
         admitted.append(trial.values)
         return Admitted()
 
