@@ -294,5 +294,6 @@ def test_ten_random_joins_and_losses_change_nothing(start_cluster, simulate, set
     lost, drained = weather.gone["lose"], weather.gone["drain"]
     assert sum(bool(admitted(sweep, node)) for node in lost) >= 2, "those that were lost had no trials"
     assert sum(bool(admitted(sweep, node)) for node in drained) >= 2, "those that were drained had no trials"
-    assert set(again) <= set(lost), f"steps were trained twice after a notice: {again}"
+    notes = {trial.trial_id: trial.read_status().notes for trial in sweep.folder.trials()}
+    assert set(again) <= set(lost), f"steps were trained twice after a notice: {again} {drained=} {notes=}"
     assert all(steps <= 8 * slots for steps in again.values()), f"more than a rung was lost: {again}"
