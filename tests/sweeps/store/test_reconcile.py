@@ -62,9 +62,9 @@ class Worker:
         found = object.__getattribute__(self, name)
         return SimpleNamespace(remote=found) if name in ("admit", "next_event", "end") else found
 
-    def admit(self, trial: Any, path: str, alone: bool) -> Any:
+    def admit(self, trial: Any, path: str, alone: bool, heard: int) -> Any:
         unbound: Any = DeviceWorker._admit
-        return unbound(self, trial, analysis.folder.TrialFolder(Path(path)), alone)
+        return unbound(self, trial, analysis.folder.TrialFolder(Path(path)), alone, heard)
 
     def next_event(self, trial_id: str, proceed: bool = False) -> Any:
         if proceed:
