@@ -485,7 +485,7 @@ class DeviceFleet:
         limit = self.config.resources.wait
         if now - self._without_since > limit_seconds(limit):
             self.expired = f"resources.wait={limit} is over: there is no device. {self._why_none()}"
-        if not self.elastic:  # nothing will join
+        if not self.elastic and not self.expired:  # nothing will join
             self.expired = str(next(iter(self._refused.values()))) if self._refused else self._nothing_here()
 
     def _nothing_here(self) -> str:
