@@ -74,7 +74,7 @@ class DeviceClient:
 
     Attributes:
         actor: Ray's handle.
-        where: node and device, as a user reads it; empty until the worker has said so.
+        where: node and device, as a user reads it; the node alone until the worker has said more.
         name: of this one process; the worker that takes its place has another.
     """
 
@@ -248,7 +248,7 @@ class TrialPlacement:
         """
         while True:
             if self.device is None:
-                wanted = self.trial.trial_id, self.trial.precision, len(self.lost) >= _ALONE_AFTER
+                wanted = self.trial.trial_id, self.trial.precision, self._alone
                 device = self.dispatcher.acquire(*wanted, self._full, self.lost)
             else:
                 device = self.device
@@ -275,6 +275,11 @@ class TrialPlacement:
     _heard: int = 0  # step of the last rung that was returned
     _full: str = ""  # name of the worker that refused it last for want of room
 
+    @property
+    def _alone(self) -> bool:
+        """Whether the trial gets a device to itself, because it may be what workers die of."""
+        return len(self.lost) >= _ALONE_AFTER
+
     def _on(self, device: DeviceClient) -> RungResult | Ended | Halted | None:
         """The trial's next event on a worker; None where it has no slot there."""
         rests = self.device is not None  # at a rung, until it is told to proceed
@@ -284,7 +289,7 @@ class TrialPlacement:
             return None
         if not rests:
             self.before_asking(device)
-            admission = device.admit(self.trial, self.folder, len(self.lost) >= _ALONE_AFTER, self._heard).get()
+            admission = device.admit(self.trial, self.folder, self._alone, self._heard).get()
             if isinstance(admission, Full):
                 self._full = device.name
                 return None

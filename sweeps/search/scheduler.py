@@ -183,8 +183,8 @@ class GuardedScheduler(TrialScheduler):
         return metric in (None, METRIC) and mode in (None, "max")
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        if tune_controller is not None and self.concurrent() > self._kept:
-            self._kept = self.concurrent()
+        if tune_controller is not None and (now := self.concurrent()) > self._kept:
+            self._kept = now
             keep_actors(tune_controller, trial, self._kept)
         if _further_seed(trial):
             return

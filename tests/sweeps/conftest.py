@@ -84,6 +84,15 @@ class Reader:
                 told[line["trial_id"]] = line
         return told
 
+    @staticmethod
+    def require_same_curves(of: SweepFolder, wanted: SweepFolder, rel: float) -> None:
+        """Fails unless the trials of two sweeps have the same rungs, with metrics that differ by ``rel`` at most."""
+        expected = _curves(wanted)
+        for trial_id, rows in _curves(of).items():
+            assert [row[:2] for row in rows] == [row[:2] for row in expected[trial_id]]
+            for (*_, metrics), (*_, those) in zip(rows, expected[trial_id], strict=True):
+                assert metrics == pytest.approx(those, rel=rel)
+
 
 @pytest.fixture(scope="session")
 def reading() -> Reader:
