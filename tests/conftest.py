@@ -1,8 +1,10 @@
 """Tiny random models and small data files that stand in for real ones."""
 
 import csv
+import logging
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,20 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)  # the same sums in the same order, whatever else the machine does
+
+
+@pytest.fixture(autouse=True)
+def _logging_left_as_found() -> Iterator[None]:
+    """What a test changes of logging for the whole process would change the outcome of another one, by their order."""
+    root = logging.getLogger()
+
+    def state() -> tuple[object, ...]:
+        ours = [handler for handler in root.handlers if not type(handler).__module__.startswith("_pytest")]
+        return ours, logging._warnings_showwarning is not None  # type: ignore[attr-defined]
+
+    before = state()
+    yield
+    assert state() == before, "this test leaves handlers at the root logger, or warnings captured by logging"
 
 
 def _tokenizer(folder: Path) -> None:

@@ -89,7 +89,8 @@ class DeviceWorker:
         self._resting: set[str] = set()  # the same, however long it takes
         self._successors: dict[str, TrialConfig] = {}  # of trials that rest: how they go on from another one's weights
         threading.Thread(target=self._own_engine, name="engine", daemon=True).start()
-        if _in_actor():
+        self._own_process = _in_actor()
+        if self._own_process:
             on_sigterm(self._terminated)
 
     # --- called through Ray ------------------------------------------------------------------------------------------
@@ -111,7 +112,7 @@ class DeviceWorker:
         """What it has, None where that cannot be told, and what is wrong with its node.
 
         Args:
-            log: whether its libraries write to the sweep's log from now on.
+            log: whether its libraries write to the sweep's log from now on; not where others share this process.
         """
         self._named = check.cluster
         try:  # in a thread of its own: a network file system that is gone does not answer
@@ -121,7 +122,7 @@ class DeviceWorker:
                 folder=f"node {self.node}: reading {check.probe.folder} and the files of the config does not end"
                 f" within {_DISK_SECONDS:g} s. Does a network file system hang there? Try `ls {check.probe.folder}`."
             )
-        if log and not faults.folder:
+        if log and self._own_process and not faults.folder:
             of_worker(SweepFolder(check.probe.folder).log_file, self.node)
         try:
             return await self._on_engine_thread(partial(self._facts, check.precisions)), faults
