@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from analysis.errors import FolderError
 from sweeps.checks.folder_probe import probing
 from sweeps.compose.compose import Composed
-from sweeps.driver.cluster import Cluster, Node, gpu_share, seats
+from sweeps.driver.cluster_nodes import Cluster, Node, gpu_share, seats
 from sweeps.driver.device_client import DeviceClient, Reply
 from sweeps.driver.device_facts import NodeFaults, StartCheck, WorkerFacts
 from sweeps.driver.ray_cluster import ray_running

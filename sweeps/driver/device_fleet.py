@@ -25,7 +25,7 @@ from analysis.folder import SweepFolder
 from sweeps.checks.folder_probe import probing
 from sweeps.compose.compose import Composed
 from sweeps.config import SweepConfig, limit_seconds
-from sweeps.driver.cluster import Cluster, Node, Seat, gpu_share, seats
+from sweeps.driver.cluster_nodes import Cluster, Node, Seat, gpu_share, seats
 from sweeps.driver.device_client import LIVES, LOST, Device, DeviceClient, Reply, Trials
 from sweeps.driver.device_facts import DataFacts, WorkerFacts
 from sweeps.driver.device_worker import DeviceWorker

@@ -52,7 +52,7 @@ _NOT_SAVED = "its checkpoint could not be written"
 
 
 class DeviceWorker:
-    """Made an actor by ``sweeps/driver/ray_cluster.py``, and spoken to through ``sweeps/driver/device_client.py``.
+    """Made an actor by ``sweeps/driver/cluster_nodes.py``, and spoken to through ``sweeps/driver/device_client.py``.
 
     Args:
         engine: which engine, and how it trains.

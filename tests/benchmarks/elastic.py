@@ -38,7 +38,7 @@ from ray.exceptions import ActorDiedError
 
 from analysis.folder import SweepFolder, append_line, read_lines
 from sweeps.driver import device_worker
-from sweeps.driver.cluster import Cluster, Node, Seat
+from sweeps.driver.cluster_nodes import Cluster, Node, Seat
 from sweeps.driver.device_client import DeviceClient
 from sweeps.driver.device_facts import DataFacts, WorkerFacts
 from sweeps.process.installation import package_root

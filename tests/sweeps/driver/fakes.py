@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.exceptions import ActorDiedError
 
-from sweeps.driver.cluster import Node, Seat
+from sweeps.driver.cluster_nodes import Node, Seat
 from sweeps.driver.device_client import Device, DeviceClient, Trials
 from sweeps.driver.device_facts import DataFacts, WorkerFacts
 

@@ -116,7 +116,7 @@ ASK = """
 import json, os, ray, sys
 from analysis.objective import Objective
 from sweeps.config import RayConfig, ResourcesConfig, SweepConfig
-from sweeps.driver.cluster import Cluster, gpu_share, seats
+from sweeps.driver.cluster_nodes import Cluster, gpu_share, seats
 from sweeps.driver.ray_cluster import ray_running
 found = {}
 for share in (0.0, 0.5):

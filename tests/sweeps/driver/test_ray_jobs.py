@@ -1,5 +1,6 @@
 """`ray job submit -- lorasweep run …`: the sweep joins the job's cluster, and the job ends and speaks as the sweep."""
 
+import csv
 import json
 import os
 import signal
@@ -81,7 +82,7 @@ class JobCluster:
     def job(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         command = [str(Path(sys.executable).with_name("ray")), "job", *arguments]
         there = {**os.environ, **self.nodes.environment, "RAY_ADDRESS": self.nodes.dashboard}
-        return subprocess.run(command, env=there, capture_output=True, text=True, timeout=240, check=False)
+        return subprocess.run(command, env=there, capture_output=True, text=True, timeout=1200, check=False)
 
     def submit(self, name: str, arguments: list[str], *options: str) -> "subprocess.CompletedProcess[str]":
         """``ray job submit``, which waits for the job's end unless ``options`` say otherwise."""
@@ -137,6 +138,21 @@ def test_a_job_whose_sweep_fails_has_failed_with_its_sentence(jobs: JobCluster, 
     assert "Waiting for a device: none of the cluster's 2 nodes can take one. Demand for a node with 1 GPU" in log
     assert "resources.wait=5s is over" in log
     assert not (tmp_path / "fails").exists()
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(1500)
+def test_the_quickstarts_classifier_as_a_job_ends_in_a_model_that_has_learnt_it(
+    jobs: JobCluster, tmp_path: Path
+) -> None:
+    done = jobs.submit("quickstart", ["run", "experiment=quickstart_classifier", f"sweep.dir={tmp_path}"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = SweepFolder(tmp_path / "quickstart_classifier")
+    assert {trial.read_status().where.split(":")[0] for trial in folder.trials()} == {"alpha", "beta"}
+    best = next(row for row in csv.DictReader(folder.leaderboard_file.open()) if row["kind"] == "trial")
+    assert (best["status"], best["n_items"]) == ("completed", "160")
+    assert float(best["accuracy"]) >= 0.85
+    assert best["trial_id"] in jobs.job("logs", "quickstart").stdout.rsplit("Next:", 1)[0]
 
 
 @pytest.mark.heavy

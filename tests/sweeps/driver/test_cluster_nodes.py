@@ -3,7 +3,7 @@
 from typing import Any
 
 from sweeps.config import RayConfig, ResourcesConfig, SweepConfig
-from sweeps.driver.cluster import Node, gpu_share, seats
+from sweeps.driver.cluster_nodes import Node, gpu_share, seats
 
 
 def node(name: str, **has: float) -> Node:
