@@ -164,12 +164,10 @@ class Trials:
 
     Attributes:
         on: name of a device → trials that it was given to.
-        waiting: trials without a device.
         gone: names of devices that trials found dead.
     """
 
     on: Mapping[str, Sequence[str]]
-    waiting: Sequence[str]
     gone: frozenset[str]
 
 

@@ -124,7 +124,7 @@ class DeviceFleet:
         self._deaths: Counter[str] = Counter()  # id of a node → workers that died while they started, in a row
         self._lost: dict[str, tuple[str, float]] = {}  # name of a lost worker → its node's id, until when to wait
         self._verdicts: dict[str, bool] = {}  # name of a worker that died → whether it died by itself
-        self._trials = Trials({}, [], frozenset())
+        self._trials = Trials({}, frozenset())
         self._told: Reply[Trials] | None = None
         self._without_since: float | None = None  # since when there is no device
         self._said = -math.inf

@@ -80,7 +80,7 @@ class Dispatcher:
         on: dict[str, list[str]] = {}
         for trial_id, name in self._given.items():
             on.setdefault(name, []).append(trial_id)
-        return Trials(on, [request.trial_id for request in self._requests], frozenset(self._gone))
+        return Trials(on, frozenset(self._gone))
 
     async def acquire(
         self, trial_id: str, precision: str, alone: bool = False, full: str = "", gone: Sequence[str] = ()

@@ -99,7 +99,7 @@ class FakeCluster:
         self.started: list[Any] = []
         self.announced = 0
         self.told: list[tuple[list[str], dict[str, bool]]] = []
-        self.trials = Trials({}, [], frozenset())
+        self.trials = Trials({}, frozenset())
         self.data: dict[str, Any] = {}  # name of a node → what its workers find
         self.facts: dict[str, Any] = {}  # name of a node → what its workers say, or raise
 

@@ -74,7 +74,7 @@ def test_a_worker_that_dies_is_started_again_and_did_so_by_itself_if_its_node_li
 
 def test_a_worker_that_trials_found_dead_is_replaced() -> None:
     sweep = Following("a").begin()
-    sweep.cluster.trials = Trials({}, [], frozenset(["a/0"]))
+    sweep.cluster.trials = Trials({}, frozenset(["a/0"]))
     sweep.look(4)
     assert sweep.cluster.started[0].killed
     assert len(sweep.cluster.started) == 2
@@ -142,7 +142,7 @@ def test_waiting_ends_where_that_is_asked_for() -> None:
 
 def test_a_worker_with_nothing_to_do_is_released_and_started_again_for_more() -> None:
     sweep = Following("a", "b", wanted=4, slots=2, idle_seconds=30.0).begin()
-    sweep.cluster.trials = Trials({"a/0": ["t0000"]}, [], frozenset())
+    sweep.cluster.trials = Trials({"a/0": ["t0000"]}, frozenset())
     sweep.look(70)
     assert sweep.taking == ["a", "b"], "there is more to come"
     sweep.fleet.want(1)
