@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from ray.exceptions import ActorDiedError, RayError
 
-from analysis.errors import DataError, HardwareError, LorasweepError, last_line
+from analysis.errors import ClusterError, DataError, HardwareError, LorasweepError, last_line
 from analysis.folder import SweepFolder
 from sweeps.checks.folder_probe import probing
 from sweeps.compose.compose import Composed
@@ -43,6 +43,7 @@ _CLAIMED = 5.0  # seconds after which a worker whose place somebody else took is
 _SLOW_START = 60.0  # seconds; importing torch on a busy machine takes a part of it
 _STARTS = 3  # deaths in a row of workers that start, after which their node is not used
 _HEARD = 2.0  # seconds for trials to hear the last from a worker that has left: a rung that nobody heard of is lost
+_CLOSE_SECONDS = 5.0  # for a look around that is under way when the sweep ends
 _MARGIN = 5.0  # seconds before a node is taken away by which its worker has left
 
 T = TypeVar("T")
@@ -254,11 +255,15 @@ class DeviceFleet:
         for member in members:
             member.client.kill()
 
-    def close(self) -> None:
-        """Stop following the cluster."""
+    def close(self, seconds: float = _CLOSE_SECONDS) -> None:
+        """Stop following the cluster.
+
+        Args:
+            seconds: to wait for the look around that is under way.
+        """
         self._closed.set()
         if self._thread.is_alive():
-            self._thread.join(5)
+            self._thread.join(seconds)
         for member in self._members:
             _drop_question(member)
 
@@ -575,10 +580,14 @@ def following_cluster(
     wanted = int(min(config.search.trials * config.search.repeats, most))
     fleet = DeviceFleet(Cluster(config, composed.objective, kind), config, facts, note, wanted)
     fleet.start()
+    seconds = _CLOSE_SECONDS
     try:
         yield fleet
+    except ClusterError:  # Ray died: a look around may wait for it until the process ends
+        seconds = 0.0
+        raise
     finally:
-        fleet.close()
+        fleet.close(seconds)
 
 
 def _error_of(reply: Reply[None]) -> RayError | None:

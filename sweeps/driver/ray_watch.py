@@ -95,6 +95,7 @@ class RayWatch:
         self._go_on, self._clean = go_on, clean
         self.error: ClusterError | None = None
         self._stopped, self._closed = threading.Event(), threading.Event()
+        self._turn = threading.Lock()  # to say it: who gets it, the main thread or the watch, says it alone
         self._leaving = False
 
     def leave(self) -> None:
@@ -132,8 +133,10 @@ class RayWatch:
             self.stop()
             if in_main:
                 signal.signal(_WAKE, before)
-            if self.error is not None:  # Ray's own end would take 15 s, and may abort
-                atexit.register(self._exit)
+            if self.error is not None:
+                if not self._turn.acquire(blocking=False):
+                    time.sleep(_CLOSE_SECONDS)  # the watch is saying it, and ends the process
+                atexit.register(self._exit)  # Ray's own end would take 15 s, and may abort
 
     def _died(self, thread: threading.Thread) -> bool:
         """Whether an error that came up now comes from Ray's death; where it does not answer, wait for certainty."""
@@ -166,7 +169,8 @@ class RayWatch:
         if not self._leaving:
             signal.pthread_kill(threading.main_thread().ident or 0, _WAKE)
         self._clean()
-        if not self._closed.wait(_CLOSE_SECONDS) and not self._leaving:
+        self._closed.wait(_CLOSE_SECONDS)
+        if not self._leaving and self._turn.acquire(blocking=False):
             if sys.stdout.isatty():
                 Console(file=sys.stdout).show_cursor()  # a live view hides it
             print(wrapped(f"lorasweep: {message}", errors), file=errors)

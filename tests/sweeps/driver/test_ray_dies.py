@@ -224,6 +224,28 @@ def test_a_part_that_never_answered_or_comes_back_in_time_is_not_dead(ended: lis
     assert ended == []
 
 
+def test_it_is_said_once_where_the_main_thread_is_ready_while_the_watch_is_saying_it(
+    ended: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, saying = Server(), threading.Event()
+
+    def slowly(text: str, stream: object) -> str:
+        saying.set()
+        time.sleep(0.2)
+        return text
+
+    monkeypatch.setattr(ray_watch, "wrapped", slowly)
+
+    def close_records() -> None:
+        with contextlib.suppress(ClusterError):
+            threading.Event().wait(30)
+        assert saying.wait(10)
+
+    with pytest.raises(ClusterError):
+        run(watch_of(server.part()), stop_and(server, close_records))
+    assert ended[0] == ClusterError.exit_code, "the process has ended before the block does"
+
+
 def test_who_does_not_come_out_of_rays_code_is_ended_with_the_same_sentence(
     ended: list[int], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -216,7 +216,7 @@ def test_the_head_of_a_cluster_dies_under_a_sweep(jobs: JobCluster, tiny: Any, l
     assert process.returncode == ClusterError.exit_code, err
     assert time.monotonic() - began < 20
     assert err.startswith("lorasweep: Ray died: no answer from its control store"), err
-    assert err.count("\n") == 1
+    assert err.count("\n") == 1, err
     wait_until(lambda: sweep.processes() == [], 20)
 
     local = sweep.start("resume", str(folder.root), "ray.address=null")
