@@ -150,7 +150,7 @@ def arithmetic_speed(device: torch.device) -> float:
             torch.cuda.synchronize(device)
         return time.perf_counter() - began
 
-    return 2 * size**3 / min(seconds() for _ in range(4)) / 1e9
+    return 2 * size**3 / min(seconds() for _ in range(20)) / 1e9
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:

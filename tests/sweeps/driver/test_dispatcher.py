@@ -55,6 +55,17 @@ def test_trials_are_spread_over_equal_devices_and_wait_where_all_are_taken() -> 
     run(scenario())
 
 
+def test_no_device_is_empty_while_trials_double_up_on_one_that_measured_a_little_faster() -> None:
+    async def scenario() -> None:
+        asker = Asker(dispatcher := Dispatcher())
+        await dispatcher.update([device("a", 4, speed=30.0), device("b", 4, speed=50.0), device("c", 4, speed=5.0)], {})
+        assert [await asker.ask(f"t{n}") for n in range(5)] == ["b", "b", "a", "b", "b"]
+        for trial_id in ("t0", "t2"):
+            assert not await dispatcher.better(trial_id, "fp32"), "and there they stay"
+
+    run(scenario())
+
+
 def test_the_fast_devices_are_filled_first_and_small_differences_do_not_count() -> None:
     async def scenario() -> None:
         asker = Asker(dispatcher := Dispatcher())
