@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from analysis import errors
 from analysis.errors import INTERRUPTED, ConfigError, FolderError, LorasweepError, did_you_mean
 from sweeps.process.terminal import wrapped
+from sweeps.process.termination import ending
 from sweeps.process.threads import wait_policy
 
 # Command → how it is called, and what it does. Each is a module of its name in sweeps/commands/.
@@ -81,6 +82,10 @@ def exit_codes() -> dict[int, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, a LorasweepError's own, 130 after Ctrl-C, 1 for a defect of ours."""
+    return ending(_main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     os.environ.update(wait_policy())

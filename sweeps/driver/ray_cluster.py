@@ -21,10 +21,12 @@ from analysis.errors import FolderError, HardwareError, first_line
 from sweeps.config import SweepConfig
 from sweeps.driver.ray_watch import Part, RayWatch
 from sweeps.process.logs import RAY_MESSAGES
+from sweeps.process.termination import leave_nothing_to_libraries
 
 NAMESPACE = "lorasweep"
 _CONNECT_SECONDS = 10
 _START_ATTEMPTS = 3
+_SHUTDOWN_SECONDS = 10.0  # it takes one
 _started: list[psutil.Process] = []  # of a Ray of our own: its raylet; like Ray's connection, of this process
 _watches: list[RayWatch] = []  # of this process, as its connection: at most one
 _JOB_FILES = "working_dir_files"  # Ray's folder for the working directories of jobs
@@ -217,13 +219,14 @@ def _log_message(data: Mapping[str, Any], ignore_prefix: bool = True) -> None:
         logger.warning("%s", line)
 
 
-def end_ray(seconds: float | None = None) -> None:
+def end_ray(seconds: float = _SHUTDOWN_SECONDS) -> None:
     """``ray.shutdown``, and an end to the processes of a local Ray that would outlive it.
 
     Its agents first report that their raylet is gone, to a control store that is gone as well: they try for a minute.
+    Where a raylet hangs, ``ray.shutdown`` never ends, here and once more at the end of the interpreter.
 
     Args:
-        seconds: after which ``ray.shutdown`` is not waited for any more; None for as long as it takes.
+        seconds: after which ``ray.shutdown`` is not waited for any more.
     """
     for watch in _watches:
         watch.stop()
@@ -232,6 +235,8 @@ def end_ray(seconds: float | None = None) -> None:
     shutdown = threading.Thread(target=ray.shutdown, name="ray.shutdown", daemon=True)
     shutdown.start()
     shutdown.join(seconds)
+    if shutdown.is_alive():
+        leave_nothing_to_libraries()
     _kill_started()
 
 

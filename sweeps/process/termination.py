@@ -1,13 +1,16 @@
-"""SIGTERM in a process whose main thread is not ours, as in a worker of Ray."""
+"""How a process ends: on SIGTERM where its main thread is not ours, and where a library's own end would hang."""
 
+import contextlib
 import faulthandler
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 
 _END_SECONDS = 3.0  # for the handler that was there before to end the process
+_at_once = threading.Event()
 
 
 def on_sigterm(act: Callable[[], None]) -> None:
@@ -37,3 +40,22 @@ def on_sigterm(act: Callable[[], None]) -> None:
             os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=wait, name="sigterm", daemon=True).start()
+
+
+def leave_nothing_to_libraries() -> None:
+    """Some library's end hangs: let ``ending`` end this process without what libraries do in the end."""
+    _at_once.set()
+
+
+def ending(status: int) -> int:
+    """The exit status, once all is done; the process may end right here.
+
+    Args:
+        status: of the command.
+    """
+    if _at_once.is_set():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+    return status

@@ -62,11 +62,14 @@ def test_a_second_end_in_the_middle_of_the_first_leaves_nothing_either(
 
     monkeypatch.setattr(ray_cluster.ray, "shutdown", shutdown)
     monkeypatch.setattr(ray_cluster, "_started", [psutil.Process(raylet.pid)])
+    hangs: list[bool] = []
+    monkeypatch.setattr(ray_cluster, "leave_nothing_to_libraries", lambda: hangs.append(True))
     first = threading.Thread(target=end_ray)
     first.start()
     raylet.wait()
     end_ray(0.1)
     assert psutil.wait_procs(agents, timeout=10)[1] == []
+    assert hangs == [True], "what does not end here would not at the end of the interpreter"
     go_on.set()
     first.join()
 
