@@ -1,15 +1,17 @@
 """Whole sweeps on tiny models: the command line as a process of its own, and what it leaves behind."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from analysis.folder import SweepFolder, read_lines
@@ -26,6 +28,7 @@ class Lorasweep:
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
         environment = {**os.environ, "PYTHONPATH": package_root(), "LORASWEEP_TEST": self.mark, **self.environment}
+        environment["LORASWEEP_TESTS"] = str(os.getpid())
         environment["PYTHONUNBUFFERED"] = "1"
         return subprocess.Popen(
             [sys.executable, "-m", "sweeps.cli", *arguments],
@@ -100,8 +103,12 @@ def reading() -> Reader:
 
 
 @pytest.fixture(scope="session")
-def lorasweep() -> type[Lorasweep]:
-    return Lorasweep
+def lorasweep() -> Iterator[type[Lorasweep]]:
+    yield Lorasweep
+    for process in psutil.process_iter():  # of tests that failed: a driver that hung, a raylet that was stopped
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("LORASWEEP_TESTS") == str(os.getpid()):
+                process.kill()
 
 
 @pytest.fixture(scope="session")
