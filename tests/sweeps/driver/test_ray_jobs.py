@@ -109,7 +109,8 @@ def test_a_job_is_a_sweep_on_all_of_its_cluster_with_the_jobs_own_environment(
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "notes.txt").write_text("what somebody works on")
     own = {"working_dir": str(tmp_path / "code"), "env_vars": {"TOKENIZERS_PARALLELISM": "true", "OF_THE_JOB": "1"}}
-    arguments = ["run", *tiny("bert", "task=classification"), *settings(tmp_path, "ours", "scheduler=fifo")]
+    long = ("train.max_steps=400", "train.rungs=[2,400]")  # else the first trial may end before the second asks
+    arguments = ["run", *tiny("bert", "task=classification", *long), *settings(tmp_path, "ours", "scheduler=fifo")]
     done = jobs.submit("ours", arguments, f"--runtime-env-json={json.dumps(own)}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "'ours' succeeded" in done.stdout
