@@ -17,12 +17,12 @@ from types import FrameType
 from typing import IO, Any
 
 import grpc
-import psutil
 from ray._private.grpc_utils import init_grpc_channel  # with the cluster's TLS and token
 from rich.console import Console
 
 from analysis.errors import INTERRUPTED, ClusterError
 from sweeps.process.terminal import wrapped
+from sweeps.process.termination import end_now
 
 _EVERY = 0.25  # seconds between two questions
 _ANSWER_SECONDS = 3.0  # for which an answer is waited for
@@ -179,13 +179,7 @@ class RayWatch:
         self._exit()
 
     def _exit(self) -> None:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        for child in psutil.Process().children():  # such as W&B's service, which writes what it has
-            with contextlib.suppress(psutil.Error):
-                child.terminate()
-        os._exit(INTERRUPTED if self._leaving else ClusterError.exit_code)
+        end_now(INTERRUPTED if self._leaving else ClusterError.exit_code)
 
 
 def _silence_ray() -> IO[str]:

@@ -54,8 +54,18 @@ def ending(status: int) -> int:
         status: of the command.
     """
     if _at_once.is_set():
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(status)
+        end_now(status)
     return status
+
+
+def end_now(status: int) -> None:
+    """End this process without what libraries do at the interpreter's end; what was printed is written."""
+    import psutil  # only here: each command imports this module
+
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    for child in psutil.Process().children():  # such as W&B's service, which writes what it has
+        with contextlib.suppress(psutil.Error):
+            child.terminate()
+    os._exit(status)

@@ -163,12 +163,12 @@ class Server:
 def ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Statuses with which the watch would have ended this process."""
     statuses: list[int] = []
-    monkeypatch.setattr(ray_watch.os, "_exit", statuses.append)
+    monkeypatch.setattr(os, "_exit", statuses.append)
     monkeypatch.setattr(ray_watch, "_silence_ray", lambda: sys.stderr)
     monkeypatch.setattr(ray_watch.atexit, "register", lambda function: statuses.append(-1))
     monkeypatch.setattr(ray_watch, "_EVERY", 0.05)
     monkeypatch.setattr(ray_watch, "_CLOSE_SECONDS", 0.5)
-    monkeypatch.setattr(ray_watch.psutil, "Process", lambda: type("Nobody", (), {"children": lambda self: []})())
+    monkeypatch.setattr(psutil, "Process", lambda: type("Nobody", (), {"children": lambda self: []})())
     yield statuses
     for thread in threading.enumerate():
         if thread.name == "Ray watch":
