@@ -28,6 +28,7 @@ _EVERY = 0.25  # seconds between two questions
 _ANSWER_SECONDS = 3.0  # for which an answer is waited for
 _FAILURES = 4  # in a row, and a part of Ray is taken for dead: 1 s where it is gone, 13 s where it hangs
 _CLOSE_SECONDS = 5.0  # for the driver to close its records; afterwards it is ended as it is
+_SAY_SECONDS = 5.0  # for the one of the two threads whose turn it is to say it and to end the process
 # What wakes the main thread up. By default it is ignored, so one that comes late does no harm.
 _WAKE = signal.SIGURG
 
@@ -135,7 +136,7 @@ class RayWatch:
                 signal.signal(_WAKE, before)
             if self.error is not None:
                 if not self._turn.acquire(blocking=False):
-                    time.sleep(_CLOSE_SECONDS)  # the watch is saying it, and ends the process
+                    time.sleep(_SAY_SECONDS)  # the watch is saying it, and ends the process
                 atexit.register(self._exit)  # Ray's own end would take 15 s, and may abort
 
     def _died(self, thread: threading.Thread) -> bool:
@@ -175,7 +176,7 @@ class RayWatch:
                 Console(file=sys.stdout).show_cursor()  # a live view hides it
             print(wrapped(f"lorasweep: {message}", errors), file=errors)
         else:
-            time.sleep(_CLOSE_SECONDS)  # the main thread says it, and is gone by then
+            time.sleep(_SAY_SECONDS)  # the main thread says it, and is gone by then
         self._exit()
 
     def _exit(self) -> None:

@@ -167,7 +167,8 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     monkeypatch.setattr(ray_watch, "_silence_ray", lambda: sys.stderr)
     monkeypatch.setattr(ray_watch.atexit, "register", lambda function: statuses.append(-1))
     monkeypatch.setattr(ray_watch, "_EVERY", 0.05)
-    monkeypatch.setattr(ray_watch, "_CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr(ray_watch, "_CLOSE_SECONDS", 20)  # however slow this machine is just now
+    monkeypatch.setattr(ray_watch, "_SAY_SECONDS", 0.5)
     monkeypatch.setattr(psutil, "Process", lambda: type("Nobody", (), {"children": lambda self: []})())
     yield statuses
     for thread in threading.enumerate():
@@ -189,6 +190,13 @@ def stop_and(server: Server, then: Callable[[], object]) -> Callable[[], object]
     return lambda: (server.stop(), then())
 
 
+def until(true: Callable[[], object]) -> None:
+    gives_up = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < gives_up
+        time.sleep(0.05)
+
+
 def fail(error: Exception) -> Callable[[], object]:
     def raise_it() -> None:
         raise error
@@ -201,10 +209,7 @@ def test_the_death_of_a_part_is_raised_in_the_main_thread_wherever_that_waits(en
     watch = watch_of(server.part(), clean=lambda: cleaned.append(True))
     with pytest.raises(ClusterError, match=r"no answer from the part \(127\.0\.0\.1:.*Go on\."):
         run(watch, stop_and(server, lambda: threading.Event().wait(30)))
-    gives_up = time.monotonic() + 5
-    while not cleaned and time.monotonic() < gives_up:
-        time.sleep(0.05)
-    assert cleaned == [True]
+    until(lambda: cleaned)
     assert ended[0] == -1, "and the end of the interpreter leaves Ray's own end out"
 
 
@@ -220,8 +225,8 @@ def test_where_a_signal_has_stopped_the_sweep_the_death_of_a_part_is_no_error(en
     server = Server()
     watch = watch_of(server.part())
     watch.leave()
-    run(watch, stop_and(server, lambda: time.sleep(2)))
-    assert INTERRUPTED in ended
+    run(watch, stop_and(server, lambda: until(lambda: watch.error)))
+    until(lambda: INTERRUPTED in ended)
 
 
 def test_a_part_that_never_answered_or_comes_back_in_time_is_not_dead(ended: list[int]) -> None:
@@ -247,6 +252,8 @@ def test_it_is_said_once_where_the_main_thread_is_ready_while_the_watch_is_sayin
         return text
 
     monkeypatch.setattr(ray_watch, "wrapped", slowly)
+    monkeypatch.setattr(ray_watch, "_CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr(ray_watch, "_SAY_SECONDS", 3)
 
     def close_records() -> None:
         with contextlib.suppress(ClusterError):
@@ -259,8 +266,9 @@ def test_it_is_said_once_where_the_main_thread_is_ready_while_the_watch_is_sayin
 
 
 def test_who_does_not_come_out_of_rays_code_is_ended_with_the_same_sentence(
-    ended: list[int], capfd: pytest.CaptureFixture[str]
+    ended: list[int], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ray_watch, "_CLOSE_SECONDS", 0.5)
     server = Server()
 
     def stuck() -> None:  # nothing can be raised in a thread that is not the main one
@@ -276,4 +284,4 @@ def test_who_does_not_come_out_of_rays_code_is_ended_with_the_same_sentence(
     thread.start()
     thread.join()
     assert ended[0] == ClusterError.exit_code
-    assert capfd.readouterr().err.startswith("lorasweep: Ray died: no answer from the part")
+    assert "lorasweep: Ray died: no answer from the part" in capfd.readouterr().err  # gRPC may say something before
