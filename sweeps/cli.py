@@ -89,6 +89,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     os.environ.update(wait_policy())
+    # Read when grpc is imported, by Ray too: else it tells the terminal of each server that is being ended.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     given = [argument for argument in given if argument != "--debug"]
     try:
         return _dispatch(given)

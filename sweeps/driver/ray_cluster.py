@@ -57,7 +57,6 @@ def ray_running(config: SweepConfig, go_on: Callable[[], str] = lambda: _GO_ON) 
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")  # of its own state, which nobody reads, for all trials
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray of our own reports to nobody
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else it tells the terminal that a server is being ended
     # Ray prints a traceback for every trial that fails or is stopped by Ctrl-C; its reason is in the leaderboard.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     ray._private.worker.print_to_stdstream = _log_message  # of Ray's processes, not of ours: pages on standard output

@@ -97,7 +97,7 @@ class RayWatch:
         self.error: ClusterError | None = None
         self._stopped, self._closed = threading.Event(), threading.Event()
         self._turn = threading.Lock()  # to say it: who gets it, the main thread or the watch, says it alone
-        self._leaving = False
+        self._leaving = self._well = False
 
     def leave(self) -> None:
         """The sweep is being stopped: if Ray dies on the way, as where a signal goes to all processes, that is all."""
@@ -121,6 +121,7 @@ class RayWatch:
         thread.start()
         try:
             yield
+            self._well = self.error is None  # from here on a death comes too late
             if self.error is not None and not self._leaving:
                 raise self.error
         except ClusterError:
@@ -130,12 +131,13 @@ class RayWatch:
                 raise self.error or error from error
             raise
         finally:
+            mine = self._turn.acquire(blocking=False)  # before the watch learns that the block is done
             self._closed.set()
             self.stop()
             if in_main:
                 signal.signal(_WAKE, before)
-            if self.error is not None:
-                if not self._turn.acquire(blocking=False):
+            if self.error is not None and not self._well:
+                if not mine:
                     time.sleep(_SAY_SECONDS)  # the watch is saying it, and ends the process
                 atexit.register(self._exit)  # Ray's own end would take 15 s, and may abort
 
@@ -147,7 +149,7 @@ class RayWatch:
         return self.error is not None
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
-        if self.error is not None and not self._closed.is_set():
+        if self.error is not None and not self._well and not self._turn.locked():
             raise self.error
 
     def _watch(self) -> None:
@@ -171,6 +173,8 @@ class RayWatch:
             signal.pthread_kill(threading.main_thread().ident or 0, _WAKE)
         self._clean()
         self._closed.wait(_CLOSE_SECONDS)
+        if self._well:
+            return
         if not self._leaving and self._turn.acquire(blocking=False):
             if sys.stdout.isatty():
                 Console(file=sys.stdout).show_cursor()  # a live view hides it

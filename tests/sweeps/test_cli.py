@@ -28,6 +28,24 @@ print("LOADED", *loaded, file=sys.stderr)
 sys.exit(code)
 """
 
+SERVERS_END = """
+from concurrent import futures
+from sweeps.cli import main
+main(["--help"])
+import grpc
+class Echo(grpc.GenericRpcHandler):
+    def service(self, call):
+        return grpc.unary_unary_rpc_method_handler(lambda request, context: request)
+for _ in range(100):
+    server = grpc.server(futures.ThreadPoolExecutor(1), handlers=(Echo(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    ask = grpc.insecure_channel(f"127.0.0.1:{port}").unary_unary("/a/b")
+    ask(b"")
+    under_way = ask.future(b"", timeout=3)
+    server.stop(0).wait()
+"""
+
 
 def loaded_by(*arguments: str) -> tuple[int, list[str]]:
     done = subprocess.run([sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True, check=False)
@@ -67,6 +85,11 @@ def test_help_imports_nothing_heavy():
 def test_composing_and_refusing_import_hydra_and_nothing_heavier():
     assert loaded_by("run", "experiment=quickstart", "--cfg", "job") == (0, ["hydra"])
     assert loaded_by("run", "+space.lora.ranks.choices=[2]") == (2, ["hydra"])
+
+
+def test_grpc_does_not_tell_the_terminal_of_servers_that_end():
+    done = subprocess.run([sys.executable, "-c", SERVERS_END], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_cfg_job_prints_yaml_and_runs_nothing(called, capsys):

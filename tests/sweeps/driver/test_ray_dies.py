@@ -168,7 +168,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     monkeypatch.setattr(ray_watch.atexit, "register", lambda function: statuses.append(-1))
     monkeypatch.setattr(ray_watch, "_EVERY", 0.05)
     monkeypatch.setattr(ray_watch, "_CLOSE_SECONDS", 20)  # however slow this machine is just now
-    monkeypatch.setattr(ray_watch, "_SAY_SECONDS", 0.5)
+    monkeypatch.setattr(ray_watch, "_SAY_SECONDS", 3)
     monkeypatch.setattr(psutil, "Process", lambda: type("Nobody", (), {"children": lambda self: []})())
     yield statuses
     for thread in threading.enumerate():
@@ -204,9 +204,13 @@ def fail(error: Exception) -> Callable[[], object]:
     return raise_it
 
 
-def test_the_death_of_a_part_is_raised_in_the_main_thread_wherever_that_waits(ended: list[int]) -> None:
+def test_the_death_of_a_part_is_raised_in_the_main_thread_wherever_that_waits(
+    ended: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     server, cleaned = Server(), []
     watch = watch_of(server.part(), clean=lambda: cleaned.append(True))
+    # the watch gets ahead of the main thread, as on a busy machine
+    monkeypatch.setattr(watch, "stop", lambda stop=watch.stop: (stop(), time.sleep(0.5)))
     with pytest.raises(ClusterError, match=r"no answer from the part \(127\.0\.0\.1:.*Go on\."):
         run(watch, stop_and(server, lambda: threading.Event().wait(30)))
     until(lambda: cleaned)
@@ -227,6 +231,17 @@ def test_where_a_signal_has_stopped_the_sweep_the_death_of_a_part_is_no_error(en
     watch.leave()
     run(watch, stop_and(server, lambda: until(lambda: watch.error)))
     until(lambda: INTERRUPTED in ended)
+
+
+def test_a_block_that_is_done_as_a_part_dies_is_done(ended: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    dying, done = threading.Event(), threading.Event()
+    monkeypatch.setattr(ray_watch, "_silence_ray", lambda: (dying.set(), done.wait(10)))
+    server = Server()
+    run(watch_of(server.part()), stop_and(server, lambda: dying.wait(10)))
+    done.set()
+    until(lambda: "Ray watch" not in [thread.name for thread in threading.enumerate()])
+    assert dying.is_set()
+    assert ended == []
 
 
 def test_a_part_that_never_answered_or_comes_back_in_time_is_not_dead(ended: list[int]) -> None:
@@ -253,7 +268,6 @@ def test_it_is_said_once_where_the_main_thread_is_ready_while_the_watch_is_sayin
 
     monkeypatch.setattr(ray_watch, "wrapped", slowly)
     monkeypatch.setattr(ray_watch, "_CLOSE_SECONDS", 0.5)
-    monkeypatch.setattr(ray_watch, "_SAY_SECONDS", 3)
 
     def close_records() -> None:
         with contextlib.suppress(ClusterError):
