@@ -12,9 +12,9 @@ from tests.sweeps.driver.ray_nodes import wait_until
 def test_a_sweep_uses_all_nodes_of_a_cluster_and_leaves_it_running(cluster, lorasweep, tiny, tmp_path):
     command = lorasweep(tmp_path, cluster.environment)
     done = command(
-        "run", *tiny("llama", "search.trials=3", "sweep.name=two", "resources.threads=1", "tracking=none"),
-        f"ray.address={cluster.address}",
-    )  # fmt: skip
+        "run", *tiny("llama", "search.trials=6", "sweep.name=two", "resources.threads=1", "tracking=none"),
+        "train.max_steps=100", "train.rungs=[100]", f"ray.address={cluster.address}",
+    )  # fmt: skip  # they last until the slower node's worker is there, on a busy machine too
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     folder = SweepFolder(tmp_path / "runs" / "two")
     statuses = [trial.read_status() for trial in folder.trials()]
@@ -25,7 +25,7 @@ def test_a_sweep_uses_all_nodes_of_a_cluster_and_leaves_it_running(cluster, lora
         assert (trial.adapter_dir / "adapter_config.json").exists()
     with folder.leaderboard_file.open(newline="") as file:
         kinds = [row["kind"] for row in csv.DictReader(file)]
-    assert kinds.count("trial") == 3
+    assert kinds.count("trial") == 6
     assert "baseline" in kinds
     assert command.processes() == []
     wait_until(lambda: cluster.free() == 4, 30)  # Ray takes a moment to see that the driver is gone

@@ -83,7 +83,7 @@ def test_a_broken_torch_names_the_node(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_disk_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_worker, "_DISK_SECONDS", 0.2)
-    monkeypatch.setattr(device_worker, "node_faults", lambda node, check: time.sleep(1))
+    monkeypatch.setattr(device_worker, "node_faults", lambda node, check: time.sleep(3))
     with probing(str(tmp_path)) as probe, pytest.raises(FolderError, match=r"node beta: reading .* does not end"):
         asyncio.run(worker().facts(check(probe)))
 
