@@ -97,7 +97,8 @@ class RayWatch:
         self.error: ClusterError | None = None
         self._stopped, self._closed = threading.Event(), threading.Event()
         self._turn = threading.Lock()  # to say it: who gets it, the main thread or the watch, says it alone
-        self._leaving = self._well = False
+        self._leaving = False
+        self._well = False  # the block is done, and Ray was alive
 
     def leave(self) -> None:
         """The sweep is being stopped: if Ray dies on the way, as where a signal goes to all processes, that is all."""
@@ -174,7 +175,7 @@ class RayWatch:
         self._clean()
         self._closed.wait(_CLOSE_SECONDS)
         if self._well:
-            return
+            return  # the sweep does without Ray by now
         if not self._leaving and self._turn.acquire(blocking=False):
             if sys.stdout.isatty():
                 Console(file=sys.stdout).show_cursor()  # a live view hides it

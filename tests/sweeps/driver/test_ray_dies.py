@@ -21,6 +21,7 @@ from analysis.errors import INTERRUPTED, ClusterError
 from analysis.folder import SweepFolder
 from sweeps.driver import ray_watch
 from sweeps.driver.ray_watch import Part, RayWatch
+from tests.sweeps.driver.ray_nodes import wait_until
 
 SECONDS = 20  # from a death to the end of the driver
 LONG = ("search.trials=2", "scheduler=fifo", "sampler=random", "baselines=[]", "train.max_steps=400",
@@ -190,13 +191,6 @@ def stop_and(server: Server, then: Callable[[], object]) -> Callable[[], object]
     return lambda: (server.stop(), then())
 
 
-def until(true: Callable[[], object]) -> None:
-    gives_up = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < gives_up
-        time.sleep(0.05)
-
-
 def fail(error: Exception) -> Callable[[], object]:
     def raise_it() -> None:
         raise error
@@ -213,7 +207,8 @@ def test_the_death_of_a_part_is_raised_in_the_main_thread_wherever_that_waits(
     monkeypatch.setattr(watch, "stop", lambda stop=watch.stop: (stop(), time.sleep(0.5)))
     with pytest.raises(ClusterError, match=r"no answer from the part \(127\.0\.0\.1:.*Go on\."):
         run(watch, stop_and(server, lambda: threading.Event().wait(30)))
-    until(lambda: cleaned)
+    wait_until(lambda: cleaned, 30)
+    assert cleaned == [True]
     assert ended[0] == -1, "and the end of the interpreter leaves Ray's own end out"
 
 
@@ -229,8 +224,8 @@ def test_where_a_signal_has_stopped_the_sweep_the_death_of_a_part_is_no_error(en
     server = Server()
     watch = watch_of(server.part())
     watch.leave()
-    run(watch, stop_and(server, lambda: until(lambda: watch.error)))
-    until(lambda: INTERRUPTED in ended)
+    run(watch, stop_and(server, lambda: wait_until(lambda: watch.error, 30)))
+    wait_until(lambda: INTERRUPTED in ended, 30)
 
 
 def test_a_block_that_is_done_as_a_part_dies_is_done(ended: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +234,7 @@ def test_a_block_that_is_done_as_a_part_dies_is_done(ended: list[int], monkeypat
     server = Server()
     run(watch_of(server.part()), stop_and(server, lambda: dying.wait(10)))
     done.set()
-    until(lambda: "Ray watch" not in [thread.name for thread in threading.enumerate()])
+    wait_until(lambda: "Ray watch" not in [thread.name for thread in threading.enumerate()], 30)
     assert dying.is_set()
     assert ended == []
 
@@ -298,4 +293,5 @@ def test_who_does_not_come_out_of_rays_code_is_ended_with_the_same_sentence(
     thread.start()
     thread.join()
     assert ended[0] == ClusterError.exit_code
-    assert "lorasweep: Ray died: no answer from the part" in capfd.readouterr().err  # gRPC may say something before
+    ours = [line for line in capfd.readouterr().err.splitlines() if "chttp2" not in line]  # gRPC is not silenced here
+    assert ours[0].startswith("lorasweep: Ray died: no answer from the part")

@@ -313,7 +313,7 @@ def test_a_server_that_does_not_answer_holds_up_neither_the_trials_nor_the_end(
         start(mine, one)
         tell(mine, one, report(step, 0.5))
     complete(mine, one)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 1
     mine.close(timeout=25)
     (note,) = notes
     assert "busy" not in note

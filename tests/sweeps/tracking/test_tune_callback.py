@@ -125,8 +125,8 @@ def test_a_tracker_that_hangs_holds_up_neither_the_trials_nor_the_other_tracker(
     callback = TrackerCallback([slow, good], sweep.folder, config_of)
     try:
         began = time.monotonic()
-        assert follow(callback, timeout=0.5) < 5
-        assert time.monotonic() - began < 10
+        assert follow(callback, timeout=0.5) < 0.3
+        assert time.monotonic() - began < 3
         assert good.calls == WHOLE
         assert notes == ["Slow is still busy after 0 s: not waiting for it. Look at it: `look`"]
         start(callback, trial("t0001"))  # and nothing is queued any more
