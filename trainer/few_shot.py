@@ -91,7 +91,7 @@ def embed(base: BaseModel, texts: list[str], batch_size: int = 32) -> NDArray[np
     Returns:
         (texts, width).
     """
-    window = min(getattr(base.model.config, "max_position_embeddings", None) or 512, 512)
+    window = min(base.window, 512)
     vectors = mean_states(base, base.tokenizer(texts, truncation=True, max_length=window).input_ids, batch_size)
     unit: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return unit
@@ -158,7 +158,7 @@ def with_examples(
     Returns:
         The items, and how many examples stand before each.
     """
-    window = getattr(base.model.config, "max_position_embeddings", None) or 1 << 30
+    window = base.window
     special = len(base.tokenizer("").input_ids)  # such as a begin-of-text token
     separator = tuple(base.tokenizer(_SEPARATOR, add_special_tokens=False).input_ids)
     result, used = [], []

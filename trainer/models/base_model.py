@@ -22,6 +22,7 @@ from trainer.config import HEAD_NAMES, PRECISIONS, ModelConfig
 from trainer.models.cpu_attention import short_rows_in_float32
 from trainer.models.lm_head import TokenLogits
 from trainer.models.tokenizer import loading_arguments, model_folder, open_tokenizer
+from trainer.models.window import window
 
 _SLOW = 4.0  # times as long as fp32: no sweep would choose it
 
@@ -53,10 +54,10 @@ class BaseModel:
         """Of a causal model: its output at chosen positions only."""
         return TokenLogits(self)
 
-    @property
+    @cached_property
     def window(self) -> int:
-        """Tokens that the model reads at once; very many where its config names no limit."""
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
+        """Tokens that the model reads at once; very many where nothing names a limit."""
+        return window(self.model)
 
     def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
         """The autocast context that every forward of this model runs in, in training and in scoring."""
@@ -206,6 +207,7 @@ def load_base(config: ModelConfig, precision: str, task: str, labels: int, devic
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{where}: cannot be loaded for task={task}: {first}") from error
     model.config.pad_token_id = tokenizer.pad_token_id  # heads of decoders find a row's last token by it
+    _with_plain_outputs(model, task)
     if task == "completion" and missing:
         raise ModelError(
             f"{where}: the weights hold no language-model head (missing: {', '.join(sorted(missing)[:3])}), so it"
@@ -223,6 +225,20 @@ def load_base(config: ModelConfig, precision: str, task: str, labels: int, devic
     if device.type == "cpu" and dtype is torch.bfloat16:
         short_rows_in_float32(model)
     return BaseModel(model, tokenizer, precision, heads, dtype if dtype is not torch.float32 else None)
+
+
+def _with_plain_outputs(model: PreTrainedModel, task: str) -> None:
+    """Undo what a checkpoint's config says of its former use: tuples as outputs, more outputs, another kind of labels.
+
+    What is exported says the same: a pipeline takes the sigmoid of each class, not the softmax over them, of a model
+    whose ``problem_type`` is still that of the several labels it was trained on before.
+    """
+    for config in {id(c): c for c in (getattr(module, "config", None) for module in model.modules()) if c}.values():
+        config.return_dict = True
+        config.output_hidden_states = False
+        config.output_attentions = False
+    if task == "classification":
+        model.config.problem_type = "single_label_classification"
 
 
 def _load_weights(

