@@ -72,7 +72,7 @@ class DataConfig:
     train: str | None = None  # file; source=folder: a folder; source=hub: a split's name
     validation: str | None = None  # the same
     test: str | None = None  # the same; never read by a sweep, only by the final scoring
-    name: str | None = None  # source=hub: owner/name, or a folder that `datasets` loads
+    name: str | None = None  # source=hub: owner/name, or a folder or file that `datasets` loads
     subset: str | None = None  # source=hub: configuration of the data set
     revision: str | None = None  # source=hub: a commit hash or tag
     package: str | None = None  # source=package: a name in trainer/assets/packages.py; the files are in it

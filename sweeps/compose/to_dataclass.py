@@ -144,7 +144,7 @@ def to_dataclass(raw: dict[str, Any], origins: Origins) -> tuple[SweepConfig, di
         if getattr(part, name):
             setattr(part, name, str(Path(getattr(part, name)).expanduser().absolute()))
     data_set = config.data.name
-    if config.data.source == "hub" and data_set and Path(data_set).expanduser().is_dir():
+    if config.data.source == "hub" and data_set and Path(data_set).expanduser().exists():
         config.data.name = str(Path(data_set).expanduser().absolute())
         whole["data"]["name"] = config.data.name
     return config, whole

@@ -271,7 +271,7 @@ def _value_of(config: DataConfig, split: str) -> str:
 def _read(config: DataConfig, split: str, how: Reading, errors: RowErrors, report: Report) -> Table:
     key, value = f"data.{split}", _value_of(config, split)
     if config.source == "hub":
-        return hub_table(config, key, value, how.selection)
+        return hub_table(config, key, value, how.selection, errors)
     source, file = _place(config, value, report)
     return read_table(source, key, file, how.selection, errors)
 

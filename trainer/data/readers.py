@@ -1,12 +1,20 @@
-"""Reads tables from files: CSV, TSV, JSON-lines, Parquet, Arrow, or a folder of text files."""
+"""Reads tables from files: CSV, TSV, JSON(-lines), Parquet, Arrow, or a folder of text files.
 
+Text may be packed (gzip, Zstandard, bzip2, xz), whatever the file is called.
+"""
+
+import bz2
 import csv
+import gzip
+import io
 import json
+import lzma
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 
 from analysis.errors import DataError, did_you_mean
 from trainer.data.tables import ColumnSelection, RowErrors, Table
@@ -18,12 +26,10 @@ _OTHERS = (";", "\t", "|")  # of CSV files whose header has no comma: spreadshee
 _ESCAPED = "surrogateescape"  # bytes that are not UTF-8 come out as lone surrogates, one row's fault at a time
 _PARQUET = b"PAR1"
 _ARROW = (b"ARROW1", b"\xff\xff\xff\xff")  # an IPC file, an IPC stream
+_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "Zstandard", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+_PACKED_NAMES = (".gz", ".zst", ".bz2", ".xz")
 _MAGIC = {
-    b"\x1f\x8b": "a gzip archive: unpack it with gunzip",
     b"PK\x03\x04": "a Zip archive or an Excel workbook: unpack it, or save the sheet as CSV (UTF-8)",
-    b"\x28\xb5\x2f\xfd": "a Zstandard archive: unpack it with unzstd",
-    b"BZh": "a bzip2 archive: unpack it with bunzip2",
-    b"\xfd7zXZ": "an xz archive: unpack it with unxz",
     _PARQUET: "a Parquet file: use data=parquet",
     b"ARROW1": "an Arrow file: use data=arrow",
     b"\xff\xfe": "UTF-16 text: save it as UTF-8",
@@ -31,13 +37,20 @@ _MAGIC = {
 }
 
 
-def read_columns(source: str, key: str, value: str) -> tuple[Path, list[str]]:
+def format_of(path: Path) -> str:
+    """What the end of a file's name says, without that of packing: ``csv`` of ``rows.csv.gz``; "" for nothing."""
+    plain = path.with_suffix("") if path.suffix in _PACKED_NAMES else path
+    return plain.suffix.removeprefix(".").lower()
+
+
+def read_columns(source: str, key: str, value: str, field: str = "") -> tuple[Path, list[str]]:
     """The columns of a file, without reading its rows: of JSON-lines, those of the first row.
 
     Args:
         source: one of FORMATS.
         key: config path of the file, for messages (``data.train``).
         value: what the key is set to.
+        field: of a JSON document, the key of the list of rows.
 
     Raises:
         DataError: for a file that is missing, unreadable or of another format.
@@ -47,11 +60,11 @@ def read_columns(source: str, key: str, value: str) -> tuple[Path, list[str]]:
         if source == "folder":
             return path, list(_read_folder(path, ColumnSelection({}, all=True), RowErrors(skip=True)).columns)
         if source in _SEPARATORS:
-            with path.open(encoding="utf-8-sig", errors=_ESCAPED, newline="") as file, _long_cells():
+            with _text(path) as file, _long_cells():
                 return path, _header(path, _csv_reader(file, source), source)
         if source == "jsonl":
-            with path.open("rb") as file:
-                records = _json_records(path, file, RowErrors(skip=True))
+            with _unpacked(path) as file:
+                _, records = _json_rows(path, file, RowErrors(skip=True), field)
                 first = next((record for _, record in records if record is not None), None)
                 if first is not None:
                     return path, list(first)
@@ -60,7 +73,9 @@ def read_columns(source: str, key: str, value: str) -> tuple[Path, list[str]]:
         return path, list(_arrow_names(source, path))
 
 
-def read_table(source: str, key: str, value: str, selection: ColumnSelection, errors: RowErrors) -> Table:
+def read_table(
+    source: str, key: str, value: str, selection: ColumnSelection, errors: RowErrors, field: str = ""
+) -> Table:
     """Read some columns of a file.
 
     Args:
@@ -69,6 +84,7 @@ def read_table(source: str, key: str, value: str, selection: ColumnSelection, er
         value: what the key is set to.
         selection: which columns.
         errors: what is done with rows that cannot be read.
+        field: of a JSON document, the key of the list of rows.
 
     Raises:
         DataError: for a file that is missing, unreadable or malformed, or lacks a column.
@@ -80,7 +96,7 @@ def read_table(source: str, key: str, value: str, selection: ColumnSelection, er
         if source in _SEPARATORS:
             return _read_csv(path, source, selection, errors)
         if source == "jsonl":
-            return _read_jsonl(path, selection, errors)
+            return _read_jsonl(path, selection, errors, field)
         return _read_arrow(source, path, selection)
 
 
@@ -91,6 +107,43 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         why = error.strerror or str(error)
         raise DataError(f"{path}: cannot be read ({why}). Check that you may read it: ls -l '{path}'.") from None
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[BinaryIO]:
+    """The bytes of a file, unpacked where they are packed. Raises DataError where packing is broken."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    kind = next((kind for magic, kind in _PACKED.items() if start.startswith(magic)), "")
+    try:
+        with _opened(path, kind) as file:
+            yield file
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if not kind or isinstance(error, (FileNotFoundError, PermissionError)):
+            raise
+        raise DataError(f"{path}: not a complete {kind} archive ({error}). Pack or copy it again.") from None
+
+
+def _opened(path: Path, kind: str) -> BinaryIO:
+    if kind == "gzip":
+        return cast(BinaryIO, gzip.open(path))
+    if kind == "bzip2":
+        return cast(BinaryIO, bz2.open(path))
+    if kind == "xz":
+        return cast(BinaryIO, lzma.open(path))
+    if kind == "Zstandard":
+        import pyarrow as pa
+
+        with pa.OSFile(str(path)) as packed, pa.CompressedInputStream(packed, "zstd") as stream:
+            return io.BytesIO(stream.read())  # its own stream cannot go back to the beginning
+    return path.open("rb")
+
+
+@contextmanager
+def _text(path: Path) -> Iterator[TextIO]:
+    """A file's text, with its line breaks; bytes that are not UTF-8 come out as lone surrogates."""
+    with _unpacked(path) as file, io.TextIOWrapper(file, "utf-8-sig", _ESCAPED, newline="") as text:
+        yield text
 
 
 def _path(source: str, key: str, value: str) -> Path:
@@ -127,8 +180,12 @@ def _kind(source: str) -> str:
 
 
 def _check_start(source: str, path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(8)
+    if source in ("parquet", "arrow"):
+        with path.open("rb") as file:
+            start = file.read(8)
+    else:
+        with _unpacked(path) as file:
+            start = file.read(8)
     if source == "parquet" and not start.startswith(_PARQUET):
         raise DataError(f"{path}: not a Parquet file. If it is text, use data=csv or data=jsonl.")
     if source == "arrow" and not start.startswith(_ARROW):
@@ -173,7 +230,7 @@ def _header(path: Path, reader: Any, source: str) -> list[str]:
 def _read_csv(path: Path, source: str, selection: ColumnSelection, errors: RowErrors) -> Table:
     lines: list[int] = []
     numbers: list[int] = []
-    with path.open(encoding="utf-8-sig", errors=_ESCAPED, newline="") as file, _long_cells():
+    with _text(path) as file, _long_cells():
         reader = _csv_reader(file, source)
         header = _header(path, reader, source)
         selection.check(path, header)
@@ -257,22 +314,23 @@ def _not_utf8(path: Path, line: int, byte: int) -> DataError:
 # --- JSON-lines
 
 
-def _read_jsonl(path: Path, selection: ColumnSelection, errors: RowErrors) -> Table:
+def _read_jsonl(path: Path, selection: ColumnSelection, errors: RowErrors, field: str = "") -> Table:
     records: list[dict[str, Any]] = []
     lines: list[int] = []
     numbers: list[int] = []
     there: dict[str, None] = {}
-    with path.open("rb") as file:
-        for number, (line, record) in enumerate(_json_records(path, file, errors)):
+    with _unpacked(path) as file:
+        word, rows = _json_rows(path, file, errors, field)
+        for number, (line, record) in enumerate(rows):
             if record is None:
                 continue
             if not records:
-                selection.check(path, list(record), f", line {line}", optional=False)
+                selection.check(path, list(record), f", {word} {line}", optional=False)
             missing = [(key, column) for key, column in selection.keys.items() if column not in record]
             if missing:
                 key, column = missing[0]
                 errors.broken(
-                    DataError(f"{path}, line {line}: no {column!r} ({key}), which the first row has. Add it there.")
+                    DataError(f"{path}, {word} {line}: no {column!r} ({key}), which the first row has. Add it there.")
                 )
                 continue
             there.update(dict.fromkeys(record))
@@ -282,7 +340,21 @@ def _read_jsonl(path: Path, selection: ColumnSelection, errors: RowErrors) -> Ta
     if records:
         selection.check(path, list(there))
     columns = {column: [record.get(column) for record in records] for column in selection.columns(list(there))}
-    return Table(path, columns, numbers, lines)
+    return Table(path, columns, numbers, lines if word == "line" else None)
+
+
+def _json_rows(
+    path: Path, file: BinaryIO, errors: RowErrors, field: str
+) -> tuple[str, Iterator[tuple[int, dict[str, Any] | None]]]:
+    """What its rows are counted by (``line``; ``row`` of one JSON document), and objects with their number.
+
+    None stands for a line that is left out.
+    """
+    document = _document(file, field)
+    if document is not None:
+        return "row", iter(enumerate(document, start=1))
+    file.seek(0)
+    return "line", _json_records(path, file, errors)
 
 
 def _json_records(path: Path, file: BinaryIO, errors: RowErrors) -> Iterator[tuple[int, dict[str, Any] | None]]:
@@ -311,6 +383,20 @@ def _json_records(path: Path, file: BinaryIO, errors: RowErrors) -> Iterator[tup
             )
             record = None
         yield line, record
+
+
+def _document(file: BinaryIO, field: str) -> list[dict[str, Any]] | None:
+    """The rows of a file that is one JSON document, a list of objects; None where it is none."""
+    start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not field and not start.startswith(b"["):
+        return None
+    file.seek(0)
+    try:
+        document = json.loads(file.read().decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+    rows = document.get(field) if field and isinstance(document, dict) else document
+    return rows if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows) else None
 
 
 # --- Parquet, Arrow

@@ -23,6 +23,7 @@ class Table:
         rows: each row's number among the rows of the file, from 0.
         lines: each row's first line in the file, from 1; None for a format without lines.
         files: each row's own file, for a folder of them.
+        places: where each row stands, in full.
     """
 
     path: Path | str
@@ -30,14 +31,35 @@ class Table:
     rows: Sequence[int]
     lines: Sequence[int] | None = None
     files: Sequence[str] | None = None
+    places: Sequence[str] | None = None
 
     def place(self, index: int) -> str:
         """Where a row stands, for a message."""
+        if self.places is not None:
+            return self.places[index]
         if self.files is not None:
             return f"{self.path}/{self.files[index]}"
         if self.lines is None:
             return f"{self.path}, row {self.rows[index] + 1}"
         return f"{self.path}, line {self.lines[index]}"
+
+
+def joined(name: str, tables: Sequence[Table]) -> Table:
+    """Tables of the same columns as one, in order.
+
+    Args:
+        name: what to call it, for messages about the whole.
+        tables: each place in messages stays that of the row's own file.
+    """
+    if len(tables) == 1:
+        return tables[0]
+    columns = {column: [value for table in tables for value in table.columns[column]] for column in tables[0].columns}
+    rows, places, begin = list[int](), list[str](), 0
+    for table in tables:
+        rows += [begin + number for number in table.rows]
+        places += [table.place(index) for index in range(len(table.rows))]
+        begin = rows[-1] + 1 if rows else 0
+    return Table(name, columns, rows, places=places)
 
 
 @dataclass

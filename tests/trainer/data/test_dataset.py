@@ -1,12 +1,14 @@
 """Reading a task: what is kept as it is, what is refused and in which words."""
 
+import bz2
 import csv
 import gzip
 import json
+import lzma
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +258,7 @@ def test_a_file_without_rows_is_refused(task: Task, source: str, text: str) -> N
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        (gzip.compress(b"text,label\n", mtime=0), "a gzip archive: unpack it"),
+        (gzip.compress(b"PK\x03\x04....", mtime=0), "an Excel workbook"),
         (b"PK\x03\x04....", "an Excel workbook"),
         (b"PAR1........PAR1", "a Parquet file: use data=parquet"),
         ("text,label\n".encode("utf-16"), "UTF-16 text: save it as UTF-8"),
@@ -264,6 +266,30 @@ def test_a_file_without_rows_is_refused(task: Task, source: str, text: str) -> N
 )
 def test_another_format_under_a_wrong_name_is_recognised(task: Task, source: str, content: bytes, what: str) -> None:
     assert what in task.refusal(content, source)
+
+
+@pytest.mark.parametrize("source", ["csv", "jsonl"])
+@pytest.mark.parametrize(
+    "pack",
+    [gzip.compress, bz2.compress, lzma.compress, lambda raw: pa.compress(raw, "zstd", asbytes=True)],
+    ids=["gzip", "bzip2", "xz", "zstd"],
+)
+def test_packed_text_is_read_whatever_its_name_and_a_cut_archive_is_told(
+    task: Task, source: str, pack: Callable[[bytes], bytes]
+) -> None:
+    raw = task.validation[source].read_bytes() * (1 if source == "csv" else 500)
+    assert task.load_text(pack(raw), source).train == task.load_text(raw, source).train
+    assert "train." + source + ": not a complete" in task.refusal(pack(raw)[: len(pack(raw)) * 3 // 4], source)
+
+
+def test_a_json_document_is_read_as_its_rows(task: Task) -> None:
+    lines = task.validation["jsonl"].read_text()
+    records = [json.loads(line) for line in lines.splitlines()]
+    dataset = task.load_text(json.dumps(records, indent=1), "jsonl")
+    assert dataset.train[1].place.endswith("train.jsonl, row 2")
+    assert dataset == task.load_text(lines, "jsonl")
+    assert task.load_text("\ufeff \n" + json.dumps(records), "jsonl").train[1].place.endswith("train.jsonl, row 2")
+    assert "row 2: no 'label' (data.label)" in task.refusal(json.dumps([records[0], {"text": "b"}]), "jsonl")
 
 
 def test_a_broken_encoding_is_named_with_its_line_and_byte(task: Task) -> None:
@@ -292,7 +318,7 @@ def test_malformed_csv_is_named_with_its_line(task: Task, text: str, message: st
     ("text", "message"),
     [
         ('{"text": "a", "label": "yes"}\n{"text": "b"\n', "line 2: not valid JSON"),
-        ('[{"text": "a", "label": "yes"}]\n', "line 1: found a list, expected an object"),
+        ('[{"text": "a"}, "yes"]\n', "line 1: found a list, expected an object"),
         ('{\n "text": "a"}\n', "Is it one JSON document? Then write each row as one object on one line."),
         ('{"text": "a", "label": "yes"}\n{"text": "b"}\n', "line 2: no 'label' (data.label), which the first row has"),
         ('{"text": ["a"], "label": "yes"}\n', "line 1: column 'text' holds a list: expected text"),
