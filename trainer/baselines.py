@@ -23,7 +23,8 @@ from analysis import fast_yaml
 from analysis.folder import MetricsRow, State, Status, TrialFolder, atomic_write
 from trainer.config import Baseline, TrialConfig
 from trainer.data.dataset import Row
-from trainer.data.encode import Encoded, label_tokens
+from trainer.data.encode import Encoded, as_labels
+from trainer.data.text_tokens import text_tokens
 from trainer.device_cache import DeviceCache
 from trainer.evaluation.bias.score import score_bias
 from trainer.evaluation.evaluate import Evaluation, Validation, evaluate, metrics_of, restricted
@@ -134,8 +135,8 @@ def _prompted(device_cache: DeviceCache, baseline: Baseline, validation: Validat
     else:
         neighbours = nearest(train.rows, validation.rows, baseline.retrieval, base)
         chosen, k = [row[::-1].tolist() for row in neighbours.rows], baseline.retrieval.k
-    longest = max((len(tokens) for tokens in label_tokens(base.tokenizer, validation.labels)), default=0)
-    encoded, used = with_examples(validation.encoded, train.encoded, chosen, base, longest)
+    labels = as_labels(base.tokenizer, validation.labels, trial.task)
+    encoded, used = with_examples(validation.encoded, train.encoded, chosen, base, labels)
     known = Evaluation({}, {"task": {"item_id": []}, **_bias_of_base(device_cache, trial, validation)}, 0)
     evaluation = _untuned(device_cache, trial, replace(validation, encoded=encoded), known)
     evaluation.tables["task"]["examples"] = [
@@ -161,12 +162,17 @@ def _linear(device_cache: DeviceCache, trial: TrialConfig, validation: Validatio
 
 
 def _frozen(device_cache: DeviceCache, trial: TrialConfig, validation: Validation) -> LinearFit:
-    """On the tokens that a trial reads too, the label left out."""
+    """On what a trial reads too, the label left out."""
     base, train = device_cache.base(trial), device_cache.tokens(trial, "train")
     base.model.eval()
+
+    def without_label(rows: Sequence[Encoded]) -> list[tuple[int, ...]]:
+        if trial.task.name == "classification":
+            return [row.context for row in rows]
+        return [made.ids for made in text_tokens(base.tokenizer, [row.text for row in rows])]
+
     states = [
-        mean_states(base, [row.context for row in rows], trial.eval.batch_size)
-        for rows in (train.encoded, validation.encoded)
+        mean_states(base, without_label(rows), trial.eval.batch_size) for rows in (train.encoded, validation.encoded)
     ]
     targets = [row.target for row in train.encoded]
     return of_states(states[0], targets, states[1], len(validation.labels), trial.seed)

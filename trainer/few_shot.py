@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from trainer.config import RetrievalConfig
 from trainer.data.dataset import Row
-from trainer.data.encode import Encoded
+from trainer.data.encode import Encoded, Labels
 from trainer.data.subsets import stratified
+from trainer.data.text_tokens import begin_tokens, first_token_after, text_tokens
 from trainer.likelihood.log_likelihood import pad
 from trainer.linear_classifier import tfidf
 from trainer.models.base_model import BaseModel
@@ -143,7 +144,7 @@ def with_examples(
     train: Sequence[Encoded],
     chosen: Sequence[Sequence[int]],
     base: BaseModel,
-    longest_label: int,
+    labels: Labels,
 ) -> tuple[list[Encoded], list[int]]:
     """Items with examples before them, as many as the model's window holds.
 
@@ -153,30 +154,43 @@ def with_examples(
         chosen: of each item its examples, in their order in the prompt, the nearest last. Where they do not all fit,
             the first, which are farthest, are left out.
         base: tokenizer and window.
-        longest_label: tokens of the longest label.
+        labels: as the rows were encoded with.
 
     Returns:
         The items, and how many examples stand before each.
     """
+    tokenizer = base.tokenizer
     window = base.window
-    special = len(base.tokenizer("").input_ids)  # such as a begin-of-text token
-    separator = tuple(base.tokenizer(_SEPARATOR, add_special_tokens=False).input_ids)
-    result, used = [], []
-    for item, rows in zip(items, chosen, strict=True):
-        room = window - len(item.context) - max(longest_label, len(item.completion))
-        examples: tuple[int, ...] = ()
-        n = 0
-        for i in reversed(rows):
-            example = train[i].context[special:] + _without_end(train[i].completion, base.tokenizer) + separator
-            if len(examples) + len(example) > room:
-                break
-            examples, n = example + examples, n + 1
-        context = item.context[:special] + examples + item.context[special:]
-        result.append(replace(item, context=context, start=item.start + len(examples)))
-        used.append(n)
+    begin = len(begin_tokens(tokenizer))
+    separator = len(tokenizer(_SEPARATOR, add_special_tokens=False).input_ids)
+    lengths = {i: len(train[i].tokens) - begin - len(labels.end) + separator for rows in chosen for i in rows}
+    used = [
+        _that_fit([lengths[i] for i in rows], window - item.length) for item, rows in zip(items, chosen, strict=True)
+    ]
+    result = list(items)
+    waiting = list(range(len(items)))
+    while waiting:  # rarely more than once: lengths of parts need not add up to that of the whole
+        before = [_examples(train, chosen[i][len(chosen[i]) - used[i] :], labels) for i in waiting]
+        prompts = [text + items[i].text for text, i in zip(before, waiting, strict=True)]
+        encoded = labels.encoded(prompts, [items[i].target for i in waiting], scored=True)
+        wholes = text_tokens(tokenizer, prompts)
+        for i, text, row, whole in zip(waiting, before, encoded, wholes, strict=True):
+            further = first_token_after(tokenizer, whole, text) - begin if text else 0
+            result[i] = replace(row, n_bytes=items[i].n_bytes, start=items[i].start + further)
+        waiting = [i for i in waiting if used[i] and result[i].length > window]
+        for i in waiting:
+            used[i] -= 1
     return result, used
 
 
-def _without_end(completion: tuple[int, ...], tokenizer: Any) -> tuple[int, ...]:
-    """A label without the end-of-text token that ``label_tokens`` closes it with: in an example, the prompt goes on."""
-    return completion[:-1] if len(completion) > 1 and completion[-1] == tokenizer.eos_token_id else completion
+def _that_fit(lengths: Sequence[int], room: int) -> int:
+    """How many of the last ones fit into a room together."""
+    n = 0
+    while n < len(lengths) and sum(lengths[len(lengths) - n - 1 :]) <= room:
+        n += 1
+    return n
+
+
+def _examples(train: Sequence[Encoded], rows: Sequence[int], labels: Labels) -> str:
+    """Examples as text. A label that the end-of-text token closes stands open: the prompt goes on."""
+    return "".join(f"{train[i].text} {labels.names[train[i].target]}{_SEPARATOR}" for i in rows)

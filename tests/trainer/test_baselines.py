@@ -20,8 +20,9 @@ from sklearn.preprocessing import StandardScaler
 from analysis.folder import State, TrialFolder
 from tests.conftest import write_rows
 from trainer.baselines import score_baseline
-from trainer.config import Baseline, FewShotConfig, RetrievalConfig
-from trainer.data.encode import Encoded
+from trainer.config import Baseline, FewShotConfig, RetrievalConfig, TaskConfig
+from trainer.data.dataset import Row
+from trainer.data.encode import as_labels, encode_rows
 from trainer.device_cache import DeviceCache
 from trainer.evaluation.evaluate import evaluate
 from trainer.few_shot import embed, few_shot_rows, nearest, with_examples
@@ -263,9 +264,15 @@ def test_examples_that_do_not_fit_are_left_out_from_the_farthest_and_that_is_sai
 
 def test_a_label_that_is_closed_by_the_end_of_text_stands_open_in_an_example(make_trial, kept) -> None:
     base = kept.base(make_trial("llama"))
-    item, example = Encoded((0, 5, 6), 0, (7, 1), 4), Encoded((0, 8, 9), 0, (10, 1), 4)
-    [prompted], used = with_examples([item], [example], [[0]], base, 2)
-    assert (prompted.context, prompted.start, used) == ((0, 8, 9, 10, 5, 6), 4, [1])
+    labels, task = ("bird", "bird hawk"), TaskConfig("completion")
+    item, example = encode_rows(
+        [Row("0", "a wren", "bird"), Row("1", "a crow", "bird")], labels, base.tokenizer, task, 99
+    )
+    assert item.completion[-1] == example.completion[-1] == base.tokenizer.eos_token_id
+    [prompted], used = with_examples([item], [example], [[0]], base, as_labels(base.tokenizer, labels, task))
+    assert prompted.context == tuple(base.tokenizer("a crow\nLabel: bird\n\na wren\nLabel:").input_ids)
+    assert prompted.context[prompted.start :] == item.context[item.start :]
+    assert used == [1]
 
 
 def test_bias_figures_of_a_prompted_model_are_the_models_own_and_scored_once(make_trial, tmp_path, monkeypatch) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from analysis.errors import DataError, ModelError
+from trainer.data.text_tokens import common
 
 Messages = Sequence[dict[str, Any]]
 
@@ -40,7 +41,7 @@ def chat_tokens(tokenizer: Any, messages: Messages) -> tuple[list[int], list[boo
     whole, *parts = tokenizer(texts, add_special_tokens=False).input_ids
     bears = [False] * len(whole)
     for prompt, through in zip(parts[::2], parts[1::2], strict=True):
-        start, stop = _common(prompt, whole), _common(through, whole)
+        start, stop = common(prompt, whole), common(through, whole)
         if stop < len(through):  # the template writes the last turn differently from an earlier one
             stop = _turn_end(tokenizer, whole, start)
         bears[start:stop] = [True] * (stop - start)
@@ -68,12 +69,6 @@ def _applied(tokenizer: Any, messages: Messages, tokenize: bool = False, **optio
         ) from None
     except (jinja2.TemplateError, TypeError, ValueError) as error:
         raise DataError(f"the model's chat template refuses these messages: {error}") from None
-
-
-def _common(prefix: Sequence[int], whole: Sequence[int]) -> int:
-    """Length of the common beginning of two sequences."""
-    n = min(len(prefix), len(whole))
-    return next((i for i in range(n) if prefix[i] != whole[i]), n)
 
 
 def _turn_end(tokenizer: Any, whole: Sequence[int], start: int) -> int:

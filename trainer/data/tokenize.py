@@ -22,6 +22,7 @@ from trainer.data.chat import chat_tokens
 from trainer.data.encode import Encoded, encode_rows
 from trainer.data.schemas import LABELLED, Row
 from trainer.data.tables import RowErrors
+from trainer.data.text_tokens import first_token_after, text_tokens
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ def tokens_of(
         ModelError: for a tokenizer without a chat template.
     """
     if schema == LABELLED:
-        encoded = encode_rows(rows, labels, tokenizer, task, max_length)
-        return Tokens(rows, encoded, sum(len(row.tokens) == max_length for row in encoded))
+        encoded = encode_rows(rows, labels, tokenizer, task, max_length, scored=not training)
+        return Tokens(rows, encoded, sum(row.cut for row in encoded))
     if schema == "text":
         return (
             _packed(rows, tokenizer, max_length)
@@ -91,25 +92,23 @@ def tokens_of(
 def _completions(rows: list[Row], tokenizer: Any, max_length: int) -> Tokens:
     """Prompt and completion as one text, as it stands, and the end-of-text token.
 
-    The completion begins with the first token that the prompt alone does not have: a word may run over the border.
+    The completion begins with the first token that spells something of it: a word may run over the border.
     """
     end = tokenizer.eos_token or ""
-    prompts = tokenizer([row.text for row in rows]).input_ids
-    wholes = tokenizer([_ended(row.text + row.completion, end) for row in rows]).input_ids
+    wholes = text_tokens(tokenizer, [_ended(row.text + row.completion, end) for row in rows])
     first = _first_token(tokenizer)
     encoded, n_cut = [], 0
-    for prompt, whole in zip(prompts, wholes, strict=True):
-        n = min(len(prompt), len(whole) - 1)
-        start = next((i for i in range(n) if prompt[i] != whole[i]), n)
+    for row, made in zip(rows, wholes, strict=True):
+        whole, start = made.ids, min(first_token_after(tokenizer, made, row.text), len(made.ids) - 1)
         if start == 0:  # a first token is never predicted
-            whole, start = [first, *whole], 1
+            whole, start = (first, *whole), 1
         context, completion = whole[:start], whole[start:]
         if len(whole) > max_length:
             n_cut += 1
             kept = max_length - len(completion)
-            head = context[:1] if tokenizer.bos_token_id == context[0] else []
-            tail = context[-max(kept - len(head), 1) :] if len(context) > len(head) else []
-            context = [*head, *tail] if tail else context[:1]
+            head = context[:1] if tokenizer.bos_token_id == context[0] else ()
+            tail = context[-max(kept - len(head), 1) :] if len(context) > len(head) else ()
+            context = (*head, *tail) if tail else context[:1]
             completion = completion[: max_length - len(context)]
         encoded.append(_encoded(tokenizer, context, completion))
     return Tokens(rows, encoded, n_cut)
@@ -161,8 +160,8 @@ def _packed(rows: list[Row], tokenizer: Any, max_length: int) -> Tokens:
     """One stream of tokens in windows; the last is shorter, and kept where it holds a token to predict."""
     end = tokenizer.eos_token_id
     stream: list[int] = []
-    for ids in tokenizer([row.text for row in rows]).input_ids:
-        stream += ids if end is None or ids[-1:] == [end] else [*ids, end]
+    for made in text_tokens(tokenizer, [row.text for row in rows]):
+        stream += made.ids if end is None or made.ids[-1:] == (end,) else (*made.ids, end)
     windows = [stream[at : at + max_length] for at in range(0, len(stream), max_length)]
     if len(windows[-1]) < 2 and len(windows) > 1:
         windows.pop()
@@ -180,15 +179,18 @@ def _windows(rows: list[Row], tokenizer: Any, max_length: int, stride: int) -> T
     items, encoded = [], []
     for r, row in enumerate(rows):
         ids = batch.input_ids[r]
-        known = [first, *ids]
+        offsets = batch["offset_mapping"][r] if tokenizer.is_fast else []
         done = 0  # characters
+        if ids[:1] == [first] and tokenizer.bos_token_id == first:  # written out in the text
+            ids, done, offsets = ids[1:], offsets[0][1] if offsets else 0, offsets[1:]
+        known = [first, *ids]
         for at in (0, *range(max_length - 1, len(ids), stride)):
             part = ids[at : max(at + stride, max_length - 1)]
             until_token = at + len(part) + 1
             context = known[max(0, until_token - max_length) : at + 1]
             if tokenizer.is_fast:
                 last = at + len(part) >= len(ids)
-                until = len(row.text) if last else batch["offset_mapping"][r][at + len(part) - 1][1]
+                until = len(row.text) if last else offsets[at + len(part) - 1][1]
                 n_bytes, done = len(row.text[done:until].encode()), until
             else:
                 n_bytes = len(tokenizer.decode(part).encode())

@@ -10,7 +10,7 @@ from analysis import metric_types
 from analysis.metrics import METRICS
 from trainer.config import TrialConfig
 from trainer.data.dataset import Row
-from trainer.data.encode import Encoded, label_tokens
+from trainer.data.encode import Encoded
 from trainer.data.schemas import LABELLED
 from trainer.evaluation.bias.items import BiasItems
 from trainer.evaluation.bias.registry import scorings
@@ -179,11 +179,15 @@ def label_logprobs(
     """(rows, classes) log-probabilities of the labels, normalised over them; not finite where a score is not."""
     if trial.task.name == "classification":
         return class_logprobs(base, model, [row.context for row in encoded], trial.eval.batch_size)
-    tokens = label_tokens(base.tokenizer, labels)
-    requests = [Request(row.context + label, len(row.context)) for row in encoded for label in tokens]
+    requests = [request for row in encoded for request in _choices(row)]
     scores = log_likelihoods(base, model, requests, trial.eval.batch_size)
     rows = [scores[r * len(labels) : (r + 1) * len(labels)] for r in range(len(encoded))]
     return _normalised(rows, trial.task.normalization)
+
+
+def _choices(row: Encoded) -> list[Request]:
+    """What to score for a row's labels."""
+    return [Request(context + label, len(context)) for context, label in row.choices]
 
 
 def _normalised(scores: list[list[list[float]]], normalization: str) -> np.ndarray:
@@ -208,13 +212,12 @@ def _completion_logprobs(
     base: BaseModel, model: torch.nn.Module, trial: TrialConfig, validation: Validation, encoded: list[Encoded]
 ) -> tuple[np.ndarray, dict[str, list[Any]]]:
     """(rows, classes) log-probabilities of the labels, and the likelihood of each row with its own label."""
-    labels = label_tokens(base.tokenizer, validation.labels)
     requests = []
     for row in encoded:
-        requests += [Request(row.context + label, len(row.context)) for label in labels]
+        requests += _choices(row)
         requests.append(Request(row.context + row.completion, row.start))
     scores = log_likelihoods(base, model, requests, trial.eval.batch_size)
-    per_row = len(labels) + 1
+    per_row = len(validation.labels) + 1
     of_labels = []
     text: dict[str, list[Any]] = {
         name: [] for name in ("nll", "n_tokens", "n_bytes", "completion_nll", "completion_tokens")

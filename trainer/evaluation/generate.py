@@ -9,13 +9,15 @@ Tasks without labels are compared with the reference text: exact match, and ROUG
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
 from trainer.config import TrialConfig
-from trainer.data.encode import label_tokens
+from trainer.data.encode import Encoded
+from trainer.data.text_tokens import common, text_tokens
 from trainer.evaluation.evaluate import Evaluation, Validation
 from trainer.evaluation.rouge import rouge_l
 from trainer.models.base_model import BaseModel
@@ -47,21 +49,23 @@ def answers(
         trial: a completion task; ``eval.max_new_tokens`` counts where there are no labels.
         validation: rows as tokens, of whichever split.
     """
-    contexts = [row.context for row in validation.encoded]
     ids = [row.item_id for row in validation.rows]
     batch_size = trial.eval.batch_size
     if not validation.labels:
         reference = [text_of(base, row.completion) for row in validation.encoded]
+        contexts = [row.context for row in validation.encoded]
         written = [text_of(base, new) for new in greedy(base, model, contexts, trial.eval.max_new_tokens, batch_size)]
         metrics = dict(zip(FREE, (exact_match(written, reference), rouge_l(written, reference)), strict=True))
         return metrics, {"item_id": ids, "label": reference, "generated": written}
     labels = validation.labels
-    tokens = label_tokens(base.tokenizer, labels)
-    longest = max(len(label) for label in tokens)
+    begun, tokens = zip(*map(_answers_of, validation.encoded), strict=True)
+    longest = max(len(label) for of_row in tokens for label in of_row)
     end = base.tokenizer.eos_token_id
-    forced = greedy(base, model, contexts, longest + 1, batch_size, continuations(tokens, end))
-    constrained = [labels[_which(new, tokens)] for new in forced]
-    written = [text_of(base, new) for new in greedy(base, model, contexts, longest + _SPARE, batch_size)]
+    tables = cache(lambda of_row: continuations(of_row, end))
+    forced = greedy(base, model, begun, longest + 1, batch_size, lambda i, new: tables(tokens[i])(new))
+    constrained = [labels[_which(new, of_row)] for new, of_row in zip(forced, tokens, strict=True)]
+    prompts = [made.ids for made in text_tokens(base.tokenizer, [row.text for row in validation.encoded])]
+    written = [text_of(base, new) for new in greedy(base, model, prompts, longest + _SPARE, batch_size)]
     read = [as_label(text, labels) for text in written]
     gold = [labels[row.target] for row in validation.encoded]
     n = len(gold)
@@ -87,7 +91,7 @@ def greedy(
     contexts: Sequence[Tokens],
     most: int,
     batch_size: int,
-    allowed: Callable[[Tokens], list[int]] | None = None,
+    allowed: Callable[[int, Tokens], list[int]] | None = None,
 ) -> list[Tokens]:
     """The tokens that a model writes after each context, the end-of-text token left out.
 
@@ -97,7 +101,7 @@ def greedy(
         contexts: prompts, in any order.
         most: new tokens, at most.
         batch_size: prompts a pass; they are sorted by length, and padded on the left.
-        allowed: tokens written so far → the tokens that may come next; None: all may.
+        allowed: index of the prompt, and tokens written so far → the tokens that may come next; None: all may.
     """
     tokenizer = base.tokenizer
     order = sorted(range(len(contexts)), key=lambda i: -len(contexts[i]))
@@ -119,7 +123,9 @@ def greedy(
             mask[r, width - len(contexts[i]) :] = 1
         options: dict[str, Any] = {}
         if allowed is not None:
-            options["prefix_allowed_tokens_fn"] = lambda _, row, width=width: allowed(tuple(row[width:].tolist()))
+            options["prefix_allowed_tokens_fn"] = lambda r, row, batch=batch, width=width: allowed(
+                batch[r], tuple(row[width:].tolist())
+            )
         with base.arithmetic():
             whole = model.generate(
                 input_ids=ids.to(base.device),
@@ -133,13 +139,20 @@ def greedy(
     return result
 
 
+def _answers_of(row: Encoded) -> tuple[Tokens, tuple[Tokens, ...]]:
+    """The tokens with which a prompt begins whatever label follows, and how each label goes on from there."""
+    first = row.choices[0][0] + row.choices[0][1]
+    n = min(common(first, context) for context, _ in row.choices)
+    return first[:n], tuple((context + label)[n:] for context, label in row.choices)
+
+
 def continuations(labels: Sequence[Tokens], end: int) -> Callable[[Tokens], list[int]]:
     """Tokens written so far → those that may come next, so that the answer is one of the labels.
 
     After the beginning of one or more labels: the next token of each of these. After a whole label: the end of text.
 
     Args:
-        labels: tokens, none of which begins another (see ``label_tokens``).
+        labels: tokens, none of which begins another (see ``as_labels``).
         end: the end-of-text token.
     """
     following: dict[Tokens, set[int]] = {}
@@ -155,7 +168,7 @@ def _which(new: Tokens, labels: Sequence[Tokens]) -> int:
 
     Args:
         new: tokens written, without the end-of-text token.
-        labels: tokens; where one begins another, it ends in the end-of-text token (see ``label_tokens``).
+        labels: tokens; where one begins another, it ends in the end-of-text token (see ``as_labels``).
     """
     for i, label in enumerate(labels):
         if new in (label, label[:-1]) and (new == label or label[:-1] not in labels):

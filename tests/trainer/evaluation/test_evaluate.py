@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.errors import ConfigError
 from analysis.folder import TrialFolder
 from trainer.baselines import score_baseline
-from trainer.config import Baseline, TrialConfig
-from trainer.data.encode import encode_rows, label_tokens
+from trainer.config import Baseline, TaskConfig, TrialConfig
+from trainer.data.dataset import Row
+from trainer.data.encode import as_labels, encode_rows
 from trainer.device_cache import DeviceCache
 from trainer.evaluation.bias.crows_pairs import Pair, pair_metrics, score_pairs
 from trainer.evaluation.bias.score import ModelScorer
@@ -101,12 +103,8 @@ class Spelling:
 
     eos_token_id = 0
 
-    def __call__(self, text: str | list[str], add_special_tokens: bool = True, **cut: int) -> "Spelling":
-        one = (
-            [ord(c) for c in text]
-            if isinstance(text, str)
-            else [[ord(c) for c in t][: cut["max_length"]] for t in text]
-        )
+    def __call__(self, text: str | list[str], add_special_tokens: bool = True) -> "Spelling":
+        one = [ord(c) for c in text] if isinstance(text, str) else [[ord(c) for c in t] for t in text]
         result = Spelling()
         result.input_ids = one
         return result
@@ -116,16 +114,16 @@ class Spelling:
 
 
 def test_labels_that_begin_another_are_closed_and_equal_ones_refused() -> None:
-    plain = label_tokens(Spelling(), ("cat", "dog"))
-    assert [len(tokens) for tokens in plain] == [4, 4]
-    closed = label_tokens(Spelling(), ("New", "New York"))
-    assert all(tokens[-1] == Spelling.eos_token_id for tokens in closed)
+    task = TaskConfig(name="completion")
+    plain = as_labels(Spelling(), ("cat", "dog"), task)
+    assert [len(tokens) for tokens in plain.tokens] == [4, 4]
+    closed = as_labels(Spelling(), ("New", "New York"), task)
+    assert all(tokens[-1] == Spelling.eos_token_id for tokens in closed.tokens)
+    with pytest.raises(ConfigError, match="'cat' has the same tokens as another label"):
+        as_labels(Spelling(), ("cat", "cat"), task)
 
 
 def test_the_text_is_cut_never_the_prompt_or_the_label() -> None:
-    from trainer.config import TaskConfig
-    from trainer.data.dataset import Row
-
     task = TaskConfig(name="completion", prompt="Q: {text}\nA:")
     rows = [Row("0", "x" * 500, "dog", None), Row("1", "é", "cat", None)]
     long, short = encode_rows(rows, ("cat", "dog"), Spelling(), task, 20)
@@ -136,10 +134,6 @@ def test_the_text_is_cut_never_the_prompt_or_the_label() -> None:
 
 
 def test_a_length_without_room_for_the_text_is_refused() -> None:
-    from analysis.errors import ConfigError
-    from trainer.config import TaskConfig
-    from trainer.data.dataset import Row
-
     with pytest.raises(ConfigError, match=r"max_length=8 leaves no room.*take 10 tokens"):
         encode_rows([Row("0", "x", "dog", None)], ("cat", "dog"), Spelling(), TaskConfig(prompt="Q: {text}\nA:"), 8)
 
@@ -230,7 +224,6 @@ def test_logits_that_are_not_a_number_make_every_figure_nan_and_no_error(
 def test_rows_longer_than_the_models_window_are_refused(
     make_trial: Callable[..., TrialConfig], kept: DeviceCache
 ) -> None:
-    from analysis.errors import ConfigError
 
     with pytest.raises(ConfigError, match=r"data.max_length=129 is longer than the model's window of 128 tokens"):
         kept.validation(make_trial("gpt2", max_length=129))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from trainer.data.encode import Encoded
+from trainer.data.text_tokens import first_token_after, text_tokens
 from trainer.evaluation.bias.items import BiasItems
 from trainer.evaluation.bias.registry import Table, scorings
 from trainer.likelihood.log_likelihood import Request, log_likelihoods
@@ -54,12 +55,13 @@ class ModelScorer:
 
     def continuations(self, prompts: list[str], texts: list[str]) -> tuple[list[float], list[int]]:
         """Summed log-probability, in nats, and number of tokens of each text after the prompt in the same place."""
-        before = self.base.tokenizer(prompts).input_ids
-        ids = self.base.tokenizer(texts, add_special_tokens=False).input_ids
-        sums = self._sums(
-            [((*prompt, *tokens), len(prompt)) for prompt, tokens in zip(before, ids, strict=True)],
-        )
-        return sums, [len(tokens) for tokens in ids]
+        tokenizer = self.base.tokenizer
+        wholes = text_tokens(tokenizer, [prompt + text for prompt, text in zip(prompts, texts, strict=True)])
+        starts = [
+            max(1, first_token_after(tokenizer, whole, prompt)) for whole, prompt in zip(wholes, prompts, strict=True)
+        ]
+        sums = self._sums([(whole.ids, start) for whole, start in zip(wholes, starts, strict=True)])
+        return sums, [len(whole.ids) - start for whole, start in zip(wholes, starts, strict=True)]
 
     def label_logprobs(self, rows: list[Encoded]) -> np.ndarray:
         """(rows, classes) log-probabilities of the labels, normalised over them."""

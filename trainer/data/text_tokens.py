@@ -1,0 +1,75 @@
+"""A text as the tokens that its tokenizer makes of the whole, and where a part of the text begins among them.
+
+Parts that are tokenised apart and put together are other tokens than those of the text: SentencePiece puts a ``▁``
+before each part, and a tokenizer that appends its end token puts that between them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """A text as tokens.
+
+    Attributes:
+        ids: what the tokenizer adds before a text is among them, what it adds behind one is not.
+        ends: number of the text's characters up to the end of each token; None from a tokenizer that cannot say.
+    """
+
+    ids: Ids
+    ends: Ids | None
+
+
+def text_tokens(tokenizer: Any, texts: Sequence[str]) -> list[TextTokens]:
+    """Each text as tokens, to be continued: with the begin-of-text token, where the tokenizer puts one, once.
+
+    A text that begins with that token, written out, gets no second one, as in lm-evaluation-harness.
+
+    Args:
+        tokenizer: of the base model.
+        texts: any number, whole.
+    """
+    if not texts:
+        return []
+    fast = bool(getattr(tokenizer, "is_fast", False))
+    options: dict[str, Any] = {"return_offsets_mapping": True} if fast else {}
+    batch = tokenizer(list(texts), add_special_tokens=False, **options)
+    begin = begin_tokens(tokenizer)
+    made = []
+    for i, ids in enumerate(batch.input_ids):
+        added = () if tuple(ids[: len(begin)]) == begin else begin
+        ends = (*[0] * len(added), *(end for _, end in batch["offset_mapping"][i])) if fast else None
+        made.append(TextTokens((*added, *ids), ends))
+    return made
+
+
+def begin_tokens(tokenizer: Any) -> Ids:
+    """The tokens that a tokenizer adds before a text, such as a begin-of-text token."""
+    bare, framed = (tokenizer("a", add_special_tokens=added).input_ids for added in (False, True))
+    starts = range(len(framed) - len(bare) + 1)
+    return tuple(framed[: next((i for i in starts if framed[i : i + len(bare)] == bare), 0)])
+
+
+def first_token_after(tokenizer: Any, whole: TextTokens, before: str) -> int:
+    """Index of the first token that spells something of what follows a beginning of the text.
+
+    A token that spells the end of the beginning and the start of what follows belongs to what follows.
+
+    Args:
+        tokenizer: that made the tokens.
+        whole: the text.
+        before: its beginning.
+    """
+    if whole.ends is not None:
+        return next((i for i, end in enumerate(whole.ends) if end > len(before)), len(whole.ids))
+    return common(text_tokens(tokenizer, [before])[0].ids, whole.ids)
+
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common beginning of two sequences."""
+    n = min(len(a), len(b))
+    return next((i for i in range(n) if a[i] != b[i]), n)
