@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 
 from analysis.folder import MetricsRow, TrialFolder
@@ -80,11 +79,6 @@ def saved_adapter(base: BaseModel, trial: TrialConfig, adapter: Path) -> Iterato
     Yields:
         The model with the adapter, for scoring.
     """
-    biases = [
-        (p, p.detach().clone())
-        for name, p in base.model.named_parameters()
-        if trial.lora.bias != "none" and name.rsplit(".", 1)[-1] == "bias"
-    ]
     model = add_adapter(base.model, trial.lora, trial.task.name, base.heads, trial.seed)
     try:
         set_peft_model_state_dict(model, load_peft_weights(str(adapter), device="cpu"))
@@ -92,7 +86,3 @@ def saved_adapter(base: BaseModel, trial: TrialConfig, adapter: Path) -> Iterato
         yield model
     finally:
         remove_adapter(model)
-        with torch.no_grad():
-            for parameter, before in biases:
-                parameter.copy_(before)
-        base.model.requires_grad_(False)

@@ -116,8 +116,6 @@ class _Run:
         self._leaving: Callable[[], bool] = never
         keys = DropoutKeys()
         self._scratch = tempfile.mkdtemp(prefix="lorasweep-")  # Trainer insists on a folder
-        biases = self.base.model.named_parameters() if trial.lora.bias != "none" else ()
-        self._biases = [(p, p.detach().clone()) for name, p in biases if name.rsplit(".", 1)[-1] == "bias"]
         self.model: PeftModel = add_adapter(self.base.model, trial.lora, trial.task.name, self.base.heads, trial.seed)
         try:
             use_keyed_dropout(self.model.get_base_model(), trial.lora.dropout, keys)
@@ -266,8 +264,4 @@ class _Run:
     def _clean_up(self) -> None:
         self.trainer = None  # it holds the model and the optimiser
         remove_adapter(self.model)
-        with torch.no_grad():
-            for parameter, before in self._biases:
-                parameter.copy_(before)
-        self.base.model.requires_grad_(False)
         shutil.rmtree(self._scratch, ignore_errors=True)

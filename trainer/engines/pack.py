@@ -24,6 +24,7 @@ from trainer.engines.slot import Slot
 from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.likelihood.log_likelihood import SlotModel, Together
 from trainer.models.base_model import BaseModel
+from trainer.models.base_state import BaseState
 from trainer.models.lm_head import weighted_cross_entropy
 from trainer.models.lora import linear_modules
 from trainer.outcomes import Diverged, ended_by, out_of_memory
@@ -57,6 +58,7 @@ class Pack:
         self.checkpointed = activation_checkpointing
         self._routing: Routing | None = None
         self._logits = base.output if task == "completion" else None
+        self._before: BaseState | None = None  # of the base model, without the pack
         self._layers: dict[str, PackedLora] = {}
         self._heads: dict[str, PackedHead] = {}
 
@@ -86,6 +88,7 @@ class Pack:
 
     def _attach(self) -> None:
         model: Any = self.base.model
+        self._before = BaseState(model)
         modules = dict(model.named_modules())
         self._layers = {
             name: PackedLora(name, modules[name], lambda: self._routing, self.rank_multiple)
@@ -98,13 +101,9 @@ class Pack:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def _detach(self) -> None:
-        for layer in self._layers.values():
-            layer.remove()
-        for name, head in self._heads.items():
-            setattr(self.base.model, name, head.original)
-        if self.checkpointed:
-            self.base.model.gradient_checkpointing_disable()
-        self._layers, self._heads = {}, {}
+        if self._before is not None:
+            self._before.restore()
+        self._before, self._layers, self._heads = None, {}, {}
 
     def _restack(self) -> None:
         for name, layer in self._layers.items():

@@ -1,7 +1,7 @@
 """The layers of a base model as a pack sees them: many slots' adapters on each target, many slots' heads.
 
 Nothing in the base model is replaced but its task heads: adapters are added by a forward hook, so that any linear
-layer, quantised or not, keeps its own code, and the model is its old self when the pack is gone.
+layer, quantised or not, keeps its own code. ``BaseState`` makes the model its old self when the pack is gone.
 """
 
 from collections.abc import Callable
@@ -64,11 +64,7 @@ class PackedLora:
         self.key = module_key(name)
         self.slots: list[SlotModule | None] = []
         self.a = self.b = self.scale = self.p = torch.empty(0)
-        self._hook = layer.register_forward_hook(self)
-
-    def remove(self) -> None:
-        """Take the adapters off the layer."""
-        self._hook.remove()
+        layer.register_forward_hook(self)
 
     def restack(self, slots: list[SlotModule | None], device: torch.device) -> None:
         """Lay the slots' tensors and gradients out anew; their values do not change.

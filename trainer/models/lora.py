@@ -19,8 +19,10 @@ from transformers.pytorch_utils import Conv1D
 
 from analysis.errors import ModelError, did_you_mean
 from trainer.config import LoraSettings
+from trainer.models.base_state import BaseState
 
 ADAPTER = "default"
+_STATE = "_state_of_base"  # attribute of a PeftModel from ``add_adapter``
 
 
 def linear_modules(model: PreTrainedModel, heads: frozenset[str]) -> list[str]:
@@ -220,24 +222,30 @@ def add_adapter(
                 f"lora.modules_to_save={settings.modules_to_save}: the model has no module '{saved}'."
                 f" {did_you_mean(saved, sorted(leaves))}"
             )
-    std = head_std(model)
-    peft_model = get_peft_model(model, peft_config(model, settings, task, heads))
-    base = peft_model.get_base_model()
-    for name, module in base.named_modules():
-        if isinstance(module, LoraLayer):
-            a: Any = module.lora_A[ADAPTER].weight
-            b: Any = module.lora_B[ADAPTER].weight
-            start_a, start_b = initial_values(settings, a.shape[1], b.shape[0], seed, name)
-            a.data.copy_(start_a)
-            b.data.copy_(start_b)
-        elif isinstance(module, ModulesToSaveWrapper) and name in heads:
-            fresh_head(module.modules_to_save[ADAPTER], seed, name, std)
+    state = BaseState(model)
+    try:
+        std = head_std(model)
+        peft_model = get_peft_model(model, peft_config(model, settings, task, heads))
+        for name, module in peft_model.get_base_model().named_modules():
+            if isinstance(module, LoraLayer):
+                a: Any = module.lora_A[ADAPTER].weight
+                b: Any = module.lora_B[ADAPTER].weight
+                start_a, start_b = initial_values(settings, a.shape[1], b.shape[0], seed, name)
+                a.data.copy_(start_a)
+                b.data.copy_(start_b)
+            elif isinstance(module, ModulesToSaveWrapper) and name in heads:
+                fresh_head(module.modules_to_save[ADAPTER], seed, name, std)
+        state.keep_trained()
+    except BaseException:  # such as no memory for the adapter
+        state.restore()
+        raise
+    vars(peft_model)[_STATE] = state
     return peft_model
 
 
-def remove_adapter(peft_model: PeftModel) -> PreTrainedModel:
-    """Give the base model back as it was before ``add_adapter``."""
-    base: PreTrainedModel = peft_model.unload()  # type: ignore[assignment,operator]
-    if hasattr(base, "peft_config"):
-        del base.peft_config
-    return base
+def remove_adapter(peft_model: PeftModel) -> None:
+    """Give the base model back as it was before ``add_adapter``: not what PEFT's ``unload`` makes of it, which leaves
+    modules in place that were trained in full (``lora.modules_to_save``), and the values of trained biases.
+    """
+    state: BaseState = vars(peft_model)[_STATE]
+    state.restore()
