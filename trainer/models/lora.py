@@ -33,11 +33,29 @@ def linear_modules(model: PreTrainedModel, heads: frozenset[str]) -> list[str]:
         heads: names of its task heads.
     """
     output = model.get_output_embeddings()
+    unread = tuple(f"{name}." for name in beside_text(model))
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not output and name.split(".")[0] not in heads
+        if isinstance(module, (nn.Linear, Conv1D))
+        and module is not output
+        and name.split(".")[0] not in heads
+        and not f"{name}.".startswith(unread)
     ]
+
+
+def beside_text(model: PreTrainedModel) -> list[str]:
+    """Full names of the parts of a model of text and images or sound, such as Gemma 3, that no text passes through.
+
+    An adapter there would never get a gradient, and count among those that are trained.
+    """
+    if model.config.get_text_config() is model.config:
+        return []
+    text = model.get_decoder()
+    place = next((name for name, module in model.named_modules() if module is text), "")
+    above = place.rpartition(".")[0]
+    others = model.get_submodule(above).named_children() if place else ()
+    return [".".join(filter(None, (above, name))) for name, module in others if module is not text]
 
 
 def linear_shape(layer: Any) -> tuple[int, int]:
@@ -195,6 +213,7 @@ def peft_config(model: PreTrainedModel, settings: LoraSettings, task: str, heads
         bias=settings.bias,  # type: ignore[arg-type]  # checked against the same three words
         lora_dropout=settings.dropout,
         target_modules=resolve_targets(settings.targets, linear_modules(model, heads)),
+        exclude_modules="|".join(rf"{re.escape(name)}\..*" for name in beside_text(model)) or None,
         modules_to_save=sorted({*heads, *settings.modules_to_save}) or None,
     )
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import transformers
 from peft.tuners.lora import LoraLayer
 
 from analysis.errors import ModelError
@@ -93,3 +94,37 @@ def test_initial_values_depend_on_the_seed_alone_and_are_distributed_as_pefts(
         assert one[name].abs().max() <= bound
         assert one[name].std() == pytest.approx(bound / math.sqrt(3), rel=0.1)
     assert len({tuple(one[n].flatten()[:4].tolist()) for n in a}) == len(a), "modules start differently"
+
+
+def test_of_a_model_of_text_and_images_only_what_text_passes_through_is_trained() -> None:
+    """Gemma 3's vision tower has layers of the same names: adapters there would never learn."""
+    config = transformers.Gemma3Config(
+        text_config={
+            "vocab_size": 40,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 8,
+        },
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        mm_tokens_per_image=4,
+    )
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    assert {name.split(".")[1] for name in linear_modules(model, frozenset())} == {"language_model"}
+
+    settings = LoraSettings(rank=2, init="orthogonal")  # A and B both differ from zero: both get gradients
+    adapted = add_adapter(model, settings, "completion", frozenset(), seed=1)
+    adapted(torch.tensor([[1, 2, 3]])).logits.square().sum().backward()
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    assert trained
+    assert all(parameter.grad is not None for parameter in trained)
+    remove_adapter(adapted)
