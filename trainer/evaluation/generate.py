@@ -106,13 +106,13 @@ def greedy(
         do_sample=False,
         num_beams=1,
         max_new_tokens=most,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=base.pad_token,
         eos_token_id=tokenizer.eos_token_id,
     )
     for at in range(0, len(order), batch_size):
         batch = order[at : at + batch_size]
         width = len(contexts[batch[0]])
-        ids = torch.full((len(batch), width), tokenizer.pad_token_id)
+        ids = torch.full((len(batch), width), base.pad_token)
         mask = torch.zeros((len(batch), width), dtype=torch.long)
         for r, i in enumerate(batch):
             ids[r, width - len(contexts[i]) :] = torch.tensor(contexts[i])
