@@ -6,8 +6,9 @@ token; an answer whose first line is not a label (letter case and the mark at it
 Tasks without labels are compared with the reference text: exact match, and ROUGE-L.
 """
 
+import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -120,7 +121,7 @@ def greedy(
         options: dict[str, Any] = {}
         if allowed is not None:
             options["prefix_allowed_tokens_fn"] = lambda _, row, width=width: allowed(tuple(row[width:].tolist()))
-        with base.arithmetic():
+        with base.arithmetic(), _without_defaults(base.model, settings):
             whole = model.generate(
                 input_ids=ids.to(base.device),
                 attention_mask=mask.to(base.device),
@@ -131,6 +132,16 @@ def greedy(
             stop = new.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in new else len(new)
             result[i] = tuple(new[:stop])
     return result
+
+
+@contextlib.contextmanager
+def _without_defaults(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """Keep a model's ``generation_config.json`` from filling settings up: its repetition penalty is not greedy."""
+    own, model.generation_config = model.generation_config, settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def continuations(labels: Sequence[Tokens], end: int) -> Callable[[Tokens], list[int]]:

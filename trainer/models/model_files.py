@@ -81,6 +81,12 @@ def _check_shards(index: Path) -> None:
         files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index}: not an index of weights ({error}). Download or copy it again.") from None
+    whole = index.parent / index.name.removesuffix(".index.json")
+    if whole.exists() and whole.name not in files:
+        raise ModelError(
+            f"{index.parent}: two sets of weights, {whole.name} and the {len(files)} files of {index.name}."
+            " transformers would take the former. Remove the one that is out of date."
+        )
     absent = [name for name in files if not (index.parent / name).exists()]
     if absent:
         raise ModelError(

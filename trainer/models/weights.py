@@ -57,6 +57,7 @@ def load_weights(
     if padding is not None and rows is not None and not 0 <= padding < rows:
         options["pad_token_id"] = None  # PyTorch refuses such an embedding; ``load_base`` chooses another token
     options["dtype"] = dtype
+    stored = None if gguf else _stored_precision(where, config, precision)
     if gguf:
         if precision in ("nf4", "int8"):
             raise ModelError(
@@ -64,7 +65,7 @@ def load_weights(
                 " Convert the model to safetensors first, or use fp32 or bf16."
             )
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    elif precision in ("nf4", "int8"):
+    elif precision in ("nf4", "int8") and not stored:
         kept = ["lm_head", *sorted({*HEAD_NAMES, *whole, *_added(factory, config, labels)})]
         options["quantization_config"] = _quantization(precision, dtype, kept)
         options["device_map"] = {"": device}
@@ -79,6 +80,28 @@ def load_weights(
         return load_weights(where, precision, dtype, labels, device, arguments, whole | poolers)
     _check(where, model, lacking, other_size, set(info["unexpected_keys"]), labels is not None)
     return model if precision in ("nf4", "int8") else model.to(device), lacking, own
+
+
+def _stored_precision(where: str, config: Any, precision: str) -> str:
+    """The precision that weights were quantised to before; empty where they were not.
+
+    Raises:
+        ModelError: where it is not the one that is asked for: transformers would load them as they are, in silence.
+    """
+    stored = getattr(config, "quantization_config", None)
+    if not stored:
+        return ""
+    settings = stored if isinstance(stored, dict) else stored.to_dict()
+    method = settings.get("quant_method", "unknown")
+    method = str(getattr(method, "value", method))
+    four = settings.get("load_in_4bit") and settings.get("bnb_4bit_quant_type") == "nf4"
+    if four and precision == "nf4":
+        return "nf4"
+    raise ModelError(
+        f"{where}: its weights are quantised already ({method}{', nf4' if four else ''}), so that"
+        f" precision={precision} cannot be had. Use {'precision=nf4, or ' if four else ''}the model that they were made"
+        " from; or save them once as plain weights, with `model.dequantize().save_pretrained(<folder>)`."
+    )
 
 
 def _quantization(precision: str, dtype: torch.dtype, kept: list[str]) -> transformers.BitsAndBytesConfig:

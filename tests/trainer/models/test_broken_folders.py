@@ -111,7 +111,19 @@ def half_a_config_of_shards(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a":')
 
 
+def two_sets_of_weights(folder: Path) -> None:
+    before = (folder / "model.safetensors").read_bytes()
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="60KB")
+    (folder / "model.safetensors").write_bytes(before)
+
+
+def quantised_before(folder: Path) -> None:
+    set_config(folder, quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 32})
+
+
 REFUSED = [
+    (two_sets_of_weights, "two sets of weights, model.safetensors and the"),
+    (quantised_before, "its weights are quantised already (gptq), so that precision=fp32 cannot be had"),
     (half_downloaded_shards, "files of weights are missing (model-00002-of-"),
     (git_lfs_pointers, "git lfs pull"),
     (resized_vocabulary, "embed_tokens.weight has the shape (40, 64) in the weights, and (32, 64) by config.json"),
@@ -220,3 +232,13 @@ def test_a_classifier_of_another_size_loses_its_head_only(folder: Path, tmp_path
     base = load(tmp_path / "five", "classification")
     assert base.fresh == {"score"}
     assert torch.equal(base.model.model(IDS)[0], model.eval().model(IDS)[0])
+
+
+def test_weights_that_were_stored_in_four_bits_are_used_at_that_precision_alone(folder: Path, tmp_path: Path) -> None:
+    quantised = load(folder, precision="nf4").model
+    quantised.save_pretrained(tmp_path / "four")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "four")
+    assert torch.equal(load(tmp_path / "four", precision="nf4").model(IDS).logits, quantised(IDS).logits)
+    for precision in ("fp32", "bf16", "int8"):
+        with pytest.raises(ModelError, match=rf"precision={precision} cannot be had. Use precision=nf4, or the model"):
+            load(tmp_path / "four", precision=precision)
