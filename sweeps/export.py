@@ -75,20 +75,45 @@ def _with_adapter(folder: SweepFolder, trial_id: str, run_dir: str) -> TrialFold
 
 
 def _loading_code(files: TrialFolder, card: Mapping[str, Any], target: Path, merged: bool) -> str:
-    """The Python lines that load what was written."""
+    """The Python lines that load what was written, at the precision that the trial was trained at."""
     task = "CausalLM" if card["task"] == "completion" else "SequenceClassification"
+    place = str(target)
     if merged:
-        return (
-            f"  from transformers import AutoModelFor{task}\n"
-            f"  model = AutoModelFor{task}.from_pretrained({str(target)!r})"
-        )
-    base = json.loads((files.adapter_dir / "adapter_config.json").read_text())["base_model_name_or_path"]
-    heads = f", num_labels={len(card['labels'])}" if task != "CausalLM" else ""
-    return (
-        f"  from peft import PeftModel\n  from transformers import AutoModelFor{task}\n"
-        f"  base = AutoModelFor{task}.from_pretrained({base!r}{heads})\n"
-        f"  model = PeftModel.from_pretrained(base, {str(target)!r})"
-    )
+        lines = [
+            f"from transformers import AutoModelFor{task}",
+            f"model = AutoModelFor{task}.from_pretrained({place!r})",
+        ]
+        if card["precision"] != "fp32":
+            lines.append(f"# trained at precision={card['precision']}: merged in float32, a few predictions may differ")
+        return "\n".join(f"  {line}" for line in lines)
+    adapter = json.loads((files.adapter_dir / "adapter_config.json").read_text())
+    base, arguments = adapter["base_model_name_or_path"], ["dtype=torch." + card["dtype"]]
+    lines, imports = ["import torch", "from peft import PeftModel"], [f"AutoModelFor{task}"]
+    if task == "SequenceClassification":
+        lines.insert(0, "import json")
+        imports.append("AutoTokenizer")
+    if card["precision"] in ("nf4", "int8"):
+        imports.append("BitsAndBytesConfig")
+        arguments.append("quantization_config=quantized")
+    lines.append(f"from transformers import {', '.join(imports)}")
+    if task == "SequenceClassification":
+        lines.append(f"card = json.load(open({str(target / CARD)!r}))")
+        arguments += ["id2label=dict(enumerate(card['labels']))", "ignore_mismatched_sizes=True"]
+    if card["precision"] in ("nf4", "int8"):
+        kept = ["lm_head", *(adapter["modules_to_save"] or ())]
+        how = f"bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=torch.{card['dtype']}"
+        how = f"load_in_4bit=True, {how}" if card["precision"] == "nf4" else "load_in_8bit=True, llm_int8_threshold=0.0"
+        lines.append(f"quantized = BitsAndBytesConfig({how}, llm_int8_skip_modules={kept!r})")
+    lines.append(f"base = AutoModelFor{task}.from_pretrained({base!r}, {', '.join(arguments)})")
+    if card["precision"] == "nf4" and card["dtype"] == "float32":
+        lines.append("for module in base.modules():  # else bitsandbytes rounds to bf16 on CPUs that have it")
+        lines.append("    module.support_avx512bf16_for_cpu = False")
+    if task == "SequenceClassification":
+        lines.append(f"tokenizer = AutoTokenizer.from_pretrained({base!r})")
+        if card["pad_token_id"] is not None:  # of a sweep before 0.2 it is not known
+            lines.append("tokenizer.pad_token_id = base.config.pad_token_id = card['pad_token_id']")
+    lines.append(f"model = PeftModel.from_pretrained(base, {place!r}).eval()")
+    return "\n".join(f"  {line}" for line in lines)
 
 
 def _best(folder: SweepFolder) -> str:
@@ -113,6 +138,8 @@ def _card(manifest: dict[str, Any], files: TrialFolder) -> dict[str, Any]:
         "max_length": config["data"]["max_length"],
         "labels": manifest["data"]["labels"],
         "precision": config["precision"],
+        "dtype": manifest["data"].get("dtype") or ("bfloat16" if config["precision"] == "bf16" else "float32"),
+        "pad_token_id": manifest["data"].get("pad_token_id"),
         "model": config["model"],
         "metrics": rows[-1].metrics if rows else {},
     }
@@ -130,10 +157,7 @@ def _merge(adapter: Path, manifest: dict[str, Any], to: Path) -> None:
     from trainer.models.base_model import load_base
 
     config, labels = manifest["config"], manifest["data"]["labels"]
-    base = load_base(ModelConfig(**config["model"]), "fp32", config["task"]["name"], len(labels), torch.device("cpu"))
+    base = load_base(ModelConfig(**config["model"]), "fp32", config["task"]["name"], labels, torch.device("cpu"))
     merged: Any = PeftModel.from_pretrained(base.model, str(adapter)).merge_and_unload()  # type: ignore[operator]
-    if config["task"]["name"] == "classification":
-        merged.config.id2label = dict(enumerate(labels))
-        merged.config.label2id = {label: i for i, label in enumerate(labels)}
     merged.save_pretrained(str(to))
     base.tokenizer.save_pretrained(str(to))

@@ -126,6 +126,8 @@ def _drive(
         for note in composed.notes:
             progress.note(note)
         data = fleet.begin(composed.trial("t0000", composed.start[0] if composed.start else {}))
+        for note in data.model_notes:
+            progress.note(note)
         if data.skipped:
             progress.note(skipped_note(data.skipped))
         check_available(composed.resolved()["objective"], data.absent)

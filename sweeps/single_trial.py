@@ -79,6 +79,8 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     admission = engine.admit(trial, files, None)
     assert not isinstance(admission, Refused)  # the only slot is free, and what cannot run has raised
     data = device_cache.facts(trial)
+    for note in data["model_notes"]:
+        say(note)
     if data["skipped"]:
         say(skipped_note(data["skipped"]))
     manifest = make_manifest(composed, data, [{"device": str(device), "precisions": faults}])

@@ -3,8 +3,8 @@
 - ``majority``: the share of each label among the training rows, whatever the text;
 - ``linear``: logistic regression on the words and pairs of words of the training rows;
 - ``frozen``: logistic regression on the mean last hidden state of the untuned model;
-- ``zero_shot``: the untuned model. In classification its head is the seeded random one that trials start from: that
-  row shows where training began;
+- ``zero_shot``: the untuned model. In classification its head is the one that trials start from: the checkpoint's own,
+  or a seeded random one, whose row only shows where training began;
 - ``few_shot``: the untuned model with the same labelled examples before every item;
 - ``retrieval``: the untuned model with the nearest training rows before each item. A classification head reads no
   prompt: there it is the vote of the nearest training rows, weighted by similarity.
@@ -97,7 +97,7 @@ def _untuned(
         evaluation = evaluate(base, base.model, trial, validation, everything, known)
         return with_answers(evaluation, base, base.model, trial, validation) if trial.eval.generate else evaluation
     lora = replace(trial.lora, init="default")  # B = 0: the adapter adds nothing
-    model = add_adapter(base.model, lora, trial.task.name, base.heads, trial.seed)
+    model = add_adapter(base.model, lora, trial.task.name, base.heads, trial.seed, base.fresh)
     try:
         return evaluate(base, model, trial, validation, everything)
     finally:

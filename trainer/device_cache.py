@@ -16,7 +16,8 @@ from trainer.evaluation.bias.items import BiasItems, load_bias
 from trainer.evaluation.bias.registry import BiasScoring, TaskRows, scorings
 from trainer.evaluation.evaluate import Validation
 from trainer.evaluation.metric_names import task_kind
-from trainer.models.base_model import BaseModel, load_base
+from trainer.models.base_model import BaseModel, compute_dtype, load_base
+from trainer.models.padding import check_token
 
 _BASES = 4  # base models kept: one at every precision
 
@@ -50,7 +51,7 @@ class DeviceCache:
 
     def base_key(self, trial: TrialConfig) -> tuple[str, ...]:
         """What trials must have in common to share a base model: model and revision, precision, task head."""
-        head = str(len(self.dataset(trial).labels)) if trial.task.name == "classification" else ""
+        head = repr(self.dataset(trial).labels) if trial.task.name == "classification" else ""
         return ("base", repr(trial.model), trial.precision, trial.task.name, head)
 
     def base(self, trial: TrialConfig) -> BaseModel:
@@ -59,7 +60,7 @@ class DeviceCache:
         Raises:
             ModelError, HardwareError: see ``load_base``.
         """
-        labels = len(self.dataset(trial).labels)
+        labels = self.dataset(trial).labels
         bases = [key for key in self._kept if key[0] == "base"]
         name = self.base_key(trial)
         if name not in self._kept and len(bases) >= _BASES:
@@ -164,6 +165,9 @@ class DeviceCache:
         return replace(dataset, skipped=left_out).facts() | {
             "tokens": counts,
             "model_revision": getattr(self.base(trial).model.config, "_commit_hash", None),
+            "dtype": str(compute_dtype(trial.precision, self.device)).removeprefix("torch."),
+            "pad_token_id": self.base(trial).pad_token,
+            "model_notes": list(self.base(trial).notes),
         }
 
     def tokens(self, trial: TrialConfig, split: str) -> Tokens:
@@ -187,7 +191,7 @@ class DeviceCache:
                 f"data.max_length={trial.data.max_length} is longer than the model's window of {base.window} tokens."
                 f" Use data.max_length={base.window}, or less."
             )
-        return tokens_of(
+        tokens = tokens_of(
             rows,
             dataset.labels,
             dataset.schema,
@@ -198,6 +202,9 @@ class DeviceCache:
             skip=trial.data.on_error == "skip",
             stride=trial.eval.stride,
         )
+        largest = max((max(row.tokens, default=0) for row in tokens.encoded), default=0)
+        check_token(largest, base.tokenizer, base.model)
+        return tokens
 
     def _once(self, name: tuple[str, ...], make: Any) -> Any:
         """What is kept under a name; made the first time."""

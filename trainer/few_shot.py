@@ -116,7 +116,7 @@ def mean_states(base: BaseModel, ids: Sequence[Sequence[int]], batch_size: int =
     for at in range(0, len(order), batch_size):
         batch = order[at : at + batch_size]
         # a text of no tokens still needs one
-        inputs = pad([tuple(ids[i]) or (base.tokenizer.pad_token_id,) for i in batch], base.tokenizer.pad_token_id)
+        inputs = pad([tuple(ids[i]) or (base.pad_token,) for i in batch], base.pad_token)
         inputs = {name: tensor.to(base.device) for name, tensor in inputs.items()}
         with base.arithmetic():
             hidden = body(**inputs)[0].float()

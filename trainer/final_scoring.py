@@ -79,7 +79,7 @@ def saved_adapter(base: BaseModel, trial: TrialConfig, adapter: Path) -> Iterato
     Yields:
         The model with the adapter, for scoring.
     """
-    model = add_adapter(base.model, trial.lora, trial.task.name, base.heads, trial.seed)
+    model = add_adapter(base.model, trial.lora, trial.task.name, base.heads, trial.seed, base.fresh)
     try:
         set_peft_model_state_dict(model, load_peft_weights(str(adapter), device="cpu"))
         model.eval()

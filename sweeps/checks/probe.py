@@ -166,7 +166,7 @@ class Prober:
         foretold: list[float] = []
         try:
             while pack.trains(slot) and len(seconds) <= _STEPS and sum(seconds) < _SOON:
-                batches = micro_batches(slot.trial, slot.encoded, slot.base.tokenizer.pad_token_id, slot.record.step)
+                batches = micro_batches(slot.trial, slot.encoded, slot.base.pad_token, slot.record.step)
                 tokens, passes = self._padded(batches)
                 foretold.append(tokens * budget.per_token + passes * budget.fixed)
                 began, step = time.perf_counter(), slot.record.step
@@ -201,7 +201,7 @@ class Prober:
             n_validation: items scored at its end; those of the rung subset have their scores by then.
         """
         encoded, base = self.device_cache.training(trial), self.device_cache.base(trial)
-        pad = base.tokenizer.pad_token_id
+        pad = base.pad_token
         batches = [batch for step in range(_BATCHES) for batch in micro_batches(trial, encoded, pad, step)]
         padded, passes = (counted / _BATCHES for counted in self._padded(batches))
         rung = min(trial.eval.rung_items, n_validation)

@@ -109,6 +109,9 @@ class DataFacts:
         skipped: rows left out, and what was wrong with the first of them.
         model_revision: the commit that a model of the hub was loaded from.
         absent: metric that the data cannot give → why.
+        dtype: of the base model's arithmetic, such as ``bfloat16``.
+        pad_token_id: of the token that fills rows up.
+        model_notes: what the user should know of the model, such as which head a classifier starts from.
     """
 
     rows: dict[str, int]
@@ -121,6 +124,9 @@ class DataFacts:
     skipped: dict[str, Any]
     model_revision: str | None
     absent: dict[str, str] = field(default_factory=dict)
+    dtype: str = ""
+    pad_token_id: int | None = None
+    model_notes: list[str] = field(default_factory=list)
 
     def for_manifest(self) -> dict[str, Any]:
         """What ``sweep.yaml`` says of data and model: everything but what depends on the device or the metrics."""

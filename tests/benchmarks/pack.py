@@ -83,7 +83,7 @@ def load(shape: str, precision: str, folder: Path) -> BaseModel:
         with torch.device(best_device()):
             dtype = torch.float32 if shape == "tiny" else torch.bfloat16
             AutoModelForCausalLM.from_config(SHAPES[shape](), dtype=dtype).save_pretrained(where)
-    return load_base(ModelConfig(source="local", path=str(where)), precision, "completion", 2, best_device())
+    return load_base(ModelConfig(source="local", path=str(where)), precision, "completion", (), best_device())
 
 
 def make_trial(i: int, precision: str, setting: Setting) -> TrialConfig:

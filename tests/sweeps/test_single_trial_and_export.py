@@ -22,7 +22,7 @@ def trial(request, tiny, tmp_path_factory):
         patch.chdir(where)
         patch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray was started"))
         model = "llama" if task == "completion" else "bert"
-        overrides = [f"task={task}", "optim.lr=5e-3", "lora.rank=4", "sweep.name=one"]
+        overrides = [f"task={task}", "optim.lr=5e-3", "lora.rank=4", "precision=fp32", "sweep.name=one"]
         assert cli.main(["trial", *tiny(model, *overrides)]) == 0
     return task, where, SweepFolder(where / "runs" / "one")
 
@@ -102,10 +102,104 @@ def test_the_exported_adapter_is_the_trials_own(trial, called, tiny_models):
     given = logits(exported, tiny_models[name])
     assert given.equal(logits(own, tiny_models[name]))
     assert task == "classification" or not given.equal(logits(base_model(task, tiny_models), tiny_models[name]))
-    code_shown = "\n".join(line.strip() for line in out.split("Load it:")[1].splitlines())
-    shown: dict[str, object] = {}
-    exec(code_shown, shown)  # as a user would paste it
+    shown = pasted(out)
     assert logits(shown["model"], tiny_models[name]).equal(given)
+
+
+def pasted(out: str) -> dict[str, object]:
+    """What the lines that ``export`` prints define, run as a user would paste them."""
+    shown: dict[str, object] = {}
+    exec("\n".join(line.removeprefix("  ") for line in out.split("Load it:")[1].splitlines()), shown)
+    return shown
+
+
+@pytest.fixture(scope="module")
+def without_padding(tiny_models, tmp_path_factory):
+    """The tiny llama with an id of padding that no embedding has in its config, and none in its tokenizer."""
+    folder = tmp_path_factory.mktemp("no padding") / "llama"
+    shutil.copytree(tiny_models["llama"], folder)
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        settings = json.loads((folder / name).read_text())
+        settings.pop("pad_token", None)
+        if name == "config.json":
+            settings["pad_token_id"] = None
+        (folder / name).write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "precision"),
+    [
+        ("without padding", "classification", "fp32"),
+        ("without padding", "classification", "nf4"),
+        ("bert", "classification", "nf4"),
+        ("bert", "classification", "int8"),
+        ("llama", "completion", "nf4"),
+        ("llama", "completion", "int8"),
+        ("llama", "completion", "bf16"),
+    ],
+)
+def test_the_lines_that_export_prints_give_the_recorded_predictions_in_one_batch(
+    model, task, precision, tiny, without_padding, tmp_path, monkeypatch, capsys
+):
+    import torch
+    from transformers import AutoTokenizer
+
+    monkeypatch.chdir(tmp_path)
+    overrides = tiny("bert" if model == "bert" else "llama", f"task={task}", f"precision={precision}", "sweep.name=one")
+    if model == "without padding":
+        overrides.append(f"model.path='{without_padding}'")
+    learns = ["optim.lr=2e-2", "train.max_steps=24", "train.rungs=[24]", "train.batch_size=12", "baselines=[]"]
+    assert cli.main(["trial", *overrides, *learns]) == 0
+    capsys.readouterr()
+    assert cli.main(["export", "runs/one", "t0000", "--to", "adapter"]) == 0
+    shown = pasted(capsys.readouterr().out)
+    card = json.loads((tmp_path / "adapter" / "lorasweep.json").read_text())
+    assert card["precision"] == precision
+    assert card["dtype"] == ("bfloat16" if precision == "bf16" else "float32")
+    tuned = shown["model"]
+    kinds = {type(module).__name__ for module in tuned.modules()}
+    assert {"nf4": "Linear4bit", "int8": "Linear8bitLt"}.get(precision, "Linear") in kinds
+    assert (precision in ("nf4", "int8")) == bool(kinds & {"Linear4bit", "Linear8bitLt"})
+    items = SweepFolder(tmp_path / "runs" / "one").trial("t0000").read_items("task", "validation", 24)
+    recorded = torch.tensor(items["logprobs"])
+    with open(tiny("llama")[4].removeprefix("data.validation=")) as file:
+        texts = [line.split(",")[0] for line in file.read().splitlines()[1:]]
+    order = [int(item_id.split("-")[1]) for item_id in items["item_id"]]
+    texts = [texts[i] for i in order]
+    near = 0.05 if precision == "bf16" else 1e-4
+    with torch.no_grad():
+        if task == "classification":
+            tokenizer = shown["tokenizer"]
+            assert tokenizer.pad_token_id == tuned.config.pad_token_id == card["pad_token_id"] is not None
+            batch = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
+            assert not batch.attention_mask.all(), "rows are padded"
+            scores = tuned(**batch).logits.float().log_softmax(-1)
+            assert [tuned.config.id2label[int(i)] for i in scores.argmax(1)] == items["prediction"]
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(tuned.peft_config["default"].base_model_name_or_path)
+            labels = [tokenizer(f" {label}", add_special_tokens=False).input_ids[0] for label in LABELS]
+            prompts = [tokenizer(f"{text}\nLabel:", return_tensors="pt").input_ids for text in texts]
+            scores = torch.stack([tuned(ids).logits[0, -1, labels].float().log_softmax(-1) for ids in prompts])
+        torch.testing.assert_close(scores, recorded, atol=near, rtol=0, check_dtype=False)
+
+
+def test_the_merged_model_of_a_decoder_classifies_a_batch(tiny, without_padding, tmp_path, monkeypatch, capsys):
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    more = ("task=classification", "sweep.name=one", f"model.path='{without_padding}'", "precision=nf4", "baselines=[]")
+    assert cli.main(["trial", *tiny("llama", *more)]) == 0
+    capsys.readouterr()
+    assert cli.main(["export", "runs/one", "t0000", "--to", "merged", "--merge"]) == 0
+    out = capsys.readouterr().out
+    assert "trained at precision=nf4" in out
+    model = pasted(out)["model"].eval()
+    assert model.config.pad_token_id == 1
+    with torch.no_grad():
+        one, two = torch.tensor([[0, 5, 6, 7]]), torch.tensor([[0, 9, 1, 1]])
+        both = model(torch.cat([one, two])).logits
+        assert torch.allclose(both, torch.cat([model(one).logits, model(two[:, :2]).logits]), atol=1e-5)
 
 
 def test_the_merged_model_gives_what_base_and_adapter_give(trial, called, tiny_models):

@@ -116,7 +116,9 @@ class _Run:
         self._leaving: Callable[[], bool] = never
         keys = DropoutKeys()
         self._scratch = tempfile.mkdtemp(prefix="lorasweep-")  # Trainer insists on a folder
-        self.model: PeftModel = add_adapter(self.base.model, trial.lora, trial.task.name, self.base.heads, trial.seed)
+        self.model: PeftModel = add_adapter(
+            self.base.model, trial.lora, trial.task.name, self.base.heads, trial.seed, self.base.fresh
+        )
         try:
             use_keyed_dropout(self.model.get_base_model(), trial.lora.dropout, keys)
             moments = self._read_checkpoint(checkpoint) if checkpoint else None

@@ -93,8 +93,7 @@ class StepTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """All micro-batches from ``start`` to the last step."""
-        pad_token = self.base.tokenizer.pad_token_id
-        batches = MicroBatches(self.trial, self.encoded, pad_token, self.start, self.trial.train.max_steps)
+        batches = MicroBatches(self.trial, self.encoded, self.base.pad_token, self.start, self.trial.train.max_steps)
         return DataLoader(batches, batch_size=None, shuffle=False)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

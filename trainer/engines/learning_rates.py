@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from trainer.config import OptimConfig
+from trainer.models.lora import within
 
 PREFIX = "base_model.model."  # PEFT's, before the base model's own names
 
@@ -22,9 +23,9 @@ def peak_rate(optim: OptimConfig, name: str, dimensions: int, heads: frozenset[s
         optim: the trial's.
         name: PEFT's of the parameter.
         dimensions: of the parameter.
-        heads: names of the model's task heads.
+        heads: full names of the model's task heads.
     """
-    if name.removeprefix(PREFIX).split(".")[0] in heads:
+    if within(name.removeprefix(PREFIX), heads):
         return optim.lr * optim.head_ratio if optim.head_lr is None else optim.head_lr
     if ".lora_B." in name or dimensions == 1:
         return optim.lr * optim.b_ratio

@@ -96,7 +96,7 @@ class Pack:
         }
         self._heads = {name: PackedHead(modules[name], lambda: self._routing) for name in self.base.heads}
         for name, head in self._heads.items():
-            setattr(model, name, head)
+            model.set_submodule(name, head)
         if self.checkpointed:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
@@ -222,7 +222,7 @@ class Pack:
         segments = tuple(
             Segment(places[id(slot)], end - n, end) for slot, n, end in zip(slots, counts, ends, strict=True)
         )
-        ids = self._stack_rows(batches, "input_ids", self.base.tokenizer.pad_token_id).to(self.base.device)
+        ids = self._stack_rows(batches, "input_ids", self.base.pad_token).to(self.base.device)
         mask = self._stack_rows(batches, "attention_mask", 0).to(self.base.device)
         model: Any = self.base.model
         model.train()

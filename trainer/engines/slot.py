@@ -25,13 +25,13 @@ from trainer.evaluation.evaluate import Validation
 from trainer.models.base_model import BaseModel
 from trainer.models.lora import (
     ADAPTER,
-    fresh_head,
     head_std,
     initial_values,
     linear_modules,
     linear_shape,
     peft_config,
     scaling,
+    start_head,
 )
 from trainer.outcomes import Diverged
 
@@ -111,7 +111,7 @@ class Slot:
     def next_batch(self) -> dict[str, Any]:
         """The micro-batch that comes next (see ``micro_batches``)."""
         if not self._batches:
-            self._batches = micro_batches(self.trial, self.encoded, self.base.tokenizer.pad_token_id, self.record.step)
+            self._batches = micro_batches(self.trial, self.encoded, self.base.pad_token, self.record.step)
         return self._batches[self.micro]
 
     def note(self, loss: torch.Tensor) -> None:
@@ -209,7 +209,7 @@ class Slot:
         for name, module in model.named_modules():
             if name in self.base.heads:
                 head = copy.deepcopy(module.original if isinstance(module, PackedHead) else module)
-                fresh_head(head, trial.seed, name, head_std(model))
+                start_head(head, name in self.base.fresh, trial.seed, name, head_std(model))
                 head.requires_grad_(True)
                 self.heads[name] = head
                 for part, parameter in head.named_parameters():

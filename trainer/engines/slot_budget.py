@@ -128,7 +128,7 @@ def measure(pack: Pack, slot: Slot, gpu_share: float = 1.0) -> SlotBudget:
     rows = trial.train.batch_size // trial.train.accumulation
     longest = sorted(slot.encoded, key=lambda row: -(len(row.context) + len(row.completion)))
     chosen = [longest[i % len(longest)] for i in range(2 * rows)]
-    pad = pack.base.tokenizer.pad_token_id
+    pad = pack.base.pad_token
     timed = counted = [batch_of(trial, chosen[:n], pad) for n in (rows, 2 * rows)]
     if pack.base.device.type != "cuda":  # smaller passes show what autograd keeps just as well
         counted = [batch_of(trial, chosen[:n], pad) for n in (max(rows // 4, 1), max(rows // 2, 2))]

@@ -6,8 +6,9 @@ token; an answer whose first line is not a label (letter case and the mark at it
 Tasks without labels are compared with the reference text: exact match, and ROUGE-L.
 """
 
+import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -110,13 +111,13 @@ def greedy(
         do_sample=False,
         num_beams=1,
         max_new_tokens=most,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=base.pad_token,
         eos_token_id=tokenizer.eos_token_id,
     )
     for at in range(0, len(order), batch_size):
         batch = order[at : at + batch_size]
         width = len(contexts[batch[0]])
-        ids = torch.full((len(batch), width), tokenizer.pad_token_id)
+        ids = torch.full((len(batch), width), base.pad_token)
         mask = torch.zeros((len(batch), width), dtype=torch.long)
         for r, i in enumerate(batch):
             ids[r, width - len(contexts[i]) :] = torch.tensor(contexts[i])
@@ -126,7 +127,7 @@ def greedy(
             options["prefix_allowed_tokens_fn"] = lambda r, row, batch=batch, width=width: allowed(
                 batch[r], tuple(row[width:].tolist())
             )
-        with base.arithmetic():
+        with base.arithmetic(), _without_defaults(base.model, settings):
             whole = model.generate(
                 input_ids=ids.to(base.device),
                 attention_mask=mask.to(base.device),
@@ -144,6 +145,16 @@ def _answers_of(row: Encoded) -> tuple[Tokens, tuple[Tokens, ...]]:
     first = row.choices[0][0] + row.choices[0][1]
     n = min(common(first, context) for context, _ in row.choices)
     return first[:n], tuple((context + label)[n:] for context, label in row.choices)
+
+
+@contextlib.contextmanager
+def _without_defaults(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """Keep a model's ``generation_config.json`` from filling settings up: its repetition penalty is not greedy."""
+    own, model.generation_config = model.generation_config, settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def continuations(labels: Sequence[Tokens], end: int) -> Callable[[Tokens], list[int]]:

@@ -227,7 +227,7 @@ def _score_batch(
         rows: tokens.
         of_rows: the requests that each row answers; results are in their order.
     """
-    inputs = pad(rows, base.tokenizer.pad_token_id)
+    inputs = pad(rows, base.pad_token)
     ids = inputs["input_ids"].repeat(slots, 1).to(base.device)  # (slots · rows, longest)
     with base.arithmetic(), route(len(rows)):
         hidden = output.hidden(ids, None)
@@ -288,7 +288,7 @@ def _class_logprobs(
     result = np.empty((slots, len(rows), int(base.model.config.num_labels or 0)))
 
     def score(batch: list[int]) -> None:
-        inputs = pad([rows[i] for i in batch], base.tokenizer.pad_token_id)
+        inputs = pad([rows[i] for i in batch], base.pad_token)
         repeated = {name: part.repeat(slots, 1).to(base.device) for name, part in inputs.items()}
         with base.arithmetic(), route(len(batch)):
             logits = model(**repeated).logits

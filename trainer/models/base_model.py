@@ -7,21 +7,26 @@ import contextlib
 import logging
 import time
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
-from analysis.errors import HardwareError, ModelError
+from analysis.errors import HardwareError, LorasweepError, ModelError, first_line
 from trainer.config import HEAD_NAMES, PRECISIONS, ModelConfig
 from trainer.models.cpu_attention import short_rows_in_float32
 from trainer.models.lm_head import TokenLogits
+from trainer.models.model_files import ADAPTER_CONFIG
+from trainer.models.padding import fit_padding, refuse_tokens_beyond
+from trainer.models.task_head import TaskHead, find_head
 from trainer.models.tokenizer import loading_arguments, model_folder, open_tokenizer
+from trainer.models.weights import load_weights
 from trainer.models.window import window
 
 _SLOW = 4.0  # times as long as fp32: no sweep would choose it
@@ -33,10 +38,13 @@ class BaseModel:
 
     Attributes:
         model: in evaluation mode, no parameter requires a gradient.
-        tokenizer: with a padding token.
+        tokenizer: its padding token may be none; see ``pad_token``.
         precision: one of PRECISIONS.
-        heads: top-level modules that the checkpoint does not hold and a classification trial trains in full.
+        heads: modules that a classification trial trains in full (``trainer/models/task_head.py``).
         autocast: dtype of mixed-precision arithmetic, or None for arithmetic as stored.
+        fresh: those heads that start from seeded random values, instead of the checkpoint's.
+        pad_token: id that fills rows up; never attended to.
+        notes: what the user should know of the model.
     """
 
     model: PreTrainedModel
@@ -44,6 +52,9 @@ class BaseModel:
     precision: str
     heads: frozenset[str] = field(default_factory=frozenset)
     autocast: torch.dtype | None = None
+    fresh: frozenset[str] = frozenset()
+    pad_token: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -177,14 +188,14 @@ def _has_bf16() -> bool:
     return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def load_base(config: ModelConfig, precision: str, task: str, labels: int, device: torch.device) -> BaseModel:
+def load_base(config: ModelConfig, precision: str, task: str, labels: Sequence[str], device: torch.device) -> BaseModel:
     """Load a base model, frozen and in evaluation mode.
 
     Args:
         config: where it comes from.
         precision: one of PRECISIONS.
         task: ``completion`` or ``classification``.
-        labels: number of classes (classification).
+        labels: class names in their order (classification).
         device: where it stays.
 
     Raises:
@@ -198,33 +209,41 @@ def load_base(config: ModelConfig, precision: str, task: str, labels: int, devic
     where = model_folder(config)
     quiet()
     arguments = loading_arguments(config, where)
+    classes = labels if task == "classification" else None
+    dtype = compute_dtype(precision, device)
     try:
         tokenizer = open_tokenizer(where, arguments)
-        model, missing = _load_weights(where, precision, task, labels, device, arguments)
-    except torch.OutOfMemoryError:
+        model, lacking, own = load_weights(where, precision, dtype, classes, device, arguments)
+    except (LorasweepError, MemoryError, torch.OutOfMemoryError):
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{where}: cannot be loaded for task={task}: {first}") from error
-    model.config.pad_token_id = tokenizer.pad_token_id  # heads of decoders find a row's last token by it
-    _with_plain_outputs(model, task)
-    if task == "completion" and missing:
-        raise ModelError(
-            f"{where}: the weights hold no language-model head (missing: {', '.join(sorted(missing)[:3])}), so it"
-            " cannot complete text. Use task=classification, or a decoder."
-        )
-    heads: frozenset[str] = frozenset()
-    if task == "classification":
-        top = {name for name, _ in model.named_children()}
-        heads = frozenset({key.split(".")[0] for key in missing} & top) or (HEAD_NAMES & top)
+    except Exception as error:  # transformers, tokenizers and safetensors raise anything for a folder that is broken
+        said = first_line(error) or type(error).__name__
+        raise ModelError(f"{where}: cannot be loaded for task={task}: {said}") from error
     model.requires_grad_(False)
     model.eval()
+    _with_plain_outputs(model, task)
     _guard_four_bit(model)
     _without_dropout(model)
-    dtype = compute_dtype(precision, device)
+    padding = fit_padding(tokenizer, model)
+    refuse_tokens_beyond(tokenizer, model)
+    head = TaskHead()
+    if classes is not None:
+        head = find_head(model, lacking, own, labels, HEAD_NAMES)
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {label: i for i, label in enumerate(labels)}
     if device.type == "cpu" and dtype is torch.bfloat16:
         short_rows_in_float32(model)
-    return BaseModel(model, tokenizer, precision, heads, dtype if dtype is not torch.float32 else None)
+    autocast = dtype if dtype is not torch.float32 else None
+    notes = [head.note] if head.note else []
+    if config.source == "local" and config.path and (Path(config.path) / ADAPTER_CONFIG).exists():
+        notes.append(f"{ADAPTER_CONFIG} in {config.path} is not used: adapters are trained on the model itself")
+    if getattr(tokenizer, "fix_mistral_regex", None) is False:
+        notes.append(
+            f"{where}: transformers holds this tokenizer's word pattern for the faulty one of early Mistral uploads"
+            " (huggingface/transformers pull request 42299). Where the model was trained with another, store it mended:"
+            " AutoTokenizer.from_pretrained(…, fix_mistral_regex=True).save_pretrained(…)"
+        )
+    return BaseModel(model, tokenizer, precision, head.modules, autocast, head.fresh, padding, tuple(notes))
 
 
 def _with_plain_outputs(model: PreTrainedModel, task: str) -> None:
@@ -239,44 +258,6 @@ def _with_plain_outputs(model: PreTrainedModel, task: str) -> None:
         config.output_attentions = False
     if task == "classification":
         model.config.problem_type = "single_label_classification"
-
-
-def _load_weights(
-    where: str, precision: str, task: str, labels: int, device: torch.device, arguments: dict[str, Any]
-) -> tuple[PreTrainedModel, set[str]]:
-    options = dict(arguments)
-    gguf = "gguf_file" in options
-    options["dtype"] = compute_dtype(precision, device)
-    if gguf:
-        if precision in ("nf4", "int8"):
-            raise ModelError(
-                f"precision={precision} cannot be made from GGUF weights."
-                " Convert the model to safetensors first, or use fp32 or bf16."
-            )
-        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    elif precision == "nf4":
-        options["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_compute_dtype=options["dtype"],
-            llm_int8_skip_modules=["lm_head", *sorted(HEAD_NAMES)],
-        )
-    elif precision == "int8":
-        options["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_8bit=True, llm_int8_threshold=0.0, llm_int8_skip_modules=["lm_head", *sorted(HEAD_NAMES)]
-        )
-    if precision in ("nf4", "int8"):
-        options["device_map"] = {"": device}
-    if not gguf:
-        options["use_safetensors"] = True
-    factory: Any = AutoModelForCausalLM
-    if task == "classification":
-        factory = AutoModelForSequenceClassification
-        options.update(num_labels=labels, ignore_mismatched_sizes=True)
-    model, info = factory.from_pretrained(where, output_loading_info=True, **options)
-    if precision not in ("nf4", "int8"):
-        model = model.to(device)
-    return model, set(info["missing_keys"]) | {str(entry[0]) for entry in info.get("mismatched_keys", ())}
 
 
 def _guard_four_bit(model: nn.Module) -> None:

@@ -7,6 +7,7 @@ adapter on its own, in a pack, or after other trials on the same base model.
 import hashlib
 import math
 import re
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -30,17 +31,17 @@ def linear_modules(model: PreTrainedModel, heads: frozenset[str]) -> list[str]:
 
     Args:
         model: the base model.
-        heads: names of its task heads.
+        heads: full names of its task heads.
     """
     output = model.get_output_embeddings()
-    unread = tuple(f"{name}." for name in beside_text(model))
+    unread = beside_text(model)
     return [
         name
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, Conv1D))
         and module is not output
-        and name.split(".")[0] not in heads
-        and not f"{name}.".startswith(unread)
+        and not within(name, heads)
+        and not within(name, unread)
     ]
 
 
@@ -56,6 +57,16 @@ def beside_text(model: PreTrainedModel) -> list[str]:
     above = place.rpartition(".")[0]
     others = model.get_submodule(above).named_children() if place else ()
     return [".".join(filter(None, (above, name))) for name, module in others if module is not text]
+
+
+def within(name: str, modules: Collection[str]) -> bool:
+    """Whether a module or parameter is one of some modules, or part of one.
+
+    Args:
+        name: full.
+        modules: full names.
+    """
+    return any(f"{name}.".startswith(f"{module}.") for module in modules)
 
 
 def linear_shape(layer: Any) -> tuple[int, int]:
@@ -167,22 +178,23 @@ def initial_values(
     return a.contiguous(), b.contiguous()
 
 
-def fresh_head(head: nn.Module, seed: int, name: str, std: float) -> None:
+def start_head(head: nn.Module, fresh: bool, seed: int, name: str, std: float) -> None:
     """Give a task head its start values, in place, as float32: AdamW's small updates are lost in half precision.
 
     Args:
-        head: the module.
+        head: a copy of the base model's module.
+        fresh: whether it starts from random values; else from those of the base model.
         seed: the trial's.
         name: of the module in the base model.
-        std: standard deviation of the weights; biases are zero.
+        std: standard deviation of the weights; biases are zero, and the factors of a norm 1.
     """
     head.float()
-    for part, parameter in head.named_parameters():
+    for part, parameter in head.named_parameters() if fresh else ():
         if parameter.dim() > 1:
             generator = keyed_generator(seed, f"{name}.{part}")
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * std)
         else:
-            parameter.data.zero_()
+            parameter.data.fill_(1.0 if part.rsplit(".", 1)[-1] == "weight" else 0.0)
 
 
 def head_std(model: PreTrainedModel) -> float:
@@ -197,7 +209,7 @@ def peft_config(model: PreTrainedModel, settings: LoraSettings, task: str, heads
         model: the base model.
         settings: rank, alpha rule, dropout, targets and what else PEFT offers.
         task: ``completion`` or ``classification``.
-        heads: top-level modules that are trained in full and saved with the adapter.
+        heads: modules that are trained in full and saved with the adapter.
 
     Raises:
         ModelError: for targets the model does not have.
@@ -219,16 +231,22 @@ def peft_config(model: PreTrainedModel, settings: LoraSettings, task: str, heads
 
 
 def add_adapter(
-    model: PreTrainedModel, settings: LoraSettings, task: str, heads: frozenset[str], seed: int
+    model: PreTrainedModel,
+    settings: LoraSettings,
+    task: str,
+    heads: frozenset[str],
+    seed: int,
+    fresh: frozenset[str] | None = None,
 ) -> PeftModel:
-    """Wrap a base model with a freshly initialised adapter, and a fresh head where the task has one.
+    """Wrap a base model with a freshly initialised adapter, and with heads of its own where the task has some.
 
     Args:
         model: the base model; its layers are replaced in place until ``remove_adapter``.
         settings: see ``peft_config``.
         task: ``completion`` or ``classification``.
-        heads: top-level modules that are trained in full and saved with the adapter.
+        heads: modules that are trained in full and saved with the adapter.
         seed: the trial's.
+        fresh: those of them that start from seeded random values (``BaseModel.fresh``); None: all.
 
     Raises:
         ModelError: for targets the model does not have, or modules to save that it does not have.
@@ -253,7 +271,7 @@ def add_adapter(
                 a.data.copy_(start_a)
                 b.data.copy_(start_b)
             elif isinstance(module, ModulesToSaveWrapper) and name in heads:
-                fresh_head(module.modules_to_save[ADAPTER], seed, name, std)
+                start_head(module.modules_to_save[ADAPTER], fresh is None or name in fresh, seed, name, std)
         state.keep_trained()
     except BaseException:  # such as no memory for the adapter
         state.restore()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from analysis.errors import ModelError
 
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's, of an adapter
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -26,6 +27,16 @@ def check_folder(path: str) -> None:
     if gguf is not None:
         return
     config = folder / "config.json"
+    weights = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("adapter_"))
+    adapter = folder / ADAPTER_CONFIG
+    if adapter.exists() and not weights:
+        base = _of_adapter(adapter)
+        raise ModelError(
+            f"model.path={path} holds an adapter only, not a model: adapters are trained on a model itself. Use the"
+            f" model that it was trained on{base}; or merge the adapter into that once, with PEFT's"
+            " `AutoPeftModelForCausalLM.from_pretrained(<adapter>).merge_and_unload().save_pretrained(<folder>)`, and"
+            " use that folder, with the tokenizer in it."
+        )
     if not config.exists():
         raise ModelError(
             f"model.path={path}: there is no config.json in it, nor a .gguf file. It holds: {_listing(folder)}."
@@ -41,7 +52,6 @@ def check_folder(path: str) -> None:
             f"model.path={path}: no tokenizer (one of {', '.join(TOKENIZERS)}). Save it with"
             " `AutoTokenizer.from_pretrained(<name>).save_pretrained(<folder>)`."
         )
-    weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".pkl", ".ckpt"})
         if pickles:
@@ -50,8 +60,39 @@ def check_folder(path: str) -> None:
                 " Convert them once where you trust them, with `model.save_pretrained(<folder>)`."
             )
         raise ModelError(f"model.path={path}: no *.safetensors weights. It holds: {_listing(folder)}.")
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        _check_shards(index)
     for file in weights:
         tensors(file)
+
+
+def _of_adapter(config: Path) -> str:
+    """The model that an adapter was trained on, in brackets; empty where its config does not say."""
+    try:
+        base = json.loads(config.read_text()).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return f" ({base})" if base else ""
+
+
+def _check_shards(index: Path) -> None:
+    """Raises ModelError unless all files that an index of weights names are there."""
+    try:
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index}: not an index of weights ({error}). Download or copy it again.") from None
+    whole = index.parent / index.name.removesuffix(".index.json")
+    if whole.exists() and whole.name not in files:
+        raise ModelError(
+            f"{index.parent}: two sets of weights, {whole.name} and the {len(files)} files of {index.name}."
+            " transformers would take the former. Remove the one that is out of date."
+        )
+    absent = [name for name in files if not (index.parent / name).exists()]
+    if absent:
+        raise ModelError(
+            f"{index.parent}: {len(absent)} of {len(files)} files of weights are missing ({', '.join(absent[:3])})."
+            " Download or copy them again."
+        )
 
 
 def width(config_file: Path) -> tuple[int | None, str]:
@@ -100,7 +141,20 @@ def tensors(file: Path) -> dict[str, list[int]]:
             raise ValueError(f"{size} bytes, {8 + length + end} expected")
         return {name: entry["shape"] for name, entry in header.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        if _is_pointer(file):
+            raise ModelError(
+                f"{file}: a pointer of Git LFS, not the weights. Fetch them with `git lfs pull` in that folder."
+            ) from None
         raise ModelError(f"{file}: not a complete safetensors file ({error}). Download or copy it again.") from None
+
+
+def _is_pointer(file: Path) -> bool:
+    """Whether a file is what a `git clone` without Git LFS leaves in place of a large one."""
+    try:
+        with open(file, "rb") as handle:
+            return handle.read(40).startswith(b"version https://git-lfs")
+    except OSError:
+        return False
 
 
 def guess_linear_modules(folder: Path) -> list[str]:
@@ -110,6 +164,8 @@ def guess_linear_modules(folder: Path) -> list[str]:
     """
     names = set()
     for file in folder.glob("*.safetensors"):
+        if file.name.startswith("adapter_"):
+            continue
         for name, shape in tensors(file).items():
             if len(shape) == 2 and name.endswith(".weight") and re.search(r"\.\d+\.", name) and "embed" not in name:
                 names.add(name.removesuffix(".weight"))

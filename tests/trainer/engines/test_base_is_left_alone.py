@@ -304,3 +304,34 @@ def test_the_fingerprint_sees_a_bit_of_a_weight_and_a_flag(tiny_models: dict[str
     assert fingerprint(model) == before
     model.dropout.p = 0.25
     assert fingerprint(model) != before
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("engine", "package", "changes"),
+    [
+        ("hf", "smollm2", {"modules_to_save": ["lm_head"], "targets": "q_proj", "rank": 2}),
+        ("hf", "smollm2", {"modules_to_save": ["norm"], "dora": True, "targets": "q_proj", "rank": 2}),
+        ("packed", "smollm2", {"targets": "q_proj", "rank": 2}),
+        ("hf", "minilm", {"bias": "all", "modules_to_save": ["LayerNorm"]}),
+        ("packed", "minilm", {"dropout": 0.1}),
+    ],
+)
+def test_real_models_are_left_alone(
+    engine: str,
+    package: str,
+    changes: dict[str, Any],
+    make_trial: Callable[..., TrialConfig],
+    kept: DeviceCache,
+    tmp_path: Path,
+) -> None:
+    trial = make_trial("bert" if package == "minilm" else "llama", max_steps=2, rungs=[2], **changes)
+    trial.model.source, trial.model.package = "package", package
+    runner, weights = engine_of(engine, kept), []
+    with left_alone(kept.base(trial).model):
+        for folder in ("a", "b"):
+            events = drive(runner, [trial], tmp_path / folder)["t0000"]
+            assert isinstance(events[-1], Ended)
+            assert events[-1].row is not None, events[-1].reason
+            weights.append(load_file(tmp_path / folder / "t0000" / "adapter" / "adapter_model.safetensors"))
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from trainer.device_cache import DeviceCache
 from trainer.evaluation.evaluate import evaluate
@@ -38,6 +39,20 @@ def test_batches_padded_on_the_left_write_what_each_prompt_alone_gives(model, ma
     written = greedy(base, base.model, contexts, 5, 4)
     assert written == [one_at_a_time(base.model, context, 5, 1) for context in contexts]
     assert written == greedy(base, base.model, contexts, 5, 5), "whatever the batch"
+
+
+def test_a_models_own_generation_config_changes_no_answer(make_trial, kept) -> None:
+    base = kept.base(make_trial("llama"))
+    contexts = [row.context for row in kept.validation(make_trial("llama")).encoded]
+    before, own = greedy(base, base.model, contexts, 8, 8), base.model.generation_config
+    assert any(len(set(written)) < len(written) for written in before), "a penalty on repetition would be seen"
+    changed = GenerationConfig(repetition_penalty=1.8, no_repeat_ngram_size=2, do_sample=True, temperature=0.3)
+    base.model.generation_config = changed
+    try:
+        assert greedy(base, base.model, contexts, 8, 8) == before
+        assert base.model.generation_config is changed
+    finally:
+        base.model.generation_config = own
 
 
 def test_constrained_answers_are_labels_also_where_one_begins_another(make_trial, kept) -> None:

@@ -27,7 +27,7 @@ def attended(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
 
 
 def load(trial: TrialConfig) -> BaseModel:
-    return load_base(trial.model, "bf16", trial.task.name, 3, torch.device("cpu"))
+    return load_base(trial.model, "bf16", trial.task.name, ("a", "b", "c"), torch.device("cpu"))
 
 
 def gradient(base: BaseModel, width: int) -> torch.Tensor:
