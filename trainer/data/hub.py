@@ -15,7 +15,7 @@ from urllib.request import getproxies
 
 from analysis.errors import DataError, did_you_mean, first_line
 from trainer.config import DataConfig
-from trainer.data.tables import ColumnSelection, Table
+from trainer.data.tables import ColumnSelection, Table, without_filled_nulls
 
 _TIMEOUT = 3.0  # seconds: `datasets` itself tries for half a minute
 
@@ -57,7 +57,7 @@ def hub_table(config: DataConfig, key: str, split: str, selection: ColumnSelecti
         values, feature = loaded[column][:], loaded.features[column]
         if hasattr(feature, "int2str"):  # a class; unlabelled rows of hub data sets have None or -1
             values = [feature.int2str(v) if v is not None and v >= 0 else "" for v in values]
-        columns[column] = values
+        columns[column] = [without_filled_nulls(value) for value in values]
     return Table(name, columns, range(loaded.num_rows))
 
 

@@ -125,7 +125,7 @@ def _chats(rows: list[Row], tokenizer: Any, max_length: int, errors: RowErrors) 
     kept, encoded, n_cut = [], [], 0
     for row in rows:
         try:
-            ids, bears = chat_tokens(tokenizer, row.messages)
+            ids, bears = chat_tokens(tokenizer, row.messages, row.tools)
             if not any(bears[:max_length]):
                 raise DataError(_nothing_to_learn(bears, max_length))
         except DataError as error:
