@@ -128,6 +128,8 @@ def _drive(
         data = fleet.begin(composed.trial("t0000", composed.start[0] if composed.start else {}))
         if data.skipped:
             progress.note(skipped_note(data.skipped))
+        if data.lost:
+            progress.note(data.lost)
         check_available(composed.resolved()["objective"], data.absent)
         for why in dict.fromkeys(data.absent.values()):
             progress.note(f"not measured: {why}")

@@ -81,6 +81,8 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     data = device_cache.facts(trial)
     if data["skipped"]:
         say(skipped_note(data["skipped"]))
+    if data["lost"]:
+        say(data["lost"])
     manifest = make_manifest(composed, data, [{"device": str(device), "precisions": faults}])
     manifest["space"] = {}  # nothing is searched
     write_manifest(folder, manifest)

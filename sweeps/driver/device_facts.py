@@ -109,6 +109,7 @@ class DataFacts:
         skipped: rows left out, and what was wrong with the first of them.
         model_revision: the commit that a model of the hub was loaded from.
         absent: metric that the data cannot give → why.
+        lost: a sentence on the loss-bearing tokens that ``data.max_length`` cuts, or "".
     """
 
     rows: dict[str, int]
@@ -121,6 +122,7 @@ class DataFacts:
     skipped: dict[str, Any]
     model_revision: str | None
     absent: dict[str, str] = field(default_factory=dict)
+    lost: str = ""
 
     def for_manifest(self) -> dict[str, Any]:
         """What ``sweep.yaml`` says of data and model: everything but what depends on the device or the metrics."""

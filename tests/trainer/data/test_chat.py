@@ -9,7 +9,7 @@ import pytest
 from analysis.errors import DataError, ModelError
 from trainer.data.chat import chat_tokens
 from trainer.data.schemas import Row
-from trainer.data.tokenize import tokens_of
+from trainer.data.tokenize import lost_note, tokens_of
 
 SMOLLM2 = (  # of the model's tokenizer
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
@@ -286,6 +286,33 @@ def test_a_long_conversation_loses_its_end_and_one_without_an_answer_left_is_nam
     made = encode(tokenizer, rows(SHORT, shorter), at + 1, skip=True)
     assert [row.item_id for row in made.rows] == ["train-1-x"]
     assert len(made.skipped) == 1
+
+
+def test_rows_that_lose_what_is_learned_are_counted_with_the_length_that_loses_none(tokenizer: Any) -> None:
+    tokenizer.chat_template = SMOLLM2
+    _, bears = chat_tokens(tokenizer, LONG)  # ends with a turn of the user, which may be cut
+    last = max(i for i, bearing in enumerate(bears) if bearing)
+    assert last + 1 < len(bears)
+    for length, lost in [(last + 1, 0), (last, 1)]:
+        made = encode(tokenizer, rows(LONG, LONG[:3]), length)
+        assert (made.lost, made.needed) == (lost, last + 1 if lost else 0)
+        assert made.cut == 1
+    pairs = [Row("0", "why " * 30, "", completion="because " * 10), Row("1", "x", "", completion="y")]
+    whole = max(len(tokens_of(pairs, (), "completion", tokenizer, None, 9999, training=True).encoded[0].tokens), 0)  # type: ignore[arg-type]
+    answer = len(tokenizer("because " * 10).input_ids) + 1
+    for length, lost in [(whole - 1, 0), (answer + 1, 0), (answer, 1)]:
+        made = tokens_of(pairs, (), "completion", tokenizer, None, length, training=True)  # type: ignore[arg-type]
+        assert (made.cut, made.lost, made.needed) == (1, lost, whole if lost else 0)
+
+
+def test_the_note_names_rows_and_the_length_that_would_do_unless_the_window_is_shorter() -> None:
+    splits = {"train": {"rows": 30, "of": 40, "needed": 90}, "validation": {"rows": 0, "of": 9, "needed": 0}}
+    note = lost_note(64, 128, splits)
+    assert "data.max_length=64 cuts the end of what is to be learned in 30 of 40 training rows (75%): " in note
+    assert note.endswith("data.max_length=90 would keep all of it.")
+    assert "validation" not in note
+    assert "the model's window is 80 tokens: shorten the rows" in lost_note(64, 80, splits)
+    assert lost_note(64, 80, {"train": splits["validation"]}) == ""
 
 
 @pytest.mark.heavy
