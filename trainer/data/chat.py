@@ -15,7 +15,6 @@ from trainer.data.text_tokens import common
 
 Messages = Sequence[dict[str, Any]]
 Tools = Sequence[dict[str, Any]] | None
-_CALLS = ("tool_calls", "function_call")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _MAY_BE_DROPPED = ("system", "developer", "tool")  # roles that some templates leave out without a word
 
@@ -133,9 +132,8 @@ def _check_written(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: To
             " Use a model whose template does, or leave them out: data.tools=null."
         )
     for i, message in enumerate(messages):
-        for key in _CALLS:
-            if message.get(key) and alike(but(i, {name: message[name] for name in message if name != key}), tools):
-                raise DataError(_not_written(i, message, key))
+        if message.get("tool_calls") and alike(but(i, message | {"tool_calls": []}), tools):
+            raise DataError(_not_written(i, message, "tool_calls"))
         if (
             message["role"] in _MAY_BE_DROPPED
             and message["content"]

@@ -6,7 +6,8 @@ format         columns                                      is read as
 ShareGPT       ``conversations``: ``from`` and ``value``    schema chat; columns ``system`` and ``tools`` where there
 Alpaca         ``instruction``, ``output``, maybe           schema completion, in the prompt of Stanford Alpaca
                ``input`` and ``system``
-OpenAI's       ``messages`` with ``weight``, ``tools``      schema chat as it stands
+OpenAI's       ``messages`` with ``weight``, ``tools``, or  schema chat
+               ``function_call``, ``functions`` of old
 preferences    ``chosen`` and ``rejected``                  refused: one answer a row is learned from here
 =============  ===========================================  ===========================================================
 """
@@ -20,6 +21,7 @@ from analysis.errors import DataError, did_you_mean
 from trainer.config import DataConfig
 
 SHAREGPT = "conversations"
+FUNCTIONS = "functions"  # column of OpenAI's old rows, in place of tools
 SYSTEM = "system"  # column of ShareGPT rows
 _ROLES = {  # who speaks in ShareGPT rows: FastChat's and LLaMA-Factory's names
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bard": "assistant",
@@ -90,13 +92,13 @@ def _alpaca(names: set[str]) -> str:
 
 
 def as_message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message with role and content; one with ``from`` and ``value`` is ShareGPT's.
+    """A message with role and content, of ShareGPT's ``from`` and ``value`` or OpenAI's old ``function_call``.
 
     Raises:
         DataError: without a place, for a speaker or a call that cannot be read.
     """
     if not {"from", "value"} <= message.keys() or "role" in message:
-        return dict(message)
+        return _renamed(message)
     speaker = message["from"]
     if speaker not in _ROLES:
         raise DataError(
@@ -106,6 +108,14 @@ def as_message(message: Mapping[str, Any]) -> dict[str, Any]:
     if speaker == "function_call":
         made |= {"content": "", "tool_calls": _calls(message["value"])}
     return made | {key: part for key, part in message.items() if key not in ("from", "value")}
+
+
+def _renamed(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message whose ``function_call`` and role ``function`` have the names that templates know."""
+    kept = {key: part for key, part in message.items() if key != "function_call"}
+    if message.get("function_call") and not message.get("tool_calls"):
+        kept["tool_calls"] = _calls(message["function_call"])
+    return kept | ({"role": "tool"} if message.get("role") == "function" else {})
 
 
 def _calls(value: Any) -> list[dict[str, Any]]:
@@ -128,6 +138,11 @@ def as_text_content(content: Any) -> Any:
 
 def _is_text(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+def wrapped(function: dict[str, Any]) -> dict[str, Any]:
+    """A function of OpenAI's old column ``functions`` as a tool."""
+    return function if "function" in function else {"type": "function", "function": function}
 
 
 def tool_schemas(value: Any, column: str) -> tuple[dict[str, Any], ...] | None:

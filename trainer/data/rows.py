@@ -7,7 +7,7 @@ from typing import Any
 
 from analysis.errors import DataError
 from trainer.config import DataConfig
-from trainer.data.formats import SHAREGPT, SYSTEM, tool_schemas
+from trainer.data.formats import FUNCTIONS, SHAREGPT, SYSTEM, tool_schemas, wrapped
 from trainer.data.schemas import Row, columns_of, content_of, conversation
 from trainer.data.tables import ColumnSelection, RowErrors, Table, as_text
 from trainer.data.templates import WHOLE, RowTemplate
@@ -46,9 +46,8 @@ class Reading:
         if self.tools not in (None, TOOLS):
             named["data.tools"] = self.tools
         sharegpt = self.keys.get("data.messages") == SHAREGPT
-        if_there = [
-            column for column, read in ((self.tools, self.tools == TOOLS), (SYSTEM, sharegpt)) if column and read
-        ]
+        usual = self.tools == TOOLS
+        if_there = [column for column, read in ((TOOLS, usual), (FUNCTIONS, usual), (SYSTEM, sharegpt)) if read]
         return ColumnSelection(
             self.keys,
             named,
@@ -152,6 +151,8 @@ def _row(cells: dict[str, Any], how: Reading, place: str, number: str) -> tuple[
             said = [{"role": "system", "content": as_text(cells[SYSTEM], SYSTEM)}, *said]
         messages = conversation(said, column)
         tools = tool_schemas(cells.get(how.tools), how.tools) if how.tools else None
+        if how.tools == TOOLS and tools is None and cells.get(FUNCTIONS):
+            tools = tuple(map(wrapped, tool_schemas(cells[FUNCTIONS], FUNCTIONS) or ()))
     elif how.schema == "completion":
         text, completion = part("data.prompt", how.template), part("data.completion", how.answer)
     else:

@@ -326,6 +326,28 @@ def test_tools_are_read_where_they_are_unless_that_is_not_wanted(tmp_path: Path)
     assert [row.tools for row in load_dataset(of("jsonl", bare, file)).train] == [None, ()]
 
 
+def test_openais_old_calls_and_functions_are_tools(tmp_path: Path) -> None:
+    call = {"name": "weather", "arguments": '{"city": "Lund"}'}
+    messages = [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": None, "function_call": call},
+        {"role": "function", "name": "weather", "content": "rain"},
+        {"role": "assistant", "content": "It rains.", "function_call": None},
+    ]
+    row = {"messages": messages, "functions": [{"name": "weather", "parameters": {}}]}
+    for source in ("jsonl", "csv"):
+        file = write(tmp_path / f"rows.{source}", source, [row, row])
+        [first, _] = load_dataset(of(source, file, file, allow_overlap=True)).train
+        assert first.messages == (
+            {"role": "user", "content": "Rain?"},
+            {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]},
+            {"role": "tool", "name": "weather", "content": "rain"},
+            {"role": "assistant", "content": "It rains."},
+        )
+        assert first.tools == ({"type": "function", "function": {"name": "weather", "parameters": {}}},)
+        assert load_dataset(of(source, file, file, allow_overlap=True, tools=None)).train[0].tools is None
+
+
 def test_content_of_text_parts_is_their_text(tmp_path: Path) -> None:
     parts = [{"type": "text", "text": "q"}, {"type": "text", "text": " more"}]
     answer = {"role": "assistant", "content": [{"type": "text", "text": "a"}]}

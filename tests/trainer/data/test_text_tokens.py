@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,20 @@ def test_a_token_that_runs_over_the_prompts_end_belongs_to_the_label() -> None:
         (tokenizer.decode(context), tokenizer.convert_ids_to_tokens(label[:1])) for context, label in row.choices
     ]
     assert spelled == [("<s> I was\nLabel:", ["▁"]), ("<s> I was\nLabel", [":▁bug"]), ("<s> I was\nLabel:", ["▁"])]
+
+
+def test_a_special_token_that_swallows_the_space_behind_it_stays_the_prompts_as_in_the_harness() -> None:
+    from lm_eval.api.model import TemplateLM
+    from tokenizers import AddedToken
+
+    tokenizer = made("bos")
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|end|>", rstrip=True, special=True)]})
+    task = replace(TASK, prompt="{text}<|end|>")
+    [row] = encode_rows([Row("0", "I was", "bug")], LABELS, tokenizer, task, 99)
+    stand_in = SimpleNamespace(backend="causal", tok_encode=lambda text: tokenizer(text).input_ids)
+    for label, (context, tokens) in zip(LABELS, row.choices, strict=True):
+        theirs = TemplateLM._encode_pair(stand_in, "I was<|end|>", f" {label}")
+        assert (list(context), list(tokens)) == theirs
 
 
 def test_what_a_tokenizer_puts_before_a_text_is_told_from_what_it_puts_behind() -> None:
