@@ -23,6 +23,8 @@ from trainer.config import DataConfig
 SHAREGPT = "conversations"
 FUNCTIONS = "functions"  # column of OpenAI's old rows, in place of tools
 SYSTEM = "system"  # column of ShareGPT rows
+KWARGS = "chat_template_kwargs"  # column of TRL's
+_PREFERENCES = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))  # TRL's, OpenAI's
 _ROLES = {  # who speaks in ShareGPT rows: FastChat's and LLaMA-Factory's names
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bard": "assistant",
     "bing": "assistant", "assistant": "assistant", "model": "assistant", "system": "system", "tool": "tool",
@@ -61,13 +63,14 @@ def known_format(config: DataConfig, columns: Sequence[str], where: str) -> Know
     names = set(columns)
     if config.template or config.answer_template or config.schema:
         return None
-    if {"chosen", "rejected"} <= names:
-        raise DataError(
-            f"{where}: the columns chosen and rejected are of preference rows, which DPO, ORPO and reward models learn"
-            " from (such as TRL's DPOTrainer). Here one answer a row is learned from. To learn the chosen answers, name"
-            " their column: data.schema=completion data.completion=chosen, or for lists of messages data.schema=chat"
-            " data.messages=chosen."
-        )
+    for good, bad in _PREFERENCES:
+        if {good, bad} <= names:
+            raise DataError(
+                f"{where}: the columns {good} and {bad} are of preference rows, which DPO, ORPO and reward models learn"
+                " from (such as TRL's DPOTrainer). Here one answer a row is learned from. To learn the better answers,"
+                f" name their column: data.schema=completion data.completion={good}, or for lists of messages"
+                f" data.schema=chat data.messages={good}."
+            )
     if SHAREGPT in names and config.messages == "messages":
         said = f"data.schema=chat data.messages={SHAREGPT}, because of the columns of {where}: ShareGPT's."
         return KnownFormat({"data.schema": "chat", "data.messages": SHAREGPT}, said)

@@ -7,7 +7,7 @@ from typing import Any
 
 from analysis.errors import DataError
 from trainer.config import DataConfig
-from trainer.data.formats import FUNCTIONS, SHAREGPT, SYSTEM, tool_schemas, wrapped
+from trainer.data.formats import FUNCTIONS, KWARGS, SHAREGPT, SYSTEM, tool_schemas, wrapped
 from trainer.data.schemas import Row, columns_of, content_of, conversation
 from trainer.data.tables import ColumnSelection, RowErrors, Table, as_text
 from trainer.data.templates import WHOLE, RowTemplate
@@ -47,7 +47,8 @@ class Reading:
             named["data.tools"] = self.tools
         sharegpt = self.keys.get("data.messages") == SHAREGPT
         usual = self.tools == TOOLS
-        if_there = [column for column, read in ((TOOLS, usual), (FUNCTIONS, usual), (SYSTEM, sharegpt)) if read]
+        maybe = ((TOOLS, usual), (FUNCTIONS, usual), (SYSTEM, sharegpt), (KWARGS, self.schema == "chat"))
+        if_there = [column for column, read in maybe if read]
         return ColumnSelection(
             self.keys,
             named,
@@ -149,6 +150,11 @@ def _row(cells: dict[str, Any], how: Reading, place: str, number: str) -> tuple[
         said = _decoded(cells[column])
         if column == SHAREGPT and isinstance(said, list) and cells.get(SYSTEM):
             said = [{"role": "system", "content": as_text(cells[SYSTEM], SYSTEM)}, *said]
+        if cells.get(KWARGS):
+            raise DataError(
+                f"column {KWARGS!r} has arguments for the chat template, which are not read here, and the text would be"
+                " another one. Remove the column, or set them in the chat_template.jinja of the model's folder."
+            )
         messages = conversation(said, column)
         tools = tool_schemas(cells.get(how.tools), how.tools) if how.tools else None
         if how.tools == TOOLS and tools is None and cells.get(FUNCTIONS):

@@ -212,6 +212,9 @@ def test_preference_rows_are_refused_with_what_uses_them(tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"preference rows.*DPOTrainer.*data\.completion=chosen"):
         compose(["model=smollm2", "data=jsonl", given])
     assert compose(["model=smollm2", "data=jsonl", given, "data.schema=completion", "data.completion=chosen"])
+    of_openai = jsonl(tmp_path / "openai.jsonl", {"input": {}, "preferred_output": [], "non_preferred_output": []})
+    with pytest.raises(DataError, match=r"preferred_output and non_preferred_output are of preference rows"):
+        compose(["model=smollm2", "data=jsonl", of_openai])
 
 
 def test_columns_that_the_user_names_are_of_no_known_format(tmp_path: Path) -> None:

@@ -348,6 +348,13 @@ def test_openais_old_calls_and_functions_are_tools(tmp_path: Path) -> None:
         assert load_dataset(of(source, file, file, allow_overlap=True, tools=None)).train[0].tools is None
 
 
+def test_arguments_of_the_chat_template_are_refused_rather_than_left_out(tmp_path: Path) -> None:
+    rows = [{**row, "chat_template_kwargs": {"enable_thinking": False}} for row in CHATS]
+    file = write(tmp_path / "rows.jsonl", "jsonl", rows)
+    with pytest.raises(DataError, match=r"line 1: column 'chat_template_kwargs' has arguments for the chat template"):
+        load_dataset(of("jsonl", file, file, allow_overlap=True))
+
+
 def test_content_of_text_parts_is_their_text(tmp_path: Path) -> None:
     parts = [{"type": "text", "text": "q"}, {"type": "text", "text": " more"}]
     answer = {"role": "assistant", "content": [{"type": "text", "text": "a"}]}
