@@ -130,6 +130,8 @@ def _drive(
             progress.note(note)
         if data.skipped:
             progress.note(skipped_note(data.skipped))
+        if data.lost:
+            progress.note(data.lost)
         check_available(composed.resolved()["objective"], data.absent)
         for why in dict.fromkeys(data.absent.values()):
             progress.note(f"not measured: {why}")

@@ -83,6 +83,8 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
         say(note)
     if data["skipped"]:
         say(skipped_note(data["skipped"]))
+    if data["lost"]:
+        say(data["lost"])
     manifest = make_manifest(composed, data, [{"device": str(device), "precisions": faults}])
     manifest["space"] = {}  # nothing is searched
     write_manifest(folder, manifest)

@@ -82,6 +82,7 @@ class DataConfig:
     prompt: str = "prompt"  # column, of schema completion
     completion: str = "completion"  # column, of schema completion
     messages: str = "messages"  # column, of schema chat: a list of {role, content}
+    tools: str | None = "tools"  # column, of schema chat: schemas of functions; "tools" need not be there; null: none
     template: str | None = None  # Jinja over a row's columns, in place of the text or prompt column
     answer_template: str | None = None  # the same, in place of the label or completion column
     group: str | None = None  # column with a group (such as gender), kept with every item

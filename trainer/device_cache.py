@@ -11,7 +11,7 @@ from trainer.data.class_weights import class_weights
 from trainer.data.dataset import Dataset, Row, check_test, load_dataset, load_test, rung_subset
 from trainer.data.encode import Encoded
 from trainer.data.mitigation import counterfactual_copies, row_weights
-from trainer.data.tokenize import Tokens, tokens_of
+from trainer.data.tokenize import Tokens, lost_note, tokens_of
 from trainer.evaluation.bias.items import BiasItems, load_bias
 from trainer.evaluation.bias.registry import BiasScoring, TaskRows, scorings
 from trainer.evaluation.evaluate import Validation
@@ -164,11 +164,18 @@ class DeviceCache:
         counts = {split: sum(len(row.tokens) for row in tokens.encoded) for split, tokens in splits.items()}
         return replace(dataset, skipped=left_out).facts() | {
             "tokens": counts,
+            "lost": self.lost(trial),
             "model_revision": getattr(self.base(trial).model.config, "_commit_hash", None),
             "dtype": str(compute_dtype(trial.precision, self.device)).removeprefix("torch."),
             "pad_token_id": self.base(trial).pad_token,
             "model_notes": list(self.base(trial).notes),
         }
+
+    def lost(self, trial: TrialConfig) -> str:
+        """A sentence on the loss-bearing tokens that ``data.max_length`` cuts; empty where it cuts none."""
+        splits = {split: self.tokens(trial, split) for split in ("train", "validation")}
+        counts = {n: {"rows": it.lost, "of": len(it.encoded), "needed": it.needed} for n, it in splits.items()}
+        return lost_note(trial.data.max_length, self.base(trial).window, counts)
 
     def tokens(self, trial: TrialConfig, split: str) -> Tokens:
         """The rows of a split as tokens, without copies or weights.

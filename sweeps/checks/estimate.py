@@ -151,6 +151,7 @@ class Probed:
         n_validation: validation items.
         n_train: training rows.
         lengths: split → tokens of its rows.
+        lost: a sentence on the loss-bearing tokens that ``data.max_length`` cuts, or "".
     """
 
     figures: dict[str, float]
@@ -163,6 +164,7 @@ class Probed:
     n_validation: int
     n_train: int
     lengths: dict[str, Any]
+    lost: str = ""
 
 
 def estimate(composed: Composed, dataset: Dataset) -> Estimate:
@@ -212,7 +214,8 @@ def estimate(composed: Composed, dataset: Dataset) -> Estimate:
     precisions = {precision: it.figures for precision, it in probed.items()}
     lengths = next(iter(probed.values())).lengths
     chosen = " ".join(composed.notes[notes_before:])
-    problems = [*notes, *_limits(config, precisions, figures)]
+    lost = next(iter(probed.values())).lost
+    problems = [*notes, *([("warning", lost)] if lost else []), *_limits(config, precisions, figures)]
     return Estimate(lengths, precisions, figures, problems, composed, chosen)
 
 
@@ -253,6 +256,7 @@ def _probe(
         n_validation,
         len(prober.dataset.train),
         {split: asdict(it) for split, it in prober.lengths(example).items()} if with_lengths else {},
+        prober.lost(example),
     )
 
 

@@ -118,7 +118,9 @@ def choose(composed: Composed, found: Measured) -> Composed:
     """
     config, limit, sizes = composed.config, time_limit(composed), found.sizes
     if not is_timed(composed):
-        return composed.with_values({"data.max_length": max(sizes.costs), "search.time": None})
+        settled = composed.with_values({"data.max_length": max(sizes.costs), "search.time": None})
+        note = f"At most {max(sizes.costs)} tokens a row (data.max_length), from the lengths of the rows."
+        return replace(settled, notes=[*settled.notes, note])
     left = math.inf if limit is None else _USED * seconds_of(limit) - found.spent
     wanted = steps_wanted(config, sizes.rows)
     fixed_steps = bool(config.train.max_steps or config.train.epochs)

@@ -244,6 +244,12 @@ class Prober:
             item_seconds[n], costs[n] = probe.item_seconds, self.cost(one, probe, n_validation)
         return Sizes(rows, n_validation, probes[max(probes)].budget.slots(at[longest]), costs, item_seconds)
 
+    def lost(self, trial: TrialConfig) -> str:
+        """A sentence on the loss-bearing tokens of a sample of the rows that ``data.max_length`` cuts, or ""."""
+        device_cache = _Sampled(self.device, _sample(self.dataset, _LENGTHS))
+        device_cache.share(self.device_cache)
+        return device_cache.lost(trial)
+
     def _fitting(self, trial: TrialConfig) -> int:
         """``fitting_tokens``, within the model's window."""
         needed = max((it.p99 for it in self.lengths(trial).values()), default=0)

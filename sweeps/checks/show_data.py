@@ -1,5 +1,6 @@
 """Prints data as the model sees them, with token lengths and labels: ``lorasweep data``."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -11,11 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.checks.length import fitting_tokens
-from trainer.config import TrialConfig
+from trainer.config import ModelConfig, TrialConfig
 from trainer.data.dataset import Dataset, load_dataset
 from trainer.data.encode import Encoded
 from trainer.data.schemas import Row
-from trainer.data.tokenize import tokens_of
+from trainer.data.tokenize import lost_note, tokens_of
+from trainer.models.model_kind import config_file
 from trainer.models.tokenizer import load_tokenizer
 
 _SAMPLE = 20_000  # rows whose lengths are counted
@@ -44,7 +46,8 @@ def show_data(trial: TrialConfig, split: str, n_rows: int) -> None:
     if not trial.data.max_length:
         lengths = _lengths(trial, dataset, dataset.train, tokenizer)
         p99 = 0 if dataset.schema == "text" else lengths[len(lengths) * 99 // 100]
-        trial = replace(trial, data=replace(trial.data, max_length=fitting_tokens(p99, dataset.schema)))
+        length = min(fitting_tokens(p99, dataset.schema), _window(trial.model))
+        trial = replace(trial, data=replace(trial.data, max_length=length))
     rows = dataset.train if split == "train" else dataset.validation
     if n_rows:
         _show_rows(console, trial, dataset, rows, split, tokenizer, n_rows)
@@ -52,6 +55,17 @@ def show_data(trial: TrialConfig, split: str, n_rows: int) -> None:
         _show_lengths(console, trial, dataset, of_split, name, tokenizer)
     if dataset.labels:
         _show_labels(console, dataset)
+
+
+def _window(model: ModelConfig) -> int:
+    """Tokens that a model reads at once, by its ``config.json``; very many where that cannot be told."""
+    file = config_file(model, network=False)
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8")) if file else {}
+    except (OSError, ValueError):
+        settings = {}
+    settings = settings.get("text_config") or settings
+    return int(settings.get("max_position_embeddings") or settings.get("n_positions") or 1 << 20)
 
 
 def _show_facts(console: Console, dataset: Dataset) -> None:
@@ -151,8 +165,20 @@ def _show_lengths(
         advice = f"data.max_length={high} would keep 95 %." if high > limit else ""
         sentence = f"  data.max_length={limit} cuts {n_cut:,} of them ({share:.1f} %). {advice}"
         console.print(sentence.rstrip(), style="yellow" if share >= 5 else "")
+        _show_lost(console, trial, dataset, counted, name, tokenizer)
     else:
         console.print(f"  data.max_length={limit} cuts none.")
+
+
+def _show_lost(
+    console: Console, trial: TrialConfig, dataset: Dataset, rows: list[Row], name: str, tokenizer: Any
+) -> None:
+    """What is cut of the tokens that bear loss, if any are."""
+    limit, labels = trial.data.max_length, dataset.labels
+    made = tokens_of(rows, labels, dataset.schema, tokenizer, trial.task, limit, training=True, skip=True)
+    counts = {name: {"rows": made.lost, "of": len(made.encoded), "needed": made.needed}}
+    if note := lost_note(limit, _window(trial.model), counts):
+        console.print(f"  {note}", style="yellow")
 
 
 def _lengths(trial: TrialConfig, dataset: Dataset, rows: list[Row], tokenizer: Any) -> list[int]:

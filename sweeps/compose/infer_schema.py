@@ -7,6 +7,7 @@ from sweeps.config import SweepConfig
 from trainer.config import DataConfig
 from trainer.data.column_roles import column_roles, override
 from trainer.data.dataset import data_columns, training_columns
+from trainer.data.formats import known_format
 from trainer.data.schemas import LABELLED, columns_of, infer_schema
 from trainer.data.tables import ColumnSelection
 
@@ -17,6 +18,7 @@ _READ_BY = {
     "data.prompt": ("completion",),
     "data.completion": ("completion",),
     "data.messages": ("chat",),
+    "data.tools": ("chat",),
     "task.prompt": ("label",),
     "task.normalization": ("label",),
 }
@@ -53,6 +55,8 @@ def detect_schema(config: SweepConfig, explicit: Sequence[str]) -> tuple[dict[st
         ColumnSelection(columns_of(data, LABELLED)).check(where, columns)
         return schema, ""
     except DataError as error:
+        if not labelled and (known := known_format(data, columns, where)):
+            return known.keys, known.said
         chosen = _text_and_label(data, columns, where, explicit, str(error), completes=not labelled)
         said = " ".join(override(key, column) for key, column in chosen.items())
         return schema | chosen, f"{said}: of the two columns of {where}, one holds texts and one labels."

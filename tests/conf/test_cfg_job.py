@@ -34,6 +34,7 @@ NEW = (  # keys that 0.1.0 did not have, and what is below them
     "resources.max_devices",
     "resources.wait",
     "resources.idle_seconds",
+    "data.tools",
 )
 CHANGED = [  # key, what it was in 0.1.0, and what it is now
     ("data.max_length", 128, 0),

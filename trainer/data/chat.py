@@ -5,6 +5,7 @@ are used. Elsewhere a turn begins where the template's prompt for it ends (``add
 completion-only loss, and ends where the conversation up to it does.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -13,39 +14,144 @@ from analysis.errors import DataError, ModelError
 from trainer.data.text_tokens import common
 
 Messages = Sequence[dict[str, Any]]
+Tools = Sequence[dict[str, Any]] | None
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_MAY_BE_DROPPED = ("system", "developer", "tool")  # roles that some templates leave out without a word
 
 
-def chat_tokens(tokenizer: Any, messages: Messages) -> tuple[list[int], list[bool]]:
+def chat_tokens(tokenizer: Any, messages: Messages, tools: Tools = None) -> tuple[list[int], list[bool]]:
     """A conversation as tokens.
 
     Args:
         tokenizer: of the base model, with a chat template.
         messages: each with ``role`` and ``content``.
+        tools: schemas of the functions that the assistant may call; None: there are none.
 
     Returns:
         The token ids, and for each whether it bears loss.
 
     Raises:
         ModelError: for a tokenizer without a chat template, or one that cannot be read.
-        DataError: without a place, for messages that the template refuses.
+        DataError: without a place, for what the template refuses or does not write.
     """
     template = _template(tokenizer)
+    learned = [message["role"] == "assistant" and is_learned(message) for message in messages]
+    plain = [{key: part for key, part in message.items() if key not in LEARNED_KEYS} for message in messages]
+    conversation = _with_objects(tokenizer, plain, tools)
+    text = _applied(tokenizer, conversation, tools)
+    _check_written(tokenizer, conversation, tools, text)
+    marked = None
     if re.search(r"\{%-?\s*generation\s*-?%\}", template):
-        marked = _applied(tokenizer, messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-        return list(marked["input_ids"]), [bool(mark) for mark in marked["assistant_masks"]]
+        options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+        marked = _applied(tokenizer, conversation, tools, **options)
+        if all(learned[i] for i, message in enumerate(messages) if message["role"] == "assistant"):
+            return list(marked["input_ids"]), [bool(mark) for mark in marked["assistant_masks"]]
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    texts = [_applied(tokenizer, messages)]
+    texts = [text]
     for i in answers:
-        texts.append(_applied(tokenizer, messages[:i], add_generation_prompt=True) if i else "")
-        texts.append(_applied(tokenizer, messages[: i + 1]))
+        texts.append(_applied(tokenizer, conversation[:i], tools, add_generation_prompt=True) if i else "")
+        texts.append(_applied(tokenizer, conversation[: i + 1], tools))
     whole, *parts = tokenizer(texts, add_special_tokens=False).input_ids
-    bears = [False] * len(whole)
+    spans = []
     for prompt, through in zip(parts[::2], parts[1::2], strict=True):
         start, stop = common(prompt, whole), common(through, whole)
         if stop < len(through):  # the template writes the last turn differently from an earlier one
             stop = _turn_end(tokenizer, whole, start)
-        bears[start:stop] = [True] * (stop - start)
+        spans.append((start, stop))
+    if marked is None:
+        bears = [False] * len(whole)
+        for i, (start, stop) in zip(answers, spans, strict=True):
+            bears[start:stop] = [learned[i]] * (stop - start)
+        return whole, bears
+    bears = [bool(mark) for mark in marked["assistant_masks"]]
+    for n, i in enumerate(answers):
+        if not learned[i]:  # the marks may begin before the turn does
+            start, stop = spans[n - 1][1] if n else 0, spans[n + 1][0] if n + 1 < len(spans) else len(whole)
+            while start < spans[n][0] and not all(bears[start : spans[n][0]]):
+                start += 1
+            while stop > spans[n][1] and not all(bears[spans[n][1] : stop]):
+                stop -= 1
+            bears[start:stop] = [False] * (stop - start)
     return whole, bears
+
+
+LEARNED_KEYS = ("weight", "train")  # of an assistant's turn: whether it bears loss, as at OpenAI and in Axolotl
+
+
+def is_learned(message: dict[str, Any]) -> bool:
+    """Whether an assistant's turn bears loss: not with ``weight: 0`` or ``train: false``."""
+    return bool(message.get("weight", 1)) and bool(message.get("train", True))
+
+
+def _with_objects(tokenizer: Any, messages: Messages, tools: Tools) -> list[dict[str, Any]]:
+    """The messages; arguments of calls that are JSON in a string (OpenAI's) as objects where the template wants these.
+
+    A template that writes the string as it stands keeps it. One that quotes it a second time is made for objects.
+    """
+    called = [call for message in messages for call in message.get("tool_calls") or []]
+    given = [call.get("function", call).get("arguments") for call in called if isinstance(call, dict)]
+    strings = [arguments for arguments in given if isinstance(arguments, str)]
+    if not strings:
+        return list(messages)
+    text = _applied(tokenizer, messages, tools)
+    if not any(json.dumps(string, ensure_ascii=plain) in text for string in strings for plain in (False, True)):
+        return list(messages)
+    return [_parsed(message) if message.get("tool_calls") else message for message in messages]
+
+
+def _parsed(message: dict[str, Any]) -> dict[str, Any]:
+    calls = []
+    for call in message["tool_calls"]:
+        function = call.get("function", call)
+        if isinstance(function.get("arguments"), str):
+            try:
+                function = function | {"arguments": json.loads(function["arguments"])}
+            except ValueError as error:
+                raise DataError(
+                    f"the arguments of a tool call are not valid JSON ({error}). Correct the row."
+                ) from None
+        calls.append(call | {"function": function} if "function" in call else function)
+    return message | {"tool_calls": calls}
+
+
+def _check_written(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: Tools, text: str) -> None:
+    """Raises DataError for a part of a conversation that makes no difference to what the template writes."""
+
+    def alike(others: Sequence[dict[str, Any]], other_tools: Tools) -> bool:
+        try:
+            return bool(_applied(tokenizer, others, other_tools) == text)
+        except DataError:  # without it, the template refuses them: so it does look at it
+            return False
+
+    def but(i: int, message: dict[str, Any]) -> list[dict[str, Any]]:
+        return [*messages[:i], message, *messages[i + 1 :]]
+
+    if tools and alike(messages, None):
+        raise DataError(
+            "the model's chat template does not write tools (data.tools), so the model would not see which there are."
+            " Use a model whose template does, or leave them out: data.tools=null."
+        )
+    for i, message in enumerate(messages):
+        if message.get("tool_calls") and alike(but(i, message | {"tool_calls": []}), tools):
+            raise DataError(_not_written(i, message, "tool_calls"))
+        if (
+            message["role"] in _MAY_BE_DROPPED
+            and message["content"]
+            and alike(but(i, message | {"content": ""}), tools)
+        ):
+            raise DataError(_not_written(i, message, "content"))
+    for key in _THOUGHTS:
+        with_it = [i for i, message in enumerate(messages) if message.get(key)]
+        others = [{name: part for name, part in message.items() if name != key} for message in messages]
+        if with_it and alike(others, tools):
+            raise DataError(_not_written(with_it[0], messages[with_it[0]], key))
+
+
+def _not_written(i: int, message: dict[str, Any], key: str) -> str:
+    return (
+        f"message {i + 1} ({message['role']}): the model's chat template does not write {key!r}, so it would be left"
+        " out without a word. Use a model whose template does, or take it out of the row."
+    )
 
 
 def _template(tokenizer: Any) -> str:
@@ -58,10 +164,12 @@ def _template(tokenizer: Any) -> str:
         ) from None
 
 
-def _applied(tokenizer: Any, messages: Messages, tokenize: bool = False, **options: Any) -> Any:
+def _applied(tokenizer: Any, messages: Messages, tools: Tools, tokenize: bool = False, **options: Any) -> Any:
     import jinja2
 
     try:
+        if tools is not None:
+            options["tools"] = list(tools)
         return tokenizer.apply_chat_template(list(messages), tokenize=tokenize, **options)
     except jinja2.TemplateSyntaxError as error:
         raise ModelError(

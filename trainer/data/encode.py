@@ -10,6 +10,7 @@ from trainer.data.schemas import Row
 from trainer.data.text_tokens import Ids, TextTokens, first_token_after, text_tokens
 
 _STAND_IN = "text"  # for a row's text, where only the prompt around it counts
+_VERY_LONG = 10  # characters for each token that is left room for: a text of so many hardly fits
 _AT_ONCE = 4096  # texts that are in memory as tokens with offsets
 
 
@@ -204,6 +205,7 @@ def _cut_to(
 ) -> list[Encoded]:
     """Texts in their prompts, each cut to ``rooms`` tokens, with the longest of the labels that it is encoded with."""
     before, after = task.prompt.split("{text}")
+    texts = _nearer(texts, before, rooms, labels.tokenizer)
     encoded = labels.encoded([before + text + after for text in texts], targets, scored)
     too_long = [i for i, row in enumerate(encoded) if row.length > rooms[i]]
     ends, kept = {}, {}
@@ -220,6 +222,16 @@ def _cut_to(
             encoded[i] = replace(row, cut=True)
         too_long = [i for i in too_long if kept[i] and encoded[i].length > rooms[i]]
     return encoded
+
+
+def _nearer(texts: list[str], before: str, rooms: list[int], tokenizer: Any) -> list[str]:
+    """The texts, very long ones cut to somewhat more than will be left of them: each is read with every label."""
+    very_long = [i for i, text in enumerate(texts) if len(text) > _VERY_LONG * rooms[i]]
+    nearer = list(texts)
+    for i, tokens in zip(very_long, text_tokens(tokenizer, [before + texts[i] for i in very_long]), strict=True):
+        if tokens.ends is not None and len(tokens.ids) > 2 * rooms[i]:
+            nearer[i] = texts[i][: tokens.ends[2 * rooms[i]] - len(before)]
+    return nearer
 
 
 def _bytes_behind_first(tokenizer: Any, whole: TextTokens, text: str) -> int:

@@ -19,7 +19,7 @@ from urllib.request import getproxies
 from analysis.errors import DataError, did_you_mean, first_line
 from trainer.config import DataConfig
 from trainer.data.readers import format_of, read_columns, read_table
-from trainer.data.tables import ColumnSelection, RowErrors, Table, joined
+from trainer.data.tables import ColumnSelection, RowErrors, Table, joined, without_filled_nulls
 
 _TIMEOUT = 3.0  # seconds: `datasets` itself tries for half a minute
 _AS_TEXT = ("csv", "json")  # builders of `datasets` that guess types
@@ -102,7 +102,7 @@ def hub_table(config: DataConfig, key: str, split: str, selection: ColumnSelecti
         return loaded.table(key, name, selection, errors)
     selection.check(name, loaded.column_names)
     columns = {
-        column: _class_names(loaded[column][:], loaded.features[column])
+        column: [without_filled_nulls(v) for v in _class_names(loaded[column][:], loaded.features[column])]
         for column in selection.columns(loaded.column_names)
     }
     return Table(name, columns, range(loaded.num_rows))

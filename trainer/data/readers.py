@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
 from analysis.errors import DataError, did_you_mean
-from trainer.data.tables import ColumnSelection, RowErrors, Table
+from trainer.data.tables import ColumnSelection, RowErrors, Table, without_filled_nulls
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet", "arrow", "folder")
 _MAX_CELL = 2**31 - 1  # characters; Python's own limit of 131,072 is less than a long document
@@ -428,8 +428,16 @@ def _read_arrow(source: str, path: Path, selection: ColumnSelection) -> Table:
         else:
             with pa.memory_map(str(path)) as memory:
                 table = _ipc(memory).read_all().select(chosen)
-        columns = {column: table.column(column).to_pylist() for column in chosen}
+        columns = {column: _values(table.column(column)) for column in chosen}
     return Table(path, columns, range(table.num_rows))
+
+
+def _values(column: Any) -> list[Any]:
+    """Plain values; objects have the keys that were written, as in JSON."""
+    import pyarrow as pa
+
+    values: list[Any] = column.to_pylist(maps_as_pydicts="strict")
+    return [without_filled_nulls(value) for value in values] if pa.types.is_nested(column.type) else values
 
 
 def _ipc(memory: Any) -> Any:

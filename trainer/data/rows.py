@@ -1,15 +1,18 @@
 """Makes the rows of a table into checked rows of a schema, templates filled in."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
 from analysis.errors import DataError
 from trainer.config import DataConfig
+from trainer.data.formats import FUNCTIONS, KWARGS, SHAREGPT, SYSTEM, tool_schemas, wrapped
 from trainer.data.schemas import Row, columns_of, content_of, conversation
 from trainer.data.tables import ColumnSelection, RowErrors, Table, as_text
 from trainer.data.templates import WHOLE, RowTemplate
+
+TOOLS = "tools"  # the usual column of ``data.tools``
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,14 @@ class Reading:
         keys: config path → column, those of the schema first.
         template: of the text or prompt, if any.
         answer: template of the label or completion, if any.
+        tools: schema chat: column with the functions that may be called; the usual one may be absent. None: not read.
     """
 
     schema: str
     keys: dict[str, str]
     template: RowTemplate | None
     answer: RowTemplate | None
+    tools: str | None = None
 
     @property
     def selection(self) -> ColumnSelection:
@@ -38,7 +43,18 @@ class Reading:
             for column in template.columns
             if column != WHOLE
         }
-        return ColumnSelection(self.keys, named, any(WHOLE in template.columns for template in templates))
+        if self.tools not in (None, TOOLS):
+            named["data.tools"] = self.tools
+        sharegpt = self.keys.get("data.messages") == SHAREGPT
+        usual = self.tools == TOOLS
+        maybe = ((TOOLS, usual), (FUNCTIONS, usual), (SYSTEM, sharegpt), (KWARGS, self.schema == "chat"))
+        if_there = [column for column, read in maybe if read]
+        return ColumnSelection(
+            self.keys,
+            named,
+            any(WHOLE in template.columns for template in templates),
+            if_there,
+        )
 
 
 def reading(config: DataConfig, schema: str) -> Reading:
@@ -73,7 +89,7 @@ def reading(config: DataConfig, schema: str) -> Reading:
         keys["data.split.group"] = config.split.group
     template = RowTemplate("data.template", config.template) if config.template else None
     answer = RowTemplate("data.answer_template", config.answer_template) if config.answer_template else None
-    return Reading(schema, keys, template, answer)
+    return Reading(schema, keys, template, answer, config.tools if schema == "chat" else None)
 
 
 def rows_of(table: Table, prefix: str, how: Reading, errors: RowErrors) -> tuple[list[Row], list[str]]:
@@ -128,16 +144,28 @@ def _row(cells: dict[str, Any], how: Reading, place: str, number: str) -> tuple[
 
     text = label = completion = ""
     messages: tuple[dict[str, Any], ...] = ()
+    tools = None
     if how.schema == "chat":
         column = how.keys["data.messages"]
-        messages = conversation(_decoded(cells[column]), column)
+        said = _decoded(cells[column])
+        if column == SHAREGPT and isinstance(said, list) and cells.get(SYSTEM):
+            said = [{"role": "system", "content": as_text(cells[SYSTEM], SYSTEM)}, *said]
+        if cells.get(KWARGS):
+            raise DataError(
+                f"column {KWARGS!r} has arguments for the chat template, which are not read here, and the text would be"
+                " another one. Remove the column, or set them in the chat_template.jinja of the model's folder."
+            )
+        messages = conversation(said, column)
+        tools = tool_schemas(cells.get(how.tools), how.tools) if how.tools else None
+        if how.tools == TOOLS and tools is None and cells.get(FUNCTIONS):
+            tools = tuple(map(wrapped, tool_schemas(cells[FUNCTIONS], FUNCTIONS) or ()))
     elif how.schema == "completion":
         text, completion = part("data.prompt", how.template), part("data.completion", how.answer)
     else:
         text = part("data.text", how.template)
         label = part("data.label", how.answer) if how.schema == "label" else ""
     group, split_group = cell("data.group"), cell("data.split.group")
-    row = Row("", text, label, group or None, completion, messages, place)
+    row = Row("", text, label, group or None, completion, messages, place, tools)
     content = content_of(row, how.schema)
     try:
         joined = "\0".join(part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in content)
@@ -147,7 +175,7 @@ def _row(cells: dict[str, Any], how: Reading, place: str, number: str) -> tuple[
         raise DataError(
             "half of a surrogate pair (such as \\ud83d alone), which is not valid Unicode. Correct or remove the row."
         ) from None
-    return Row(f"{number}-{digest}", text, label, group or None, completion, messages, place), split_group
+    return replace(row, item_id=f"{number}-{digest}"), split_group
 
 
 def _decoded(value: Any) -> Any:

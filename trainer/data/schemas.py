@@ -5,7 +5,7 @@ schema         columns                         what is learned
 =============  ==============================  ==========================================================
 ``label``      ``text`` and ``label``          which class a text belongs to
 ``completion`` ``prompt`` and ``completion``   to continue a prompt; the loss is on the completion
-``chat``       ``messages``                    the assistant's turns of a conversation; the loss is on them
+``chat``       ``messages``, maybe ``tools``   the assistant's turns of a conversation; the loss is on them
 ``text``       ``text``                        to continue any text; the loss is on every token
 =============  ==============================  ==========================================================
 """
@@ -16,6 +16,8 @@ from typing import Any
 
 from analysis.errors import DataError, did_you_mean, nearest_names
 from trainer.config import DataConfig
+from trainer.data.chat import LEARNED_KEYS, is_learned
+from trainer.data.formats import as_message, as_text_content
 from trainer.data.tables import quoted
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -35,6 +37,7 @@ class Row:
         completion: schema completion: as in the file; else empty.
         messages: schema chat: the conversation, each message with ``role``, ``content`` and what else it has.
         place: file and line, for messages.
+        tools: schema chat: schemas of the functions that may be called; None where the row has no list of them.
     """
 
     item_id: str
@@ -44,6 +47,7 @@ class Row:
     completion: str = ""
     messages: tuple[dict[str, Any], ...] = ()
     place: str = field(default="", compare=False)
+    tools: tuple[dict[str, Any], ...] | None = None
 
     @property
     def content(self) -> str:
@@ -137,10 +141,18 @@ def content_of(row: Row, schema: str) -> list[Any]:
     if schema == "completion":
         return [row.text, row.completion]
     if schema == "chat":
-        return [list(row.messages)]
+        messages = [{key: message[key] for key in ("role", "content")} | _sorted(message) for message in row.messages]
+        return [messages, *([] if row.tools is None else [_sorted(list(row.tools))])]
     if schema == "text":
         return [row.text]
     return [row.text, row.label]
+
+
+def _sorted(value: Any) -> Any:
+    """A value of JSON with the keys of objects in one order, at every depth: Arrow has an order of its own."""
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return [_sorted(part) for part in value] if isinstance(value, list) else value
 
 
 def conversation(value: Any, column: str) -> tuple[dict[str, Any], ...]:
@@ -159,28 +171,44 @@ def conversation(value: Any, column: str) -> tuple[dict[str, Any], ...]:
         raise DataError(f"{named} holds {what}: expected a list of messages such as {_EXAMPLE}.")
     messages = []
     for number, message in enumerate(value, start=1):
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            keys = f"keys {', '.join(map(str, message))}" if isinstance(message, dict) else type(message).__name__
-            raise DataError(f"{named}, message {number}: found {keys}, expected role and content, such as {_EXAMPLE}.")
-        kept = {name: part for name, part in message.items() if part is not None or name == "content"}
-        role, content = kept["role"], kept["content"]
-        if role not in ROLES:
-            raise DataError(
-                f"{named}, message {number}: role {role!r} is not one of {', '.join(ROLES)}."
-                f" {did_you_mean(str(role), ROLES)}"
-            )
-        if content is None and role == "assistant" and kept.get("tool_calls"):
-            kept["content"] = ""
-        elif not isinstance(content, str):
-            raise DataError(
-                f"{named}, message {number}: content is a {type(content).__name__}, expected text."
-                " Images and other parts cannot be trained on."
-            )
-        messages.append(kept)
-    answers = [message for message in messages if message["role"] == "assistant"]
+        where = f"{named}, message {number}"
+        if not isinstance(message, dict):
+            raise DataError(f"{where}: found {type(message).__name__}, expected role and content, such as {_EXAMPLE}.")
+        try:
+            messages.append(_checked(as_message(message)))
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+    answers = [message for message in messages if message["role"] == "assistant" and is_learned(message)]
     if not any(message["content"].strip() or message.get("tool_calls") for message in answers):
         raise DataError(f"{named}: no message of the assistant with content, and only those are learned from.")
     return tuple(messages)
+
+
+def _checked(message: dict[str, Any]) -> dict[str, Any]:
+    """A message without keys that are null. Raises DataError, without a place, for one that cannot be used."""
+    if "role" not in message or not ("content" in message or message.get("tool_calls")):
+        keys = f"keys {', '.join(map(str, message))}"
+        raise DataError(f"found {keys}, expected role and content, such as {_EXAMPLE}.")
+    if "content" not in message:  # Arrow's: null
+        message = {"role": message["role"], "content": None} | message
+    kept = {name: part for name, part in message.items() if part is not None or name == "content"}
+    role, content = kept.get("role"), as_text_content(kept.get("content"))
+    if role not in ROLES:
+        raise DataError(f"role {role!r} is not one of {', '.join(ROLES)}. {did_you_mean(str(role), ROLES)}")
+    if content is None and role == "assistant" and kept.get("tool_calls"):
+        content = ""
+    elif not isinstance(content, str):
+        raise DataError(
+            f"content is a {type(content).__name__}, expected text. Images and other parts cannot be trained on."
+        )
+    for key in LEARNED_KEYS:
+        if key in kept and kept[key] not in (0, 1):
+            raise DataError(f"{key} {kept[key]!r}: expected 0 or 1, whether the loss is on this turn.")
+        if kept.get(key) and role != "assistant":
+            raise DataError(
+                f"{key} {kept[key]!r} of a turn of the {role}: only the assistant's turns are learned from."
+            )
+    return kept | {"content": content}
 
 
 _EXAMPLE = '[{"role": "user", "content": …}, {"role": "assistant", "content": …}]'

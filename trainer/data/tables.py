@@ -89,17 +89,20 @@ class ColumnSelection:
         keys: config path → column that every row must have (``data.text`` → ``text``).
         optional: columns that templates name; a row may lack one, the file may not.
         all: every column there is.
+        if_there: columns that are read where the file has them.
     """
 
     keys: Mapping[str, str]
     optional: Mapping[str, str] = field(default_factory=dict)
     all: bool = False
+    if_there: Sequence[str] = ()
 
     def columns(self, there: Sequence[str]) -> list[str]:
         """The columns to keep, of those that the file has (``there``)."""
         if self.all:
             return list(dict.fromkeys(there))
-        return list(dict.fromkeys([*self.keys.values(), *self.optional.values()]))
+        also = [column for column in self.if_there if column in there]
+        return list(dict.fromkeys([*self.keys.values(), *self.optional.values(), *also]))
 
     def check(self, path: Path | str, there: Sequence[str], where: str = "", optional: bool = True) -> None:
         """Check the columns of a file.
@@ -126,6 +129,15 @@ class ColumnSelection:
                     f"{path}{where}: column {column!r} ({key.split(' ')[0]}) stands there more than once."
                     " Rename one of them."
                 )
+
+
+def without_filled_nulls(value: Any) -> Any:
+    """A value of Arrow without the keys that are null, at every depth: a struct has the keys of all rows in each."""
+    if isinstance(value, dict):
+        return {key: without_filled_nulls(part) for key, part in value.items() if part is not None}
+    if isinstance(value, list):
+        return [without_filled_nulls(part) for part in value]
+    return value
 
 
 def quoted(columns: Sequence[str], most: int = 20) -> str:

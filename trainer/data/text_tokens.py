@@ -18,10 +18,12 @@ class TextTokens:
     Attributes:
         ids: what the tokenizer adds before a text is among them, what it adds behind one is not.
         ends: number of the text's characters up to the end of each token; None from a tokenizer that cannot say.
+        starts: the same up to its start.
     """
 
     ids: Ids
     ends: Ids | None
+    starts: Ids = ()
 
 
 def text_tokens(tokenizer: Any, texts: Sequence[str]) -> list[TextTokens]:
@@ -42,8 +44,11 @@ def text_tokens(tokenizer: Any, texts: Sequence[str]) -> list[TextTokens]:
     made = []
     for i, ids in enumerate(batch.input_ids):
         added = () if tuple(ids[: len(begin)]) == begin else begin
-        ends = (*[0] * len(added), *(end for _, end in batch["offset_mapping"][i])) if fast else None
-        made.append(TextTokens((*added, *ids), ends))
+        if not fast:
+            made.append(TextTokens((*added, *ids), None))
+            continue
+        spans = [*[(0, 0)] * len(added), *batch["offset_mapping"][i]]
+        made.append(TextTokens((*added, *ids), tuple(end for _, end in spans), tuple(start for start, _ in spans)))
     return made
 
 
@@ -57,16 +62,20 @@ def begin_tokens(tokenizer: Any) -> Ids:
 def first_token_after(tokenizer: Any, whole: TextTokens, before: str) -> int:
     """Index of the first token that spells something of what follows a beginning of the text.
 
-    A token that spells the end of the beginning and the start of what follows belongs to what follows.
+    A token that spells the end of the beginning and the start of what follows belongs to what follows, unless the
+    beginning alone has it too, as a special token that swallows the space behind it.
 
     Args:
         tokenizer: that made the tokens.
         whole: the text.
         before: its beginning.
     """
+    first = 0
     if whole.ends is not None:
-        return next((i for i, end in enumerate(whole.ends) if end > len(before)), len(whole.ids))
-    return common(text_tokens(tokenizer, [before])[0].ids, whole.ids)
+        first = next((i for i, end in enumerate(whole.ends) if end > len(before)), len(whole.ids))
+        if first == len(whole.ids) or whole.starts[first] >= len(before):
+            return first
+    return max(first, common(text_tokens(tokenizer, [before])[0].ids, whole.ids))
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:

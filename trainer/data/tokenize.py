@@ -12,7 +12,7 @@ schema         longer than ``max_length``
 =============  =============================================================================================
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,12 +34,16 @@ class Tokens:
         encoded: what is trained on or scored.
         cut: rows that were longer than ``max_length``.
         skipped: rows left out (``data.on_error=skip``), with their places.
+        lost: rows of which tokens that bear loss were cut: they are neither learned nor scored.
+        needed: tokens of a row that would keep all that bear loss; 0 where none was cut.
     """
 
     rows: list[Row]
     encoded: list[Encoded]
     cut: int
     skipped: tuple[str, ...] = ()
+    lost: int = 0
+    needed: int = 0
 
 
 def tokens_of(
@@ -86,6 +90,32 @@ def tokens_of(
     return _chats(rows, tokenizer, max_length, RowErrors(skip))
 
 
+def lost_note(max_length: int, window: int, splits: Mapping[str, Mapping[str, int]]) -> str:
+    """A sentence on what ``data.max_length`` cuts of the tokens that bear loss; empty where it cuts none.
+
+    Args:
+        max_length: tokens a row at most.
+        window: of the model, in tokens.
+        splits: ``train`` and ``validation`` → ``rows`` that lose some, ``of`` how many, tokens ``needed`` to keep all.
+    """
+    losing = {split: counts for split, counts in splits.items() if counts["rows"]}
+    if not losing:
+        return ""
+    names = {"train": "training", "validation": "validation"}
+    rows = " and ".join(
+        f"{n['rows']:,} of {n['of']:,} {names.get(split, split)} rows ({n['rows'] / n['of']:.0%})"
+        for split, n in losing.items()
+    )
+    needed = max(counts["needed"] for counts in losing.values())
+    way_out = f"data.max_length={needed} would keep all of it"
+    if needed > window:
+        way_out += f", but the model's window is {window} tokens: shorten the rows, or use a model with a longer one"
+    return (
+        f"data.max_length={max_length} cuts the end of what is to be learned in {rows}: it is neither trained on nor"
+        f" scored. {way_out}."
+    )
+
+
 # --- completion
 
 
@@ -98,6 +128,7 @@ def _completions(rows: list[Row], tokenizer: Any, max_length: int) -> Tokens:
     wholes = text_tokens(tokenizer, [_ended(row.text + row.completion, end) for row in rows])
     first = _first_token(tokenizer)
     encoded, n_cut = [], 0
+    losing: list[int] = []  # lengths of rows of which the completion is cut
     for row, made in zip(rows, wholes, strict=True):
         whole, start = made.ids, min(first_token_after(tokenizer, made, row.text), len(made.ids) - 1)
         if start == 0:  # a first token is never predicted
@@ -109,9 +140,11 @@ def _completions(rows: list[Row], tokenizer: Any, max_length: int) -> Tokens:
             head = context[:1] if tokenizer.bos_token_id == context[0] else ()
             tail = context[-max(kept - len(head), 1) :] if len(context) > len(head) else ()
             context = (*head, *tail) if tail else context[:1]
+            if len(completion) > max_length - len(context):
+                losing.append(len(whole))
             completion = completion[: max_length - len(context)]
         encoded.append(_encoded(tokenizer, context, completion))
-    return Tokens(rows, encoded, n_cut)
+    return Tokens(rows, encoded, n_cut, lost=len(losing), needed=max(losing, default=0))
 
 
 def _ended(text: str, end: str) -> str:
@@ -123,9 +156,10 @@ def _ended(text: str, end: str) -> str:
 
 def _chats(rows: list[Row], tokenizer: Any, max_length: int, errors: RowErrors) -> Tokens:
     kept, encoded, n_cut = [], [], 0
+    losing: list[int] = []  # tokens up to the last that bears loss, of rows of which such are cut
     for row in rows:
         try:
-            ids, bears = chat_tokens(tokenizer, row.messages)
+            ids, bears = chat_tokens(tokenizer, row.messages, row.tools)
             if not any(bears[:max_length]):
                 raise DataError(_nothing_to_learn(bears, max_length))
         except DataError as error:
@@ -134,6 +168,8 @@ def _chats(rows: list[Row], tokenizer: Any, max_length: int, errors: RowErrors) 
         if bears[0]:
             ids, bears = [_first_token(tokenizer), *ids], [False, *bears]
         n_cut += len(ids) > max_length
+        if any(bears[max_length:]):
+            losing.append(len(bears) - bears[::-1].index(True))
         ids, bears = ids[:max_length], bears[:max_length]
         start = bears.index(True)
         whole = _encoded(tokenizer, ids[:start], ids[start:])
@@ -141,7 +177,7 @@ def _chats(rows: list[Row], tokenizer: Any, max_length: int, errors: RowErrors) 
         encoded.append(whole if all(bears[start:]) else replace(whole, bears=tuple(bears[start:])))
     if not encoded:
         raise DataError(f"No row is left that can be used. The first left out: {errors.skipped[0]}")
-    return Tokens(kept, encoded, n_cut, tuple(errors.skipped))
+    return Tokens(kept, encoded, n_cut, tuple(errors.skipped), len(losing), max(losing, default=0))
 
 
 def _nothing_to_learn(bears: list[bool], max_length: int) -> str:

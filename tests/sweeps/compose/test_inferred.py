@@ -3,13 +3,15 @@
 import csv
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from analysis.errors import ConfigError, DataError
 from sweeps.compose.compose import Composed, compose
-from trainer.config import ModelConfig
+from trainer.config import ModelConfig, SplitConfig
+from trainer.data.dataset import load_dataset
 from trainer.models.model_kind import encoder_name
 
 Rows = Callable[..., str]
@@ -153,3 +155,71 @@ def test_more_columns_are_listed_with_what_to_type(rows: Rows) -> None:
 def test_a_file_without_a_header_is_told(rows: Rows) -> None:
     with pytest.raises(DataError, match=r"'a' stands in the header and among the labels.*text,label"):
         compose([*MINILM, f"data.train={rows(*[(f'words of row {n}', 'ab'[n % 2]) for n in range(20)])}"])
+
+
+def jsonl(path: Path, *rows: dict[str, object]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"data.train={path}"
+
+
+def test_sharegpt_rows_are_conversations(tmp_path: Path) -> None:
+    turns = [
+        {"from": "human", "value": "Rain in Lund?"},
+        {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "Lund"}}'},
+        {"from": "observation", "value": "rain"},
+        {"from": "gpt", "value": "It rains."},
+    ]
+    row = {"conversations": turns, "system": "Answer.", "tools": '[{"name": "weather"}]', "id": 1}
+    composed = compose(["model=smollm2", "data=jsonl", jsonl(tmp_path / "rows.jsonl", row, row)])
+    data = composed.config.data
+    assert (data.schema, data.messages) == ("chat", "conversations")
+    assert any("ShareGPT's" in note for note in composed.notes)
+    first = load_dataset(replace(data, validation=data.train, split=SplitConfig(), allow_overlap=True)).train[0]
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Lund"}}}
+    assert first.messages == (
+        {"role": "system", "content": "Answer."},
+        {"role": "user", "content": "Rain in Lund?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "rain"},
+        {"role": "assistant", "content": "It rains."},
+    )
+    assert first.tools == ({"name": "weather"},)
+
+
+def test_alpaca_rows_are_completions_in_alpacas_prompt(tmp_path: Path) -> None:
+    """The prompts are those of Stanford Alpaca's ``train.py``."""
+    rows = [
+        {"instruction": "Name a fruit.", "input": "", "output": "Apple"},
+        {"instruction": "Say the plural.", "input": "pear", "output": "Pears"},
+    ]
+    data = compose(["model=smollm2", "data=jsonl", jsonl(tmp_path / "rows.jsonl", *rows)]).config.data
+    bare, paired = load_dataset(replace(data, validation=data.train, split=SplitConfig(), allow_overlap=True)).train
+    assert bare.text == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        "\n\n### Instruction:\nName a fruit.\n\n### Response:\n"
+    )
+    assert paired.text == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. Write a"
+        " response that appropriately completes the request.\n\n### Instruction:\nSay the plural.\n\n### Input:\npear"
+        "\n\n### Response:\n"
+    )
+    assert (bare.completion, paired.completion) == ("Apple", "Pears")
+
+
+def test_preference_rows_are_refused_with_what_uses_them(tmp_path: Path) -> None:
+    row = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    given = jsonl(tmp_path / "rows.jsonl", row, {**row, "prompt": "p"})
+    with pytest.raises(DataError, match=r"preference rows.*DPOTrainer.*data\.completion=chosen"):
+        compose(["model=smollm2", "data=jsonl", given])
+    assert compose(["model=smollm2", "data=jsonl", given, "data.schema=completion", "data.completion=chosen"])
+    of_openai = jsonl(tmp_path / "openai.jsonl", {"input": {}, "preferred_output": [], "non_preferred_output": []})
+    with pytest.raises(DataError, match=r"preferred_output and non_preferred_output are of preference rows"):
+        compose(["model=smollm2", "data=jsonl", of_openai])
+
+
+def test_columns_that_the_user_names_are_of_no_known_format(tmp_path: Path) -> None:
+    row = {"instruction": "Name a fruit.", "output": "Apple"}
+    given = jsonl(tmp_path / "rows.jsonl", row, {**row, "instruction": "Name two."})
+    named = ["data.prompt=instruction", "data.completion=output"]
+    data = compose(["model=smollm2", "data=jsonl", given, *named]).config.data
+    assert (data.schema, data.template) == ("completion", None)

@@ -1,5 +1,6 @@
 """The loss-bearing tokens of conversations, against TRL's on the same rows."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from analysis.errors import DataError, ModelError
 from trainer.data.chat import chat_tokens
 from trainer.data.schemas import Row
-from trainer.data.tokenize import tokens_of
+from trainer.data.tokenize import lost_note, tokens_of
 
 SMOLLM2 = (  # of the model's tokenizer
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
@@ -24,6 +25,17 @@ LONG = [
     {"role": "assistant", "content": "Zinc é 日本"},
     {"role": "user", "content": "Thanks"},
 ]
+TOOLS = [
+    {"type": "function", "function": {"name": "weather", "description": "Weather.", "parameters": {
+        "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}},
+]  # fmt: skip
+CALLED = [
+    {"role": "user", "content": "Rain in Lund?"},
+    {"role": "assistant", "content": "", "tool_calls": [
+        {"type": "function", "id": "abcdefghi", "function": {"name": "weather", "arguments": {"city": "Lund"}}}]},
+    {"role": "tool", "name": "weather", "tool_call_id": "abcdefghi", "content": "rain"},
+    {"role": "assistant", "content": "It rains."},
+]  # fmt: skip
 TWO_ANSWERS = [*SHORT, {"role": "assistant", "content": "Or a plum."}]
 
 
@@ -51,9 +63,9 @@ def tokenizer() -> Any:
     )
 
 
-def borne(tokenizer: Any, messages: list[dict[str, Any]]) -> list[str]:
+def borne(tokenizer: Any, messages: list[dict[str, Any]], tools: Any = None) -> list[str]:
     """The stretches of text that bear loss."""
-    ids, bears = chat_tokens(tokenizer, messages)
+    ids, bears = chat_tokens(tokenizer, messages, tools)
     found: list[list[int]] = []
     for i, (token, bearing) in enumerate(zip(ids, bears, strict=True)):
         if bearing:
@@ -84,9 +96,9 @@ def trl_labels(tokenizer: Any, row: dict[str, Any], template: str | None = None)
     return made["input_ids"], made["labels"]
 
 
-def labelled(tokenizer: Any, messages: list[dict[str, Any]]) -> tuple[list[int], list[int]]:
+def labelled(tokenizer: Any, messages: list[dict[str, Any]], tools: Any = None) -> tuple[list[int], list[int]]:
     """The same of ours."""
-    ids, bears = chat_tokens(tokenizer, messages)
+    ids, bears = chat_tokens(tokenizer, messages, tools)
     return ids, [token if bearing else -100 for token, bearing in zip(ids, bears, strict=True)]
 
 
@@ -144,6 +156,84 @@ def test_two_answers_in_a_row_both_bear_loss(tokenizer: Any) -> None:
     assert borne(tokenizer, TWO_ANSWERS) == ["An apple, or a pear.<|im_end|>\n", "Or a plum.<|im_end|>\n"]
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["qwen2_5", "qwen3", "qwen3_instruct_2507", "glm4moe", "lfm2_v2", "gptoss", "nemotron_3_nano", "qwen3_5_think"],
+)
+def test_tools_and_calls_bear_loss_as_in_trl(name: str, tokenizer: Any) -> None:
+    """The model's own template, and the one with marks that TRL puts in its place."""
+    for marked in (f"{name}_training", name):
+        tokenizer.chat_template = template_of(marked)
+        expected = tokenizer.apply_chat_template(CALLED, tools=TOOLS, tokenize=False)
+        assert "Lund" in expected
+        assert "weather" in expected
+        ours = labelled(tokenizer, CALLED, TOOLS)
+        assert tokenizer.decode(ours[0]) == expected
+    tokenizer.chat_template = template_of(f"{name}_training")
+    theirs = trl_labels(tokenizer, {"messages": CALLED, "tools": TOOLS}, template_of(f"{name}_training"))
+    assert labelled(tokenizer, CALLED, TOOLS) == theirs
+    tokenizer.chat_template = template_of(name)
+    said = "".join(borne(tokenizer, CALLED, TOOLS))
+    assert all(part in said for part in ("city", "Lund", "It rains."))
+    assert "rain" not in said.replace("It rains.", "")
+
+
+@pytest.mark.parametrize("name", ["llama3_1", "llama3_2", "qwen2_5"])
+def test_arguments_that_are_json_in_a_string_are_what_the_template_is_made_for(name: str, tokenizer: Any) -> None:
+    """OpenAI's rows: a string. Templates that quote it would quote it twice; TRL and transformers give it as it is."""
+    tokenizer.chat_template = template_of(name)
+    strings = [dict(message) for message in CALLED]
+    call = CALLED[1]["tool_calls"][0]  # type: ignore[index]
+    strings[1]["tool_calls"] = [call | {"function": call["function"] | {"arguments": '{"city": "Lund"}'}}]
+    assert labelled(tokenizer, strings, TOOLS) == labelled(tokenizer, CALLED, TOOLS)
+    assert '\\"city' not in tokenizer.decode(chat_tokens(tokenizer, strings, TOOLS)[0])
+
+
+def test_a_string_of_arguments_that_the_template_writes_as_it_is_stays(tokenizer: Any) -> None:
+    tokenizer.chat_template = template_of("qwen3")
+    strings = [dict(message) for message in CALLED]
+    call = CALLED[1]["tool_calls"][0]  # type: ignore[index]
+    strings[1]["tool_calls"] = [call | {"function": call["function"] | {"arguments": '{"city":"Lund"}'}}]
+    expected = tokenizer.apply_chat_template(strings, tools=TOOLS, tokenize=False)
+    assert '{"city":"Lund"}' in expected
+    assert tokenizer.decode(chat_tokens(tokenizer, strings, TOOLS)[0]) == expected
+
+
+@pytest.mark.parametrize("key", [{"weight": 0}, {"train": False}, {"weight": 0.0}])
+@pytest.mark.parametrize("name", ["qwen2_5_training", "qwen2_5", "llama3", "gemma3"])
+def test_a_turn_that_is_not_learned_bears_no_loss(key: dict[str, Any], name: str, tokenizer: Any) -> None:
+    tokenizer.chat_template = template_of(name)
+    messages = [message for message in LONG if message["role"] != "system"]
+    whole, all_bear = chat_tokens(tokenizer, messages)
+    weighed = [message | (key if message is messages[1] else {}) for message in messages]
+    weighed[3] = weighed[3] | {"weight": 1}
+    ids, bears = chat_tokens(tokenizer, weighed)
+    assert ids == whole
+    second = all_bear.index(False, all_bear.index(True))
+    assert bears == [False] * second + all_bear[second:]
+    assert "".join(borne(tokenizer, weighed)).strip().startswith("Zinc")
+
+
+def test_what_a_template_does_not_write_is_refused_by_message_and_key(tokenizer: Any) -> None:
+    tokenizer.chat_template = SMOLLM2
+    with pytest.raises(DataError, match=r"does not write tools \(data\.tools\).*data\.tools=null"):
+        chat_tokens(tokenizer, SHORT, TOOLS)
+    with pytest.raises(DataError, match=r"message 2 \(assistant\): .*does not write 'tool_calls'"):
+        chat_tokens(tokenizer, CALLED)
+    tokenizer.chat_template = template_of("deepseekv3")
+    with pytest.raises(DataError, match="does not write tools"):
+        chat_tokens(tokenizer, SHORT, TOOLS)
+    tokenizer.chat_template = SMOLLM2
+    thought = [SHORT[0], SHORT[1] | {"reasoning_content": "Pears are fruit."}]
+    with pytest.raises(DataError, match=r"message 2 \(assistant\): .*does not write 'reasoning_content'"):
+        chat_tokens(tokenizer, thought)
+    tokenizer.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.role + m.content }}{% endfor %}"
+    with pytest.raises(DataError, match=r"message 1 \(system\): .*does not write 'content'"):
+        chat_tokens(tokenizer, LONG)
+    tokenizer.chat_template = template_of("qwen3")
+    assert "Pears are" in "".join(borne(tokenizer, thought))
+
+
 def test_a_tokenizer_without_a_template_is_refused(tokenizer: Any) -> None:
     tokenizer.chat_template = None
     with pytest.raises(ModelError, match=r"no chat template.*instruction-tuned.*data\.schema=completion"):
@@ -178,6 +268,12 @@ def test_the_loss_mask_of_a_batch_is_that_of_the_conversation(tokenizer: Any) ->
     assert row.targets()[0] != -100
 
 
+def test_the_tools_of_a_row_are_what_its_template_is_given(tokenizer: Any) -> None:
+    tokenizer.chat_template = template_of("qwen3")
+    row = encode(tokenizer, [replace(rows(CALLED)[0], tools=tuple(TOOLS))], 4000).encoded[0]
+    assert tokenizer.decode(row.tokens) == tokenizer.apply_chat_template(CALLED, tools=TOOLS, tokenize=False)
+
+
 def test_a_long_conversation_loses_its_end_and_one_without_an_answer_left_is_named(tokenizer: Any) -> None:
     tokenizer.chat_template = SMOLLM2
     start = chat_tokens(tokenizer, SHORT)[1].index(True)
@@ -190,6 +286,33 @@ def test_a_long_conversation_loses_its_end_and_one_without_an_answer_left_is_nam
     made = encode(tokenizer, rows(SHORT, shorter), at + 1, skip=True)
     assert [row.item_id for row in made.rows] == ["train-1-x"]
     assert len(made.skipped) == 1
+
+
+def test_rows_that_lose_what_is_learned_are_counted_with_the_length_that_loses_none(tokenizer: Any) -> None:
+    tokenizer.chat_template = SMOLLM2
+    _, bears = chat_tokens(tokenizer, LONG)  # ends with a turn of the user, which may be cut
+    last = max(i for i, bearing in enumerate(bears) if bearing)
+    assert last + 1 < len(bears)
+    for length, lost in [(last + 1, 0), (last, 1)]:
+        made = encode(tokenizer, rows(LONG, LONG[:3]), length)
+        assert (made.lost, made.needed) == (lost, last + 1 if lost else 0)
+        assert made.cut == 1
+    pairs = [Row("0", "why " * 30, "", completion="because " * 10), Row("1", "x", "", completion="y")]
+    whole = max(len(tokens_of(pairs, (), "completion", tokenizer, None, 9999, training=True).encoded[0].tokens), 0)  # type: ignore[arg-type]
+    answer = len(tokenizer("because " * 10).input_ids) + 1
+    for length, lost in [(whole - 1, 0), (answer + 1, 0), (answer, 1)]:
+        made = tokens_of(pairs, (), "completion", tokenizer, None, length, training=True)  # type: ignore[arg-type]
+        assert (made.cut, made.lost, made.needed) == (1, lost, whole if lost else 0)
+
+
+def test_the_note_names_rows_and_the_length_that_would_do_unless_the_window_is_shorter() -> None:
+    splits = {"train": {"rows": 30, "of": 40, "needed": 90}, "validation": {"rows": 0, "of": 9, "needed": 0}}
+    note = lost_note(64, 128, splits)
+    assert "data.max_length=64 cuts the end of what is to be learned in 30 of 40 training rows (75%): " in note
+    assert note.endswith("data.max_length=90 would keep all of it.")
+    assert "validation" not in note
+    assert "the model's window is 80 tokens: shorten the rows" in lost_note(64, 80, splits)
+    assert lost_note(64, 80, {"train": splits["validation"]}) == ""
 
 
 @pytest.mark.heavy

@@ -236,13 +236,133 @@ def test_conversations_that_cannot_be_used_say_why(tmp_path: Path) -> None:
         ([], "holds an empty list"),
         ("hello", "holds a str: expected a list of messages"),
         ([user, {"role": "asistant", "content": "x"}], r"message 2: role 'asistant' .*'assistant'"),
-        ([{"from": "human", "value": "q"}], "message 1: found keys from, value, expected role and content"),
+        ([{"speaker": "human", "text": "q"}], "message 1: found keys speaker, text, expected role and content"),
+        ([{"from": "humn", "value": "q"}], "message 1: from 'humn' is not one of human.*'human'"),
+        ([user, {"from": "function_call", "value": "{"}], "message 2: a function_call is not valid JSON"),
+        ([user, {"role": "assistant", "content": "x", "weight": 0}], "no message of the assistant with content"),
+        ([user, {"role": "assistant", "content": "x", "weight": 0.5}], "message 2: weight 0.5: expected 0 or 1"),
+        (
+            [user | {"train": True}, {"role": "assistant", "content": "x"}],
+            "message 1: train True of a turn of the user",
+        ),
         ([user, {"role": "assistant", "content": [{"type": "image"}]}], "message 2: content is a list, expected text"),
         ([user, {"role": "assistant", "content": "  "}], "no message of the assistant with content"),
     ]:
         file = write(tmp_path / "a.jsonl", "jsonl", [{"messages": messages}])
         with pytest.raises(DataError, match=words):
             load_dataset(of("jsonl", file, good))
+
+
+_CALLED: list[tuple[str, dict[str, Any]]] = [
+    ("add", {"a": 0, "b": 1}), ("weather", {"city": "Lund"}), ("add", {"b": 2, "a": 3}), ("weather", {"city": "Lens"}),
+]  # fmt: skip
+
+
+def tool_rows() -> list[dict[str, Any]]:
+    """Chats with calls of different functions, whose arguments and schemas have different keys."""
+    made = []
+    for i, (name, arguments) in enumerate(_CALLED):
+        properties = {key: {"type": "string" if key == "city" else "number"} for key in arguments}
+        function = {"name": name, "parameters": {"type": "object", "properties": properties}}
+        made.append({
+            "messages": [
+                {"role": "user", "content": f"q{i}"},
+                {"role": "assistant", "content": None,
+                 "tool_calls": [{"type": "function", "function": {"name": name, "arguments": arguments}}]},
+                {"role": "tool", "name": name, "content": "3"},
+                {"role": "assistant", "content": f"a{i}", "weight": 1},
+            ],
+            "tools": [{"type": "function", "function": function}],
+        })  # fmt: skip
+    return made
+
+
+def test_tools_and_arguments_are_the_same_in_all_formats(tmp_path: Path) -> None:
+    """Arrow's structs have every key in every row: those that a row did not have are null."""
+    found = {}
+    for source in ("jsonl", "csv", "parquet", "arrow", "stream"):
+        file = write(tmp_path / f"rows.{source}", source, tool_rows())
+        dataset = load_dataset(of(source, file, file, allow_overlap=True))
+        found[source] = [(row.item_id, row.messages, row.tools) for row in dataset.train]
+    assert found["parquet"] == found["arrow"] == found["stream"] == found["csv"] == found["jsonl"]
+    _, messages, tools = found["parquet"][1]
+    assert messages[1]["tool_calls"][0]["function"]["arguments"] == {"city": "Lund"}
+    assert messages[1]["content"] == ""
+    assert tools is not None
+    assert tools[0]["function"]["parameters"]["properties"] == {"city": {"type": "string"}}
+
+
+def test_a_null_that_json_writes_in_an_argument_stays(tmp_path: Path) -> None:
+    rows = tool_rows()
+    rows[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] = {"a": None}
+    file = write(tmp_path / "rows.jsonl", "jsonl", rows)
+    [first, *_] = load_dataset(of("jsonl", file, file, allow_overlap=True)).train
+    assert first.messages[1]["tool_calls"][0]["function"]["arguments"] == {"a": None}
+
+
+def test_the_tools_of_a_hub_data_set_have_no_invented_keys(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    rows = Dataset.from_list(tool_rows())
+    DatasetDict({"train": rows, "validation": rows}).save_to_disk(str(tmp_path / "saved"))
+    config = DataConfig("hub", name=str(tmp_path / "saved"), train="train", validation="validation")
+    row = load_dataset(config).train[1]
+    assert row.messages[1]["tool_calls"][0]["function"]["arguments"] == {"city": "Lund"}
+
+
+def test_tools_are_read_where_they_are_unless_that_is_not_wanted(tmp_path: Path) -> None:
+    rows = tool_rows()
+    file = write(tmp_path / "rows.jsonl", "jsonl", rows)
+    assert load_dataset(of("jsonl", file, file, tools=None)).train[0].tools is None
+    with pytest.raises(DataError, match=r"no column 'functions' \(data\.tools\).*'tools'"):
+        load_dataset(of("jsonl", file, file, tools="functions"))
+    named = write(tmp_path / "named.jsonl", "jsonl", [{**row, "functions": row["tools"]} for row in rows])
+    assert load_dataset(of("jsonl", named, named, tools="functions")).train[0].tools == tuple(rows[0]["tools"])
+    for value, words in [("{", "not valid JSON"), ({"a": 1}, "expected a list of functions"), ([1], "expected a list")]:
+        bad = write(tmp_path / "bad.jsonl", "jsonl", [{**rows[0], "tools": value}, rows[1]])
+        with pytest.raises(DataError, match=rf"line 1: column 'tools' \(data\.tools\): {words}"):
+            load_dataset(of("jsonl", bad, file))
+    bare = write(tmp_path / "bare.jsonl", "jsonl", [{**rows[0], "tools": ""}, {**rows[1], "tools": []}])
+    assert [row.tools for row in load_dataset(of("jsonl", bare, file)).train] == [None, ()]
+
+
+def test_openais_old_calls_and_functions_are_tools(tmp_path: Path) -> None:
+    call = {"name": "weather", "arguments": '{"city": "Lund"}'}
+    messages = [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": None, "function_call": call},
+        {"role": "function", "name": "weather", "content": "rain"},
+        {"role": "assistant", "content": "It rains.", "function_call": None},
+    ]
+    row = {"messages": messages, "functions": [{"name": "weather", "parameters": {}}]}
+    for source in ("jsonl", "csv"):
+        file = write(tmp_path / f"rows.{source}", source, [row, row])
+        [first, _] = load_dataset(of(source, file, file, allow_overlap=True)).train
+        assert first.messages == (
+            {"role": "user", "content": "Rain?"},
+            {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]},
+            {"role": "tool", "name": "weather", "content": "rain"},
+            {"role": "assistant", "content": "It rains."},
+        )
+        assert first.tools == ({"type": "function", "function": {"name": "weather", "parameters": {}}},)
+        assert load_dataset(of(source, file, file, allow_overlap=True, tools=None)).train[0].tools is None
+
+
+def test_arguments_of_the_chat_template_are_refused_rather_than_left_out(tmp_path: Path) -> None:
+    rows = [{**row, "chat_template_kwargs": {"enable_thinking": False}} for row in CHATS]
+    file = write(tmp_path / "rows.jsonl", "jsonl", rows)
+    with pytest.raises(DataError, match=r"line 1: column 'chat_template_kwargs' has arguments for the chat template"):
+        load_dataset(of("jsonl", file, file, allow_overlap=True))
+
+
+def test_content_of_text_parts_is_their_text(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "q"}, {"type": "text", "text": " more"}]
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "a"}]}
+    for source in ("jsonl", "parquet"):
+        rows = [{"messages": [{"role": "user", "content": parts}, answer]}] * 2
+        file = write(tmp_path / f"rows.{source}", source, rows)
+        [row, _] = load_dataset(of(source, file, file, allow_overlap=True)).train
+        assert [message["content"] for message in row.messages] == ["q more", "a"]
 
 
 # --- splits

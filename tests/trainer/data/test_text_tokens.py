@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,20 @@ def test_a_token_that_runs_over_the_prompts_end_belongs_to_the_label() -> None:
     assert spelled == [("<s> I was\nLabel:", ["▁"]), ("<s> I was\nLabel", [":▁bug"]), ("<s> I was\nLabel:", ["▁"])]
 
 
+def test_a_special_token_that_swallows_the_space_behind_it_stays_the_prompts_as_in_the_harness() -> None:
+    from lm_eval.api.model import TemplateLM
+    from tokenizers import AddedToken
+
+    tokenizer = made("bos")
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|end|>", rstrip=True, special=True)]})
+    task = replace(TASK, prompt="{text}<|end|>")
+    [row] = encode_rows([Row("0", "I was", "bug")], LABELS, tokenizer, task, 99)
+    stand_in = SimpleNamespace(backend="causal", tok_encode=lambda text: tokenizer(text).input_ids)
+    for label, (context, tokens) in zip(LABELS, row.choices, strict=True):
+        theirs = TemplateLM._encode_pair(stand_in, "I was<|end|>", f" {label}")
+        assert (list(context), list(tokens)) == theirs
+
+
 def test_what_a_tokenizer_puts_before_a_text_is_told_from_what_it_puts_behind() -> None:
     assert [begin_tokens(made(kind)) for kind in KINDS] == [(), (1,), (1,), (1,), (1,)]
 
@@ -195,7 +210,7 @@ def test_an_end_token_stands_once_and_only_at_the_end() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("text", ["one " * 60, "日本" * 40, "x" * 90 + "\n"])
+@pytest.mark.parametrize("text", ["one " * 60, "one two " * 400, "日本" * 40, "x" * 90 + "\n"])
 def test_of_a_long_row_only_the_end_of_the_text_is_cut_and_every_label_fits(kind: str, text: str) -> None:
     tokenizer = made(kind)
     row = Row("0", text, "bug")
@@ -210,7 +225,7 @@ def test_of_a_long_row_only_the_end_of_the_text_is_cut_and_every_label_fits(kind
         longer = [row for more in (1, 2) for row in [Row("0", text[: len(prefix) + more], "bug")]]
         assert any(encode_rows([one], LABELS, tokenizer, TASK, length)[0].cut for one in longer), "no room is left"
         assert trained.text == scored.text, "the length of a row's own label does not show in its text"
-    [kept] = encode_rows([row], LABELS, tokenizer, TASK, 512)
+    [kept] = encode_rows([row], LABELS, tokenizer, TASK, 9999)
     assert not kept.cut
 
 

@@ -25,7 +25,9 @@ def test_a_former_use_changes_nothing(tiny_models, tmp_path, former, task):
     ids = torch.tensor([[0, 5, 6, 7]])
     outputs = []
     for path in (tiny_models["llama"], folder):
-        base = load_base(ModelConfig(source="local", path=str(path)), "fp32", task, ["x", "y", "z"], torch.device("cpu"))
+        base = load_base(
+            ModelConfig(source="local", path=str(path)), "fp32", task, ["x", "y", "z"], torch.device("cpu")
+        )
         if task == "classification":
             assert base.model.config.num_labels == 3
             assert base.model.config.problem_type == "single_label_classification"
