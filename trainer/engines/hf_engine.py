@@ -114,7 +114,7 @@ class _Run:
         self._stopped = False  # from outside
         self._until: Callable[[], bool] = never
         self._leaving: Callable[[], bool] = never
-        keys = DropoutKeys()
+        keys = DropoutKeys(self.base.behaviour)
         self._scratch = tempfile.mkdtemp(prefix="lorasweep-")  # Trainer insists on a folder
         biases = self.base.model.named_parameters() if trial.lora.bias != "none" else ()
         self._biases = [(p, p.detach().clone()) for name, p in biases if name.rsplit(".", 1)[-1] == "bias"]

@@ -19,9 +19,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from analysis.errors import HardwareError, ModelError
 from trainer.config import HEAD_NAMES, PRECISIONS, ModelConfig
+from trainer.models.behaviour import PLAIN, Behaviour, try_out
 from trainer.models.cpu_attention import short_rows_in_float32
 from trainer.models.lm_head import TokenLogits
-from trainer.models.tokenizer import loading_arguments, model_folder, open_tokenizer
+from trainer.models.tokenizer import loading_arguments, model_folder, open_tokenizer, row_ending
 
 _SLOW = 4.0  # times as long as fp32: no sweep would choose it
 
@@ -36,6 +37,7 @@ class BaseModel:
         precision: one of PRECISIONS.
         heads: top-level modules that the checkpoint does not hold and a classification trial trains in full.
         autocast: dtype of mixed-precision arithmetic, or None for arithmetic as stored.
+        behaviour: how it treats its rows.
     """
 
     model: PreTrainedModel
@@ -43,6 +45,7 @@ class BaseModel:
     precision: str
     heads: frozenset[str] = field(default_factory=frozenset)
     autocast: torch.dtype | None = None
+    behaviour: Behaviour = PLAIN
 
     @property
     def device(self) -> torch.device:
@@ -56,7 +59,16 @@ class BaseModel:
     @property
     def window(self) -> int:
         """Tokens that the model reads at once; very many where its config names no limit."""
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
+        limit = int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 0)
+        return limit if limit > 0 else 1 << 20  # XLNet's is -1
+
+    def ordinary_tokens(self) -> list[int]:
+        """Ids of some tokens that stand for text, from all over the vocabulary."""
+        embeddings: Any = self.model.get_input_embeddings()
+        n = min(len(self.tokenizer), len(embeddings.weight))
+        special = set(self.tokenizer.all_special_ids)
+        spread = [i for i in range(0, n, max(1, n // 64)) if i not in special]
+        return spread if len(spread) > 1 else list(range(n))
 
     def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
         """The autocast context that every forward of this model runs in, in training and in scoring."""
@@ -218,11 +230,14 @@ def load_base(config: ModelConfig, precision: str, task: str, labels: int, devic
     model.requires_grad_(False)
     model.eval()
     _guard_four_bit(model)
-    _without_dropout(model)
     dtype = compute_dtype(precision, device)
     if device.type == "cpu" and dtype is torch.bfloat16:
         short_rows_in_float32(model)
-    return BaseModel(model, tokenizer, precision, heads, dtype if dtype is not torch.float32 else None)
+    base = BaseModel(model, tokenizer, precision, heads, dtype if dtype is not torch.float32 else None)
+    tokens = base.ordinary_tokens()
+    ending = row_ending(tokenizer)
+    base.behaviour = try_out(model, task, heads, tokens, ending, tokenizer.pad_token_id, base.arithmetic)
+    return base
 
 
 def _load_weights(
@@ -271,18 +286,6 @@ def _guard_four_bit(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  # no such name for mypy
-
-
-def _without_dropout(model: nn.Module) -> None:
-    """Turn the base model's own dropout off: it is frozen, and its masks would depend on the order of calls.
-
-    What ``lora.dropout`` asks for is applied to the adapters, with masks that depend on the trial alone.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010
 
 
 class _DropNoise(logging.Filter):
