@@ -6,7 +6,7 @@ adapters, head and predictions equal to those of a plain PyTorch loop over a pla
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,15 @@ from trainer.engines.hf_engine import HfEngine
 from trainer.models.lora import add_adapter
 
 STEPS = 4
-EQUAL = "equal"
+EQUAL, NONE = "equal", "–"
+REFUSALS = {  # what the table says of a refusal → what stands in its sentence
+    "looks ahead": "attends both ways",
+    "padding": "the rows or the padding beside it",
+    "random": "draws random numbers",
+    "rebuilt": "replaces layers of its own",
+    "fixed length": "cannot be run on rows of tokens",
+}
+TARGETS = "Use lora.targets="
 _ITEMS = 5  # of the validation rows, whose predictions are compared
 _IDS = {"vocab_size": 32, "pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1}
 _BODY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -265,6 +273,18 @@ def save(name: str, task: str, folder: Path, tokenizer: Path) -> Path:
     return folder
 
 
+def cell(outcome: str) -> str:
+    """What the table says of an outcome."""
+    if TARGETS in outcome:
+        return f"{EQUAL}, with `{outcome.split('. Use ')[1].rstrip('.')}`"
+    return next((name for name, part in REFUSALS.items() if part in outcome), outcome)
+
+
+def line(name: str, cells: Mapping[str, str]) -> str:
+    """An architecture's line of the table."""
+    return f"| {name} | {cells.get('completion', NONE)} | {cells.get('classification', NONE)} |"
+
+
 def _byte_level_tokenizer(folder: Path) -> None:
     """Byte-pair encoding over bytes, the only kind that Qwen2's own tokenizer class takes."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -296,8 +316,8 @@ def outcome(folder: Path, trials: Sequence[TrialConfig], root: Path) -> str:
     except LorasweepError as error:
         return str(error)
     refused = _refusal(materials, trials, root / "refused")
-    if "Use lora.targets=" in refused:
-        targets = refused.split("Use lora.targets=")[1].rstrip(".")
+    if TARGETS in refused:
+        targets = refused.split(TARGETS)[1].rstrip(".")
         trials = [replace(trial, lora=replace(trial.lora, targets=targets)) for trial in trials]
         assert _refusal(materials, trials, root / "refused") == ""
     expected = [plain_peft(materials, trial, folder) for trial in trials]

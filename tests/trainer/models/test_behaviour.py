@@ -19,7 +19,7 @@ from tests.trainer.packs import CLOSE, alone, furthest, packed_engine, score, to
 from trainer.config import ModelConfig, TrialConfig
 from trainer.device_cache import DeviceCache
 from trainer.engines.hf_engine import HfEngine
-from trainer.models.base_model import BaseModel
+from trainer.models.base_model import BaseModel, load_base
 from trainer.models.behaviour import PLAIN, Behaviour, try_out
 
 DROPPING = ("StarCoder2", "BLOOM", "Falcon", "BioGPT", "XGLM", "BART", "OPT", "GPT", "CTRL")
@@ -152,6 +152,22 @@ def test_at_every_precision_an_ordinary_model_is_ordinary(
 ) -> None:
     for model in ("llama", "bert"):
         assert DeviceCache(torch.device("cpu")).base(make_trial(model, precision=precision)).behaviour == PLAIN
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "nf4", "int8"])
+@pytest.mark.parametrize(
+    ("package", "task"), [("minilm", "classification"), ("smollm2", "completion"), ("smollm2", "classification")]
+)
+def test_real_models_are_ordinary_and_train_without_randomness(package: str, task: str, precision: str) -> None:
+    base = load_base(ModelConfig(source="package", package=package), precision, task, 3, torch.device("cpu"))
+    assert base.behaviour == PLAIN
+    ids = torch.tensor([base.ordinary_tokens()[:24], base.ordinary_tokens()[24:48]])
+    model: Any = base.model
+    model.train()
+    with torch.no_grad(), base.arithmetic():
+        one, other = (model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for _ in range(2))
+    assert torch.equal(one, other)
 
 
 class _Experts(nn.Module):
