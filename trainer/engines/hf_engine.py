@@ -114,7 +114,7 @@ class _Run:
         self._stopped = False  # from outside
         self._until: Callable[[], bool] = never
         self._leaving: Callable[[], bool] = never
-        keys = DropoutKeys()
+        keys = DropoutKeys(self.base.behaviour)
         self._scratch = tempfile.mkdtemp(prefix="lorasweep-")  # Trainer insists on a folder
         self.model: PeftModel = add_adapter(
             self.base.model, trial.lora, trial.task.name, self.base.heads, trial.seed, self.base.fresh

@@ -21,7 +21,7 @@ from transformers import (
 from trainer.config import TrialConfig
 from trainer.data.encode import Encoded
 from trainer.engines.batches import MicroBatches
-from trainer.engines.keyed_dropout import DropoutKeys, row_keys
+from trainer.engines.keyed_dropout import DropoutKeys, row_keys, shared_key
 from trainer.engines.learning_rates import peak_rate, split_by_rate
 from trainer.models.base_model import BaseModel
 from trainer.models.lm_head import weighted_cross_entropy
@@ -132,6 +132,8 @@ class StepTrainer(Trainer):
         """
         labels = inputs["labels"]
         self.routing.keys = row_keys(self.trial.seed, inputs["step"], inputs["samples"])
+        self.routing.shared = shared_key(self.trial.seed, inputs["step"])
+        self.routing.tokens = inputs["input_ids"].shape[1]
         self.tokens += sum(inputs["lengths"])
         forward = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
         completion = self.trial.task.name == "completion"

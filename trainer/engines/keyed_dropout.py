@@ -10,6 +10,8 @@ import zlib
 import torch
 from torch import nn
 
+from trainer.models.behaviour import PLAIN, Behaviour
+
 _MASK = 0xFFFFFFFF
 _SIGN = 1 << 31
 
@@ -44,6 +46,16 @@ def row_keys(seed: int, step: int, samples: torch.Tensor) -> torch.Tensor:
     return _mix(base.to(samples.device) ^ _mix(samples.to(torch.int64) + 1))
 
 
+def shared_key(seed: int, step: int) -> torch.Tensor:
+    """(1,) the key of what all rows of an optimiser step share, such as embeddings of relative positions.
+
+    Args:
+        seed: the trial's.
+        step: optimiser steps done.
+    """
+    return row_keys(seed, step, torch.tensor([-1]))
+
+
 def module_key(name: str) -> int:
     """The 32-bit key of a module, from its full name in the base model."""
     return zlib.crc32(name.encode())
@@ -65,7 +77,45 @@ def drop(x: torch.Tensor, keys: torch.Tensor, module_key: int, p: "float | torch
     return x * kept / (1.0 - p)
 
 
-def keep_mask(keys: torch.Tensor, module_key: int, shape: torch.Size, p: "float | torch.Tensor") -> torch.Tensor:
+def drop_shared(x: torch.Tensor, key: torch.Tensor, module_key: int, p: float) -> torch.Tensor:
+    """The same of something that all rows share.
+
+    Its places are counted from the middle: of relative positions, which reach as far as a batch's longest row on both
+    sides, each has the same mask beside longer rows.
+
+    Args:
+        x: (…, places, features).
+        key: (1,) from ``shared_key``.
+        module_key: 32-bit key of the module.
+        p: probability of dropping.
+    """
+    places = x.shape[:-1].numel()
+    shape = torch.Size((1, places, x.shape[-1]))
+    return x * keep_mask(key, module_key, shape, p, places // 2).view(x.shape) / (1.0 - p)
+
+
+def by_row(x: torch.Tensor, layout: str, rows: int, tokens: int) -> torch.Tensor | None:
+    """A layer's input with the rows first, (rows, …, features); None where it is something that the rows share.
+
+    Args:
+        x: the input, or what the layer made of it.
+        layout: of the layer: ``rows``, which may be flattened with the tokens, ``tokens_first`` or ``shared``
+            (trainer/models/behaviour.py).
+        rows: of the batch.
+        tokens: of its longest row; 0 where it is not known.
+    """
+    if layout == "tokens_first":
+        return x.transpose(0, 1)
+    if len(x) == rows and (layout == "rows" or rows > 1 or x.shape[-2] == tokens):
+        return x
+    if x.dim() == 2 and rows and len(x) % rows == 0 and (layout == "rows" or len(x) == rows * tokens):
+        return x.reshape(rows, -1, x.shape[-1])
+    return None
+
+
+def keep_mask(
+    keys: torch.Tensor, module_key: int, shape: torch.Size, p: "float | torch.Tensor", origin: int = 0
+) -> torch.Tensor:
     """Which inputs are kept.
 
     Args:
@@ -73,6 +123,7 @@ def keep_mask(keys: torch.Tensor, module_key: int, shape: torch.Size, p: "float 
         module_key: 32-bit key of the module.
         shape: of the inputs: (rows, tokens, features), or (rows, features).
         p: probability of dropping; for rows that differ in it, (rows,).
+        origin: the token from which the places are counted.
 
     Returns:
         Boolean, of that shape.
@@ -85,6 +136,8 @@ def keep_mask(keys: torch.Tensor, module_key: int, shape: torch.Size, p: "float 
     rows, features = shape[0], shape[-1]
     tokens = shape.numel() // max(rows * features, 1)
     place = torch.arange(tokens * features, device=keys.device)  # counted token by token: longer padding only appends
+    if origin:
+        place = (place - origin * features) & _MASK
     lanes = _mix(keys ^ module_key).to(torch.int32)[:, None] ^ _mix(place).to(torch.int32)[None, :]
     _mix_in_place(lanes)
     lanes ^= -_SIGN  # as signed numbers the lanes are now in the order of the unsigned ones
@@ -97,25 +150,45 @@ class KeyedDropout(nn.Module):
     Args:
         p: probability of dropping.
         module_name: full name of the LoRA layer in the base model; keys the mask.
-        routing: its ``keys`` must be set before each forward pass in training.
+        routing: its keys must be set before each forward pass in training.
     """
 
     def __init__(self, p: float, module_name: str, routing: "DropoutKeys"):
         super().__init__()
         self.p = p
         self.module_key = module_key(module_name)
+        self.layout = routing.behaviour.layout(module_name)
         self.routing = routing
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or self.p == 0.0:
             return x
-        return drop(x, self.routing.keys, self.module_key, self.p)
+        routing = self.routing
+        rows = by_row(x, self.layout, len(routing.keys), routing.tokens)
+        if rows is None:
+            return drop_shared(x, routing.shared.to(x.device), self.module_key, self.p)
+        dropped = drop(rows, routing.keys, self.module_key, self.p)
+        return dropped.transpose(0, 1) if self.layout == "tokens_first" else dropped.view(x.shape)
 
 
 class DropoutKeys:
-    """The dropout keys of the current micro-step's rows, (rows,); one object for one trial."""
+    """The dropout keys of the current micro-step; one object for one trial.
+
+    Args:
+        behaviour: of the base model.
+
+    Attributes:
+        keys: (rows,) from ``row_keys``.
+        shared: (1,) from ``shared_key``.
+        tokens: of the longest row.
+    """
 
     keys: torch.Tensor
+    shared: torch.Tensor
+
+    def __init__(self, behaviour: Behaviour = PLAIN):
+        self.behaviour = behaviour
+        self.tokens = 0
 
 
 def use_keyed_dropout(model: nn.Module, p: float, routing: DropoutKeys) -> None:

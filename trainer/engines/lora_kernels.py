@@ -37,6 +37,8 @@ class Routing:
         keys: (rows,) from ``row_keys`` for dropout, or None where nothing is dropped (scoring).
         kernel: auto, loop, bmm or grouped.
         device: of the rows.
+        tokens: of the longest row; 0 in scoring.
+        shared_keys: (segments,) from ``shared_key``, or None where no layer needs them.
     """
 
     segments: tuple[Segment, ...]
@@ -44,6 +46,21 @@ class Routing:
     keys: torch.Tensor | None
     kernel: str = "auto"
     device: torch.device | str = "cpu"
+    tokens: int = 0
+    shared_keys: torch.Tensor | None = None
+
+    def only(self, i: int) -> "Routing":
+        """That of one segment's rows alone."""
+        segment = self.segments[i]
+        keys = None if self.keys is None else self.keys[segment.start : segment.stop]
+        shared = None if self.shared_keys is None else self.shared_keys[i : i + 1]
+        alone = (Segment(segment.slot, 0, segment.stop - segment.start),)
+        return Routing(alone, self.n_slots, keys, self.kernel, self.device, self.tokens, shared)
+
+    @cached_property
+    def rows(self) -> int:
+        """Rows of all segments."""
+        return self.segments[-1].stop
 
     @cached_property
     def equal(self) -> bool:

@@ -17,9 +17,9 @@ import torch
 from trainer.engine import Event, never
 from trainer.engines.batches import cut_by_length
 from trainer.engines.interruption import Interrupted, interruptible
-from trainer.engines.keyed_dropout import row_keys
+from trainer.engines.keyed_dropout import row_keys, shared_key
 from trainer.engines.lora_kernels import Routing, Segment
-from trainer.engines.pack_layers import PackedHead, PackedLora
+from trainer.engines.pack_layers import PackedHead, PackedLora, PerSlot
 from trainer.engines.slot import Slot
 from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.likelihood.log_likelihood import SlotModel, Together
@@ -61,6 +61,7 @@ class Pack:
         self._before: BaseState | None = None  # of the base model, without the pack
         self._layers: dict[str, PackedLora] = {}
         self._heads: dict[str, PackedHead] = {}
+        self._per_slot: list[PerSlot] = []
 
     def add(self, slot: Slot) -> None:
         """Add a slot. Raises MemoryError or RuntimeError where it does not fit; then the pack is as before."""
@@ -90,10 +91,21 @@ class Pack:
         model: Any = self.base.model
         self._before = BaseState(model)
         modules = dict(model.named_modules())
+        behaviour = self.base.behaviour
         self._layers = {
-            name: PackedLora(name, modules[name], lambda: self._routing, self.rank_multiple)
+            name: PackedLora(name, modules[name], lambda: self._routing, self.rank_multiple, behaviour.layout(name))
             for name in linear_modules(model, self.base.heads)
         }
+        self._per_slot = [
+            PerSlot(
+                modules[name],
+                arguments,
+                [self._layers[layer] for layer in behaviour.shared if layer.startswith(f"{name}.")],
+                lambda: self._routing,
+                self._routed,
+            )
+            for name, arguments in behaviour.by_slot.items()
+        ]
         self._heads = {name: PackedHead(modules[name], lambda: self._routing) for name in self.base.heads}
         for name, head in self._heads.items():
             model.set_submodule(name, head)
@@ -103,7 +115,7 @@ class Pack:
     def _detach(self) -> None:
         if self._before is not None:
             self._before.restore()
-        self._before, self._layers, self._heads = None, {}, {}
+        self._before, self._layers, self._heads, self._per_slot = None, {}, {}, []
 
     def _restack(self) -> None:
         for name, layer in self._layers.items():
@@ -215,10 +227,13 @@ class Pack:
         places = {id(slot): k for k, slot in enumerate(self.slots)}
         counts = [len(batch["input_ids"]) for batch in batches]
         ends = torch.tensor(counts).cumsum(0).tolist()
-        keys = None
+        keys = shared = None
         if any(slot.trial.lora.dropout for slot in slots):
             of_slots = [row_keys(s.trial.seed, b["step"], b["samples"]) for s, b in zip(slots, batches, strict=True)]
             keys = torch.cat(of_slots).to(self.base.device)
+            if self.base.behaviour.shared:
+                of_slots = [shared_key(s.trial.seed, b["step"]) for s, b in zip(slots, batches, strict=True)]
+                shared = torch.cat(of_slots).to(self.base.device)
         segments = tuple(
             Segment(places[id(slot)], end - n, end) for slot, n, end in zip(slots, counts, ends, strict=True)
         )
@@ -226,15 +241,13 @@ class Pack:
         mask = self._stack_rows(batches, "attention_mask", 0).to(self.base.device)
         model: Any = self.base.model
         model.train()
-        self._routing = Routing(segments, len(self.slots), keys, self.kernel, self.base.device)
-        try:
+        routing = Routing(segments, len(self.slots), keys, self.kernel, self.base.device, ids.shape[1], shared)
+        with self._routed(routing):
             summed = (
                 self._completion_losses(batches, ids, mask) if self._logits else self._class_losses(batches, ids, mask)
             )
             losses = [loss / batch["denominator"] for loss, batch in zip(summed, batches, strict=True)]
             torch.stack(losses).sum().backward()
-        finally:
-            self._routing = None
         return [loss.detach() for loss in losses]
 
     def _stack_rows(self, batches: list[dict[str, Any]], name: str, fill: int) -> torch.Tensor:
@@ -362,11 +375,17 @@ class Pack:
     @contextlib.contextmanager
     def _route(self, places: Sequence[int], rows: int) -> Iterator[None]:
         segments = tuple(Segment(place, i * rows, (i + 1) * rows) for i, place in enumerate(places))
-        self._routing = Routing(segments, len(self.slots), None, self.kernel, self.base.device)
+        with self._routed(Routing(segments, len(self.slots), None, self.kernel, self.base.device)):
+            yield
+
+    @contextlib.contextmanager
+    def _routed(self, routing: Routing) -> Iterator[None]:
+        """A context in which the base model's rows go through the slots' adapters as a routing says."""
+        before, self._routing = self._routing, routing
         try:
             yield
         finally:
-            self._routing = None
+            self._routing = before
 
     def _evaluate(
         self, models: dict[str, SlotModel], slot: Slot, indices: list[int], known: Evaluation | None

@@ -4,15 +4,16 @@ Nothing in the base model is replaced but its task heads: adapters are added by 
 layer, quantised or not, keeps its own code. ``BaseState`` makes the model its old self when the pack is gone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 
 from trainer.engines import lora_kernels
-from trainer.engines.keyed_dropout import drop, module_key
-from trainer.engines.lora_kernels import Routing, SlotLora
+from trainer.engines.keyed_dropout import by_row, drop, drop_shared, module_key
+from trainer.engines.lora_kernels import Routing, Segment, SlotLora
 
 
 def padded(rank: int, multiple: int) -> int:
@@ -56,11 +57,19 @@ class PackedLora:
         name: the layer's full name in the base model, which keys dropout and start values.
         layer: linear, ``Conv1D``, or a quantised linear layer.
         routing: gives the routing of the current batch; None leaves the layer alone.
+        layout: how the layer's input holds the rows (``by_row``).
         rank_multiple: r_max is rounded up to it (strides for ``grouped``); 0: no stack, for the loop kernel alone.
     """
 
-    def __init__(self, name: str, layer: nn.Module, routing: Callable[[], Routing | None], rank_multiple: int):
-        self.name, self.routing, self.rank_multiple = name, routing, rank_multiple
+    def __init__(
+        self,
+        name: str,
+        layer: nn.Module,
+        routing: Callable[[], Routing | None],
+        rank_multiple: int,
+        layout: str = "rows",
+    ):
+        self.name, self.routing, self.rank_multiple, self.layout = name, routing, rank_multiple, layout
         self.key = module_key(name)
         self.slots: list[SlotModule | None] = []
         self.a = self.b = self.scale = self.p = torch.empty(0)
@@ -103,6 +112,33 @@ class PackedLora:
         if routing is None or not any(self.slots[k] for k in routing.slots):
             return output
         x = inputs[0]
+        if len(x) == routing.rows and self.layout == "rows":
+            return self._added(routing, x, output)
+        rows = by_row(x, self.layout, routing.rows, routing.tokens)
+        if rows is None:
+            return self._added_to_shared(routing, x, output)
+        added = self._added(
+            routing,
+            rows,
+            output.transpose(0, 1) if self.layout == "tokens_first" else output.view(*rows.shape[:-1], -1),
+        )
+        return added.transpose(0, 1).contiguous() if self.layout == "tokens_first" else added.view(output.shape)
+
+    def _added_to_shared(self, routing: Routing, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """To what the rows share, in a pass of one slot."""
+        if len(routing.segments) > 1:
+            raise RuntimeError(f"the layer {self.name} got {tuple(x.shape)} for {routing.rows} rows of several slots")
+        slot = self.slots[routing.slots[0]]
+        assert slot is not None, "the slot has an adapter here, or the layer's output would be left alone"
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.float32)
+        if slot.p and routing.shared_keys is not None:
+            x = drop_shared(x, routing.shared_keys, self.key, slot.p)
+        lora = SlotLora(slot.a, slot.b, slot.scale, 0.0)
+        return lora_kernels.loop(output, x, [lora], Routing((Segment(0, 0, len(x)),), 1, None), self.key)
+
+    def _added(self, routing: Routing, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """To the output of rows, (rows, …, d_out), of ``x``, (rows, …, d_in)."""
         autocast = torch.is_autocast_enabled(x.device.type)
         if not autocast:
             x = x.to(torch.float32)  # as the adapters, and as in PEFT; autocast casts by itself
@@ -117,6 +153,57 @@ class PackedLora:
         whole = len(routing.segments) == routing.n_slots
         a, b, scale = (t if whole else t[routing.index] for t in (self.a, self.b, self.scale))
         return lora_kernels.bmm(output, x, a, b, scale)
+
+
+class PerSlot:
+    """Runs a module once for each slot, where a layer in it is applied to something that all rows share.
+
+    Such as the embeddings of relative positions in DeBERTa's attention: each slot's adapter makes something else of
+    them, and what comes after expects one result. Stands in the place of the module's ``forward``.
+
+    Args:
+        module: takes and gives rows.
+        arguments: those of its arguments that have the rows, by place or name.
+        layers: the layers in it that need this.
+        routing: gives the routing of the current batch, or None.
+        routed: a context in which another routing is the current one.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        arguments: frozenset[int | str],
+        layers: Sequence[PackedLora],
+        routing: Callable[[], Routing | None],
+        routed: Callable[[Routing], AbstractContextManager[None]],
+    ):
+        self.module, self.arguments, self.layers = module, arguments, layers
+        self.routing, self.routed = routing, routed
+        self._forward = module.forward
+        module.forward = self
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        routing = self.routing()
+        alone = routing is None or len(routing.segments) == 1
+        if alone or not any(layer.slots[k] for layer in self.layers for k in routing.slots):  # type: ignore[union-attr]
+            return self._forward(*inputs, **named)
+        assert routing is not None
+        arguments: dict[int | str, Any] = dict(enumerate(inputs))
+        arguments |= named  # type: ignore[arg-type]  # names are among the keys
+        parts = {
+            name: arguments[name].split(routing.counts)
+            for name in self.arguments
+            if isinstance(arguments.get(name), torch.Tensor)
+        }
+        results = []
+        for i in range(len(routing.segments)):
+            own = arguments | {name: part[i] for name, part in parts.items()}
+            with self.routed(routing.only(i)):
+                places = [own[place] for place in range(len(inputs))]
+                results.append(self._forward(*places, **{name: own[name] for name in named}))
+        if isinstance(results[0], tuple):
+            return tuple(None if each[0] is None else torch.cat(each) for each in zip(*results, strict=True))
+        return torch.cat(results)
 
 
 class PackedHead(nn.Module):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from analysis.errors import ModelError
 from analysis.folder import State, TrialFolder
 from trainer.config import EngineConfig, TrialConfig, check_trial, pack_refusal
 from trainer.device_cache import DeviceCache
@@ -155,6 +156,8 @@ class PackedEngine:
         for pack in self._packs:
             if pack.base is base:
                 return pack
+        if base.behaviour.refusal:
+            raise ModelError(base.behaviour.refusal)
         settings = self.settings
         pack = Pack(base, trial.task.name, settings.kernel, settings.activation_checkpointing)
         self._packs.append(pack)
@@ -162,7 +165,14 @@ class PackedEngine:
 
     def _slot(self, trial: TrialConfig, folder: TrialFolder, pack: Pack, checkpoint: Path | None) -> Slot:
         encoded, validation = self.device_cache.training(trial), self.device_cache.validation(trial)
-        return Slot(trial, folder, pack.base, encoded, validation, self.score, checkpoint)
+        slot = Slot(trial, folder, pack.base, encoded, validation, self.score, checkpoint)
+        mixed = sorted(slot.modules.keys() & pack.base.behaviour.mixed) if trial.lora.dropout else ()
+        if mixed:
+            raise ModelError(
+                f"lora.dropout={trial.lora.dropout}: '{mixed[0]}' gets tokens of several rows mixed, so in a pack its"
+                " masks would not be the trial's own. Use lora.dropout=0, other lora.targets, or engine=hf."
+            )
+        return slot
 
     def _budget(self, pack: Pack, trial: TrialConfig) -> SlotBudget:
         key = self.device_cache.base_key(trial)

@@ -20,12 +20,13 @@ from transformers import PreTrainedModel
 
 from analysis.errors import HardwareError, LorasweepError, ModelError, first_line
 from trainer.config import HEAD_NAMES, PRECISIONS, ModelConfig
+from trainer.models.behaviour import PLAIN, Behaviour, try_out
 from trainer.models.cpu_attention import short_rows_in_float32
 from trainer.models.lm_head import TokenLogits
 from trainer.models.model_files import ADAPTER_CONFIG
 from trainer.models.padding import fit_padding, refuse_tokens_beyond
 from trainer.models.task_head import TaskHead, find_head
-from trainer.models.tokenizer import loading_arguments, model_folder, open_tokenizer
+from trainer.models.tokenizer import loading_arguments, model_folder, open_tokenizer, row_ending
 from trainer.models.weights import load_weights
 from trainer.models.window import window
 
@@ -45,6 +46,7 @@ class BaseModel:
         fresh: those heads that start from seeded random values, instead of the checkpoint's.
         pad_token: id that fills rows up; never attended to.
         notes: what the user should know of the model.
+        behaviour: how it treats its rows.
     """
 
     model: PreTrainedModel
@@ -55,6 +57,7 @@ class BaseModel:
     fresh: frozenset[str] = frozenset()
     pad_token: int = 0
     notes: tuple[str, ...] = ()
+    behaviour: Behaviour = PLAIN
 
     @property
     def device(self) -> torch.device:
@@ -69,6 +72,14 @@ class BaseModel:
     def window(self) -> int:
         """Tokens that the model reads at once; very many where nothing names a limit."""
         return window(self.model)
+
+    def ordinary_tokens(self) -> list[int]:
+        """Ids of some tokens that stand for text, from all over the vocabulary."""
+        embeddings: Any = self.model.get_input_embeddings()
+        n = min(len(self.tokenizer), len(embeddings.weight))
+        special = set(self.tokenizer.all_special_ids)
+        spread = [i for i in range(0, n, max(1, n // 64)) if i not in special]
+        return spread if len(spread) > 1 else list(range(n))
 
     def arithmetic(self) -> contextlib.AbstractContextManager[Any]:
         """The autocast context that every forward of this model runs in, in training and in scoring."""
@@ -223,7 +234,6 @@ def load_base(config: ModelConfig, precision: str, task: str, labels: Sequence[s
     model.eval()
     _with_plain_outputs(model, task)
     _guard_four_bit(model)
-    _without_dropout(model)
     padding = fit_padding(tokenizer, model)
     refuse_tokens_beyond(tokenizer, model)
     head = TaskHead()
@@ -243,7 +253,10 @@ def load_base(config: ModelConfig, precision: str, task: str, labels: Sequence[s
             " (huggingface/transformers pull request 42299). Where the model was trained with another, store it mended:"
             " AutoTokenizer.from_pretrained(…, fix_mistral_regex=True).save_pretrained(…)"
         )
-    return BaseModel(model, tokenizer, precision, head.modules, autocast, head.fresh, padding, tuple(notes))
+    base = BaseModel(model, tokenizer, precision, head.modules, autocast, head.fresh, padding, tuple(notes))
+    tokens, ending = base.ordinary_tokens(), row_ending(tokenizer)
+    base.behaviour = try_out(model, task, head.modules, tokens, ending, padding, base.arithmetic)
+    return base
 
 
 def _with_plain_outputs(model: PreTrainedModel, task: str) -> None:
@@ -268,18 +281,6 @@ def _guard_four_bit(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  # no such name for mypy
-
-
-def _without_dropout(model: nn.Module) -> None:
-    """Turn the base model's own dropout off: it is frozen, and its masks would depend on the order of calls.
-
-    What ``lora.dropout`` asks for is applied to the adapters, with masks that depend on the trial alone.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010
 
 
 class _DropNoise(logging.Filter):

@@ -4,6 +4,7 @@ Initial values depend on the trial's seed, the module's name and the rank alone,
 adapter on its own, in a pack, or after other trials on the same base model.
 """
 
+import copy
 import hashlib
 import math
 import re
@@ -13,7 +14,9 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 from peft.utils import ModulesToSaveWrapper
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -42,6 +45,7 @@ def linear_modules(model: PreTrainedModel, heads: frozenset[str]) -> list[str]:
         and module is not output
         and not within(name, heads)
         and not within(name, unread)
+        and _gives_a_product(module)
     ]
 
 
@@ -67,6 +71,17 @@ def within(name: str, modules: Collection[str]) -> bool:
         modules: full names.
     """
     return any(f"{name}.".startswith(f"{module}.") for module in modules)
+
+
+@torch.no_grad()
+def _gives_a_product(layer: nn.Module) -> bool:
+    """Whether a linear layer gives its product alone; a model's own class of it, such as a router, may give more."""
+    if not type(layer).__module__.startswith("transformers.models."):
+        return True
+    d_in, d_out = linear_shape(layer)
+    weight: Any = layer.weight
+    product = layer(torch.zeros(2, d_in, dtype=weight.dtype, device=weight.device))
+    return isinstance(product, torch.Tensor) and product.shape == (2, d_out)
 
 
 def linear_shape(layer: Any) -> tuple[int, int]:
@@ -215,7 +230,7 @@ def peft_config(model: PreTrainedModel, settings: LoraSettings, task: str, heads
         ModelError: for targets the model does not have.
     """
     alpha, rslora = scaling(settings)
-    return LoraConfig(
+    config = LoraConfig(
         task_type=TaskType.CAUSAL_LM if task == "completion" else TaskType.SEQ_CLS,
         base_model_name_or_path=model.__dict__.get("name_or_path"),
         r=settings.rank,
@@ -228,6 +243,33 @@ def peft_config(model: PreTrainedModel, settings: LoraSettings, task: str, heads
         exclude_modules="|".join(rf"{re.escape(name)}\..*" for name in beside_text(model)) or None,
         modules_to_save=sorted({*heads, *settings.modules_to_save}) or None,
     )
+    _check_with_peft(model, config, settings.targets)
+    return config
+
+
+def _check_with_peft(model: PreTrainedModel, config: LoraConfig, targets: str) -> None:
+    """Raise ModelError for targets that PEFT refuses with this model, or takes for its experts by their names."""
+    named = set(config.target_modules or ())
+    lost: dict[str, str] = {}
+    for target in named:
+        try:
+            _check_lora_target_modules_mamba(config, model, target.rsplit(".", 1)[-1])
+        except ValueError:
+            lost[target] = "does not train it with this architecture"
+    as_peft_reads = copy.deepcopy(config)
+    try:
+        convert_peft_config_for_transformers(as_peft_reads, model=model, conversions=None)
+        read = set(as_peft_reads.target_modules or ())
+    except ValueError:  # names some of what is fused in the experts
+        read = {target for target in named if not target.endswith(("gate_proj", "up_proj", "down_proj"))}
+    lost |= dict.fromkeys(named - read, "takes the name for that of the experts")
+    if lost:
+        target = min(lost)
+        rest = sorted({name.rsplit(".", 1)[-1] for name in named - lost.keys()})
+        raise ModelError(
+            f"lora.targets={targets}: PEFT {lost[target]} ('{target}')."
+            + (f" Use lora.targets={'+'.join(rest)}." if rest else " Name other layers, or use another model.")
+        )
 
 
 def add_adapter(

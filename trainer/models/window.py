@@ -18,7 +18,8 @@ def window(model: PreTrainedModel) -> int:
     its neighbours, so the original window is the limit.
     """
     config = model.config.get_text_config()
-    limit = int(getattr(config, "max_position_embeddings", None) or UNLIMITED)
+    limit = int(getattr(config, "max_position_embeddings", None) or 0)
+    limit = limit if limit > 0 else UNLIMITED  # XLNet's is -1
     for rope in _ropes(config):
         if rope.get("rope_type") == "longrope":
             limit = min(limit, int(rope.get("original_max_position_embeddings") or limit))
