@@ -21,7 +21,7 @@ from trainer.models.lora import linear_modules
 
 ROWS, TOKENS, SHORT = 3, 7, 4  # of the batch that is tried; no two are equal, so that a shape says what is what
 _CHANGED = 1  # the row whose last token is another one in the second batch
-_REPEATS = 8  # of a pass that draws random numbers, to see whether they change anything
+_REPEATS = 16  # of a pass that draws random numbers, to see whether they change anything
 _MOVED = 0.02  # share of the largest change from which on a position counts as changed
 # Share of the outputs' size by which rounding may change them, in float32 and below it. The same product of other
 # neighbours is rounded the same; a batch of another shape is summed in another order.

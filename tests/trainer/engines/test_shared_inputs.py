@@ -25,12 +25,13 @@ _CASES = [
 def pair(
     make_trial: Callable[..., TrialConfig], tiny_models: dict[str, Path], tmp_path: Path
 ) -> Callable[..., list[TrialConfig]]:
-    """Two trials on a tiny random model of an architecture, with dropout."""
+    """Two trials on a tiny random model of an architecture, with dropout; the second's rows are mostly shorter."""
 
-    def make(name: str, task: str, **changes: object) -> list[TrialConfig]:
+    def make(name: str, task: str) -> list[TrialConfig]:
         folder = save(name, task, tmp_path / name, tiny_models["llama"])
         model = ModelConfig(source="local", path=str(folder))
         trials = [replace(trial, model=model) for trial in two_trials(make_trial, task)]
+        trials[1] = replace(trials[1], train=replace(trials[1].train, batch_size=2))
         return [replace(trial, lora=replace(trial.lora, dropout=0.3)) for trial in trials]
 
     return make
@@ -74,13 +75,19 @@ def test_slots_that_leave_the_shared_layers_alone_go_through_them_together(
     pair: Callable[..., list[TrialConfig]], tmp_path: Path
 ) -> None:
     trials, materials = pair("DeBERTa-v3", "classification"), DeviceCache(torch.device("cpu"))
-    attention = materials.base(trials[0]).model.get_submodule("deberta.encoder.layer.0.attention.self")
-    rows: list[int] = []
-    value: torch.nn.Module = attention.get_submodule("value_proj")
-    value.register_forward_pre_hook(lambda layer, inputs: rows.append(len(inputs[0])))
+    trials[1] = replace(
+        trials[1], train=replace(trials[1].train, batch_size=6)
+    )  # 4 + 6 rows: no pass of scoring has ten
+    layer = materials.base(trials[0]).model.get_submodule("deberta.encoder.layer.0")
+    rows: dict[str, list[int]] = {"attention.self.value_proj": [], "intermediate.dense": []}
+    for name, seen in rows.items():
+        hooked: torch.nn.Module = layer.get_submodule(name)
+        hooked.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(len(inputs[0])))  # type: ignore[misc]
     for targets, in_one_pass in (("value_proj", True), ("value_proj+query_proj", False)):
-        rows.clear()
+        for seen in rows.values():
+            seen.clear()
         chosen = [replace(trial, lora=replace(trial.lora, targets=targets)) for trial in trials]
         drive(packed_engine(materials), chosen, tmp_path / targets)
-        assert (4 + 6 in rows) == in_one_pass
-    assert "forward" not in vars(attention), "the base model is its old self when the pack is gone"
+        assert (4 + 6 in rows["attention.self.value_proj"]) == in_one_pass
+        assert 4 + 6 in rows["intermediate.dense"], "all that is not such a module is passed through together"
+    assert "forward" not in vars(layer.get_submodule("attention.self")), "the base model is its old self again"
