@@ -26,6 +26,7 @@ from analysis.finals import SEED, Look, looks_sentences, read_finals, read_looks
 from analysis.folder import ENDED, State, Status, SweepFolder, TrialFolder, append_line, atomic_write, read_lines
 from analysis.leaderboard import leaderboard
 from analysis.leaderboard.leaderboard import Row
+from sweeps.checks.estimate import entries
 from sweeps.checks.preflight import preflight
 from sweeps.compose.compose import RESUMABLE, Composed
 from sweeps.config import SweepConfig
@@ -37,6 +38,7 @@ from sweeps.process.installation import program, shell_path
 from sweeps.store.folder_lock import locked
 from sweeps.store.manifest import read_manifest
 from trainer.config import Baseline, TrialConfig, check_trial
+from trainer.data.audit import near_message, near_overlap, overlap, overlap_message
 from trainer.data.dataset import Row as DataRow
 from trainer.data.dataset import check_test, load_dataset, load_test
 from trainer.engine import Ended, Halted
@@ -44,6 +46,7 @@ from trainer.engine import Ended, Halted
 CHANGEABLE = (
     "data.test",
     "data.test_rows",
+    "data.allow_overlap",
     "bias",
     "eval",
     *(part for part in RESUMABLE if part in ("ray", "resources")),
@@ -76,7 +79,7 @@ def finalize(run_dir: str, top: int, seeds: int, overrides: Sequence[str], quiet
         run_dir: the sweep folder.
         top: trials, from the top of the leaderboard.
         seeds: for each.
-        overrides: of ``data.test``, ``bias``, ``eval``, ``ray`` and ``resources``.
+        overrides: of ``data.test``, ``data.allow_overlap``, ``bias``, ``eval``, ``ray`` and ``resources``.
         quiet: print the final scores only.
 
     Returns:
@@ -92,7 +95,7 @@ def finalize(run_dir: str, top: int, seeds: int, overrides: Sequence[str], quiet
     folder = SweepFolder.open(run_dir)
     manifest = read_manifest(folder)
     composed = _composed(manifest["unresolved"], overrides)
-    test = _test_rows(folder, composed)
+    test, near = _test_rows(folder, composed)
     rows = leaderboard.build(folder)
     finalists = _finalists(folder, rows, top)
     began = time.monotonic()
@@ -102,6 +105,8 @@ def finalize(run_dir: str, top: int, seeds: int, overrides: Sequence[str], quiet
             minutes, seconds = divmod(int(time.monotonic() - began), 60)
             print(f"[{minutes:>4}:{seconds:02}] {text}", flush=True)
 
+    for sentence in near:
+        say(sentence)
     preflight(composed.config, composed.space, quiet)
     with locked(folder):
         runs = [run for row in finalists for run in _runs(folder, composed, row.trial_id, seeds)]
@@ -126,8 +131,12 @@ def _composed(stored: dict[str, Any], overrides: Sequence[str]) -> Composed:
     return Composed.from_stored(stored, wanted, CHANGEABLE, "when finalists are scored")
 
 
-def _test_rows(folder: SweepFolder, composed: Composed) -> dict[str, Any]:
-    """Number and fingerprint of the test rows. Raises DataError where there are none."""
+def _test_rows(folder: SweepFolder, composed: Composed) -> tuple[dict[str, Any], list[str]]:
+    """Number and fingerprint of the test rows, and what to tell of them.
+
+    Raises:
+        DataError: where there are none, or they stand among the rows that trained or chose the trials.
+    """
     data = composed.config.data
     try:
         rows = load_test(data)
@@ -139,8 +148,17 @@ def _test_rows(folder: SweepFolder, composed: Composed) -> dict[str, Any]:
         raise DataError(
             f"The finalists need a test split that the sweep has not seen. {error} Such as: {again}"
         ) from None
-    check_test(rows, load_dataset(data).labels)
-    return {"rows": len(rows), "fingerprint": _fingerprint(rows)}
+    dataset = load_dataset(data)
+    check_test(rows, dataset.labels)
+    known, test = list(entries([*dataset.train, *dataset.validation])), list(entries(rows))
+    found = []
+    if (repeated := overlap(known, test)).rows:
+        if not data.allow_overlap:
+            raise DataError(overlap_message(repeated, of_test=True))
+        found.append(overlap_message(repeated, of_test=True))
+    if (near := near_overlap(known, test)).rows:
+        found.append(near_message(near, of_test=True))
+    return {"rows": len(rows), "fingerprint": _fingerprint(rows)}, found
 
 
 def _fingerprint(rows: Sequence[DataRow]) -> str:

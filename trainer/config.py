@@ -71,7 +71,7 @@ class DataConfig:
     source: str = key("newsgroups", choices=SOURCES)
     train: str | None = None  # file; source=folder: a folder; source=hub: a split's name
     validation: str | None = None  # the same
-    test: str | None = None  # the same; never read by a sweep, only by the final scoring
+    test: str | None = None  # the same; never read by a sweep, only by `check` and the final scoring
     name: str | None = None  # source=hub: owner/name, or a folder or file that `datasets` loads
     subset: str | None = None  # source=hub: configuration of the data set
     revision: str | None = None  # source=hub: a commit hash or tag
@@ -89,7 +89,7 @@ class DataConfig:
     on_error: str = key("fail", choices=("fail", "skip"))  # a row that cannot be used: stop, or leave it out and say so
     split: SplitConfig = field(default_factory=SplitConfig)
     max_length: int = key(128, low=0)  # tokens a row, at least 8; 0: from the data; see trainer/data/tokenize.py
-    allow_overlap: bool = False  # validation rows that stand in the training rows too are an error, unless allowed
+    allow_overlap: bool = False  # validation rows in the training rows, test rows in either: an error, unless allowed
     topics: dict[str, str] = field(default_factory=dict)  # newsgroups: group name → label word
     train_rows: int = key(0, low=0)  # newsgroups: rows a topic; 0 = all
     validation_rows: int = key(0, low=0)  # newsgroups: rows a topic; 0 = all

@@ -86,13 +86,17 @@ def entries(rows: Sequence[Row]) -> Iterator[Entry]:
         yield Entry(row.content, row.label, row.place)
 
 
-def audited(dataset: Dataset, config: DataConfig, bias: BiasItems) -> tuple[Audit, list[tuple[str, str]]]:
+def audited(
+    dataset: Dataset, config: DataConfig, bias: BiasItems, test: Sequence[Row] = ()
+) -> tuple[Audit, list[tuple[str, str]]]:
     """The audit of a data set and what to tell of it.
 
     Args:
         bias: what the sweep measures bias on, whose sentences are looked for among the training rows.
+        test: test rows, where there are some.
     """
-    findings = audit(list(entries(dataset.train)), list(entries(dataset.validation)), bias.sentences())
+    train, validation = list(entries(dataset.train)), list(entries(dataset.validation))
+    findings = audit(train, validation, bias.sentences(), list(entries(test)))
     return findings, warnings(findings, config.allow_overlap)
 
 

@@ -14,7 +14,7 @@ from sweeps.checks.preflight import check_rung, preflight_assets
 from sweeps.compose.compose import Composed
 from trainer.config import PRECISIONS
 from trainer.data.audit import Audit
-from trainer.data.dataset import load_dataset
+from trainer.data.dataset import check_test, has_test, load_dataset, load_test
 from trainer.evaluation.bias.items import load_bias
 from trainer.evaluation.metric_names import task_kind
 
@@ -32,7 +32,9 @@ def run_check(composed: Composed, samples: int, probe: bool, quiet: bool) -> Che
     check_rung(composed.config.eval.rung_items, dataset)
     config = composed.config
     bias = load_bias(config.bias, task_kind(config.task, dataset.schema), report)
-    check.audit, problems = audited(dataset, composed.config.data, bias)
+    test = load_test(config.data, report) if has_test(config.data) else []
+    check_test(test, dataset.labels)
+    check.audit, problems = audited(dataset, config.data, bias, test)
     check.problems += problems
     if dataset.skipped:
         check.problems.append(
@@ -99,6 +101,7 @@ def _show_plan(console: Console, found: dict[str, Any]) -> None:
 
 def _show_data(console: Console, found: Audit) -> None:
     rows = f"{found.rows['train']:,} to train on, {found.rows['validation']:,} to rank by"
+    rows += f", {found.rows['test']:,} kept for the final scores" if "test" in found.rows else ""
     labels = found.labels["train"]
     if labels:
         shown = ", ".join(f"{label} {n:,}" for label, n in list(labels.items())[:8])

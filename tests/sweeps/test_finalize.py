@@ -16,7 +16,7 @@ from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder, read_li
 from analysis.rows import Row
 from sweeps import cli
 from sweeps.driver.device_client import DeviceClient, TrialPlacement
-from sweeps.finalize import _composed, _finalists, _runs, _train_to_end
+from sweeps.finalize import _composed, _finalists, _runs, _test_rows, _train_to_end
 from sweeps.store.manifest import read_manifest
 from tests.conftest import write_rows
 from tests.sweeps.driver.fakes import FakeDispatcher
@@ -190,6 +190,34 @@ def test_other_test_rows_are_not_mixed_with_these(finalized, monkeypatch, capsys
     other = write_rows(where / "other.csv", 12, 3)
     assert cli.main(["finalize", "runs/tiny", "--top", "1", f"data.test={other}"]) == 5
     assert "other test rows than these" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split", [0, 1], ids=["training", "validation"])
+def test_rows_that_trained_or_chose_the_trial_are_no_test_rows(
+    split: int, sweep, tiny_data, monkeypatch, capsys, tmp_path
+) -> None:
+    monkeypatch.chdir(sweep)
+    first = tiny_data[split].read_text().splitlines()[1]
+    text, label = first.split(",")
+    test = write_rows(tmp_path / "test.csv", 6, 9)
+    test.write_text(test.read_text() + f"<p>Re: {text.upper()}.</p>,{label}\n")
+    assert cli.main(["finalize", "runs/tiny", f"data.test={test}"]) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 test row stands among the training or validation rows too" in said
+    assert f"{tiny_data[split]}, line 2" in said
+    assert "data.allow_overlap=true" in said
+
+
+def test_test_rows_may_be_kept_and_near_ones_are_told(sweep, tiny_data, tmp_path) -> None:
+    first = tiny_data[0].read_text().splitlines()[1]
+    test = write_rows(tmp_path / "test.csv", 6, 9)
+    test.write_text(test.read_text() + f"{first}\nthey say that {first}\n")
+    folder = SweepFolder.open(sweep / "runs" / "tiny")
+    stored = read_manifest(folder)["unresolved"]
+    facts, sentences = _test_rows(folder, _composed(stored, [f"data.test={test}", "data.allow_overlap=true"]))
+    assert facts["rows"] == 8
+    assert "1 test row stands among" in sentences[0]
+    assert "nearly repeated among the training or validation rows" in sentences[1]
 
 
 def test_a_label_that_no_training_row_has_is_refused(sweep, monkeypatch, capsys, tmp_path) -> None:

@@ -1,12 +1,13 @@
-"""Finds faults in readable data: repeated rows, rows of one split in the other, labels that contradict.
+"""Finds faults in readable data: repeated rows, rows of one split in another, labels that contradict.
 
-Near duplicates share at least four fifths of their word 5-grams (Jaccard), found by MinHash and locality-sensitive
-hashing (Broder 1997; Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, chapter 3) and then compared exactly.
+Rows are the same where their normal form is (``trainer/data/likeness.py``). Near duplicates of a split share at least
+four fifths of their word 5-grams (Jaccard), found by MinHash and locality-sensitive hashing (Broder 1997; Leskovec,
+Rajaraman and Ullman, Mining of Massive Datasets, chapter 3) and then compared exactly. Between splits, where a near
+duplicate makes scores too good, rows also count that are quoted in one another, or short and much alike.
 """
 
 import multiprocessing
 import os
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from analysis.errors import DataError
+from trainer.data.likeness import Shingler, near_rows, normal_form
 
 NEAR = 0.8  # Jaccard similarity
 _WORDS = 5  # of a shingle; a shorter text is one shingle
 _BANDS, _ROWS = 20, 5  # of the MinHash signature: a pair at 0.8 is missed once in 2,700 times
 _MANY = 20_000  # rows; with more, one process per core is faster than one for all
 _COMPARED = 50  # candidates a row is compared with exactly
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, as in Fibonacci hashing
 _SHOWN = 3  # examples of each kind
 _IMBALANCE = 10.0  # rows of the largest class for one of the smallest
 _FEW = 5  # validation rows of a class, below which its F1 says little
@@ -72,6 +73,7 @@ class Audit:
         exact_across, near_across: validation rows that stand in the training rows.
         conflicts: rows whose text has another label elsewhere.
         benchmark: training rows that hold a sentence of a bias benchmark.
+        exact_test, near_test: test rows that stand in the training or validation rows.
     """
 
     rows: dict[str, int]
@@ -83,42 +85,59 @@ class Audit:
     near_across: Pairs
     conflicts: Pairs
     benchmark: Pairs = field(default_factory=Pairs)
+    exact_test: Pairs = field(default_factory=Pairs)
+    near_test: Pairs = field(default_factory=Pairs)
 
 
-def audit(train: Sequence[Entry], validation: Sequence[Entry], sentences: Mapping[str, str] | None = None) -> Audit:
-    """Check all rows of both splits.
+def audit(
+    train: Sequence[Entry],
+    validation: Sequence[Entry],
+    sentences: Mapping[str, str] | None = None,
+    test: Sequence[Entry] = (),
+) -> Audit:
+    """Check all rows of all splits.
 
     Args:
         train: training rows.
         validation: validation rows.
         sentences: of bias benchmarks: where each stands → the sentence.
+        test: test rows, where they are known.
     """
-    splits = {"train": _single_spaced(train), "validation": _single_spaced(validation)}
+    splits = {"train": _normal(train), "validation": _normal(validation)} | ({"test": _normal(test)} if test else {})
     shingler = Shingler()
-    near, near_across = _near(splits, shingler)
+    near, across = _near(splits, shingler)
+    known = [*splits["train"], *splits["validation"]]
     return Audit(
         rows={name: len(rows) for name, rows in splits.items()},
         empty={name: sum(not row.text for row in rows) for name, rows in splits.items()},
         labels={name: _labels(rows) for name, rows in splits.items()},
         exact={name: _repeated(rows) for name, rows in splits.items()},
         near=near,
-        exact_across=_overlap(*splits.values()),
-        near_across=near_across,
-        conflicts=_conflicts([*splits["train"], *splits["validation"]]),
+        exact_across=_overlap(splits["train"], splits["validation"]),
+        near_across=across["validation"],
+        conflicts=_conflicts([row for rows in splits.values() for row in rows]),
         benchmark=_with_sentences(splits["train"], sentences or {}, shingler),
+        exact_test=_overlap(known, splits.get("test", ())),
+        near_test=across.get("test", Pairs()),
     )
 
 
-def overlap(train: Iterable[Entry], validation: Iterable[Entry]) -> Pairs:
-    """Validation rows whose text is that of a training row, whatever the white space."""
-    return _overlap(_single_spaced(train), _single_spaced(validation))
+def overlap(known: Iterable[Entry], rows: Iterable[Entry]) -> Pairs:
+    """Rows that say what a known row says (``normal_form``)."""
+    return _overlap(_normal(known), _normal(rows))
 
 
-def _overlap(train: Iterable[Entry], validation: Iterable[Entry]) -> Pairs:
-    known: dict[str, str] = {}
-    for row in train:
-        known.setdefault(row.text, row.place)
-    return _pairs((row.place, known[row.text]) for row in validation if row.text in known)
+def near_overlap(known: Iterable[Entry], rows: Iterable[Entry]) -> Pairs:
+    """Rows that nearly say what a known row says; those that say the same are not counted."""
+    _, across = _near({"train": _normal(known), "test": _normal(rows)}, Shingler())
+    return across["test"]
+
+
+def _overlap(known: Iterable[Entry], rows: Iterable[Entry]) -> Pairs:
+    places: dict[str, str] = {}
+    for row in known:
+        places.setdefault(row.text, row.place)
+    return _pairs((row.place, places[row.text]) for row in rows if row.text in places)
 
 
 def refuse_overlap(train: Iterable[Entry], validation: Iterable[Entry]) -> None:
@@ -128,12 +147,29 @@ def refuse_overlap(train: Iterable[Entry], validation: Iterable[Entry]) -> None:
         raise DataError(overlap_message(repeated))
 
 
-def overlap_message(repeated: Pairs) -> str:
-    """A sentence on validation rows that stand among the training rows, and what to do."""
-    rows = "1 validation row stands" if repeated.rows == 1 else f"{repeated.rows:,} validation rows stand"
+def overlap_message(repeated: Pairs, of_test: bool = False) -> str:
+    """A sentence on rows that stand in another split too, and what to do.
+
+    Args:
+        repeated: validation rows among the training rows.
+        of_test: they are test rows, among the training or validation rows.
+    """
+    split, known = ("test", "training or validation rows") if of_test else ("validation", "training rows")
+    rows = f"1 {split} row stands" if repeated.rows == 1 else f"{repeated.rows:,} {split} rows stand"
+    why = "that trained or chose the trial" if of_test else "that were trained on"
     return (
-        f"{rows} among the training rows too, such as {repeated.shown()}: scores would be of rows that were trained on."
-        " Remove them from one of the two, or keep them: data.allow_overlap=true"
+        f"{rows} among the {known} too, such as {repeated.shown()}: scores would be of rows {why}. (Letter case,"
+        " markup, a reply mark such as Re: and a full stop at the end make no other row.) Remove them from one of the"
+        " two, or keep them: data.allow_overlap=true"
+    )
+
+
+def near_message(near: Pairs, of_test: bool = False) -> str:
+    """A sentence on rows that nearly stand in another split too; the arguments are those of ``overlap_message``."""
+    split, known = ("test", "training or validation rows") if of_test else ("validation", "training rows")
+    return (
+        f"{_rows(near.rows, f'{split} row')} nearly repeated among the {known} (some words differ, or one quotes the"
+        f" other), such as {near.shown()}: scores on them tell little of new text."
     )
 
 
@@ -147,14 +183,12 @@ def warnings(result: Audit, allow_overlap: bool) -> list[tuple[str, str]]:
     sentences: list[tuple[str, str]] = []
     if result.exact_across.rows:
         sentences.append(("warning" if allow_overlap else "error", overlap_message(result.exact_across)))
+    if result.exact_test.rows:
+        sentences.append(("warning" if allow_overlap else "error", overlap_message(result.exact_test, of_test=True)))
     if result.near_across.rows:
-        sentences.append(
-            (
-                "warning",
-                f"{_rows(result.near_across.rows, 'validation row')} nearly repeated among the training rows, such as"
-                f" {result.near_across.shown()}: scores on them tell little of new text.",
-            )
-        )
+        sentences.append(("warning", near_message(result.near_across)))
+    if result.near_test.rows:
+        sentences.append(("warning", near_message(result.near_test, of_test=True)))
     if result.conflicts.rows:
         sentences.append(
             (
@@ -213,9 +247,9 @@ def _labels(rows: Sequence[Entry]) -> dict[str, int]:
     return dict(Counter(row.label for row in rows if row.label).most_common())
 
 
-def _single_spaced(rows: Iterable[Entry]) -> list[Entry]:
-    """The rows with every run of white space as one space."""
-    return [Entry(" ".join(row.text.split()), row.label, row.place) for row in rows]
+def _normal(rows: Iterable[Entry]) -> list[Entry]:
+    """The rows with their texts in normal form."""
+    return [Entry(normal_form(row.text), row.label, row.place) for row in rows]
 
 
 def _pairs(pairs: Iterable[tuple[str, str]]) -> Pairs:
@@ -249,44 +283,9 @@ def _conflicts(rows: Sequence[Entry]) -> Pairs:
     return _pairs(pairs)
 
 
-class Shingler:
-    """Turns texts into hashes of runs of words, whatever their case and white space."""
-
-    def __init__(self) -> None:
-        self._words: dict[str, int] = {}
-
-    def words(self, text: str) -> np.ndarray:
-        """(words,) uint64: a hash for each word of a text."""
-        known, hashes = self._words, []
-        for word in text.casefold().split():
-            value = known.get(word)
-            if value is None:
-                value = known[word] = zlib.crc32(word.encode("utf-8", "surrogatepass"))
-            hashes.append(value)
-        return np.array(hashes, dtype=np.uint64)
-
-    @staticmethod
-    def runs(words: np.ndarray, n: int) -> np.ndarray:
-        """Hashes of all runs of ``n`` words; one hash of all words where there are fewer.
-
-        Args:
-            words: (words,) from ``words``.
-            n: length of a run.
-
-        Returns:
-            (runs,) uint32.
-        """
-        n = min(n, len(words))
-        at = len(words) - n + 1
-        mixed = np.zeros(at, dtype=np.uint64)
-        for i in range(n):
-            mixed = (mixed ^ words[i : i + at]) * _GOLDEN
-            mixed ^= mixed >> np.uint64(29)
-        return (mixed >> np.uint64(32)).astype(np.uint32)
-
-    def shingles(self, text: str) -> np.ndarray:
-        """Hashes of the text's word 5-grams: sorted, without repetition."""
-        return np.unique(self.runs(self.words(text), _WORDS))
+def shingles(words: np.ndarray) -> np.ndarray:
+    """Hashes of a text's word 5-grams, sorted, without repetition; ``words`` are from ``Shingler.words``."""
+    return np.unique(Shingler.runs(words, _WORDS))
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
@@ -299,8 +298,8 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     return shared / (len(a) + len(b) - shared)
 
 
-def _near(splits: Mapping[str, Sequence[Entry]], shingler: Shingler) -> tuple[dict[str, Pairs], Pairs]:
-    """Rows that nearly repeat an earlier one: of the same split, and validation rows of the training rows."""
+def _near(splits: Mapping[str, Sequence[Entry]], shingler: Shingler) -> tuple[dict[str, Pairs], dict[str, Pairs]]:
+    """Rows that nearly repeat an earlier one: of their split, and of the splits before it."""
     kept: list[tuple[str, Entry]] = []  # one row of each text of a split: exact copies are counted elsewhere
     for split, rows in splits.items():
         first: dict[str, Entry] = {}
@@ -308,27 +307,42 @@ def _near(splits: Mapping[str, Sequence[Entry]], shingler: Shingler) -> tuple[di
             first.setdefault(row.text, row)
         first.pop("", None)
         kept += [(split, row) for row in first.values()]
-    grams, signatures = _all_signatures([row.text for _, row in kept], shingler)
+    words, grams, signatures = _all_signatures([row.text for _, row in kept], shingler)
     within: dict[str, list[tuple[str, str]]] = {name: [] for name in splits}
-    across: list[tuple[str, str]] = []
+    twins: dict[int, int] = {}  # row → a row of an earlier split
     for number, others in _candidates(signatures):
         split, row = kept[number]
-        open_ = {"train", split}
+        open_ = {"within", "across"}
         for other in others:
             other_split, twin = kept[other]
-            if other_split in open_ and jaccard(grams[number], grams[other]) >= NEAR:
-                open_.discard(other_split)
-                if other_split == split:
+            kind = "within" if other_split == split else "across"
+            if kind in open_ and jaccard(grams[number], grams[other]) >= NEAR:
+                open_.discard(kind)
+                if kind == "across":
+                    twins[number] = other
+                else:
                     within[split].append((row.place, twin.place))
-                elif row.text != twin.text:
-                    across.append((row.place, twin.place))
             if not open_:
                 break
-    return {name: _pairs(pairs) for name, pairs in within.items()}, _pairs(across)
+    across: dict[str, Pairs] = {}
+    begin = 0
+    for split in splits:
+        end = begin + sum(name == split for name, _ in kept)
+        nearest = near_rows(words[:begin], words[begin:end])
+        of_split = {number: twins[number] for number in range(begin, end) if number in twins}
+        of_split = {begin + number: other for number, other in nearest.items()} | of_split
+        before = {row.text for _, row in kept[:begin]}
+        across[split] = _pairs(
+            (kept[number][1].place, kept[other][1].place)
+            for number, other in sorted(of_split.items())
+            if kept[number][1].text not in before
+        )
+        begin = end
+    return {name: _pairs(pairs) for name, pairs in within.items()}, across
 
 
-def _all_signatures(texts: Sequence[str], shingler: Shingler) -> tuple[list[np.ndarray], np.ndarray]:
-    """Shingles and MinHash signature of each text, on all cores where there are many."""
+def _all_signatures(texts: Sequence[str], shingler: Shingler) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """Words, shingles and MinHash signature of each text, on all cores where there are many."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if len(texts) < _MANY or cores < 2:
         return _signatures(texts, shingler)
@@ -337,22 +351,26 @@ def _all_signatures(texts: Sequence[str], shingler: Shingler) -> tuple[list[np.n
     # Spawned, not forked: a caller may have threads of torch's or of a progress display.
     with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
         done = list(pool.map(_signatures, parts))
-    return [row for grams, _ in done for row in grams], np.concatenate([signatures for _, signatures in done])
+    words, grams = ([row for part in done for row in part[i]] for i in (0, 1))
+    return words, grams, np.concatenate([signatures for *_, signatures in done])
 
 
-def _signatures(texts: Sequence[str], shingler: Shingler | None = None) -> tuple[list[np.ndarray], np.ndarray]:
+def _signatures(
+    texts: Sequence[str], shingler: Shingler | None = None
+) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
     from datasketch import MinHash
 
     shingler, width = shingler or Shingler(), _BANDS * _ROWS
     hasher: Any = MinHash(num_perm=width, hashfunc=int, scheme="affine32")
-    grams, signatures = [], np.empty((len(texts), width), dtype=np.uint32)
+    words, grams, signatures = [], [], np.empty((len(texts), width), dtype=np.uint32)
     for number, text in enumerate(texts):
-        row = shingler.shingles(text)
+        words.append(shingler.words(text))
+        row = shingles(words[-1])
         hasher.clear()
         hasher.update_batch(row.tolist())
         signatures[number] = hasher.hashvalues
         grams.append(row)
-    return grams, signatures
+    return words, grams, signatures
 
 
 def _candidates(signatures: np.ndarray) -> list[tuple[int, list[int]]]:
@@ -377,7 +395,7 @@ def _with_sentences(rows: Sequence[Entry], sentences: Mapping[str, str], shingle
     """Rows that hold one of the sentences, whatever its case and the punctuation at its end."""
     by_begin: dict[int, list[tuple[str, str]]] = {}
     for place, sentence in sentences.items():
-        words = sentence.casefold().rstrip(" .!?").split()
+        words = normal_form(sentence).rstrip(" .!?").split()
         if len(words) > _BIAS_WORDS:  # the last word may continue in the text, such as "doctor" in "doctors"
             begin = shingler.runs(shingler.words(" ".join(words)), _BIAS_WORDS)[0]
             by_begin.setdefault(int(begin), []).append((" ".join(words), place))

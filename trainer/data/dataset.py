@@ -19,7 +19,7 @@ from trainer.data.splits import make_splits
 from trainer.data.subsets import stratified
 from trainer.data.tables import RowErrors, Table
 
-__all__ = ["Dataset", "Row", "data_columns", "load_dataset", "load_test", "rung_subset", "schema_of"]
+__all__ = ["Dataset", "Row", "data_columns", "has_test", "load_dataset", "load_test", "rung_subset", "schema_of"]
 
 _SHOWN = 10  # labels named in a message
 _MOST_LABELS = 1000  # a column with more labels holds texts or numbers, not classes
@@ -127,6 +127,11 @@ def load_test(config: DataConfig, report: Report = lambda message: None) -> list
             " when the sweep is run."
         )
     return rows_of(_read(config, "test", how, errors, report), "test", how, errors)[0]
+
+
+def has_test(config: DataConfig) -> bool:
+    """Whether the config names or makes test rows."""
+    return bool(config.test or config.split.test or (config.source == "newsgroups" and config.test_rows))
 
 
 def schema_of(config: DataConfig) -> tuple[str, str]:

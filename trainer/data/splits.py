@@ -8,6 +8,7 @@ from hashlib import sha256
 
 from analysis.errors import DataError
 from trainer.config import SplitConfig
+from trainer.data.likeness import normal_form
 from trainer.data.schemas import Row
 from trainer.data.subsets import fixed_draw, proportional_shares
 
@@ -20,8 +21,8 @@ def make_splits(rows: Sequence[Row], groups: Sequence[str] | None, split: SplitC
     Args:
         rows: with distinct ids.
         groups: one per row: rows of one group stay together, and an empty one is a group of its own. None: each label
-            is divided in proportion (rows without labels: at random), and rows that say the same stay together. A label
-            of two texts has one to train on and one in validation, whatever the share.
+            is divided in proportion (rows without labels: at random), and rows that say the same (``normal_form``)
+            stay together. A label of two texts has one to train on and one in validation, whatever the share.
         split: shares and seed.
 
     Raises:
@@ -34,7 +35,7 @@ def make_splits(rows: Sequence[Row], groups: Sequence[str] | None, split: SplitC
         )
     copies: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
-        copies.setdefault(" ".join(row.content.split()), []).append(i)
+        copies.setdefault(normal_form(row.content), []).append(i)
     left = list(range(len(rows)))
     chosen: dict[str, list[int]] = {}
     # of each label, texts that are left for what is drawn later: one to train on, and one to rank by

@@ -14,6 +14,7 @@ from sweeps.checks.estimate import Probed, estimate, whole_sweep
 from sweeps.checks.preflight import preflight
 from sweeps.checks.simulate import Cost
 from sweeps.compose.compose import compose
+from tests.conftest import write_rows
 from trainer.models import base_model
 
 
@@ -76,6 +77,22 @@ def test_the_same_text_in_both_splits_fails_check_and_run_unless_allowed(
     assert "! 1 validation row stands" in capsys.readouterr().out
     composed = compose(allowed)
     preflight(composed.config, composed.space)
+
+
+def test_check_compares_test_rows_with_the_rows_of_a_sweep(tiny, tiny_data, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, known in zip(("of_training", "of_validation"), tiny_data, strict=True):
+        test = write_rows(tmp_path / f"{name}.csv", 6, 9)
+        test.write_text(test.read_text() + known.read_text().splitlines()[1] + "\n")
+        given = [*tiny("bert", "task=classification", f"data.test={test}"), "--no-probe"]
+        assert cli.main(["check", *given]) == 3
+        said = " ".join(capsys.readouterr().out.split())
+        assert "60 to train on, 30 to rank by, 7 kept for the final scores" in said
+        assert "✗ 1 test row stands among the training or validation rows too" in said
+        assert cli.main(["check", *given, "data.allow_overlap=true"]) == 0
+        assert "! 1 test row stands" in capsys.readouterr().out
+    clean = write_rows(tmp_path / "clean.csv", 6, 9)
+    assert cli.main(["check", *tiny("bert", "task=classification", f"data.test={clean}"), "--no-probe"]) == 0
 
 
 def test_the_plan_is_readable_in_80_columns(tiny, monkeypatch, capsys, tmp_path) -> None:

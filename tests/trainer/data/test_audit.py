@@ -5,7 +5,8 @@ import random
 import pytest
 
 from analysis.errors import DataError
-from trainer.data.audit import NEAR, Entry, Shingler, audit, jaccard, overlap, refuse_overlap, warnings
+from trainer.data.audit import NEAR, Entry, audit, jaccard, overlap, refuse_overlap, shingles, warnings
+from trainer.data.likeness import Shingler
 
 WORDS = [f"word{i}" for i in range(500)]
 
@@ -45,7 +46,7 @@ def test_similarity_is_that_of_word_5_grams_as_sets() -> None:
 
     shingler = Shingler()
     expected = len(grams(a) & grams(b)) / len(grams(a) | grams(b))
-    assert jaccard(shingler.shingles(a), shingler.shingles(b)) == expected == 51 / 61
+    assert jaccard(shingles(shingler.words(a)), shingles(shingler.words(b))) == expected == 51 / 61
 
 
 def test_the_same_text_in_both_splits_is_an_error_unless_allowed() -> None:
@@ -60,17 +61,29 @@ def test_the_same_text_in_both_splits_is_an_error_unless_allowed() -> None:
 
 @pytest.mark.parametrize("n", [46, 60, 200])
 def test_a_changed_word_is_a_near_duplicate_where_enough_is_shared(n: int) -> None:
-    """(n − 9) shared 5-grams of (n + 1): 0.787 for 46 words, above 0.8 for more."""
-    train = [*TRAIN, *rows("more", (text(777, n), "a"))]
-    found = audit(train, rows("validation", (changed(text(777, n), n // 2), "a")))
-    assert (found.near_across.rows == 1) is ((n - 9) / (n + 1) >= NEAR)
-    assert found.exact_across.rows == 0
+    """In a split (n − 9) shared 5-grams of (n + 1): 0.787 for 46 words, above 0.8 for more; across splits always."""
+    again = rows("more", (text(777, n), "a"), (changed(text(777, n), n // 2), "a"))
+    assert (audit([*TRAIN, *again], VALIDATION).near["train"].rows == 1) is ((n - 9) / (n + 1) >= NEAR)
+    found = audit([*TRAIN, again[0]], rows("validation", (again[1].text, "a")))
+    assert (found.near_across.rows, found.exact_across.rows) == (1, 0)
 
 
-def test_case_and_white_space_make_near_duplicates_not_exact_ones() -> None:
+def test_case_and_white_space_make_no_other_row() -> None:
     found = audit([*TRAIN, *rows("more", (text(0).upper(), "a"))], VALIDATION)
-    assert (found.exact["train"].rows, found.near["train"].rows) == (0, 1)
-    assert found.near["train"].examples == (("more 1", "train 1"),)
+    assert (found.exact["train"].rows, found.near["train"].rows) == (1, 0)
+    assert found.exact["train"].examples == (("more 1", "train 1"),)
+
+
+def test_test_rows_are_compared_with_training_and_validation_rows() -> None:
+    test = rows("test", (text(3), "b"), (text(101).upper(), "b"), (changed(text(4)), "a"), (text(500), "a"))
+    found = audit(TRAIN, VALIDATION, test=test)
+    assert found.exact_test.examples == (("test 1", "train 4"), ("test 2", "validation 2"))
+    assert found.near_test.examples == (("test 3", "train 5"),)
+    assert (found.exact_across.rows, found.near_across.rows) == (0, 0)
+    assert found.rows["test"] == 4
+    told = warnings(found, allow_overlap=False)
+    assert [kind for kind, _ in told] == ["error", "warning"]
+    assert all("among the training or validation rows" in sentence for _, sentence in told)
 
 
 def test_no_near_pair_is_missed_among_many() -> None:
@@ -110,8 +123,8 @@ def test_empty_rows_are_counted_and_are_no_duplicates_of_each_other() -> None:
 
 
 def test_a_benchmark_sentence_inside_a_training_row_is_found() -> None:
-    sentences = {"crows_pairs-7": "The old man could not learn the new system.", "crows_pairs-8": "Two words."}
-    train = rows("train", (f"{text(1)} the old man  could not learn THE new system, they said", "a"), (text(2), "a"))
+    sentences = {"crows_pairs-7": "The old man couldn’t learn the new system.", "crows_pairs-8": "Two words."}
+    train = rows("train", (f"{text(1)} the old man  couldn't learn THE new system, they said", "a"), (text(2), "a"))
     found = audit(train, VALIDATION, sentences)
     assert found.benchmark.examples == (("train 1", "crows_pairs-7"),)
     nothing = audit(rows("train", ("the old man could not be found", "a")), VALIDATION, sentences)
