@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from analysis.errors import ConfigError, DataError
+from trainer.class_weights import class_weights
 from trainer.config import TrialConfig
-from trainer.data.class_weights import class_weights
 from trainer.data.dataset import Dataset, Row, check_test, load_dataset, load_test, rung_subset
 from trainer.data.encode import Encoded
 from trainer.data.mitigation import counterfactual_copies, row_weights

@@ -13,8 +13,8 @@ from sklearn.utils.class_weight import compute_sample_weight
 from analysis.errors import DataError
 from tests.conftest import WORDS
 from tests.trainer.packs import alone, distance, furthest, together
+from trainer.class_weights import class_weights
 from trainer.config import TrialConfig
-from trainer.data.class_weights import class_weights
 from trainer.data.mitigation import row_weights
 from trainer.device_cache import DeviceCache
 
