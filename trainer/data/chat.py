@@ -34,12 +34,12 @@ def chat_tokens(tokenizer: Any, messages: Messages, tools: Tools = None) -> tupl
         ModelError: for a tokenizer without a chat template, or one that cannot be read.
         DataError: without a place, for what the template refuses or does not write.
     """
-    template = _template(tokenizer)
+    template = _template(tokenizer, tools)
     learned = [message["role"] == "assistant" and is_learned(message) for message in messages]
     plain = [{key: part for key, part in message.items() if key not in LEARNED_KEYS} for message in messages]
     conversation = _with_objects(tokenizer, plain, tools)
     text = _applied(tokenizer, conversation, tools)
-    _check_written(tokenizer, conversation, tools, text)
+    _check_written(tokenizer, conversation, tools, text, learned)
     marked = None
     if re.search(r"\{%-?\s*generation\s*-?%\}", template):
         options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
@@ -114,8 +114,14 @@ def _parsed(message: dict[str, Any]) -> dict[str, Any]:
     return message | {"tool_calls": calls}
 
 
-def _check_written(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: Tools, text: str) -> None:
-    """Raises DataError for a part of a conversation that makes no difference to what the template writes."""
+def _check_written(
+    tokenizer: Any, messages: Sequence[dict[str, Any]], tools: Tools, text: str, learned: Sequence[bool]
+) -> None:
+    """Raises DataError for a part of a conversation that makes no difference to what the template writes.
+
+    Of what an assistant says, where it is ``learned``: templates of reasoning models leave the thoughts of earlier
+    turns out. As context, with ``weight: 0``, it may be left out, as when the model is used.
+    """
 
     def alike(others: Sequence[dict[str, Any]], other_tools: Tools) -> bool:
         try:
@@ -131,6 +137,7 @@ def _check_written(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: To
             "the model's chat template does not write tools (data.tools), so the model would not see which there are."
             " Use a model whose template does, or leave them out: data.tools=null."
         )
+    contents = [str(message["content"] or "") for message in messages]
     for i, message in enumerate(messages):
         if message.get("tool_calls") and alike(but(i, message | {"tool_calls": []}), tools):
             raise DataError(_not_written(i, message, "tool_calls"))
@@ -140,11 +147,42 @@ def _check_written(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: To
             and alike(but(i, message | {"content": ""}), tools)
         ):
             raise DataError(_not_written(i, message, "content"))
-    for key in _THOUGHTS:
-        with_it = [i for i, message in enumerate(messages) if message.get(key)]
-        others = [{name: part for name, part in message.items() if name != key} for message in messages]
-        if with_it and alike(others, tools):
-            raise DataError(_not_written(with_it[0], messages[with_it[0]], key))
+        content = str(message["content"] or "")
+        n = _unwritten(content, contents, text) if learned[i] else 0
+        if n and alike(but(i, message | {"content": content[n:]}), tools):
+            raise DataError(
+                f"message {i + 1} ({message['role']}): the model's chat template leaves {content[:n][:40]!r} out of"
+                " its 'content', so that it would not be learned. Give the turn \"weight\": 0, or take it out."
+            )
+        for key in _THOUGHTS:
+            without = {name: part for name, part in message.items() if name != key}
+            if learned[i] and message.get(key) and alike(but(i, without), tools):
+                raise DataError(_not_written(i, message, key))
+
+
+def _unwritten(content: str, contents: Sequence[str], text: str) -> int:
+    """How many characters at the beginning of a content are left out of a text, apart from white space.
+
+    Args:
+        content: one of them.
+        contents: all that the text should hold.
+        text: from the template.
+    """
+    squeezed, parts = "".join(text.split()), ["".join(part.split()) for part in contents]
+
+    def written(rest: str) -> bool:
+        """Whether it is in the text as often as it is said."""
+        bare = "".join(rest.split())
+        return squeezed.count(bare) >= sum(part.count(bare) for part in parts)
+
+    first, last = 0, 0 if written(content) else len(content)
+    while first < last:  # the shortest beginning without which the rest is written
+        middle = (first + last) // 2
+        if written(content[middle:]):
+            last = middle
+        else:
+            first = middle + 1
+    return first
 
 
 def _not_written(i: int, message: dict[str, Any], key: str) -> str:
@@ -154,9 +192,10 @@ def _not_written(i: int, message: dict[str, Any], key: str) -> str:
     )
 
 
-def _template(tokenizer: Any) -> str:
+def _template(tokenizer: Any, tools: Tools) -> str:
+    """The template that the messages are written with: some tokenizers have one of its own for rows with tools."""
     try:
-        return str(tokenizer.get_chat_template())
+        return str(tokenizer.get_chat_template(tools=tools))
     except ValueError:
         raise ModelError(
             f"{tokenizer.name_or_path}: its tokenizer has no chat template, so messages cannot be made into text."

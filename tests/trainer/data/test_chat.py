@@ -234,6 +234,28 @@ def test_what_a_template_does_not_write_is_refused_by_message_and_key(tokenizer:
     assert "Pears are" in "".join(borne(tokenizer, thought))
 
 
+@pytest.mark.parametrize("thought", [{"content": "<think>Zinc?</think>Yes."}, {"reasoning_content": "Zinc?"}])
+def test_thoughts_of_earlier_turns_are_refused_unless_they_are_not_learned(tokenizer: Any, thought: Any) -> None:
+    """Qwen 3 writes those of the last turn alone."""
+    tokenizer.chat_template = template_of("qwen3")
+    answer = {"role": "assistant", "content": "Yes."} | thought
+    asked, again = {"role": "user", "content": "Is it zinc?"}, {"role": "user", "content": "Sure?"}
+    for part in thought.values():
+        assert part.replace("<think>", "")[:5] in "".join(borne(tokenizer, [asked, answer]))
+    with pytest.raises(DataError, match=r"message 2 \(assistant\): .*(leaves '<think>Zinc\?</think>' out|reasoning)"):
+        chat_tokens(tokenizer, [asked, answer, again, answer])
+    assert borne(tokenizer, [asked, answer | {"weight": 0}, again, answer])
+
+
+def test_a_tokenizer_may_have_a_template_of_its_own_for_rows_with_tools(tokenizer: Any) -> None:
+    marked = "{% for m in messages %}{{ m.role }}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    tokenizer.chat_template = {"default": "{{ messages[0].content }}", "tool_use": "{{ tools | tojson }}" + marked}
+    assert any(chat_tokens(tokenizer, SHORT, TOOLS)[1])
+    tokenizer.chat_template = {"default": SMOLLM2, "tool_use": SMOLLM2}
+    with pytest.raises(DataError, match="tools"):
+        chat_tokens(tokenizer, SHORT, TOOLS)
+
+
 def test_a_tokenizer_without_a_template_is_refused(tokenizer: Any) -> None:
     tokenizer.chat_template = None
     with pytest.raises(ModelError, match=r"no chat template.*instruction-tuned.*data\.schema=completion"):
