@@ -248,7 +248,10 @@ def test_thoughts_of_earlier_turns_are_refused_unless_they_are_not_learned(token
 
 
 def test_a_tokenizer_may_have_a_template_of_its_own_for_rows_with_tools(tokenizer: Any) -> None:
-    marked = "{% for m in messages %}{{ m.role }}{% generation %}{{ m.content }}{% endgeneration %}!{% endfor %}"
+    marked = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}:{% else %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}!{% endif %}{% endfor %}"
+    )
     tokenizer.chat_template = {"default": "{{ messages[0].content }}", "tool_use": "{{ tools | tojson }}" + marked}
     ids, bears = chat_tokens(tokenizer, SHORT, TOOLS)
     assert tokenizer.decode([i for i, bear in zip(ids, bears, strict=True) if bear]) == SHORT[1]["content"]
