@@ -38,12 +38,17 @@ def llama(**changes: Any) -> Any:
     return AutoModelForCausalLM.from_config(settings).requires_grad_(False)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("engine", ["packed", "hf"])
 def test_a_model_that_attends_both_ways_does_not_complete_text(
-    engine: str, make_trial: Callable[..., TrialConfig], tiny_models: dict[str, Path], tmp_path: Path
+    engine: str,
+    precision: str,
+    make_trial: Callable[..., TrialConfig],
+    tiny_models: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
     folder = save("BERT", "completion", tmp_path / "bert", tiny_models["llama"])
-    trial = replace(make_trial("llama"), model=ModelConfig(source="local", path=str(folder)))
+    trial = replace(make_trial("llama", precision=precision), model=ModelConfig(source="local", path=str(folder)))
     materials = DeviceCache(torch.device("cpu"))
     made: Any = packed_engine(materials) if engine == "packed" else HfEngine(materials, score)
     with pytest.raises(ModelError, match=r"BertLMHeadModel attends both ways.*Use task=classification, or a decoder"):
@@ -82,6 +87,24 @@ def test_a_number_that_scoring_uses_stays_whatever_its_name() -> None:
     model.model.norm.register_forward_hook(lambda layer, inputs, output: output * layer.drop_scale)
     assert tried(model) == PLAIN
     assert model.model.norm.drop_scale == 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_look_ahead_that_is_small_is_seen_at_every_precision(dtype: torch.dtype) -> None:
+    """A hundredth of the next token: less than what bf16 rounds away in a model of many layers."""
+    model = llama().to(dtype)
+    model.model.norm.register_forward_hook(lambda layer, inputs, output: output + 0.01 * output.roll(-1, 1))
+    with pytest.raises(ModelError, match="attends both ways"):
+        tried(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padding_that_is_seen_a_little_is_seen_at_every_precision(dtype: torch.dtype) -> None:
+    model = llama().to(dtype)
+    model.model.norm.register_forward_hook(
+        lambda layer, inputs, output: output + 0.02 * output.mean(1, keepdim=True) if layer.training else output
+    )
+    assert "the rows or the padding beside it" in tried(model).refusal
 
 
 @pytest.mark.parametrize("draw", [torch.rand, lambda n: torch.full((n,), random.random()), lambda n: np.random.rand()])
