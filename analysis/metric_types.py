@@ -1,7 +1,8 @@
 """What the metric table has of each metric (``Metric``) and of each bias set (``BiasSet``). Standard library only."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,16 @@ LABELLED = ("classification", "label")  # rows with a label: a task head, or a d
 UNLABELLED = ("completion", "chat", "text")
 DECODERS = ("label", *UNLABELLED)
 ALL_KINDS = ("classification", *DECODERS)
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+
+
+def in_order(labels: Iterable[str]) -> list[str]:
+    """Labels without repetition, sorted: by value where all are numbers (2 before 10), else as text.
+
+    So are classes numbered, as pandas and scikit-learn number those of the same file.
+    """
+    distinct = sorted(set(labels))
+    return sorted(distinct, key=float) if all(map(_NUMBER.fullmatch, distinct)) else distinct
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def _drive(
             manifest = make_manifest(composed, data.for_manifest(), [asdict(fact) for fact in facts])
             manifest |= {"asked": as_given}
         else:
-            _require_same_data(folder, manifest, data.fingerprint)
+            _require_same_data(folder, manifest, data.fingerprint, data.labels)
             manifest |= {"config": composed.resolved(), "unresolved": composed.unresolved()}
         write_manifest(folder, manifest)
         sweep = TuneRun(folder, composed, fleet, manifest["uid"], progress, began)
@@ -156,13 +156,19 @@ def _with_length(composed: Composed, fleet: DeviceFleet, began: float) -> Compos
     return choose(composed, Measured(sizes, fleet.occupied, time.monotonic() - began))
 
 
-def _require_same_data(folder: SweepFolder, manifest: dict[str, Any], fingerprint: str) -> None:
-    """Raises DataError where the data have changed since the sweep began."""
+def _require_same_data(folder: SweepFolder, manifest: dict[str, Any], fingerprint: str, labels: Sequence[str]) -> None:
+    """Raises DataError where the data, or the numbers of the classes, have changed since the sweep began."""
     before = manifest.get("fingerprints", {}).get("data")
     if before not in (None, fingerprint):
         raise DataError(
             f"{folder.root}: the data are not those that this sweep began with (their fingerprint was {before[:12]}…,"
             f" now {fingerprint[:12]}…): its trials would not be comparable. Restore them, or start a new sweep."
+        )
+    numbered = manifest.get("data", {}).get("labels")
+    if numbered and list(labels) != list(numbered):
+        raise DataError(
+            f"{folder.root}: an earlier version numbered the classes as text ({', '.join(map(str, numbered[:5]))}, …),"
+            f" this one by value ({', '.join(labels[:5])}, …): heads of the one do not fit the other. Start a new sweep."
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from analysis.bias_sets import HEADLINE
 from analysis.errors import FolderError
 from analysis.folder import MetricsRow, State, SweepFolder, read_lines
+from analysis.metric_types import in_order
 from analysis.rows import Row, row_files
 from analysis.searched_values import at
 from analysis.statistics.items import read_table
@@ -110,8 +111,8 @@ def data_card(
             table = read_table(row_files(folder, best), "task", best.step)
         except FolderError:
             return facts, counts
-        labels = table["label"].to_pylist()
-        counts = sorted(((str(label), labels.count(label)) for label in set(labels)), key=lambda pair: pair[0])
+        labels = list(map(str, table["label"].to_pylist()))
+        counts = [(label, labels.count(label)) for label in in_order(labels)]
         if "n_tokens" in table.column_names:
             lengths = sorted(table["n_tokens"].to_pylist())
             middle, high = lengths[len(lengths) // 2], lengths[int(0.95 * (len(lengths) - 1))]
@@ -162,7 +163,7 @@ def confusion(folder: SweepFolder, row: Row, labels: Sequence[str]) -> tuple[lis
     """
     table = read_table(row_files(folder, row), "task", row.step)
     gold, predicted = ([str(x) for x in table[name].to_pylist()] for name in ("label", "prediction"))
-    names = list(labels) or sorted({*gold, *predicted})
+    names = list(labels) or in_order([*gold, *predicted])
     place = {name: i for i, name in enumerate(names)}
     counts = [[0] * len(names) for _ in names]
     for a, b in zip(gold, predicted, strict=True):

@@ -11,6 +11,7 @@ from sweeps.space.dimensions import Choices, Space
 from trainer.assets.packages import fetch
 from trainer.data.audit import refuse_overlap
 from trainer.data.dataset import Dataset, load_dataset
+from trainer.data.likeness import lookalikes
 from trainer.evaluation.bias.items import load_bias
 from trainer.evaluation.metric_names import task_kind
 from trainer.models.model_files import check_folder, guess_linear_modules
@@ -28,6 +29,8 @@ def preflight(config: SweepConfig, space: Space, quiet: bool = False) -> None:
             print(line, flush=True)
 
     dataset = load_dataset(config.data, report)
+    for sentence in lookalikes(dataset.labels):
+        report(sentence)
     check_rung(config.eval.rung_items, dataset)
     if not config.data.allow_overlap:
         refuse_overlap(entries(dataset.train), entries(dataset.validation))

@@ -15,6 +15,7 @@ from sweeps.checks.length import fitting_tokens
 from trainer.config import ModelConfig, TrialConfig
 from trainer.data.dataset import Dataset, load_dataset
 from trainer.data.encode import Encoded
+from trainer.data.likeness import lookalikes
 from trainer.data.schemas import Row
 from trainer.data.tokenize import lost_note, tokens_of
 from trainer.models.model_kind import config_file
@@ -55,6 +56,8 @@ def show_data(trial: TrialConfig, split: str, n_rows: int) -> None:
         _show_lengths(console, trial, dataset, of_split, name, tokenizer)
     if dataset.labels:
         _show_labels(console, dataset)
+        for sentence in lookalikes(dataset.labels):
+            console.print(sentence, style="yellow", markup=False)
 
 
 def _window(model: ModelConfig) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.metric_types import in_order
 from trainer.evaluation.bias.group_gaps import class_gaps
 from trainer.evaluation.bias.registry import scorings
 
@@ -34,7 +35,7 @@ class ClassRow:
 
 
 def classes(task: Table) -> list[ClassRow]:
-    """The classes of a task, by name.
+    """The classes of a task, in their order.
 
     Args:
         task: its item table, with columns ``label``, ``prediction`` and ``group``.
@@ -42,7 +43,7 @@ def classes(task: Table) -> list[ClassRow]:
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     gold, predicted = list(task["label"]), list(task["prediction"])
-    labels = sorted({*gold, *predicted})
+    labels = in_order([*gold, *predicted])
     matrix = confusion_matrix(gold, predicted, labels=labels)
     scores = precision_recall_fscore_support(gold, predicted, labels=labels, zero_division=0)
     gaps = class_gaps(gold, predicted, task["group"])

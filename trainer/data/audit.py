@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from analysis.errors import DataError
-from trainer.data.likeness import Shingler, near_rows, normal_form
+from trainer.data.likeness import Shingler, lookalikes, near_rows, normal_form
 
 NEAR = 0.8  # Jaccard similarity
 _WORDS = 5  # of a shingle; a shorter text is one shingle
@@ -206,6 +206,9 @@ def warnings(result: Audit, allow_overlap: bool) -> list[tuple[str, str]]:
                 )
         if result.empty[split]:
             sentences.append(("warning", f"{split}: {_rows(result.empty[split], 'row')} without text."))
+    sentences += [
+        ("warning", text) for text in lookalikes(label for split in result.labels.values() for label in split)
+    ]
     sentences += [("warning", text) for text in _imbalance(result)]
     if result.benchmark.rows:
         sentences.append(

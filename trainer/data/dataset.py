@@ -2,15 +2,17 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from analysis.errors import DataError
+from analysis.metric_types import in_order
 from trainer.config import DataConfig
 from trainer.data.hub import hub_columns, hub_table
+from trainer.data.likeness import lookalikes
 from trainer.data.newsgroups import load_newsgroups, load_newsgroups_test
 from trainer.data.readers import FORMATS, read_columns, read_table
 from trainer.data.rows import Reading, reading, rows_of
@@ -35,7 +37,7 @@ class Dataset:
     Attributes:
         train: in the order of the file.
         validation: in the order of the file.
-        labels: the classes, sorted: the position of a label here is its index everywhere. Empty without labels.
+        labels: the classes (``in_order``): the position of a label here is its index everywhere. Empty without labels.
         fingerprint: SHA-256 of all content in order, the same for the same content in another format.
         schema: one of SCHEMAS.
         skipped: rows left out (``data.on_error=skip``): what was wrong with each, with its file and line.
@@ -95,7 +97,7 @@ def load_dataset(config: DataConfig, report: Report = lambda message: None) -> D
         if not makes_splits(config) or config.split.group is not None:
             _check_counts(config, train, "training row")
         _check_unseen(train, validation)
-        labels = tuple(sorted({row.label for row in train}))
+        labels = tuple(in_order(row.label for row in train))
     if len(validation) < 2:
         raise DataError(f"{validation[0].place}: the only validation row. Expected two at least, to rank trials on.")
     fingerprint = _fingerprint(train, validation, how.schema)
@@ -190,7 +192,7 @@ def check_test(rows: Sequence[Row], labels: Sequence[str]) -> None:
     if unseen:
         raise DataError(
             f"data.test: labels that no training row has: {_listed(unseen)}. Training labels:"
-            f" {_listed(list(labels))}. Remove or correct these rows."
+            f" {_listed(list(labels))}. Remove or correct these rows.{_alike(unseen, labels)}"
         )
 
 
@@ -317,8 +319,14 @@ def _check_counts(config: DataConfig, rows: Sequence[Row], row_name: str) -> Non
         raise DataError(
             f"{first.place}: the label {single[0]!r} has one {row_name} ({len(single)} of {len(counts)} labels"
             f" have: {_listed(single)}). Expected at least two a class. Add rows, remove the class, or set data.label"
-            " to the column with the classes."
+            f" to the column with the classes.{_alike(single, counts)}"
         )
+
+
+def _alike(labels: Iterable[str], known: Iterable[str]) -> str:
+    """What labels differ in from others that look the same, as the end of a message."""
+    sentences = lookalikes([*labels, *known])
+    return f" {sentences[0]}" if sentences else ""
 
 
 def _check_unseen(train: Sequence[Row], validation: Sequence[Row]) -> None:
@@ -329,7 +337,8 @@ def _check_unseen(train: Sequence[Row], validation: Sequence[Row]) -> None:
         first = next(row for row in validation if row.label == unseen[0])
         raise DataError(
             f"{first.place}: validation labels that no training row has: {_listed(unseen)}. Training"
-            f" labels: {_listed(sorted(counts))}. Add training rows with them, or remove or correct these."
+            f" labels: {_listed(in_order(counts))}. Add training rows with them, or remove or correct these."
+            f"{_alike(unseen, counts)}"
         )
 
 

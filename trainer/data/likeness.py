@@ -8,7 +8,7 @@ import html
 import re
 import unicodedata
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -67,6 +67,55 @@ def normal_form(text: str) -> str:
 def visible(text: str) -> str:
     """A text without characters that are not seen, such as zero-width spaces and byte-order marks."""
     return "".join(sign for sign in text if unicodedata.category(sign) != "Cf")
+
+
+# Letters of the Cyrillic and Greek alphabets that look like Latin ones.
+_LATIN = str.maketrans(
+    "асеіјорѕухАВСЕНІЈКМОРЅТХоανικουχρΑΒΕΖΗΙΚΜΝΟΡΤΥΧ", "aceijopsyxABCEHIJKMOPSTXoavikouxpABEZHIKMNOPTYX"
+)
+_DIFFERENCES: dict[str, Callable[[str], str]] = {
+    "invisible characters": visible,
+    "Unicode form": lambda label: unicodedata.normalize("NFKC", label),
+    "alphabet": lambda label: label.translate(_LATIN),
+    "white space": lambda label: " ".join(label.split()),
+    "letter case": str.casefold,
+    "how a number is written": lambda label: _number(label),
+}
+
+
+def lookalikes(labels: Iterable[str]) -> list[str]:
+    """A sentence for every group of labels that look like one: which they are, and in what they differ.
+
+    Args:
+        labels: classes; repetitions count once.
+    """
+    groups: dict[str, list[str]] = {}
+    for label in dict.fromkeys(labels):
+        groups.setdefault(_plain(label), []).append(label)
+    sentences = []
+    for alike in groups.values():
+        if len(alike) == 1:
+            continue
+        differ = [name for name in _DIFFERENCES if len({_plain(label, without=name) for label in alike}) > 1]
+        hidden = bool({"invisible characters", "Unicode form", "alphabet"} & set(differ)) or not differ
+        shown = " and ".join((ascii if hidden else repr)(label) for label in alike)
+        by = " and ".join(differ) or "signs that are not seen"
+        sentences.append(f"Labels {shown} differ only by {by}. If they are one class, write them alike.")
+    return sentences
+
+
+def _plain(label: str, without: str = "") -> str:
+    """A label as one sees it; ``without`` names a difference that stays."""
+    for name, change in _DIFFERENCES.items():
+        label = label if name == without else change(label)
+    return label
+
+
+def _number(label: str) -> str:
+    try:
+        return repr(float(label)) if re.fullmatch(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?", label, re.I) else label
+    except ValueError:
+        return label
 
 
 class Shingler:

@@ -18,7 +18,9 @@ import pytest
 
 from analysis.errors import DataError
 from trainer.config import DataConfig
-from trainer.data.dataset import Dataset, Row, load_dataset, rung_subset
+from trainer.data.audit import Entry, audit, warnings
+from trainer.data.dataset import Dataset, Row, check_test, load_dataset, rung_subset
+from trainer.data.likeness import lookalikes
 
 GOOD = [("good film", "yes"), ("fine film", "yes"), ("bad film", "no"), ("poor film", "no")]
 
@@ -118,6 +120,67 @@ def test_other_columns_are_named_by_the_config(task: Task) -> None:
     path = write_csv(task.folder / "r.csv", [("1", *row) for row in GOOD], ("id", "review", "sentiment"))
     dataset = task.load(path, text="review", label="sentiment", validation=str(path))
     assert dataset.train[0].text == "good film"
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["10", "2", "0", "1", "11"],
+        ["-1", "0", "1", "-10"],
+        ["0.5", "10", "1.5", "2"],
+        ["1e3", "20", "3"],
+        ["b", "a", "10"],
+    ],
+)
+@pytest.mark.parametrize("source", ["csv", "jsonl"])
+def test_classes_are_numbered_as_pandas_and_scikit_learn_number_them(
+    task: Task, source: str, labels: list[str]
+) -> None:
+    import pandas as pd
+    from sklearn.preprocessing import LabelEncoder
+
+    rows = [(f"row {i} of {label}", label) for i in range(2) for label in labels]
+    path = task.folder / f"numbers.{source}"
+    if source == "csv":
+        write_csv(path, rows)
+    else:
+        write_jsonl(path, [dict(zip(("text", "label"), row, strict=True)) for row in rows])
+    dataset = task.load(path, source, validation=str(path))
+    frame = pd.read_csv(write_csv(task.folder / "same.csv", rows))
+    numbers = LabelEncoder().fit_transform(frame["label"])
+    assert [dataset.labels.index(row.label) for row in dataset.train] == numbers.tolist()
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["billing", "Billing", "bug"], "Labels 'billing' and 'Billing' differ only by letter case."),
+        (["bug", "bug\u200b"], r"Labels 'bug' and 'bug\u200b' differ only by invisible characters."),
+        (["pag\xf3", "pago\u0301"], r"Labels 'pag\xf3' and 'pago\u0301' differ only by Unicode form."),
+        (["no go", "no  go"], "Labels 'no go' and 'no  go' differ only by white space."),
+        (["no go", "no\xa0go"], r"Labels 'no go' and 'no\xa0go' differ only by signs that are not seen."),
+        (["pop", "\u0440op"], r"Labels 'pop' and '\u0440op' differ only by alphabet."),
+        (["7", "007", "7.0"], "Labels '7' and '007' and '7.0' differ only by how a number is written."),
+        (["Bug", "bug\ufeff"], r"Labels 'Bug' and 'bug\ufeff' differ only by invisible characters and letter case."),
+        (["bug", "bugs", "1", "10", "1.5", "a-1", "no"], ""),
+    ],
+)
+def test_labels_that_look_alike_are_told_with_what_they_differ_in(labels: list[str], said: str) -> None:
+    sentences = lookalikes([*labels, *labels])
+    assert sentences == ([f"{said} If they are one class, write them alike."] if said else [])
+    entries = [Entry(f"text {i} {label}", label, "") for i in range(5) for label in labels]
+    told = [sentence for _, sentence in warnings(audit(entries, []), allow_overlap=False)]
+    assert [sentence for sentence in told if sentence.startswith("Labels")] == sentences
+
+
+def test_a_label_that_only_one_split_has_is_told_beside_the_one_that_it_looks_like(task: Task) -> None:
+    validation = str(write_csv(task.folder / "v.csv", [("new", "Yes"), ("other", "no")]))
+    with pytest.raises(DataError, match="no training row has: 'Yes'.*'Yes' and 'yes' differ only by letter case"):
+        task.load(task.validation["csv"], validation=validation)
+    with pytest.raises(DataError, match=r"'yes\\u200b' has one training row.*differ only by invisible characters"):
+        task.load(write_csv(task.folder / "t.csv", [*GOOD, ("x", "yes\u200b")]))
+    with pytest.raises(DataError, match="data.test: labels that no training row has.*only by letter case"):
+        check_test([Row("", "a", "NO")], ("no", "yes"))
 
 
 def test_labels_that_look_like_missing_values_stay_words(task: Task) -> None:
