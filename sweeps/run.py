@@ -6,6 +6,7 @@ Check what can be checked at once; start the device workers; let Ray Tune run th
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,7 +169,8 @@ def _require_same_data(folder: SweepFolder, manifest: dict[str, Any], fingerprin
     if numbered and list(labels) != list(numbered):
         raise DataError(
             f"{folder.root}: an earlier version numbered the classes as text ({', '.join(map(str, numbered[:5]))}, …),"
-            f" this one by value ({', '.join(labels[:5])}, …): heads of the one do not fit the other. Start a new sweep."
+            f" this one by value ({', '.join(labels[:5])}, …): heads of the one do not fit the other."
+            " Start a new sweep."
         )
 
 

@@ -1,5 +1,7 @@
 """Counterfactual texts."""
 
+from pathlib import Path
+
 import pytest
 
 from trainer.data.counterfactual_text import _FEMALE, _MALE, swap_terms
@@ -46,3 +48,15 @@ def test_a_group_becomes_another_of_its_axis_and_forms_go_together() -> None:
 def test_the_same_text_and_seed_give_the_same() -> None:
     text = "Emily thinks that the Asian boy likes his aunt."
     assert swap_terms(text, 7) == swap_terms(text, 7)
+
+
+def test_sentences_are_swapped_as_a_reader_would() -> None:
+    """What "her" is, names made of words, forms of both genders, possessives; "=" where nothing may be swapped."""
+    lines = (Path(__file__).parent / "swap_sentences.tsv").read_text().splitlines()
+    assert len(lines) > 90
+    wrong = []
+    for text, expected in (line.split("\t") for line in lines):
+        result = swap_terms(text, 0) or "="
+        if result != expected:
+            wrong.append((text, result, expected))
+    assert wrong == []

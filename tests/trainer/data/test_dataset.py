@@ -175,11 +175,11 @@ def test_labels_that_look_alike_are_told_with_what_they_differ_in(labels: list[s
 
 def test_a_label_that_only_one_split_has_is_told_beside_the_one_that_it_looks_like(task: Task) -> None:
     validation = str(write_csv(task.folder / "v.csv", [("new", "Yes"), ("other", "no")]))
-    with pytest.raises(DataError, match="no training row has: 'Yes'.*'Yes' and 'yes' differ only by letter case"):
+    with pytest.raises(DataError, match=r"no training row has: 'Yes'.*'Yes' and 'yes' differ only by letter case"):
         task.load(task.validation["csv"], validation=validation)
     with pytest.raises(DataError, match=r"'yes\\u200b' has one training row.*differ only by invisible characters"):
         task.load(write_csv(task.folder / "t.csv", [*GOOD, ("x", "yes\u200b")]))
-    with pytest.raises(DataError, match="data.test: labels that no training row has.*only by letter case"):
+    with pytest.raises(DataError, match=r"data\.test: labels that no training row has.*only by letter case"):
         check_test([Row("", "a", "NO")], ("no", "yes"))
 
 
