@@ -102,7 +102,7 @@ def test_a_look_ahead_that_is_small_is_seen_at_every_precision(dtype: torch.dtyp
 def test_padding_that_is_seen_a_little_is_seen_at_every_precision(dtype: torch.dtype) -> None:
     model = llama().to(dtype)
     model.model.norm.register_forward_hook(
-        lambda layer, inputs, output: output + 0.02 * output.mean(1, keepdim=True) if layer.training else output
+        lambda layer, inputs, output: output + 0.2 * output.mean(1, keepdim=True) if layer.training else output
     )
     assert "the rows or the padding beside it" in tried(model).refusal
 
