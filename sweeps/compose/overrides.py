@@ -6,12 +6,26 @@ are applied to what it composed, so that a mapping replaces instead of being mer
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from analysis.errors import ConfigError, did_you_mean, nearest_names
 from sweeps.config import schema
 
 _REMOVABLE = ("space.", "data.topics.", "objective.terms.", "sampler.", "scheduler.", "tracking.trackers.")
+# Values that name a file, a folder or a place on the hub: taken as the shell gives them, whatever signs they hold.
+_PLACES = frozenset(
+    [
+        "bias.pairs_file",
+        "data.name",
+        "data.test",
+        "data.train",
+        "data.validation",
+        "model.name",
+        "model.path",
+        "sweep.dir",
+    ]
+)
 COMBINED = ("tracking",)  # groups of which several options can be chosen: tracking=[wandb,mlflow]
 
 
@@ -64,6 +78,10 @@ def read_overrides(arguments: Sequence[str], groups: Mapping[str, Sequence[str]]
     result = Overrides()
     _refuse_spaces(arguments)
     for typed in arguments:
+        key, _, place = typed.partition("=")
+        if key in _PLACES and _as_it_stands(typed, place):
+            result.settings.append(Setting(key, place, typed))
+            continue
         override = _parse(typed)
         name, value = override.key_or_group, override.value()
         if override.package is not None or name.startswith(("hydra.", "hydra/")) or name == "hydra":
@@ -116,6 +134,26 @@ def _parse(typed: str) -> Any:
         else:
             advice = f"Quote a value with special characters, for the shell and for the config: '{key}=\"{value}\"'."
         raise ConfigError(f"'{typed}' cannot be read as KEY=VALUE. {advice}") from None
+
+
+def _as_it_stands(typed: str, place: str) -> bool:
+    """Whether the value of an override is a place as it is written, not what Hydra's grammar reads in it.
+
+    Its grammar knows quotes, brackets, commas, ``=`` and backslashes, and takes blanks from the ends. It is followed
+    where it gives a search, an interpolation or nothing, and where it gives a name and nothing is called as written.
+    """
+    if "${" in place:
+        return False
+    try:
+        override = _parse(typed)
+    except ConfigError:
+        return True
+    if override.is_sweep_override():
+        return bool(override.value_type.name == "SIMPLE_CHOICE_SWEEP") and Path(place).exists()
+    read = override.value()
+    if read is None or read == place:
+        return False
+    return not isinstance(read, str) or Path(place).exists()
 
 
 def _read_delete(typed: str, name: str, groups: Mapping[str, Sequence[str]], result: Overrides) -> None:
