@@ -256,6 +256,8 @@ def load_base(config: ModelConfig, precision: str, task: str, labels: Sequence[s
     base = BaseModel(model, tokenizer, precision, head.modules, autocast, head.fresh, padding, tuple(notes))
     tokens, ending = base.ordinary_tokens(), row_ending(tokenizer)
     base.behaviour = try_out(model, task, head.modules, tokens, ending, padding, base.arithmetic)
+    if base.behaviour.refusal:  # under engine=hf it is no refusal, and holds of the trial's own rows
+        base.notes = (*base.notes, base.behaviour.refusal)
     return base
 
 

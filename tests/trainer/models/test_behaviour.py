@@ -143,6 +143,13 @@ def test_rows_that_depend_on_what_is_beside_them_are_refused_in_packs(mix: Calla
     assert "engine=hf" in tried(model).refusal
 
 
+def test_what_packs_refuse_is_told_under_the_other_engine_too(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    folder = save("XLNet", "classification", tmp_path / "xlnet", tiny_models["llama"])
+    config = ModelConfig(source="local", path=str(folder))
+    base = load_base(config, "fp32", "classification", ["a", "b"], torch.device("cpu"))
+    assert any("the padding beside it" in note for note in base.notes)
+
+
 def test_trying_leaves_generators_and_model_as_they_were() -> None:
     model = llama()
     model.model.layers[1].mlp = nn.Sequential(nn.Dropout(0.5), model.model.layers[1].mlp, _Norm(32))
