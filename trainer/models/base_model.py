@@ -247,6 +247,11 @@ def load_base(config: ModelConfig, precision: str, task: str, labels: Sequence[s
     notes = [head.note] if head.note else []
     if config.source == "local" and config.path and (Path(config.path) / ADAPTER_CONFIG).exists():
         notes.append(f"{ADAPTER_CONFIG} in {config.path} is not used: adapters are trained on the model itself")
+    if rebuilt := getattr(tokenizer, "rebuilt_as", ""):
+        notes.append(
+            f"tokens are those of the model's tokenizer.json; transformers' {rebuilt} makes others of it, so load the"
+            " tokenizer with PreTrainedTokenizerFast.from_pretrained where the model is used"
+        )
     if getattr(tokenizer, "fix_mistral_regex", None) is False:
         notes.append(
             f"{where}: transformers holds this tokenizer's word pattern for the faulty one of early Mistral uploads"

@@ -97,9 +97,12 @@ def _as_written(tokenizer: Any, where: str, arguments: dict[str, Any]) -> Any:
     there = {name: arguments[name] for name in ("revision", "local_files_only") if name in arguments}
     if not cached_file(where, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **there):
         return tokenizer
-    written = PreTrainedTokenizerFast.from_pretrained(where, **arguments)
+    written: Any = PreTrainedTokenizerFast.from_pretrained(where, **arguments)
     made, said = (each(list(_PROBES), add_special_tokens=False).input_ids for each in (tokenizer, written))
-    return tokenizer if made == said else written
+    if made == said:
+        return tokenizer
+    written.rebuilt_as = type(tokenizer).__name__  # for the note to whoever uses the model afterwards
+    return written
 
 
 def row_ending(tokenizer: Any) -> list[int]:

@@ -52,6 +52,7 @@ def test_a_tokenizer_that_transformers_rebuilds_otherwise_is_read_from_its_file(
     ours = open_tokenizer(str(tmp_path), {})
     assert ours(_TEXTS, add_special_tokens=False).input_ids == right
     assert ours.eos_token == end
+    assert ours.rebuilt_as == named
 
 
 def test_a_tokenizer_that_transformers_reads_rightly_is_left_to_it(tmp_path):
