@@ -35,6 +35,7 @@ from sweeps.driver.device_client import DispatcherClient, TrialPlacement
 from sweeps.driver.device_fleet import DeviceFleet, following_cluster
 from sweeps.driver.ray_cluster import check_kept, ignored_address, ray_running
 from sweeps.process.installation import program, shell_path
+from sweeps.run import require_same_numbers
 from sweeps.store.folder_lock import locked
 from sweeps.store.manifest import read_manifest
 from trainer.config import Baseline, TrialConfig, check_trial
@@ -95,7 +96,7 @@ def finalize(run_dir: str, top: int, seeds: int, overrides: Sequence[str], quiet
     folder = SweepFolder.open(run_dir)
     manifest = read_manifest(folder)
     composed = _composed(manifest["unresolved"], overrides)
-    test, near = _test_rows(folder, composed)
+    test, near = _test_rows(folder, composed, manifest)
     rows = leaderboard.build(folder)
     finalists = _finalists(folder, rows, top)
     began = time.monotonic()
@@ -131,7 +132,7 @@ def _composed(stored: dict[str, Any], overrides: Sequence[str]) -> Composed:
     return Composed.from_stored(stored, wanted, CHANGEABLE, "when finalists are scored")
 
 
-def _test_rows(folder: SweepFolder, composed: Composed) -> tuple[dict[str, Any], list[str]]:
+def _test_rows(folder: SweepFolder, composed: Composed, manifest: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Number and fingerprint of the test rows, and what to tell of them.
 
     Raises:
@@ -149,6 +150,7 @@ def _test_rows(folder: SweepFolder, composed: Composed) -> tuple[dict[str, Any],
             f"The finalists need a test split that the sweep has not seen. {error} Such as: {again}"
         ) from None
     dataset = load_dataset(data)
+    require_same_numbers(folder, manifest, dataset.labels)
     check_test(rows, dataset.labels)
     known, test = list(entries([*dataset.train, *dataset.validation])), list(entries(rows))
     found = []

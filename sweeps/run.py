@@ -165,6 +165,11 @@ def _require_same_data(folder: SweepFolder, manifest: dict[str, Any], fingerprin
             f"{folder.root}: the data are not those that this sweep began with (their fingerprint was {before[:12]}…,"
             f" now {fingerprint[:12]}…): its trials would not be comparable. Restore them, or start a new sweep."
         )
+    require_same_numbers(folder, manifest, labels)
+
+
+def require_same_numbers(folder: SweepFolder, manifest: dict[str, Any], labels: Sequence[str]) -> None:
+    """Raises DataError where the sweep's classes stood in another order: its heads and log-probabilities have it."""
     numbered = manifest.get("data", {}).get("labels")
     if numbered and list(labels) != list(numbered):
         raise DataError(

@@ -23,9 +23,13 @@ _PLACES = frozenset(
         "data.validation",
         "model.name",
         "model.path",
+        "search.transfer_from",
+        "search.warm_start",
         "sweep.dir",
+        "tracking.uri",
     ]
 )
+_SEVERAL = ("search.transfer_from", "search.warm_start")  # places that may be a list, whose names are quoted each
 COMBINED = ("tracking",)  # groups of which several options can be chosen: tracking=[wandb,mlflow]
 
 
@@ -144,6 +148,8 @@ def _as_it_stands(typed: str, place: str) -> bool:
     """
     if "${" in place:
         return False
+    if typed.startswith(_SEVERAL) and place.startswith("["):
+        return Path(place).exists()
     try:
         override = _parse(typed)
     except ConfigError:

@@ -10,13 +10,14 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from analysis.errors import FolderError
+from analysis.errors import DataError, FolderError
 from analysis.finals import read_finals, read_looks, report
 from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder, read_lines
 from analysis.rows import Row
 from sweeps import cli
 from sweeps.driver.device_client import DeviceClient, TrialPlacement
 from sweeps.finalize import _composed, _finalists, _runs, _test_rows, _train_to_end
+from sweeps.run import _require_same_data
 from sweeps.store.manifest import read_manifest
 from tests.conftest import write_rows
 from tests.sweeps.driver.fakes import FakeDispatcher
@@ -213,11 +214,17 @@ def test_test_rows_may_be_kept_and_near_ones_are_told(sweep, tiny_data, tmp_path
     test = write_rows(tmp_path / "test.csv", 6, 9)
     test.write_text(test.read_text() + f"{first}\nthey say that {first}\n")
     folder = SweepFolder.open(sweep / "runs" / "tiny")
-    stored = read_manifest(folder)["unresolved"]
-    facts, sentences = _test_rows(folder, _composed(stored, [f"data.test={test}", "data.allow_overlap=true"]))
+    manifest = read_manifest(folder)
+    composed = _composed(manifest["unresolved"], [f"data.test={test}", "data.allow_overlap=true"])
+    facts, sentences = _test_rows(folder, composed, manifest)
     assert facts["rows"] == 8
     assert "1 test row stands among" in sentences[0]
     assert "nearly repeated among the training or validation rows" in sentences[1]
+    manifest["data"]["labels"].reverse()  # as an earlier version stored numbers, which stood in the order of text
+    with pytest.raises(DataError, match=r"numbered the classes.*Start a new sweep"):
+        _test_rows(folder, composed, manifest)
+    with pytest.raises(DataError, match=r"numbered the classes.*Start a new sweep"):
+        _require_same_data(folder, manifest, manifest["data"]["fingerprint"], manifest["data"]["labels"][::-1])
 
 
 def test_a_label_that_no_training_row_has_is_refused(sweep, monkeypatch, capsys, tmp_path) -> None:

@@ -30,7 +30,10 @@ def value(typed: str) -> object:
     return setting.value
 
 
-@pytest.mark.parametrize("key", ["data.train", "data.test", "model.path", "bias.pairs_file", "sweep.dir"])
+_KEYS = ("data.train", "data.test", "model.path", "bias.pairs_file", "sweep.dir", "tracking.uri", "search.warm_start")
+
+
+@pytest.mark.parametrize("key", _KEYS)
 @pytest.mark.parametrize("name", _ODD)
 def test_a_place_is_what_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, name: str) -> None:
     monkeypatch.chdir(tmp_path)
@@ -47,6 +50,12 @@ def test_hydras_quotes_are_read_where_nothing_is_called_so(tmp_path: Path, monke
     assert value("data.train=${oc.env:HOME}/a.csv") == "${oc.env:HOME}/a.csv"
     (tmp_path / '"a b.csv"').touch()
     assert value('data.train="a b.csv"') == '"a b.csv"'
+
+
+def test_several_places_are_a_list_of_quoted_names() -> None:
+    assert value("search.warm_start=[runs/a,'runs/b (1)']") == ["runs/a", "runs/b (1)"]
+    with pytest.raises(ConfigError, match="cannot be read as KEY=VALUE"):
+        value("search.transfer_from=[runs/b (1)]")
 
 
 def test_other_keys_are_read_by_hydras_grammar() -> None:
