@@ -17,7 +17,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from analysis.errors import ModelError, first_line
-from trainer.models.lora import linear_modules
 
 ROWS, TOKENS, SHORT = 3, 7, 4  # of the batch that is tried; no two are equal, so that a shape says what is what
 _CHANGED, _OTHERS = 1, [0, 2]  # the row whose last token is another one in the second batch; the others
@@ -111,6 +110,8 @@ class _Trial:
         pad_token: int,
         arithmetic: Callable[[], contextlib.AbstractContextManager[Any]],
     ):
+        from trainer.models.lora import linear_modules  # PEFT takes seconds, and who asks for precisions has no use
+
         self.model, self.task, self.heads, self.arithmetic = model, task, heads, arithmetic
         end = list(ending) if task == "classification" else []
 

@@ -86,13 +86,12 @@ def _as_written(tokenizer: Any, where: str, arguments: dict[str, Any]) -> Any:
     with (huggingface/transformers issues 45812, 45920, 48206). WordPiece tokenizers are left as they are: there the
     settings beside the file, such as ``do_lower_case``, have always been followed.
     """
-    from tokenizers.models import WordPiece
     from transformers import PreTrainedTokenizerFast
     from transformers.utils.hub import cached_file
 
     if not tokenizer.is_fast or type(tokenizer) is PreTrainedTokenizerFast or "gguf_file" in arguments:
         return tokenizer
-    if isinstance(tokenizer.backend_tokenizer.model, WordPiece):
+    if type(tokenizer.backend_tokenizer.model).__name__ == "WordPiece":
         return tokenizer
     there = {name: arguments[name] for name in ("revision", "local_files_only") if name in arguments}
     if not cached_file(where, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **there):
