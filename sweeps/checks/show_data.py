@@ -68,7 +68,8 @@ def _window(model: ModelConfig) -> int:
     except (OSError, ValueError):
         settings = {}
     settings = settings.get("text_config") or settings
-    return int(settings.get("max_position_embeddings") or settings.get("n_positions") or 1 << 20)
+    limit = int(settings.get("max_position_embeddings") or settings.get("n_positions") or 0)
+    return limit if limit > 0 else 1 << 20  # -1 is no limit
 
 
 def _show_facts(console: Console, dataset: Dataset) -> None:

@@ -54,9 +54,19 @@ def text_tokens(tokenizer: Any, texts: Sequence[str]) -> list[TextTokens]:
 
 def begin_tokens(tokenizer: Any) -> Ids:
     """The tokens that a tokenizer adds before a text, such as a begin-of-text token."""
+    return _added(tokenizer)[0]
+
+
+def end_tokens(tokenizer: Any) -> Ids:
+    """The tokens that a tokenizer adds behind a text, such as an encoder's separator."""
+    return _added(tokenizer)[1]
+
+
+def _added(tokenizer: Any) -> tuple[Ids, Ids]:
+    """What a tokenizer puts before and behind a text; nothing, where the text's own tokens are not among the whole."""
     bare, framed = (tokenizer("a", add_special_tokens=added).input_ids for added in (False, True))
-    starts = range(len(framed) - len(bare) + 1)
-    return tuple(framed[: next((i for i in starts if framed[i : i + len(bare)] == bare), 0)])
+    starts = [i for i in range(len(framed) - len(bare) + 1) if framed[i : i + len(bare)] == bare]
+    return (tuple(framed[: starts[0]]), tuple(framed[starts[-1] + len(bare) :])) if starts and bare else ((), ())
 
 
 def first_token_after(tokenizer: Any, whole: TextTokens, before: str) -> int:

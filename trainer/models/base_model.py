@@ -20,13 +20,14 @@ from transformers import PreTrainedModel
 
 from analysis.errors import HardwareError, LorasweepError, ModelError, first_line
 from trainer.config import HEAD_NAMES, PRECISIONS, ModelConfig
-from trainer.models.behaviour import PLAIN, Behaviour, try_out
+from trainer.data.text_tokens import end_tokens
+from trainer.models.behaviour import PLAIN, Behaviour, configs, try_out
 from trainer.models.cpu_attention import short_rows_in_float32
 from trainer.models.lm_head import TokenLogits
 from trainer.models.model_files import ADAPTER_CONFIG
 from trainer.models.padding import fit_padding, refuse_tokens_beyond
 from trainer.models.task_head import TaskHead, find_head
-from trainer.models.tokenizer import loading_arguments, model_folder, open_tokenizer, row_ending
+from trainer.models.tokenizer import loading_arguments, model_folder, open_tokenizer
 from trainer.models.weights import load_weights
 from trainer.models.window import window
 
@@ -259,7 +260,7 @@ def load_base(config: ModelConfig, precision: str, task: str, labels: Sequence[s
             " AutoTokenizer.from_pretrained(…, fix_mistral_regex=True).save_pretrained(…)"
         )
     base = BaseModel(model, tokenizer, precision, head.modules, autocast, head.fresh, padding, tuple(notes))
-    tokens, ending = base.ordinary_tokens(), row_ending(tokenizer)
+    tokens, ending = base.ordinary_tokens(), end_tokens(tokenizer)[-2:]
     base.behaviour = try_out(model, task, head.modules, tokens, ending, padding, base.arithmetic)
     if base.behaviour.refusal:  # under engine=hf it is no refusal, and holds of the trial's own rows
         base.notes = (*base.notes, base.behaviour.refusal)
@@ -272,7 +273,7 @@ def _with_plain_outputs(model: PreTrainedModel, task: str) -> None:
     What is exported says the same: a pipeline takes the sigmoid of each class, not the softmax over them, of a model
     whose ``problem_type`` is still that of the several labels it was trained on before.
     """
-    for config in {id(c): c for c in (getattr(module, "config", None) for module in model.modules()) if c}.values():
+    for config in configs(model):
         config.return_dict = True
         config.output_hidden_states = False
         config.output_attentions = False

@@ -148,7 +148,7 @@ class _Trial:
                 module.p = 0.0
         self.switch_off(model.modules(), scores)
         if before != list(model.modules()):
-            self.switch_off(_configs(model), scores)
+            self.switch_off(configs(model), scores)
             return Behaviour(
                 refusal=f"{name} replaces layers of its own by the length of its rows, which adapters on them do not"
                 " survive in a pack. Use engine=hf, which trains one trial at a time."
@@ -161,7 +161,7 @@ class _Trial:
         model.train()
         first, inputs = self.recorded(self.ids, self.mask)
         if not self.repeats(first):
-            self.switch_off(_configs(model), scores)  # some layers ask the config each time
+            self.switch_off(configs(model), scores)  # some layers ask the config each time
             model.train()
             first, inputs = self.recorded(self.ids, self.mask)
             if not self.repeats(first):
@@ -436,9 +436,10 @@ def _by_row(value: torch.Tensor, of_one: Any) -> bool:
 # --- leaving everything as it was
 
 
-def _configs(model: nn.Module) -> Iterable[Any]:
-    configs = [getattr(module, "config", None) for module in model.modules()]
-    return {id(config): config for config in configs if config is not None}.values()
+def configs(model: nn.Module) -> Iterable[Any]:
+    """Every config that a model or a part of it has, each once."""
+    found = [getattr(module, "config", None) for module in model.modules()]
+    return {id(config): config for config in found if config is not None}.values()
 
 
 @contextlib.contextmanager

@@ -65,8 +65,7 @@ def find_head(
     prefix = model.base_model_prefix
     top = {name for name, module in model.named_children() if next(module.parameters(), None) is not None}
     added = top - {prefix} if prefix in top else {key.split(".")[0] for key in lacking} & top or named & top
-    poolers = {".".join(key.split(".")[:2]) for key in lacking if key.startswith(f"{prefix}.pool")}
-    modules = frozenset(added | poolers)
+    modules = frozenset(added | poolers(model, lacking))
     absent = {name for name in modules if any(key.startswith(f"{name}.") for key in lacking)}
     classes = f"the data's labels ({_few(labels)})"
     if absent:
@@ -81,6 +80,16 @@ def find_head(
     return TaskHead(
         modules, fresh, f"the labels of the model's own head ({theirs}) are not {classes}: a new head is trained"
     )
+
+
+def poolers(model: Any, lacking: Collection[str]) -> set[str]:
+    """Full names of the poolers of the backbone that lack weights.
+
+    Args:
+        model: of any task.
+        lacking: names of parameters that the checkpoint does not hold.
+    """
+    return {".".join(key.split(".")[:2]) for key in lacking if key.startswith(f"{model.base_model_prefix}.pool")}
 
 
 def _unnamed(own: Mapping[int, str]) -> bool:

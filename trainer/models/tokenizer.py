@@ -104,14 +104,6 @@ def _as_written(tokenizer: Any, where: str, arguments: dict[str, Any]) -> Any:
     return written
 
 
-def row_ending(tokenizer: Any) -> list[int]:
-    """Ids of the tokens that a tokenizer puts at the end of every row, the last two at most; encoders' mostly does."""
-    text: list[int] = tokenizer("a", add_special_tokens=False).input_ids
-    whole: list[int] = tokenizer("a").input_ids
-    starts = [i for i in range(len(whole)) if whole[i : i + len(text)] == text]
-    return whole[starts[-1] + len(text) :][-2:] if text and starts else []
-
-
 def load_tokenizer(config: ModelConfig) -> Any:
     """The tokenizer of a base model, without its weights.
 

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from analysis.errors import ModelError
 from trainer.config import HEAD_NAMES
+from trainer.models.task_head import poolers
 
 # Where transformers looks for an adapter to put on the model: in a folder of this name, which no model has. An adapter
 # that lies beside a model's weights would be trained on top of, and PEFT could not load the result.
@@ -75,9 +76,9 @@ def load_weights(
     model, info = factory.from_pretrained(where, output_loading_info=True, **options)
     other_size = {str(entry[0]): entry[1:] for entry in info.get("mismatched_keys", ())}
     lacking = set(info["missing_keys"]) | other_size.keys()
-    poolers = {".".join(key.split(".")[:2]) for key in lacking if key.startswith(f"{model.base_model_prefix}.pool")}
-    if precision in ("nf4", "int8") and poolers - whole:  # a pooler without weights is trained in full
-        return load_weights(where, precision, dtype, labels, device, arguments, whole | poolers)
+    pooling = poolers(model, lacking)
+    if precision in ("nf4", "int8") and pooling - whole:  # a pooler without weights is trained in full
+        return load_weights(where, precision, dtype, labels, device, arguments, whole | pooling)
     _check(where, model, lacking, other_size, set(info["unexpected_keys"]), labels is not None)
     return model if precision in ("nf4", "int8") else model.to(device), lacking, own
 
