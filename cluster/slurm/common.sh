@@ -57,7 +57,7 @@ need_command() { # USAGE ARGUMENT…
 # A private folder of this job on this host, and the token that its Ray asks for: in a file that only this user can read.
 # It reaches the other hosts by srun's standard input, so it stands in no command line, environment or log.
 make_scratch() {
-    # Ray's sockets lie in it, 65 bytes further down, and the path of one may have 107 bytes.
+    # Ray's sockets lie 67 bytes below it, and the path of one may have 107 bytes.
     ((${#tmp} <= 20)) || fail "LORASWEEP_TMP=$tmp: too long for the sockets of Ray, which take 20 bytes at most. Give a shorter one, such as /tmp."
     scratch=$(umask 077 && mktemp -d "$tmp/ls-$SLURM_JOB_ID-XXXX") ||
         fail "$tmp: no folder can be made there on $(hostname). Give another one that is local to each host: LORASWEEP_TMP=DIR"
@@ -138,7 +138,7 @@ start_head() { # OPTION-OF-RAY-START…
             --ray-client-server-port=$((port + 1)) --include-dashboard=false "$@"
         gives_up=$((SECONDS + 120))
         while kill -0 "${nodes[-1]}" 2>/dev/null && ((SECONDS < gives_up)); do
-            grep -q 'Ray runtime started' "${log_of[${nodes[-1]}]}" && return
+            grep -qs 'Ray runtime started' "${log_of[${nodes[-1]}]}" && return
             [[ -z $asked ]] || return
             sleep 0.2
         done

@@ -26,7 +26,7 @@ block='import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.
 # Ports of a node's own are 0: the kernel gives free ones, whatever else runs on this host. What is in "$@" comes last,
 # and wins.
 env RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$scratch/token" RAY_USAGE_STATS_ENABLED=0 \
-    "$venv/bin/python" -c "$block" "${ray[@]}" --temp-dir="$scratch" --node-name="$host" --num-cpus="$cpus" \
+    "$venv/bin/python" -c "$block" "${ray[@]}" --temp-dir="$scratch/r" --node-name="$host" --num-cpus="$cpus" \
     --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0 --object-store-memory=500000000 "$@" &
 started=$!
 

@@ -36,7 +36,7 @@ _SAY_AGAIN = 60.0
 _START_SECONDS = 90.0
 _RPC_SECONDS = 5.0
 _HEAD_GONE = 3  # looks in a row, one every two seconds, that find nothing at the head's address
-_LONGEST = 20  # bytes of a folder's path; sockets in it have some 65 more, and may have 107
+_LONGEST = 20  # bytes of a folder's path; sockets in it have some 85 more, and may have 107
 _OBJECTS = 500_000_000  # bytes of Ray's object store: a sweep passes small things only
 
 
@@ -145,7 +145,7 @@ class _Node:
             *(f"--node-name={name}", f"--num-cpus={cpus}", f"--object-store-memory={_OBJECTS}"),
             # 0: the kernel gives free ones
             *("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"),
-            f"--temp-dir={self.scratch}",
+            f"--temp-dir={self.scratch}/r",  # which Ray opens to everybody; the folder above it is not
         ]
         self._process: subprocess.Popen[bytes] | None = None
         self._raylet: psutil.Process | None = None

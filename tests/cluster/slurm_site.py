@@ -1,8 +1,8 @@
 """A real SLURM cluster on this one machine: a controller and three hosts, each with its own address, name, PIDs, /tmp.
 
-A host is a network, UTS, mount and PID namespace with an init that reaps; a bridge connects them. `slurmctld`, `slurmd`
-and `munged` are Debian's (``apt-get install slurmctld slurmd slurm-client munge``), started by hand, as root. Nothing of
-it is seen outside of the namespaces, and all of it ends with this process.
+A host is a network, UTS, mount and PID namespace with an init that reaps; a bridge connects them. ``slurmctld``,
+``slurmd`` and ``munged`` are Debian's (``apt-get install slurmctld slurmd slurm-client munge``), started by hand, as
+root. Nothing of it is seen outside of the namespaces, and all of it ends with this process.
 
 The hosts share the machine's files but for /tmp, /run, /etc/hosts and what lies in them; ``shared`` folders are seen by
 all at the same place.

@@ -22,12 +22,14 @@ import pytest
 from analysis.folder import SweepFolder
 from sweeps.process.installation import package_root
 from tests.cluster.slurm_site import Site, missing, slurm_site
+from tests.sweeps import conftest as whole_sweeps
 
 pytestmark = [
     pytest.mark.heavy,
     pytest.mark.timeout(900),
     pytest.mark.skipif(bool(missing()), reason=missing() or "there is SLURM"),
 ]
+lorasweep, reading, tiny = whole_sweeps.lorasweep, whole_sweeps.reading, whole_sweeps.tiny
 SLURM = Path(package_root()) / "cluster" / "slurm"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 # One slot and one thread: with whom a row is padded decides the last bits, which grow in so many steps.
@@ -80,8 +82,8 @@ class Sweeps:
         for trial in self.folder(name).trials():
             status = trial.read_status()
             steps = {row.step for row in trial.read_metrics()}
-            if status.state == "running" and status.node and steps and max(RUNGS) not in steps:
-                found[status.node.split("-")[0]] = trial.trial_id
+            if status.state == "running" and status.where and steps and max(RUNGS) not in steps:
+                found[re.split(r"\W", status.where)[0]] = trial.trial_id
         return found
 
 
@@ -107,7 +109,7 @@ def same(reading, undisturbed) -> Callable[[SweepFolder], None]:
 
     def table(folder: SweepFolder) -> list[tuple[str, str, float]]:
         with folder.leaderboard_file.open() as file:
-            return [(row["trial"], row["status"], float(row["score"])) for row in csv.DictReader(file)]
+            return [(row["trial_id"], row["status"], float(row["objective"])) for row in csv.DictReader(file)]
 
     def compare(folder: SweepFolder) -> None:
         assert reading.asked(folder) == reading.asked(undisturbed)
@@ -199,7 +201,7 @@ def test_workers_of_an_array_join_and_leave_and_nobody_can_tell(sweeps, same):
     workers = sweeps.workers("array", "0-1", "--nodelist=n2", "--cpus-per-task=2")
     sweeps.until(lambda: folder.cluster_file.exists())
     assert stat.S_IMODE(folder.cluster_file.stat().st_mode) == 0o600
-    sweeps.until(lambda: len({trial.read_status().node for trial in folder.trials()}) == 2)
+    sweeps.until(lambda: len({trial.read_status().where for trial in folder.trials()} - {""}) == 2)
     sweeps.until(lambda: sweeps.at_work("array"))
 
     more = sweeps.workers("array", "7", "--nodelist=n3", "--cpus-per-task=2")
@@ -207,7 +209,7 @@ def test_workers_of_an_array_join_and_leave_and_nobody_can_tell(sweeps, same):
     sweeps.until(lambda: site.job(f"{workers}_0")["JobState"] == "CANCELLED")
     left = (sweeps.root / f"lorasweep-worker-{workers}_0.out").read_text()
     assert "trials here are saved and go on elsewhere" in left
-    sweeps.until(lambda: any("n3" in (trial.read_status().node or "") for trial in folder.trials()))
+    sweeps.until(lambda: any("n3" in trial.read_status().where for trial in folder.trials()))
 
     sweeps.ended(head)
     same(folder)
