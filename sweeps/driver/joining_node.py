@@ -35,7 +35,7 @@ _EVERY = 0.5
 _SAY_AGAIN = 60.0
 _START_SECONDS = 90.0
 _RPC_SECONDS = 5.0
-_HEAD_GONE = 3  # looks in a row, one every two seconds, that find nothing at the head's address
+_LOOK_EVERY, _HEAD_GONE = 2.0, 3  # seconds between two looks at the head; how many in a row that find nothing
 _LONGEST = 20  # bytes of a folder's path; sockets in it have some 85 more, and may have 107
 _OBJECTS = 500_000_000  # bytes of Ray's object store: a sweep passes small things only
 
@@ -64,10 +64,14 @@ def join_sweep(folder: SweepFolder, cpus: int, name: str, wait: float, say: Call
             if head is None:
                 say("the sweep is over")
                 return 0
+            watch = _HeadWatch(folder, head)
             with _Node(head, cpus, name) as node:
+                if not node.start(lambda: bool(came) or watch.is_gone()):  # noqa: B023 (called in this turn only)
+                    continue
                 say(f"joined {head.address} as {name}, with {cpus} CPUs")
                 joined = True
-                _stay(folder, head, node, came)
+                while not came and node.is_up() and not watch.is_gone():
+                    time.sleep(_EVERY)
                 if came:
                     node.leave(_GRACE[came[0]], say)
         return INTERRUPTED
@@ -95,19 +99,21 @@ def _head(
         time.sleep(min(_EVERY, max(0.0, gives_up - time.monotonic())))
 
 
-def _stay(folder: SweepFolder, head: ClusterHead, node: "_Node", came: list[signal.Signals]) -> None:
-    """Until a signal comes, the head is gone, or the node's own Ray has ended."""
-    failures, looked = 0, time.monotonic()
-    while not came and node.is_up():
-        time.sleep(_EVERY)
-        if time.monotonic() - looked < 4 * _EVERY:
-            continue
-        looked = time.monotonic()
-        if not is_announced(folder, head):
-            return
-        failures = 0 if _answers(head.address) else failures + 1
-        if failures >= _HEAD_GONE:
-            return
+class _HeadWatch:
+    """Looks every two seconds whether a head is still there: the file names it, and something listens."""
+
+    def __init__(self, folder: SweepFolder, head: ClusterHead):
+        self._folder, self._head = folder, head
+        self._failures, self._looked = 0, time.monotonic()
+
+    def is_gone(self) -> bool:
+        if time.monotonic() - self._looked >= _LOOK_EVERY:
+            self._looked = time.monotonic()
+            if not is_announced(self._folder, self._head):
+                self._failures = _HEAD_GONE
+            elif self._failures < _HEAD_GONE:
+                self._failures = 0 if _answers(self._head.address) else self._failures + 1
+        return self._failures >= _HEAD_GONE
 
 
 def _answers(address: str) -> bool:
@@ -151,11 +157,6 @@ class _Node:
         self._raylet: psutil.Process | None = None
 
     def __enter__(self) -> "_Node":
-        try:
-            self._start()
-        except BaseException:
-            self.__exit__()
-            raise
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -173,7 +174,8 @@ class _Node:
             self._process.wait()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def _start(self) -> None:
+    def start(self, gives_up: Callable[[], bool]) -> bool:
+        """Whether it is up; False where it was given up. Raises HardwareError where it does not start."""
         environment = {key: value for key, value in os.environ.items() if key not in ("RAY_AUTH_TOKEN", "RAY_ADDRESS")}
         # A batch system sends SIGTERM to all processes of a job at once. A raylet that gets it ends its workers before
         # they can write checkpoints: so all of Ray's processes have it blocked, which is inherited.
@@ -189,13 +191,16 @@ class _Node:
                 )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        gives_up = time.monotonic() + _START_SECONDS
+        until = time.monotonic() + _START_SECONDS
         while "Ray runtime started" not in self._printed():
-            if self._process.poll() is not None or time.monotonic() > gives_up:
+            if gives_up():
+                return False
+            if self._process.poll() is not None or time.monotonic() > until:
                 said = " ".join(self._printed().split()[-60:])
                 raise HardwareError(f"No Ray could be started here that joins {self.head.address}. It said: {said}")
             time.sleep(0.1)
         self._raylet = next((it for it in psutil.Process(self._process.pid).children() if it.name() == "raylet"), None)
+        return True
 
     def is_up(self) -> bool:
         """Whether its raylet runs."""
