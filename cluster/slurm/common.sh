@@ -116,6 +116,9 @@ start_node() { # NODE OPTION-OF-RAY-START…
 
 end_nodes() {
     local gives_up=$((SECONDS + 10)) node
+    for node in "${nodes[@]}"; do
+        grep -qs 'Ray runtime started' "${log_of[$node]}" || say "$(basename "${log_of[$node]}" .log): no Ray ran there. $(tail -n 3 "${log_of[$node]}")"
+    done
     for node in "${nodes[@]}"; do kill -USR1 "$node" 2>/dev/null; done # srun passes it on; ray_node.sh ends its Ray
     for node in "${nodes[@]}"; do
         while kill -0 "$node" 2>/dev/null && ((SECONDS < gives_up)); do sleep 0.1; done
@@ -172,9 +175,13 @@ note_signals() { # before there is a child
     trap 'asked=${asked:-TERM}' TERM INT
 }
 
-# After USR1, SLURM's notice before the time limit: the same job again, by the same command, which goes on.
+# Whether the command was stopped by USR1, SLURM's notice before the time limit: 130 is its own status for that; by a
+# signal that comes while Python starts it ends with 128 and the signal's number.
+is_interrupted() { [[ $asked == USR1 && ($status == 130 || $status == 143 || $status == 138) ]]; }
+
+# Before the time limit: the same job again, by the same command, which goes on.
 requeue_or_exit() { # JOB GO-ON
-    if [[ $asked == USR1 && $status == 130 ]]; then
+    if is_interrupted; then
         end_nodes
         rm -rf "$scratch"
         if scontrol requeue "$1"; then

@@ -31,15 +31,29 @@ env RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$scratch/token" RAY_USAGE_STATS_ENA
 started=$!
 
 end() {
-    trap '' USR1
     # Ray's workers are no children of `ray start`: what is of this Ray has the path of its token in its environment.
     grep -lzsF "RAY_AUTH_TOKEN_PATH=$scratch/" /proc/[0-9]*/environ | sed 's|/proc/\([0-9]*\)/.*|\1|' |
         xargs --no-run-if-empty kill -KILL 2>/dev/null
 }
-trap end USR1
+asked=""
+trap 'asked=yes; end' USR1
 trap '' TERM
 wait "$started"
 status=$?
 end
 wait "$started"
-exit "$status"
+[[ -z $asked && " $*" != *" --head "* ]] || exit "$status"
+
+# This Ray ended by itself, as where it lost its head. If that head's host is down, nobody is left to act for the job:
+# with --no-kill, SLURM lets it go on without its batch script until its time is over. So it is queued again from here.
+trap 'exit 143' TERM
+trap 'exit 0' USR1
+while :; do
+    head=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *BatchHost=//p')
+    if [[ $head != "$host" ]] && scontrol show node "$head" | grep -qE 'State=(DOWN|FAIL)'; then
+        echo "ray_node.sh: $head, on which the sweep ran, is down: job $SLURM_JOB_ID is queued again"
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
+    sleep 5 &
+    wait $! # which a signal ends
+done

@@ -36,8 +36,8 @@ STAND_INS = {
     "bin/scontrol": """
         echo "$*" >>"$RECORD/scontrol"
         case "$1 $2 $3" in
-        "show job "*) echo "   Command=$SCRIPT run" ;;
-        "show node "*) echo "   NodeAddr=127.0.0.1 NodeHostName=n1" ;;
+        "show job "*) printf '   Command=%s run\n   BatchHost=n1\n' "$SCRIPT" ;;
+        "show node "*) echo "   NodeAddr=127.0.0.1 NodeHostName=$3 State=${STATE:-IDLE}" ;;
         "show hostnames "*) echo "$3" | tr , '\\n' ;;
         requeue*) [[ -z ${REFUSED:-} ]] || { echo "Requested operation is presently disabled" >&2; exit 1; } ;;
         esac
@@ -64,7 +64,7 @@ STAND_INS = {
         fi
         echo "$*" >"$RECORD/lorasweep"
         echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN_PATH" >"$RECORD/token-of-the-driver"
-        trap 'exit 130' TERM USR1
+        [[ ${LASTS:-} == python ]] || trap 'exit 130' TERM USR1
         [[ -n ${LASTS:-} ]] || exit "${STATUS:-0}"
         sleep 300 >/dev/null 2>&1 &
         touch "$RECORD/begun"
@@ -280,10 +280,11 @@ def test_the_command_gets_the_address_and_its_status_is_the_job_s(job):
     assert "--num-cpus=3" in job.noted("ray")
 
 
+@pytest.mark.parametrize("lasts", ["yes", "python"])  # with handlers of its own, or still starting
 @pytest.mark.parametrize("script", ["lorasweep.sbatch", "workers.sbatch"])
 @pytest.mark.parametrize(("number", "again"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
-def test_before_its_time_limit_a_job_stops_its_sweep_and_is_queued_again(script, number, again, job):
-    process = job.start(script, "run", LASTS="yes", SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="2")
+def test_before_its_time_limit_a_job_stops_its_sweep_and_is_queued_again(script, number, again, lasts, job):
+    process = job.start(script, "run", LASTS=lasts, SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="2")
     job.until("begun")
     process.send_signal(number)
     if again:  # it waits for SLURM to end it
@@ -295,7 +296,7 @@ def test_before_its_time_limit_a_job_stops_its_sweep_and_is_queued_again(script,
         process.kill()
         assert not list(job.tmp.iterdir())
     else:
-        assert process.wait(SECONDS) == 130
+        assert process.wait(SECONDS) in (130, 143)
         assert "requeue" not in job.noted("scontrol")
 
 
@@ -342,7 +343,28 @@ def test_a_head_that_does_not_start_is_tried_at_other_ports_and_then_told(job):
     assert status == 7
     assert said.count("ray: no luck") == 3
     assert "Ray's head did not start" in said
+    assert "n1: no Ray ran there. ray: no luck" in said
     assert not job.noted("lorasweep")
+
+
+@pytest.mark.parametrize(
+    ("host", "state", "again"), [("n2", "DOWN*", True), ("n2", "MIXED", False), ("n1", "DOWN", False)]
+)
+def test_a_node_whose_head_s_host_is_down_queues_the_job_again(host, state, again, job):
+    """With --no-kill nobody else would: SLURM ends the batch script with its host, and keeps the job."""
+    environment = {**job.environment, "SLURMD_NODENAME": host, "STATE": state, "RAY_FAILS": "yes", "SCRIPT": "x"}
+    command = ["bash", str(SLURM / "ray_node.sh"), str(job.root / "venv"), str(job.tmp), "ray", "start", "--block"]
+    node = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    node.stdin.write("token")
+    node.stdin.close()
+    gives_up = time.monotonic() + SECONDS
+    while job.noted("scontrol").count("show job") < 1:
+        assert time.monotonic() < gives_up
+        time.sleep(0.1)
+    time.sleep(0.5)
+    assert ("requeue 7" in job.noted("scontrol")) is again
+    node.send_signal(signal.SIGUSR1)
+    assert node.wait(SECONDS) == 0
 
 
 def test_the_head_of_an_array_trains_nothing_and_says_where_it_is(job):
