@@ -117,7 +117,7 @@ start_node() { # NODE OPTION-OF-RAY-START…
 end_nodes() {
     local gives_up=$((SECONDS + 10)) node
     for node in "${nodes[@]}"; do
-        grep -qs 'Ray runtime started' "${log_of[$node]}" || say "$(basename "${log_of[$node]}" .log): no Ray ran there. $(tail -n 3 "${log_of[$node]}")"
+        grep -qs 'Ray runtime started' "${log_of[$node]}" || say "$(basename "${log_of[$node]}" .log): no Ray ran there. $(tail -n 5 "${log_of[$node]}")"
     done
     for node in "${nodes[@]}"; do kill -USR1 "$node" 2>/dev/null; done # srun passes it on; ray_node.sh ends its Ray
     for node in "${nodes[@]}"; do
@@ -145,7 +145,6 @@ start_head() { # OPTION-OF-RAY-START…
             [[ -z $asked ]] || return
             sleep 0.2
         done
-        tail -n 20 "${log_of[${nodes[-1]}]}" >&2
         say "Ray's head did not start (try $((attempt + 1)) of 3)"
         end_nodes
     done
@@ -184,9 +183,12 @@ requeue_or_exit() { # JOB GO-ON
     if is_interrupted; then
         end_nodes
         rm -rf "$scratch"
+        trap 'exit 130' TERM
         if scontrol requeue "$1"; then
             say "the time limit is near: job $1 is queued again, and goes on from here"
-            sleep 60 # until SLURM ends this run of the job
+            sleep 60 >/dev/null 2>&1 & # until SLURM ends this run of the job
+            wait $!
+            exit 130
         fi
         fail "the time limit is near, and SLURM does not queue job $1 again (see above). Go on: $2" 130
     fi

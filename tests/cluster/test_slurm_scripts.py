@@ -293,7 +293,10 @@ def test_before_its_time_limit_a_job_stops_its_sweep_and_is_queued_again(script,
         while f"requeue {job_number}" not in job.noted("scontrol"):
             assert time.monotonic() < gives_up
             time.sleep(0.05)
-        process.kill()
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=SECONDS)
+        assert "is queued again, and goes on from here" in out
+        assert err == ""
         assert not list(job.tmp.iterdir())
     else:
         assert process.wait(SECONDS) in (130, 143)
