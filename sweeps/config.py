@@ -469,8 +469,8 @@ def seconds_of(text: str, path: str = "search.time") -> float:
     parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.replace(" ", ""))
     seconds = sum(float(n) * unit for n, unit in zip(parts.groups(), _UNITS.values(), strict=True) if n) if parts else 0
     if not seconds:
-        auto = " auto," if path == "search.time" else ""
-        raise ConfigError(f"{path}={text}: expected a time such as 90s, 15m, 2h or 1h30m,{auto} or null for no limit.")
+        others = {"search.time": ", auto, or null for no limit", "--wait": ""}.get(path, ", or null for no limit")
+        raise ConfigError(f"{path}={text}: expected a time such as 90s, 15m, 2h or 1h30m{others}.")
     return seconds
 
 
