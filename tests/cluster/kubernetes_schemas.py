@@ -1,4 +1,4 @@
-"""Kubernetes manifests against schemas, as strictly as `kubectl apply --validate=strict`: KubeRay's own, and the core's.
+"""Kubernetes manifests against KubeRay's schemas and the core's, as strictly as `kubectl apply --validate=strict`.
 
 KubeRay's definitions (v1.7, Apache-2.0) are not part of this project. They are read from a folder beside it, from
 ``LORASWEEP_KUBERAY_CRDS``, or from their release; what they must be is known by their SHA-256.
@@ -49,7 +49,7 @@ def document(name: str, kind: str) -> dict[str, Any]:
 
 @functools.cache
 def kuberay_schema(kind: str) -> dict[str, Any]:
-    """The schema of version ``v1`` of a kind of KubeRay's, with unknown fields refused. Skips where it is out of reach."""
+    """The schema of KubeRay's ``v1`` of a kind, with unknown fields refused. Skips where it is out of reach."""
     name = f"ray.io_{kind.lower()}s.yaml"
     folders = [os.environ.get("LORASWEEP_KUBERAY_CRDS", ""), str(ROOT.parent / "shared" / "kuberay")]
     text = next((file.read_bytes() for folder in folders if folder and (file := Path(folder) / name).exists()), None)

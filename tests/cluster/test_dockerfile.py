@@ -161,8 +161,7 @@ def test_the_package_is_built_from_what_is_sent(tmp_path: Path) -> None:
     done = uv(*command, "--python", sys.executable, "--target", str(site), cwd=sent)
     assert done.returncode == 0, done.stderr
     environment = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}
-    doctor = subprocess.run(
-        [sys.executable, "-m", "sweeps.cli", "doctor"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "sweeps.cli", "doctor"]
+    doctor = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert doctor.returncode == 0, doctor.stdout + doctor.stderr
     assert str(site) in doctor.stdout.replace("\n", "").replace(" ", "")

@@ -178,7 +178,7 @@ def test_the_command_survives_the_two_shells_that_read_it() -> None:
 
 
 def sweep_of_the_configmap(folder: Path, text: str | None = None) -> Path:
-    """What the pod sees at /etc/lorasweep, as the volume maps the ConfigMap's keys, with a text of the tests' own."""
+    """What the pod sees at /mnt/sweep, as the volume maps the ConfigMap's keys, with a text of the tests' own."""
     data = document("rayjob.yaml", "ConfigMap")["data"]
     head = cluster_spec(document("rayjob.yaml", "RayJob"))["headGroupSpec"]["template"]["spec"]
     (volume,) = (it["configMap"] for it in head["volumes"] if "configMap" in it)
@@ -192,13 +192,13 @@ def sweep_of_the_configmap(folder: Path, text: str | None = None) -> Path:
 
 def test_the_sweep_in_the_configmap_is_understood_and_lies_on_the_shared_volume(tmp_path: Path) -> None:
     words = document("rayjob.yaml", "RayJob")["spec"]["entrypoint"].split()
-    assert words[:4] == ["lorasweep", "run", "--config-dir", "/etc/lorasweep"]
+    assert words[:4] == ["lorasweep", "run", "--config-dir", "/mnt/sweep"]
     config = compose(words[4:], str(sweep_of_the_configmap(tmp_path))).config
     assert config.resources.gpus_per_trial == 1
-    assert config.sweep.dir.startswith("/shared/")
+    assert config.sweep.dir.startswith("/mnt/shared/")
     head = cluster_spec(document("rayjob.yaml", "RayJob"))["headGroupSpec"]["template"]["spec"]
     mounts = {it["mountPath"]: it["name"] for it in head["containers"][0]["volumeMounts"]}
-    assert mounts == {"/shared": "shared", "/etc/lorasweep": "sweep"}
+    assert mounts == {"/mnt/shared": "shared", "/mnt/sweep": "sweep"}
     claim = document("storage.yaml", "PersistentVolumeClaim")
     assert {"name": "shared", "persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}} in head["volumes"]
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]

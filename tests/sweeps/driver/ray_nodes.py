@@ -56,6 +56,8 @@ class RayCluster:
         head: the head's name.
         system_config: Ray's own, such as ``QUICK``; {} for what users have.
         dashboard: whether the head serves it, and jobs, at ``dashboard``.
+        more: further variables for the head alone.
+        mounts: as of ``join``, for the head.
 
     Attributes:
         address: HOST:PORT.
@@ -69,6 +71,8 @@ class RayCluster:
         head: str = "head",
         system_config: Mapping[str, Any] = QUICK,
         dashboard: bool = False,
+        more: Mapping[str, str] | None = None,
+        mounts: str = "",
     ):
         self.scratch = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # the path of a socket must be short
         (self.scratch / "token").write_text("a-token-of-this-test-0123456789abcdef")
@@ -94,7 +98,7 @@ class RayCluster:
             f"--system-config={json.dumps(dict(system_config))}",
         ]
         try:
-            self._wait(self._start(head, options, {}))
+            self._wait(self._start(head, options, more or {}, mounts))
         except BaseException:
             self.close()
             raise
