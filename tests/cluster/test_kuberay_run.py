@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from analysis.folder import SweepFolder
+from sweeps.compose import conf_tree
 from tests.cluster.kubernetes_schemas import cluster_spec, document, groups
 from tests.cluster.test_kuberay import sweep_of_the_configmap
 from tests.sweeps.driver.ray_nodes import RayCluster, ray_cluster, wait_until
@@ -106,11 +107,12 @@ class Pods:
 def tiny_sweep(settings: list[str]) -> str:
     """The ConfigMap's own sweep with other settings: groups are chosen in its defaults list, the rest below it."""
     sweep = yaml.safe_load(document("rayjob.yaml", "ConfigMap")["data"]["sweep.yaml"])
-    chosen = {key: value for key, value in (it.split("=", 1) for it in settings) if "." not in key}
+    given = dict(it.split("=", 1) for it in settings)
+    chosen = {key: value for key, value in given.items() if key in conf_tree.groups()}
     chosen = {next(iter(it)).split("/")[1]: next(iter(it.values())) for it in sweep["defaults"][:-1]} | chosen
     sweep["defaults"] = [*({f"override /{group}": option} for group, option in chosen.items()), "_self_"]
     del sweep["task"]
-    for key, value in (it.split("=", 1) for it in settings if "." in it.split("=", 1)[0]):
+    for key, value in ((key, value) for key, value in given.items() if key not in chosen):
         *way, last = key.split(".")
         part = sweep
         for word in way:
