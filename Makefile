@@ -47,6 +47,12 @@ torch-cuda: # pip takes an installed CPU build of the same version for it
 	@if $(PIP) show torch 2>/dev/null | grep -q '^Version:.*+cpu'; then $(PIP) uninstall --quiet --yes torch; fi
 	$(PIP) install --quiet torch==$(TORCH_VERSION)
 
+# the image's versions with their hashes, those of constraints.txt and CUDA's: after a change of either
+cluster/requirements.txt: dev
+	$(BIN)/uv pip compile pyproject.toml --constraint constraints.txt --generate-hashes --python-version 3.12 \
+	  --python-platform x86_64-manylinux_2_28 --no-annotate --quiet --output-file $@ \
+	  --custom-compile-command 'make cluster/requirements.txt'
+
 sweep: install
 	$(BIN)/lorasweep run experiment=quickstart
 

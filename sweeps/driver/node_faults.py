@@ -44,7 +44,7 @@ def _code(node: str, check: StartCheck) -> str:
         return ""
     return (
         f"node {node} runs other code than this machine: {different} (there in {here.root}, here in {check.code.root})."
-        " Bring that node's checkout and .venv to the state of this one, and start Ray there again."
+        " Bring that node's checkout and .venv, or its image, to the state of this one, and start Ray there again."
     )
 
 

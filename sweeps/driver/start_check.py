@@ -18,6 +18,7 @@ from sweeps.driver.device_client import DeviceClient
 from sweeps.driver.device_facts import StartCheck, WorkerFacts
 from sweeps.driver.ray_cluster import cluster_address
 from sweeps.process.fingerprint import fingerprint
+from sweeps.process.installation import PACKAGES
 
 _CLOCK_SECONDS = 5.0  # by which clocks may differ without a word, and for which one is waited for
 
@@ -81,9 +82,12 @@ def could_not_start(node: str, error: RayError, cluster: bool = True) -> Hardwar
             f"a device worker could not start ({last_line(error)}). Run the command again; `lorasweep doctor` says what"
             " this machine lacks."
         )
+    why = last_line(error)
+    absent = any(f"No module named '{package}" in why for package in PACKAGES)
+    what = "there is no lorasweep in the Python that its Ray runs in" if absent else "a device worker could not start"
     return HardwareError(
-        f"node {node}: a device worker could not start ({last_line(error)}). Every node needs this version of"
-        " lorasweep, installed with `make install`, and `ray start` from its .venv."
+        f"node {node}: {what} ({why}). Every node needs this version of lorasweep: an image made from"
+        " cluster/Dockerfile, or `make install` there and `ray start` from its .venv."
     )
 
 

@@ -56,6 +56,8 @@ class RayCluster:
         head: the head's name.
         system_config: Ray's own, such as ``QUICK``; {} for what users have.
         dashboard: whether the head serves it, and jobs, at ``dashboard``.
+        more: further variables for the head alone.
+        mounts: as of ``join``, for the head.
 
     Attributes:
         address: HOST:PORT.
@@ -69,6 +71,8 @@ class RayCluster:
         head: str = "head",
         system_config: Mapping[str, Any] = QUICK,
         dashboard: bool = False,
+        more: Mapping[str, str] | None = None,
+        mounts: str = "",
     ):
         self.scratch = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # the path of a socket must be short
         (self.scratch / "token").write_text("a-token-of-this-test-0123456789abcdef")
@@ -94,7 +98,7 @@ class RayCluster:
             f"--system-config={json.dumps(dict(system_config))}",
         ]
         try:
-            self._wait(self._start(head, options, {}))
+            self._wait(self._start(head, options, more or {}, mounts))
         except BaseException:
             self.close()
             raise
@@ -107,19 +111,21 @@ class RayCluster:
         resources: Mapping[str, float] | None = None,
         environment: Mapping[str, str] | None = None,
         mounts: str = "",
+        python: str = "",
     ) -> None:
         """Start nodes side by side, and wait until they are up. A name may be used again once its node is gone.
 
         Args:
             environment: further variables, for these nodes alone.
             mounts: commands of a shell that change which files these nodes alone see.
+            python: another interpreter, which finds Ray.
         """
         started = []
         for name in names:
             options = [f"--address={self.address}", f"--node-ip-address={next(self._hosts)}", f"--num-cpus={cpus:g}"]
             options += [f"--num-gpus={gpus:g}"] if gpus else []
             options += [f"--resources={json.dumps(dict(resources))}"] if resources else []
-            started.append(self._start(name, options, environment or {}, mounts))
+            started.append(self._start(name, options, environment or {}, mounts, python))
         for name in started:
             self._wait(name)
 
@@ -189,10 +195,11 @@ class RayCluster:
         """The ``ray start`` of a node; the processes of its Ray are its children."""
         return self._starts[name][0]
 
-    def _start(self, name: str, options: list[str], more: Mapping[str, str], mounts: str = "") -> str:
+    def _start(self, name: str, options: list[str], more: Mapping[str, str], mounts: str = "", python: str = "") -> str:
         assert name not in self.running(), f"{name} is there already"
         host = next((option.partition("=")[2] for option in options if option.startswith("--node-ip")), "")
-        command = [str(Path(sys.executable).with_name("ray")), "start", "--block", f"--node-name={name}", *options]
+        ray = [python, "-m", "ray.scripts.scripts"] if python else [str(Path(sys.executable).with_name("ray"))]
+        command = [*ray, "start", "--block", f"--node-name={name}", *options]
         command += ["--object-store-memory=80000000", "--min-worker-port=0", "--max-worker-port=0"]
         command += [f"--dashboard-agent-listen-port={free_port(host)}"]
         number = next(self._numbers)

@@ -5,9 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import pytest
+import ray
 
 from analysis.folder import SweepFolder
 from sweeps.process.installation import PACKAGES, package_root
@@ -110,6 +112,19 @@ def test_the_same_code_at_another_place_is_as_good(bed, lorasweep, tiny, tmp_pat
     folder = SweepFolder(tmp_path / "runs" / "n")
     assert folder.trial("t0000").read_status().where == "beta: CPU, 1 thread"
     assert list(folder.root.glob(".probe-*")) == []
+
+
+def test_a_node_or_image_without_lorasweep_is_told_in_a_sentence(bed, lorasweep, tiny, tmp_path):
+    venv.create(bed.scratch / "bare")  # the libraries alone: an editable installation is found through a .pth file
+    site = str(Path(ray.__file__).parents[1])
+    bed.join("bare", python=str(bed.scratch / "bare" / "bin" / "python"), environment={"PYTHONPATH": site})
+    command = lorasweep(tmp_path, bed.environment)
+    done = command("run", *tiny("llama", "tracking=none", "sweep.name=n"), f"ray.address={bed.address}")
+    assert done.returncode == HARDWARE, done.stdout + done.stderr
+    assert done.stderr.startswith("lorasweep: node bare: there is no lorasweep in the Python that its Ray runs in (")
+    assert "an image made from cluster/Dockerfile" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
 
 
 ASK = """

@@ -173,8 +173,10 @@ def test_the_errors_of_several_nodes_are_one() -> None:
 def test_a_worker_that_does_not_start_names_the_node() -> None:
     error = could_not_start("beta", RayActorError(error_msg="died:\nNo module named 'sweeps'"))
     assert isinstance(error, HardwareError)
-    assert str(error).startswith("node beta: a device worker could not start")
+    assert str(error).startswith("node beta: there is no lorasweep in the Python that its Ray runs in")
     assert "sweeps" in str(error)
+    other = str(could_not_start("beta", RayActorError(error_msg="died:\nNo module named 'numpy'")))
+    assert other.startswith("node beta: a device worker could not start (No module named 'numpy')")
     local = could_not_start("10.1.2.3", RayActorError(error_msg="out of memory"), cluster=False)
     assert "out of memory" in str(local)
     assert "node" not in str(local), "there is only this one"
