@@ -3,6 +3,7 @@
 import copy
 import functools
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -56,19 +57,29 @@ MISTAKES = [  # path within the cluster, what is there then, what is said
 
 
 @pytest.mark.parametrize(("path", "value", "said"), MISTAKES, ids=[path for path, *_ in MISTAKES])
-@pytest.mark.parametrize(("name", "kind"), KINDS)
-def test_a_planted_mistake_is_found(name: str, kind: str, path: str, value: Any, said: str) -> None:
-    before = "spec.rayClusterSpec." if kind == "RayJob" else "spec."
-    found = faults(changed(document(name, kind), before + path, value))
+def test_a_planted_mistake_is_found(path: str, value: Any, said: str) -> None:
+    found = faults(changed(document("rayjob.yaml", "RayJob"), f"spec.rayClusterSpec.{path}", value))
     assert any(said in fault for fault in found), found
+
+
+def test_planted_mistakes_in_the_cluster_that_stays_are_found() -> None:
+    cluster = document("raycluster.yaml", "RayCluster")
+    for path, value, said in (MISTAKES[0], MISTAKES[5]):
+        assert any(said in fault for fault in faults(changed(cluster, f"spec.{path}", value)))
 
 
 def test_a_planted_mistake_of_a_job_is_found() -> None:
     job = document("rayjob.yaml", "RayJob")
-    assert any("is not one of" in it for it in faults(changed(job, "spec.backoffLimit", "3"))) is False
     assert any("'3' is not of type 'integer'" in it for it in faults(changed(job, "spec.backoffLimit", "3")))
     assert any("'backofLimit' was unexpected" in it for it in faults(changed(job, "spec.backofLimit", 3)))
     assert any("'label' was unexpected" in it for it in faults(changed(job, "metadata.label", {})))
+
+
+def test_a_planted_mistake_outside_of_kuberays_kinds_is_found() -> None:
+    claim, settings = document("storage.yaml", "PersistentVolumeClaim"), document("rayjob.yaml", "ConfigMap")
+    assert any("'storageClass' was unexpected" in it for it in faults(changed(claim, "spec.storageClass", "nfs")))
+    assert any("is not of type" in it for it in faults(changed(claim, "spec.accessModes", "ReadWriteMany")))
+    assert any("is not of type" in it for it in faults(changed(settings, "data", {"sweep.yaml": {"seed": 1}})))
 
 
 # --- rules
@@ -169,6 +180,15 @@ def test_the_cluster_that_stays_has_the_jobs_pods() -> None:
     head["volumes"].pop()
     head["containers"][0]["volumeMounts"].pop()
     assert of_job == cluster_spec(document("raycluster.yaml", "RayCluster"))
+
+
+def test_pods_are_nodes_by_their_own_names() -> None:
+    """KubeRay joins these parameters into a line for bash."""
+    for group in groups(document("rayjob.yaml", "RayJob")).values():
+        words = " ".join(f"--{key}={value}" for key, value in group["rayStartParams"].items())
+        command = ["/bin/bash", "-c", "--", f"echo {words}"]
+        said = subprocess.run(command, env={"HOSTNAME": "pod-7"}, capture_output=True, text=True, check=True).stdout
+        assert "--node-name=pod-7" in said.split()
 
 
 def test_the_command_survives_the_two_shells_that_read_it() -> None:
