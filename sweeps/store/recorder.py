@@ -11,7 +11,17 @@ from ray.tune import Callback
 
 from analysis import fast_yaml
 from analysis.errors import last_line
-from analysis.folder import ENDED, MetricsRow, State, Status, SweepFolder, TrialFolder, atomic_write
+from analysis.folder import (
+    ENDED,
+    MetricsRow,
+    State,
+    Status,
+    SweepFolder,
+    TrialFolder,
+    atomic_write,
+    fetch_missing,
+    replace_tree,
+)
 from sweeps.store.tune_results import outcome_of, trial_key
 
 
@@ -143,12 +153,12 @@ def write_best_adapter(files: TrialFolder) -> None:
     for step in reversed(files.checkpoints()):
         checkpoint = files.checkpoint_dir(step)
         parts = {"adapter_config.json": "adapter_config.json", "best.safetensors": "adapter_model.safetensors"}
+        fetch_missing([checkpoint / name for name in parts])  # a worker of another machine wrote it
         if all((checkpoint / name).exists() for name in parts):
             beside: Path = files.adapter_dir.with_name(".adapter.settled.tmp")
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
             for name, to in parts.items():
                 shutil.copyfile(checkpoint / name, beside / to)
-            shutil.rmtree(files.adapter_dir, ignore_errors=True)
-            beside.rename(files.adapter_dir)
+            replace_tree(beside, files.adapter_dir)
             return
