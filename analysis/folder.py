@@ -318,6 +318,15 @@ def fetch_missing(paths: Iterable[Path]) -> None:
             raise explained(copy.bucket, error) from None
 
 
+def fetch_folder(folder: Path) -> None:
+    """Fetch what only the bucket has of a folder of a sweep. Raises FolderError as ``fetch_missing``."""
+    if (copy := copy_of(folder)) is not None:
+        try:
+            copy.fetch_folder(folder)
+        except OSError as error:
+            raise explained(copy.bucket, error) from None
+
+
 class SweepFolder:
     """The files of one sweep: ``sweep.yaml``, the study, trials, baselines, leaderboard, control, W&B.
 
@@ -393,6 +402,10 @@ class SweepFolder:
     def where(self) -> str:
         """How the user names it: its path, or the URI of its bucket."""
         return self.copy.bucket.uri if self.copy else str(self.root)
+
+    def where_is(self, path: Path) -> str:
+        """How the user names a file or folder in it."""
+        return self.copy.bucket.below(self.copy.name(path)).uri if self.copy else str(path)
 
     def write(self, path: Path, content: str | bytes) -> None:
         """Write a file of the folder; into its bucket too, where nobody else in this process does.

@@ -124,7 +124,7 @@ def finalize(run_dir: str, top: int, seeds: int, overrides: Sequence[str], quiet
         saved(folder, say)
     finals = read_finals(folder)
     print(report(finals))
-    print(f"\nFinal scores: {shell_path(folder.finals_dir)}/")
+    print(f"\nFinal scores: {shell_path(folder.where_is(folder.finals_dir))}/")
     return 0 if all(run.on_test for run in runs) else 1
 
 

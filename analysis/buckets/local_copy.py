@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -104,6 +104,16 @@ class LocalCopy:
                 self._put(name, self.bucket.read(name))
 
         in_parallel(fetch, [self.name(path) for path in paths if not path.exists()])
+
+    def fetch_missing_below(self, folder: Path, names: Collection[str]) -> None:
+        """Fetch those files of these names that the bucket has below a folder and this copy has not.
+
+        Args:
+            folder: in the copy.
+            names: without their folders.
+        """
+        there = [self.root / name for name in self.bucket.listing(self.name(folder))]
+        self.fetch_missing([path for path in there if path.name in names])
 
     # --- one after the other
 

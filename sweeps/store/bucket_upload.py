@@ -150,9 +150,11 @@ class Upload:
                 with self._changed:
                     self._busy = False
                     self._changed.notify_all()
-        except OSError as error:
+        except Exception as error:  # whatever it is, nothing more is saved
             with self._changed:
-                self._error, self._busy = error, False
+                wrong = f"{type(error).__name__}: {error}"
+                self._error = error if isinstance(error, OSError) else OSError(errno.EIO, wrong, self.bucket.uri)
+                self._busy = False
                 self._changed.notify_all()
 
     def _insist(self, work: Callable[[], None]) -> None:
@@ -167,10 +169,8 @@ class Upload:
         elif write.kind == "folder":
             folder = self.copy.root / write.name
             with contextlib.suppress(FileNotFoundError):  # removed meanwhile, which comes next
-                files = sorted(
-                    (path for path in folder.rglob("*") if path.is_file()), key=lambda it: it.name in MARKERS
-                )
-                for path in files:
+                files = [path for path in folder.rglob("*") if path.is_file()]
+                for path in sorted(files, key=lambda it: it.name == MARKER):
                     self.bucket.write(self.copy.name(path), path.read_bytes())
         elif write.content is not None:
             self.bucket.write(write.name, write.content)
@@ -228,7 +228,7 @@ class Upload:
         pq.write_table(
             pa.table(columns, pa.schema([("name", pa.string()), ("content", pa.binary())])),
             buffer,
-            "2.6",
+            version="2.6",
             compression="zstd",
         )
         self.bucket.write(DIGEST, buffer.getvalue())

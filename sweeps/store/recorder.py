@@ -10,6 +10,7 @@ from typing import Any
 from ray.tune import Callback
 
 from analysis import fast_yaml
+from analysis.buckets.local_copy import copy_of
 from analysis.errors import last_line
 from analysis.folder import (
     ENDED,
@@ -19,10 +20,11 @@ from analysis.folder import (
     SweepFolder,
     TrialFolder,
     atomic_write,
-    fetch_missing,
     replace_tree,
 )
+from sweeps.store.bucket_upload import insist
 from sweeps.store.tune_results import outcome_of, trial_key
+from trainer.engines.checkpoints import COUNTERS
 
 
 def _reports_disk_faults(hook: Callable[..., None]) -> Callable[..., None]:
@@ -150,10 +152,11 @@ def write_config(files: TrialFolder, config: dict[str, Any]) -> None:
 
 def write_best_adapter(files: TrialFolder) -> None:
     """Write the adapter of the best rung, from the last checkpoint that has one; without a checkpoint, do nothing."""
+    parts = {"adapter_config.json": "adapter_config.json", "best.safetensors": "adapter_model.safetensors"}
+    if (copy := copy_of(files.root)) is not None:  # a worker of another machine may have written them
+        insist(lambda: copy.fetch_missing_below(files.checkpoints_dir, {COUNTERS, *parts}))
     for step in reversed(files.checkpoints()):
         checkpoint = files.checkpoint_dir(step)
-        parts = {"adapter_config.json": "adapter_config.json", "best.safetensors": "adapter_model.safetensors"}
-        fetch_missing([checkpoint / name for name in parts])  # a worker of another machine wrote it
         if all((checkpoint / name).exists() for name in parts):
             beside: Path = files.adapter_dir.with_name(".adapter.settled.tmp")
             shutil.rmtree(beside, ignore_errors=True)

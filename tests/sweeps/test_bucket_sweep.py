@@ -3,17 +3,11 @@
 The heavy one kills drivers and deletes their machine's copy: ``pytest -m heavy tests/sweeps/test_bucket_sweep.py``.
 """
 
-import json
-import os
-import shutil
-import signal
 import time
-from pathlib import Path
 
 import pytest
 
-from analysis.folder import SweepFolder
-from tests.bucket_server import BUCKET, SECRET, BucketServer
+from tests.bucket_server import BUCKET, BucketServer
 
 URI = f"s3://{BUCKET}/runs"
 SETTINGS = ["resources.slots=1", "search.trials=4", "sweep.name=tiny", "precision=fp32", "search.keep_adapters=2"]
@@ -38,7 +32,29 @@ def finished(lorasweep, tiny, server, tmp_path_factory):
 
 def test_it(finished, server):
     command, done = finished
-    print(done.stdout)
-    print(done.stderr)
-    for line in server.journal():
-        print(line)
+    for words in (
+        ["rank"],
+        ["status"],
+        ["report"],
+        ["breakdown"],
+        ["export", "--to", "ad"],
+        ["stop"],
+        ["enqueue", "lora.rank=8"],
+        ["finalize", "--top", "1", "--seeds", "1", "data.test=" + str(command.cwd / "test.csv")],
+        ["status"],
+        ["rank"],
+        ["resume"],
+        ["resume", "search.trials=6"],
+        ["run"],
+    ):
+        began = time.monotonic()
+        if words[0] == "finalize":
+            from tests.conftest import write_rows
+
+            write_rows(command.cwd / "test.csv", 20, 5)
+        uri = f"{URI}/tiny"
+        args = [words[0], uri, *words[1:]]
+        done = command(*args)
+        print("=====", args, done.returncode, round(time.monotonic() - began, 1))
+        print(done.stdout[-2500:])
+        print(done.stderr[-2500:])
