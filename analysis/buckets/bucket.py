@@ -34,6 +34,7 @@ _FAULTS = {  # what stores and their libraries say → what it means
     r"INVALID_ACCESS_KEY|INVALID_CLIENT_TOKEN|SIGNATURE|UNRECOGNIZED_CLIENT|HTTP status 401|[Cc]redentials"
     r"|MISSING_AUTHENTICATION": f"there are no keys for it, or the store does not take them. {_KEYS}",
     r"NETWORK_CONNECTION|curlCode|[Tt]imed? ?out|[Cc]ould not (resolve|connect)|SERVICE_UNAVAILABLE|SLOW_DOWN"
+    r"|HTTP status 5\d\d"
     r"|[Cc]onnection": "the store does not answer. Look at the network, and at endpoint_override in the URI or"
     " AWS_ENDPOINT_URL where it is not the maker's own",
 }

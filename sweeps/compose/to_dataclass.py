@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from analysis.buckets.bucket import Bucket, is_uri
-from analysis.errors import ConfigError, did_you_mean, refuse_uri
+from analysis.errors import ConfigError, did_you_mean, masked, refuse_uri
 from analysis.metrics import scale
 from sweeps.compose import resolvers
 from sweeps.compose.provenance import Origins
@@ -18,6 +18,7 @@ from sweeps.config import SweepConfig, ranged, schema
 from trainer.config import check_value
 
 _FILES = ("data.train", "data.validation", "data.test")
+_SWEEPS = ("sweep.dir", "search.warm_start", "search.transfer_from")
 _PATHS = ("bias.pairs_file", "model.path")
 
 
@@ -37,7 +38,7 @@ def paths(config: SweepConfig) -> tuple[str, ...]:
 def refuse_uris(raw: Mapping[str, Any], origins: Origins) -> None:
     """Refuse ``s3://…`` and the like for every key that holds files or folders, before any of them is looked at.
 
-    ``sweep.dir`` alone may be a bucket, by a URI that holds no key.
+    Where sweep folders are named, a bucket may be, by a URI that holds no key.
 
     Args:
         raw: nested.
@@ -47,16 +48,16 @@ def refuse_uris(raw: Mapping[str, Any], origins: Origins) -> None:
         ConfigError: with key and value.
     """
     files = () if get(raw, "data.source") in ("hub", "package") else _FILES
-    for path in (*files, *_PATHS, "sweep.dir", "search.warm_start", "search.transfer_from"):
+    for path in (*files, *_PATHS, *_SWEEPS):
         value = get(raw, path)
         for one in value if isinstance(value, list) else [value]:
             try:
-                if path == "sweep.dir" and is_uri(one):
+                if path in _SWEEPS and is_uri(one):
                     Bucket(str(one))
                 else:
                     refuse_uri(f"{path}=", one)
             except ConfigError as error:
-                raise ConfigError(f"{error} ({origins.of(path)})") from None
+                raise ConfigError(f"{error} ({masked(origins.of(path))})") from None
 
 
 def put(raw: dict[str, Any], path: str, value: Any) -> None:

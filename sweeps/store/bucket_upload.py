@@ -25,6 +25,7 @@ from sweeps.store.bucket_lease import Lease
 
 MARKER = "adapter_config.json"  # an adapter counts where it is there
 _PATIENCE = 300.0  # seconds for which a bucket may not answer
+_AT_LAST = 20.0  # seconds for logs and trackers' files in the end
 _SLOWEST = 10.0  # seconds between two attempts
 _LOGS_EVERY, _TRACKERS_EVERY, _DIGEST_EVERY = 30.0, 300.0, 30.0  # seconds
 _LOGS, _TRACKERS = ("lorasweep.log", "study/journal.log"), ("wandb", "mlflow")
@@ -186,12 +187,9 @@ class Upload:
             if at_last or now >= self._due[what]:
                 self._due[what] = now + every
                 work = {"logs": self._spool_logs, "trackers": self._spool_trackers, "digest": self._write_digest}[what]
-                if at_last:
-                    self._insist(work)
-                else:
-                    with contextlib.suppress(OSError):  # again later
-                        self.lease.check()
-                        work()
+                patience = min(self.patience, _AT_LAST) if at_last else 0.0
+                with contextlib.suppress(OSError):  # again later; what the sweep yields is in the bucket
+                    insist(work, patience, self.lease.check)
 
     def _spool_logs(self) -> None:
         self._spool([self.copy.root / name for name in _LOGS])

@@ -208,7 +208,7 @@ def test_what_makes_a_folder_count_is_uploaded_last(
             weights = "adapter_model.safetensors" if inside.name == "adapter" else "best.safetensors"
             assert f"{place}/{weights}" in objects, name
             seen += 1
-        else:
+        elif objects.get(name) not in (None, content):  # driver and worker both write a stopped trial's adapter
             assert f"{place}/{marker}" not in objects, f"{name} changes in a folder that counts"
     assert seen > 10
 
@@ -311,7 +311,6 @@ def test_a_second_driver_is_refused_while_the_first_gives_signs_of_life_and_may_
         with pytest.raises(FolderError, match=r"another lorasweep runs this sweep now: process \d+ on "):
             second.__enter__()
         assert driver(SweepFolder(copy_at(URI, "view").root)).alive
-        monkeypatch.undo()
 
 
 def test_a_driver_that_finds_another_ones_sign_writes_no_more(store: Store) -> None:
