@@ -13,7 +13,7 @@ from sweeps.compose.compose import Composed
 from sweeps.display.summary import show_leaderboard, show_next
 from sweeps.driver.baseline_runner import planned
 from sweeps.process import gc_pause
-from sweeps.store.folder_lock import locked, new_folder
+from sweeps.store.folder_lock import locked, new_folder, sweep_folder
 from sweeps.store.manifest import make_manifest, write_manifest
 from trainer.engine import Ended, Refused
 from trainer.preload import import_libraries
@@ -27,7 +27,7 @@ def run_trial(composed: Composed) -> int:
     Raises:
         LorasweepError: for anything about the input that cannot be run.
     """
-    folder = new_folder(composed.config.sweep)
+    folder = new_folder(sweep_folder(composed.config.sweep), composed.config.sweep)
     preflight(composed.config, composed.space)
     with locked(folder):
         return _run(folder, composed)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from analysis.buckets.bucket import joined
 from sweeps.checks.length import (
     END_SECONDS,
     Measured,
@@ -64,7 +65,7 @@ def plan(composed: Composed) -> dict[str, Any]:
     config = composed.config
     return {
         "name": config.sweep.name,
-        "folder": shell_path(f"{config.sweep.dir}/{config.sweep.name}"),
+        "folder": shell_path(joined(config.sweep.dir, str(config.sweep.name))),
         "task": config.task.name,
         "engine": config.engine.name,
         "trials": config.search.trials,

@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -35,6 +34,7 @@ from sweeps.process import gc_pause
 from sweeps.process.logs import of_worker
 from sweeps.process.termination import on_sigterm
 from sweeps.search.lineage import take_over
+from sweeps.store.node_copy import NodeCopy
 from trainer.config import Baseline, EngineConfig, TrialConfig
 from trainer.engine import Admission, Admitted, Ended, Engine, Event, Full, Halted, Refused, Requeued, RungResult
 from trainer.engines.checkpoints import fault, scored_rung
@@ -87,6 +87,7 @@ class DeviceWorker:
         self._abandoned: set[str] = set()  # given back while the engine was still busy with them
         self._undecided: set[str] = set()  # posted a rung, and not yet told to go on or to end
         self._resting: set[str] = set()  # the same, however long it takes
+        self._copy = NodeCopy()  # of the sweep folder, where that is in a bucket
         self._successors: dict[str, TrialConfig] = {}  # of trials that rest: how they go on from another one's weights
         threading.Thread(target=self._own_engine, name="engine", daemon=True).start()
         self._own_process = _in_actor()
@@ -122,8 +123,10 @@ class DeviceWorker:
                 folder=f"node {self.node}: reading {check.probe.folder} and the files of the config does not end"
                 f" within {_DISK_SECONDS:g} s. Does a network file system hang there? Try `ls {check.probe.folder}`."
             )
+        if not faults.folder:
+            self._copy = check.probe.copy_here()
         if log and self._own_process and not faults.folder:
-            of_worker(SweepFolder(check.probe.folder).log_file, self.node)
+            of_worker(SweepFolder(self._copy.folder(check.probe.folder).root).log_file, self.node)
         try:
             return await self._on_engine_thread(partial(self._facts, check.precisions)), faults
         except HardwareError as error:
@@ -167,13 +170,13 @@ class DeviceWorker:
             test: on the test split instead of the validation split.
         """
         return await self._on_engine_thread(
-            partial(self._score_baseline, baseline, TrialFolder(Path(folder)), test), when_free=True
+            partial(self._score_baseline, baseline, self._copy.folder(folder), test), when_free=True
         )
 
     async def score_on_test(self, trial: TrialConfig, folder: str) -> MetricsRow:
         """Score a completed trial's adapter on the test split, once no trial is here."""
         return await self._on_engine_thread(
-            partial(self._score_on_test, trial, TrialFolder(Path(folder))), when_free=True
+            partial(self._score_on_test, trial, self._copy.folder(folder)), when_free=True
         )
 
     async def admit(
@@ -188,7 +191,7 @@ class DeviceWorker:
         if self._leaving:
             return Full()
         admission: Admission | Ended | Halted = await self._on_engine_thread(
-            partial(self._admit, trial, TrialFolder(Path(folder)), alone, heard)
+            partial(self._admit, trial, self._copy.folder(folder), alone, heard)
         )
         return admission
 
@@ -218,7 +221,7 @@ class DeviceWorker:
         Returns:
             None where the trial is not here, "" where it was done, else why it cannot be done.
         """
-        return await self._on_engine_thread(partial(self._take_over, trial, TrialFolder(Path(donor)), step))
+        return await self._on_engine_thread(partial(self._take_over, trial, self._copy.folder(donor), step))
 
     async def end(self, trial_id: str, state: str) -> None:
         """Free a trial's slot; nothing happens where it has none."""
@@ -413,12 +416,18 @@ class DeviceWorker:
     def _score_baseline(self, baseline: Baseline, folder: TrialFolder, test: bool) -> MetricsRow:
         from trainer.baselines import score_baseline
 
-        return score_baseline(self.materials, baseline, folder, self.materials.test(baseline.trial) if test else None)
+        row = score_baseline(self.materials, baseline, folder, self.materials.test(baseline.trial) if test else None)
+        self._copy.save_scores(folder)
+        return row
 
     def _score_on_test(self, trial: TrialConfig, folder: TrialFolder) -> MetricsRow:
         from trainer.final_scoring import score_on_test
 
-        return score_on_test(self.materials, trial, folder)
+        self._copy.fetch(folder)
+        self._copy.fetch_adapter(folder)
+        row = score_on_test(self.materials, trial, folder)
+        self._copy.save_scores(folder)
+        return row
 
     def _admit(
         self, trial: TrialConfig, folder: TrialFolder, alone: bool = False, heard: int = 0
@@ -430,12 +439,11 @@ class DeviceWorker:
             self._end(ended, State.STOPPED_EARLY)
         if self._leaving or self._alone in self._folders or (alone and self._folders):
             return Full()
-        # A rung whose row the driver did not get to record must be reported again: go on from a step before it.
-        recorded = {0, heard, *(row.step for row in folder.read_metrics())}
-        steps = [step for step in folder.checkpoints() if scored_rung(folder.checkpoint_dir(step)) in recorded]
-        damaged = []
-        while steps and (what := fault(folder.checkpoint_dir(steps[-1]))):
-            damaged.append(f"the checkpoint of step {steps.pop()} is damaged ({what})")
+        try:
+            self._copy.fetch(folder)
+            steps, damaged = _usable(self._copy, folder, heard)
+        except OSError as error:  # the bucket does not answer
+            return self._halted(trial.trial_id, error)
         try:
             admission: Admission = self.engine.admit(trial, folder, folder.checkpoint_dir(steps[-1]) if steps else None)
         except LorasweepError as error:
@@ -476,8 +484,13 @@ class DeviceWorker:
             return None
         if folder.checkpoints()[-1:] != [step]:
             return "it has gone on to its next rung"
-        if refused := take_over(folder, donor, step):
-            return refused
+        try:
+            self._copy.fetch_checkpoint(donor, step)
+            if refused := take_over(folder, donor, step):
+                return refused
+            self._copy.save(folder)
+        except OSError as error:
+            return str(error)
         if trial.trial_id in self._resting:  # its slot is left when it is told to go on
             self._successors[trial.trial_id] = trial
         else:
@@ -496,8 +509,12 @@ class DeviceWorker:
 
     def _end(self, trial_id: str, state: State) -> None:
         if trial_id in self._folders:
+            folder = self._folders[trial_id]
             self._forget(trial_id)
             self.engine.end(trial_id, state)
+            with contextlib.suppress(OSError):  # the adapter, which the driver has written too, from the checkpoint
+                self._copy.save(folder)
+                self._copy.leave(folder)
 
     def _forget(self, trial_id: str) -> None:
         """The trial is not here any more. Its checkpoints stay: it goes on from them, or the driver removes them."""
@@ -541,8 +558,15 @@ class DeviceWorker:
                 event = self._halted(trial_id, error) if disk else self._failed(trial_id, error, _NOT_SAVED)
                 with contextlib.suppress(Exception):
                     self.engine.end(trial_id, State.FAILED)
+        if isinstance(event, Ended):
+            try:
+                self._copy.save(self._folders[event.trial_id])
+            except OSError as error:
+                event = self._halted(event.trial_id, error)
         if isinstance(event, Requeued | Ended | Halted):
+            folder = self._folders[event.trial_id]
             self._forget(event.trial_id)
+            self._copy.leave(folder)
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._events[event.trial_id].put_nowait, event)
 
@@ -557,6 +581,21 @@ class DeviceWorker:
         between = [it for it in steps if it not in of_rungs and it > oldest][-1:]
         for old in set(folder.checkpoints()) - {*of_rungs, *between}:
             shutil.rmtree(folder.checkpoint_dir(old), ignore_errors=True)
+        self._copy.save(folder)
+
+
+def _usable(copy: NodeCopy, folder: TrialFolder, heard: int) -> tuple[list[int], list[str]]:
+    """Steps of the checkpoints to go on from, the last of which is whole, and what is wrong with later ones."""
+    # A rung whose row the driver did not get to record must be reported again: go on from a step before it.
+    recorded = {0, heard, *(row.step for row in folder.read_metrics())}
+    steps = [step for step in folder.checkpoints() if scored_rung(folder.checkpoint_dir(step)) in recorded]
+    damaged = []
+    while steps:
+        copy.fetch_checkpoint(folder, steps[-1])
+        if not (what := fault(folder.checkpoint_dir(steps[-1]))):
+            break
+        damaged.append(f"the checkpoint of step {steps.pop()} is damaged ({what})")
+    return steps, damaged
 
 
 def _in_actor() -> bool:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from analysis.errors import FolderError
-from analysis.folder import MetricsRow, State, TrialFolder
+from analysis.folder import MetricsRow, State, TrialFolder, replace_tree
 from trainer.config import TrialConfig
 from trainer.engine import Ended, RungResult
 from trainer.engines.checkpoints import COUNTERS, SCORED, seal
@@ -134,8 +134,7 @@ class TrialRecord:
         beside = final.with_name(f".adapter.{os.getpid()}.tmp")
         shutil.rmtree(beside, ignore_errors=True)
         write(beside)
-        shutil.rmtree(final, ignore_errors=True)
-        beside.rename(final)
+        replace_tree(beside, final)
 
     def save(self, to: Path) -> None:
         """Write the best rung and the counters into a checkpoint, and complete it (``seal``)."""
