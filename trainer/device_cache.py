@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.distributed.device_mesh import init_device_mesh
 
 from analysis.errors import ConfigError, DataError
 from trainer.class_weights import class_weights
@@ -18,6 +19,8 @@ from trainer.evaluation.evaluate import Validation
 from trainer.evaluation.metric_names import task_kind
 from trainer.models.base_model import BaseModel, compute_dtype, load_base
 from trainer.models.padding import check_token
+from trainer.models.ranks import ALONE, Ranks
+from trainer.models.sharding import first_pass, is_large, may_be_sharded, shard
 
 _BASES = 4  # base models kept: one at every precision
 
@@ -28,13 +31,18 @@ class DeviceCache:
     Args:
         device: where base models stay.
         gpu_share: of a GPU's memory that this process may use; others have the rest.
+        ranks: the processes that train trials together, each with a cache and a device of its own.
+        sharding: of base models over them: ``engine.sharding``.
 
     Attributes:
         bias_of_base: ``base_key`` and bias config → item tables of the bias sets, scored without an adapter.
     """
 
-    def __init__(self, device: torch.device, gpu_share: float = 1.0):
+    def __init__(
+        self, device: torch.device, gpu_share: float = 1.0, ranks: Ranks = ALONE, sharding: str = "auto"
+    ):
         self.device, self.gpu_share = device, gpu_share
+        self.ranks, self.sharding = ranks, sharding
         if device.type == "cuda" and gpu_share < 1:  # past it a tensor is refused, and the trials beside it live on
             torch.cuda.set_per_process_memory_fraction(gpu_share, device)
         self._kept: dict[tuple[str, ...], Any] = {}
@@ -65,9 +73,27 @@ class DeviceCache:
         name = self.base_key(trial)
         if name not in self._kept and len(bases) >= _BASES:
             del self._kept[bases[0]]
-        base: BaseModel = self._once(
-            name, lambda: load_base(trial.model, trial.precision, trial.task.name, labels, self.device)
-        )
+        base: BaseModel = self._once(name, lambda: self._loaded(trial, labels))
+        return base
+
+    def _loaded(self, trial: TrialConfig, labels: tuple[str, ...]) -> BaseModel:
+        arguments = trial.model, trial.precision, trial.task.name, labels, self.device
+        if not may_be_sharded(self.sharding, trial.precision, self.device, self.ranks):
+            return replace(load_base(*arguments), ranks=self.ranks)
+        mesh = init_device_mesh(self.device.type, (self.ranks.size,))
+
+        def part() -> BaseModel:
+            base = load_base(*arguments, place=torch.device("cpu"))
+            parameters = base.model.num_parameters()
+            if self.sharding == "fsdp" or is_large(parameters, trial.precision, self.device):
+                shard(base.model, self.device, mesh)
+                return replace(base, ranks=self.ranks, sharded=True)
+            base.model.to(self.device)
+            return replace(base, ranks=self.ranks)
+
+        base: BaseModel = self.ranks.in_turn(part)  # so that the host's memory holds one whole model at a time
+        if base.sharded:
+            first_pass(base.model)
         return base
 
     def training(self, trial: TrialConfig) -> list[Encoded]:
