@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from analysis.errors import ConfigError, DataError
@@ -38,15 +39,23 @@ class DeviceCache:
         bias_of_base: ``base_key`` and bias config → item tables of the bias sets, scored without an adapter.
     """
 
-    def __init__(
-        self, device: torch.device, gpu_share: float = 1.0, ranks: Ranks = ALONE, sharding: str = "auto"
-    ):
+    def __init__(self, device: torch.device, gpu_share: float = 1.0, ranks: Ranks = ALONE, sharding: str = "auto"):
         self.device, self.gpu_share = device, gpu_share
         self.ranks, self.sharding = ranks, sharding
         if device.type == "cuda" and gpu_share < 1:  # past it a tensor is refused, and the trials beside it live on
             torch.cuda.set_per_process_memory_fraction(gpu_share, device)
         self._kept: dict[tuple[str, ...], Any] = {}
         self.bias_of_base: dict[tuple[str, ...], dict[str, dict[str, list[Any]]]] = {}
+
+    def of_one_process(self) -> "DeviceCache":
+        """The same, base models not sharded included, for work that this process does without the others."""
+        alone = DeviceCache(self.device)
+        alone._kept = {
+            name: replace(kept, ranks=ALONE) if isinstance(kept, BaseModel) else kept
+            for name, kept in self._kept.items()
+            if not (isinstance(kept, BaseModel) and kept.sharded)
+        }
+        return alone
 
     def dataset(self, trial: TrialConfig) -> Dataset:
         """The rows of the trial's data.
@@ -88,7 +97,7 @@ class DeviceCache:
             if self.sharding == "fsdp" or is_large(parameters, trial.precision, self.device):
                 shard(base.model, self.device, mesh)
                 return replace(base, ranks=self.ranks, sharded=True)
-            base.model.to(self.device)
+            nn.Module.to(base.model, self.device)
             return replace(base, ranks=self.ranks)
 
         base: BaseModel = self.ranks.in_turn(part)  # so that the host's memory holds one whole model at a time

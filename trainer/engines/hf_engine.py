@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from analysis.errors import ConfigError
 from analysis.folder import State, TrialFolder
-from trainer.config import TrialConfig, check_trial
+from trainer.config import TrialConfig, check_trial, sharding_refusal
 from trainer.device_cache import DeviceCache
 from trainer.engine import Admission, Admitted, Ended, Event, Full, RungResult, never
 from trainer.engines.hf_trainer import StepTrainer
@@ -29,7 +29,6 @@ from trainer.engines.trial_record import Score, TrialRecord
 from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.models.lora import add_adapter, remove_adapter
 from trainer.models.ranks import by_lost_rank
-from trainer.models.sharding import refusal
 from trainer.outcomes import ended_by
 
 
@@ -57,7 +56,7 @@ class HfEngine:
         if self.run is not None:
             return Full()
         check_trial(trial)
-        if self.device_cache.sharding == "fsdp" and (refused := refusal(trial.precision, trial.lora)):
+        if self.device_cache.sharding == "fsdp" and (refused := sharding_refusal(trial.precision, trial.lora)):
             raise ConfigError(refused)
         self.run = _Run(trial, folder, self.device_cache, self.score, checkpoint, self.activation_checkpointing)
         return Admitted(self.run.start_step)
@@ -117,7 +116,7 @@ class _Run:
         self.trial = trial
         self.base = device_cache.base(trial)
         self.ranks = self.base.ranks
-        if self.base.sharded and (refused := refusal(trial.precision, trial.lora)):
+        if self.base.sharded and (refused := sharding_refusal(trial.precision, trial.lora)):
             raise ConfigError(refused)
         self.encoded = device_cache.training(trial)
         self.validation = device_cache.validation(trial)

@@ -14,13 +14,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from trainer.engine import RankLost
+
 # By which accelerate and Trainer would take over: they must see one process, since gradients are summed here.
 _LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK")
 _OF_PEERS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "c10d", "ProcessGroup")
-
-
-class RankLost(Exception):
-    """Another process of the trial does not answer any more: nobody's fault that is still here to be told."""
 
 
 def by_lost_rank(error: BaseException) -> bool:
@@ -120,7 +118,9 @@ def _naming_the_lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise RankLost(f"another process of the trial does not answer ({str(error).strip().splitlines()[0]})") from error
+        raise RankLost(
+            f"another process of the trial does not answer ({str(error).strip().splitlines()[0]})"
+        ) from error
 
 
 ALONE = Ranks()

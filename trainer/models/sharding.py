@@ -17,38 +17,17 @@ from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel
 
 from analysis.errors import ConfigError
-from trainer.config import LoraSettings
 from trainer.models.ranks import Ranks
 
-SHARDINGS = ("auto", "ddp", "fsdp")
 _FOR_WEIGHTS = 0.6  # share of a device's memory that base weights may take; activations and adapters have the rest
 _BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "nf4": 0.5625}  # of a weight; nf4 with its scales
-
-
-def refusal(precision: str, lora: LoraSettings) -> str:
-    """Why such a trial cannot be trained over a sharded base model, and what to do, in a sentence; "" where it can."""
-    if precision in ("int8", "nf4"):
-        return (
-            f"engine.sharding=fsdp with precision={precision}: the sharded passes of bitsandbytes' weights are wrong"
-            " (on a CPU from the second one on, without an error; on GPUs it was not measured). Use precision=bf16, or"
-            " engine.sharding=ddp, where each GPU holds the whole quantised model."
-        )
-    options = [f"lora.bias={lora.bias}"] if lora.bias != "none" else []
-    options += ["lora.dora=true"] if lora.dora else []
-    options += ["lora.modules_to_save"] if lora.modules_to_save else []
-    if not options:
-        return ""
-    return (
-        f"engine.sharding=fsdp with {' and '.join(options)}: it needs weights of the base model that are sharded there."
-        " Use engine.sharding=ddp, or leave the option out."
-    )
 
 
 def may_be_sharded(sharding: str, precision: str, device: torch.device, ranks: Ranks) -> bool:
     """Whether a base model is sharded if it is large enough.
 
     Args:
-        sharding: one of SHARDINGS.
+        sharding: ``engine.sharding``.
         precision: of the base model.
         device: that each process has.
         ranks: the processes.

@@ -57,9 +57,7 @@ def _serve(rank: int, size: int, meeting: str, timeout: float, jobs: Any, answer
     from trainer.models.ranks import Ranks
 
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=meeting, rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
-    )
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
     ranks = Ranks.joined()
     while os.getppid() == parent:
         try:

@@ -5,13 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from analysis.folder import State, TrialFolder
 from tests.trainer.engines.rank_processes import RankProcesses, trained
 from tests.trainer.packs import at_step, distance
 from trainer.config import TrialConfig
-from trainer.engine import Ended, RungResult
 from trainer.models.ranks import ALONE
 
 CLOSE = 1e-5
