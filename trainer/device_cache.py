@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from analysis.errors import ConfigError, DataError
+from analysis.errors import ConfigError, DataError, HardwareError
 from trainer.class_weights import class_weights
 from trainer.config import TrialConfig
 from trainer.data.dataset import Dataset, Row, check_test, load_dataset, load_test, rung_subset
@@ -21,7 +21,9 @@ from trainer.evaluation.metric_names import task_kind
 from trainer.models.base_model import BaseModel, compute_dtype, load_base
 from trainer.models.padding import check_token
 from trainer.models.ranks import ALONE, Ranks
-from trainer.models.sharding import first_pass, is_large, may_be_sharded, shard
+from trainer.models.sharding import Needs, first_pass, may_be_sharded, needs, shard, too_large
+from trainer.models.tokenizer import loading_arguments, model_folder
+from trainer.models.weights import without_weights
 
 _BASES = 4  # base models kept: one at every precision
 
@@ -87,14 +89,15 @@ class DeviceCache:
 
     def _loaded(self, trial: TrialConfig, labels: tuple[str, ...]) -> BaseModel:
         arguments = trial.model, trial.precision, trial.task.name, labels, self.device
+        need = self._needs(trial, labels)
         if not may_be_sharded(self.sharding, trial.precision, self.device, self.ranks):
             return replace(load_base(*arguments), ranks=self.ranks)
         mesh = init_device_mesh(self.device.type, (self.ranks.size,))
 
         def part() -> BaseModel:
             base = load_base(*arguments, place=torch.device("cpu"))
-            parameters = base.model.num_parameters()
-            if self.sharding == "fsdp" or is_large(parameters, trial.precision, self.device):
+            fits = need is None or need.fits(self._memory, self.ranks.size, sharded=False)
+            if self.sharding == "fsdp" or not fits:
                 shard(base.model, self.device, mesh)
                 return replace(base, ranks=self.ranks, sharded=True)
             nn.Module.to(base.model, self.device)
@@ -104,6 +107,32 @@ class DeviceCache:
         if base.sharded:
             first_pass(base.model)
         return base
+
+    def _needs(self, trial: TrialConfig, labels: tuple[str, ...]) -> Needs | None:
+        """What the trial needs of a GPU; None on a CPU, and where that cannot be told from the config.
+
+        Raises:
+            HardwareError: where it fits no single GPU, and no other has a part.
+        """
+        if self.device.type != "cuda":
+            return None
+        where = model_folder(trial.model)
+        classes = labels if trial.task.name == "classification" else None
+        try:
+            model = without_weights(where, classes, loading_arguments(trial.model, where))
+            need, nf4 = needs(model, trial), needs(model, replace(trial, precision="nf4"))
+        except Exception:  # what is wrong with the model is told where it is loaded
+            return None
+        if (self.ranks.alone or self.sharding == "ddp") and (
+            said := too_large(need, trial.precision, self._memory, nf4)
+        ):
+            raise HardwareError(said)
+        return need
+
+    @property
+    def _memory(self) -> float:
+        """Bytes of this device that are ours."""
+        return self.gpu_share * float(torch.cuda.mem_get_info(self.device)[1])
 
     def training(self, trial: TrialConfig) -> list[Encoded]:
         """The training rows as tokens, with the copies that ``mitigation`` asks for, and with their weights.

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import queue
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from trainer.config import TrialConfig
 from trainer.engine import Event
 
-_SECONDS = 300  # for a job
+_SECONDS = 60  # for a job
 
 
 class RankProcesses:
@@ -77,38 +77,166 @@ def trained(
     root: Path,
     sharding: str = "ddp",
     checkpoint: Path | None = None,
-    mutations: Mapping[str, Any] | None = None,
-    checkpointing: bool = False,
+    change: Callable[[Any], Any] | None = None,
 ) -> Sequence[Event]:
     """Drive a trial to its end, with a checkpoint at every rung. Returns its events.
 
     Args:
-        mutations: dotted name → what is put there, to see that a claim's test fails.
+        ranks: the processes.
+        trial: its config.
+        root: its folder's parent.
+        sharding: of the base model.
+        checkpoint: to go on from.
+        change: called with pytest's MonkeyPatch and the rank, to make something wrong.
     """
+    import pytest
     import torch
 
     from tests.trainer.packs import drive, score
     from trainer.device_cache import DeviceCache
     from trainer.engines.hf_engine import HfEngine
 
-    undo = [_put(name, value) for name, value in (mutations or {}).items()]
-    try:
-        engine = HfEngine(DeviceCache(torch.device("cpu"), ranks=ranks, sharding=sharding), score, checkpointing)
+    with pytest.MonkeyPatch.context() as patch:
+        if change is not None:
+            change(patch, ranks)
+        engine = HfEngine(DeviceCache(torch.device("cpu"), ranks=ranks, sharding=sharding), score)
         checkpoints = {trial.trial_id: checkpoint} if checkpoint else None
         return drive(engine, [trial], root, checkpoints)[trial.trial_id]
-    finally:
-        for restore in undo:
-            restore()
 
 
-def _put(name: str, value: Any) -> Callable[[], None]:
-    import importlib
+# --- what a test makes wrong, by name, since it runs in other processes
 
-    module, _, rest = name.partition(":")
-    *path, attribute = rest.split(".")
-    owner: Any = importlib.import_module(module)
-    for part in path:
-        owner = getattr(owner, part)
-    before = owner.__dict__[attribute]
-    setattr(owner, attribute, value)
-    return lambda: setattr(owner, attribute, before)
+
+def means_instead_of_sums(patch: Any, ranks: Any) -> None:
+    from trainer.models.ranks import Ranks
+
+    right = Ranks.sum_gradients
+
+    def wrong(self: Any, parameters: Any) -> None:
+        trained = list(parameters)
+        right(self, trained)
+        for parameter in trained:
+            parameter.grad /= self.size
+
+    patch.setattr(Ranks, "sum_gradients", wrong)
+
+
+def own_denominators(patch: Any, ranks: Any) -> None:
+    from trainer.engines import batches
+
+    right = batches.part_of
+
+    def wrong(batch: Any, ranks: Any) -> Any:
+        part = right(batch, ranks)
+        own = int((part["labels"] != -100).sum()) if part["labels"].dim() == 2 else len(part["labels"])
+        return part | {"denominator": max(own, 1) * ranks.size}
+
+    patch.setattr(batches, "part_of", wrong)
+
+
+def dropout_by_place_in_the_process(patch: Any, ranks: Any) -> None:
+    from trainer.engines import batches
+
+    right = batches.part_of
+
+    def wrong(batch: Any, ranks: Any) -> Any:
+        import torch
+
+        part = right(batch, ranks)
+        return part | {"samples": torch.arange(len(part["samples"]))}
+
+    patch.setattr(batches, "part_of", wrong)
+
+
+def clipped_before_they_are_summed(patch: Any, ranks: Any) -> None:
+    import torch
+
+    from trainer.engines.hf_trainer import StepTrainer
+
+    right = StepTrainer._join_step
+
+    def wrong(self: Any) -> None:
+        torch.nn.utils.clip_grad_norm_([p for _, p in self._trained()], self.trial.train.clip)
+        right(self)
+
+    patch.setattr(StepTrainer, "_join_step", wrong)
+
+
+def no_sum_at_all(patch: Any, ranks: Any) -> None:
+    from trainer.models.ranks import Ranks
+
+    patch.setattr(Ranks, "sum_gradients", lambda self, parameters: None)
+
+
+def scores_of_its_own(patch: Any, ranks: Any) -> None:
+    """Each process keeps the scores of its batches, and zeros of the others'."""
+    from trainer.models.ranks import Ranks
+
+    patch.setattr(Ranks, "sum_array", lambda self, values: values)
+
+
+def memory_runs_out_in_the_second(patch: Any, ranks: Any) -> None:
+    from trainer.engines.hf_trainer import StepTrainer
+
+    right = StepTrainer.compute_loss
+
+    def wrong(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if ranks.rank == 1 and inputs["step"] == 2:
+            raise MemoryError("no room for 9 bytes")
+        return right(self, model, inputs, *args, **kwargs)
+
+    patch.setattr(StepTrainer, "compute_loss", wrong)
+
+
+def infinite_in_the_second(patch: Any, ranks: Any) -> None:
+    from trainer.engines.hf_trainer import StepTrainer
+
+    right = StepTrainer.compute_loss
+
+    def wrong(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = right(self, model, inputs, *args, **kwargs)
+        if ranks.rank == 1 and inputs["step"] == 2:
+            self._losses[-1] = self._losses[-1] * float("nan")
+        return loss
+
+    patch.setattr(StepTrainer, "compute_loss", wrong)
+
+
+def large_batches_do_not_fit_the_second(patch: Any, ranks: Any) -> None:
+    """Of scoring: more than two rows do not."""
+    from trainer.likelihood import log_likelihood
+
+    right = log_likelihood._score_batch
+
+    def wrong(base: Any, output: Any, rows: Any, *args: Any) -> Any:
+        if ranks.rank == 1 and len(rows) > 2:
+            raise MemoryError("no room")
+        return right(base, output, rows, *args)
+
+    patch.setattr(log_likelihood, "_score_batch", wrong)
+
+
+def the_second_hangs(patch: Any, ranks: Any) -> None:
+    import time
+
+    from trainer.engines.hf_trainer import StepTrainer
+
+    right = StepTrainer._join_step
+
+    def wrong(self: Any) -> None:
+        if ranks.rank == 1 and self.state.global_step == 2:
+            time.sleep(600)
+        right(self)
+
+    patch.setattr(StepTrainer, "_join_step", wrong)
+
+
+def sharded_bytes(ranks: Any, trial: TrialConfig) -> tuple[int, int]:
+    """Numbers of the base model's linear layers: held by this process, and in all."""
+    import torch
+
+    from trainer.device_cache import DeviceCache
+
+    base = DeviceCache(torch.device("cpu"), ranks=ranks, sharding="fsdp").base(trial)
+    weights: list[Any] = [p for name, p in base.model.named_parameters() if "proj" in name]
+    return sum(p.to_local().numel() for p in weights), sum(p.numel() for p in weights)
