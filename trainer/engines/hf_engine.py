@@ -23,12 +23,12 @@ from trainer.config import TrialConfig, check_trial, sharding_refusal
 from trainer.device_cache import DeviceCache
 from trainer.engine import Admission, Admitted, Ended, Event, Full, RungResult, never
 from trainer.engines.hf_trainer import StepTrainer
-from trainer.engines.interruption import Interrupted, interruptible
+from trainer.engines.interruption import interruptible
 from trainer.engines.keyed_dropout import DropoutKeys, use_keyed_dropout
 from trainer.engines.trial_record import Score, TrialRecord
 from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.models.lora import add_adapter, remove_adapter
-from trainer.models.ranks import by_lost_rank
+from trainer.models.ranks import Interrupted, by_lost_rank
 from trainer.outcomes import ended_by
 
 
@@ -252,7 +252,11 @@ class _Run:
         """Score some validation rows, anew where that is broken off; None where the trial is stopped meanwhile."""
         while True:
             try:
-                with interruptible(self.base.model, lambda: self.ranks.any(self._leaving())):
+                with (
+                    interruptible(self.base.model, self._leaving)
+                    if self.ranks.alone  # several look between two batches, where none is in a pass
+                    else self.ranks.interruptible(self._leaving)
+                ):
                     return evaluate(self.base, self.model, self.trial, self.validation, indices, known)
             except Interrupted:
                 if not self._wait(None):

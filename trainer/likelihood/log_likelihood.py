@@ -135,7 +135,7 @@ def in_batches(base: BaseModel, order: Sequence[int], size: int, score: Callable
             if base.sharded or not out_of_memory(raised):  # of a sharded model the others wait in that pass
                 raise
             error = raised
-        if not ranks.any(error is not None):
+        if not ranks.any_failed(error is not None):
             at = until
             continue
         size = len(batches[0])

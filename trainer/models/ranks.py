@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from trainer.engine import RankLost
+from trainer.engine import RankLost, never
 
 # By which accelerate and Trainer would take over: they must see one process, since gradients are summed here.
 _LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK")
@@ -28,16 +28,22 @@ def by_lost_rank(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _OF_PEERS)
 
 
+class Interrupted(BaseException):
+    """A scoring was broken off: nobody's error, so that ``except Exception`` lets it through."""
+
+
 class Ranks:
     """This process among those that train a trial together.
 
     Attributes:
         rank: its number, from 0. Only 0 writes.
         size: how many there are; 1: this one alone, without ``torch.distributed``.
+        leaving: asked between two batches of a scoring: whether all processes are to break it off.
     """
 
     def __init__(self, rank: int = 0, size: int = 1):
         self.rank, self.size = rank, size
+        self.leaving: Callable[[], bool] = never
 
     @classmethod
     def joined(cls) -> "Ranks":
@@ -72,6 +78,28 @@ class Ranks:
     def any(self, mine: bool) -> bool:
         """Whether something holds in any of the processes."""
         return bool(self.sum(torch.tensor([int(mine)])).item()) if not self.alone else mine
+
+    def any_failed(self, mine: bool) -> bool:
+        """Whether a batch of a scoring failed in any of the processes.
+
+        Raises:
+            Interrupted: in all of them, where one is ``leaving``.
+        """
+        if self.alone:
+            return mine
+        failures, leaving = self.sum(torch.tensor([int(mine), int(self.leaving())])).tolist()
+        if leaving:
+            raise Interrupted
+        return bool(failures)
+
+    @contextmanager
+    def interruptible(self, asked: Callable[[], bool]) -> Iterator[None]:
+        """Break scorings off where ``asked`` is true."""
+        self.leaving = asked
+        try:
+            yield
+        finally:
+            self.leaving = never
 
     def texts(self, mine: str) -> list[str]:
         """Each process's text."""
