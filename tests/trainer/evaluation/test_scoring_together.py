@@ -219,14 +219,13 @@ def test_a_batch_that_is_too_large_is_halved_until_it_fits() -> None:
 
     alone: Any = SimpleNamespace(ranks=ALONE, sharded=False)
 
-    def score(batch: list[int], keep: bool) -> None:
-        assert keep
+    def score(batch: list[int]) -> str:
         if len(batch) > 3:
             raise MemoryError("no room")
-        done.append(batch)
+        return "scores"
 
-    in_batches(alone, range(10), 8, score)
+    in_batches(alone, range(10), 8, score, lambda batch, scores: done.append(batch))
     assert [i for batch in done for i in batch] == list(range(10))
     assert max(map(len, done)) == 2
     with pytest.raises(MemoryError):
-        in_batches(alone, range(2), 2, lambda batch, keep: (_ for _ in ()).throw(MemoryError("none at all")))
+        in_batches(alone, range(2), 2, lambda batch: (_ for _ in ()).throw(MemoryError("none at all")), lambda *_: None)
