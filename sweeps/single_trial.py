@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 from analysis import fast_yaml
 from analysis.constraints import check_available
+from analysis.errors import ConfigError
 from analysis.folder import MetricsRow, Status, SweepFolder, atomic_write
 from analysis.leaderboard import leaderboard
 from sweeps.checks.length import Measured, asked_about, choose, is_open, is_timed
@@ -27,6 +28,11 @@ def run_trial(composed: Composed) -> int:
     Raises:
         LorasweepError: for anything about the input that cannot be run.
     """
+    if composed.config.resources.ranks > 1:
+        raise ConfigError(
+            f"`lorasweep trial` trains in one process, and the configuration asks for {composed.config.resources.ranks}"
+            " (resources.gpus_per_trial, resources.workers_per_trial). Use `lorasweep run … search.trials=1`."
+        )
     folder = new_folder(sweep_folder(composed.config.sweep), composed.config.sweep)
     preflight(composed.config, composed.space)
     with locked(folder):

@@ -36,7 +36,19 @@ from sweeps.process.termination import on_sigterm
 from sweeps.search.lineage import take_over
 from sweeps.store.node_copy import NodeCopy
 from trainer.config import Baseline, EngineConfig, TrialConfig
-from trainer.engine import Admission, Admitted, Ended, Engine, Event, Full, Halted, Refused, Requeued, RungResult
+from trainer.engine import (
+    Admission,
+    Admitted,
+    Ended,
+    Engine,
+    Event,
+    Full,
+    Halted,
+    RankLost,
+    Refused,
+    Requeued,
+    RungResult,
+)
 from trainer.engines.checkpoints import fault, scored_rung
 from trainer.preload import import_libraries, import_scorers
 
@@ -354,12 +366,15 @@ class DeviceWorker:
             _import_torch()
             import torch
 
-            from trainer.device_cache import DeviceCache
-            from trainer.models.base_model import best_device
-
             torch.set_num_threads(self.threads)
-            self._materials = DeviceCache(best_device(), self.gpus if self.gpus > 0 else 1.0)
+            self._materials = self._make_materials()
         return self._materials
+
+    def _make_materials(self) -> "DeviceCache":
+        from trainer.device_cache import DeviceCache
+        from trainer.models.base_model import best_device
+
+        return DeviceCache(best_device(), self.gpus if self.gpus > 0 else 1.0)
 
     def _make_engine(self) -> Engine:
         materials = self.materials
@@ -551,6 +566,8 @@ class DeviceWorker:
                 self._checkpoint(event.trial_id, event.row.step)
                 self._undecided.add(event.trial_id)
                 self._resting.add(event.trial_id)
+            except RankLost as error:  # its rung is scored again
+                event = Requeued(event.trial_id, str(error))
             except Exception as error:  # this trial's end, not its neighbours'; no trial's where the disk is full
                 traceback.print_exc()
                 trial_id = event.trial_id
