@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.errors import ConfigError, HardwareError, refuse_uri
+from analysis.buckets.bucket import is_uri
+from analysis.errors import ConfigError, HardwareError, masked, refuse_uri
 from analysis.folder import SweepFolder
 from sweeps.commands.composing import composed, composing_parser
 from sweeps.commands.parser import Parser
@@ -82,6 +83,7 @@ def _join(arguments: list[str]) -> int:
     parser.add_argument("--cpus", type=int, metavar="N", help="CPUs to offer (default: those that it may use)")
     parser.add_argument("--name", metavar="NAME", help="of the node (default: the host's name and a number)")
     options = parser.read(arguments)
+    _refuse_bucket(options.run)
     refuse_uri("", options.run)
     cpus = len(os.sched_getaffinity(0)) if options.cpus is None else options.cpus
     if cpus < 1:
@@ -115,11 +117,25 @@ def _folder_of(command: str, words: list[str]) -> SweepFolder | None:
         run = next((word for word in words if "=" not in word and not word.startswith("-")), "")
         if not run:
             raise ConfigError(f"{command}: which sweep? Give its folder.")
+        _refuse_bucket(run)
         return SweepFolder.open(run)
     parser = composing_parser("run", "", words)
     add_view_options(parser)
     sweep = composed(parser.read(words))
-    return None if sweep is None else SweepFolder(Path(sweep.config.sweep.dir) / str(sweep.config.sweep.name))
+    if sweep is None:
+        return None
+    _refuse_bucket(sweep.config.sweep.dir, "sweep.dir=")
+    return SweepFolder(Path(sweep.config.sweep.dir) / str(sweep.config.sweep.name))
+
+
+def _refuse_bucket(place: str, key: str = "") -> None:
+    """Raises ConfigError for a bucket: who reads it would have the token of the sweep's Ray."""
+    if is_uri(place):
+        raise ConfigError(
+            f"{key}{masked(place)}: workers find the head by a file in the sweep folder, which holds the token of its Ray"
+            f" and goes into no bucket. Give a folder that all hosts share, such as {key}/shared/runs, or run the sweep"
+            " in one job: cluster/slurm/lorasweep.sbatch"
+        )
 
 
 def _token() -> str:
