@@ -132,9 +132,9 @@ def _refuse_bucket(place: str, key: str = "") -> None:
     """Raises ConfigError for a bucket: who reads it would have the token of the sweep's Ray."""
     if is_uri(place):
         raise ConfigError(
-            f"{key}{masked(place)}: workers find the head by a file in the sweep folder, which holds the token of its Ray"
-            f" and goes into no bucket. Give a folder that all hosts share, such as {key}/shared/runs, or run the sweep"
-            " in one job: cluster/slurm/lorasweep.sbatch"
+            f"{key}{masked(place)}: workers find the head by a file in the sweep folder, which holds the token of its"
+            f" Ray and goes into no bucket. Give a folder that all hosts share, such as {key}/shared/runs, or run the"
+            " sweep in one job: cluster/slurm/lorasweep.sbatch"
         )
 
 
