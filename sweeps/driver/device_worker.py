@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -100,6 +101,7 @@ class DeviceWorker:
         self._undecided: set[str] = set()  # posted a rung, and not yet told to go on or to end
         self._resting: set[str] = set()  # the same, however long it takes
         self._copy = NodeCopy()  # of the sweep folder, where that is in a bucket
+        self._log_file: Path | None = None  # of the sweep, here
         self._successors: dict[str, TrialConfig] = {}  # of trials that rest: how they go on from another one's weights
         threading.Thread(target=self._own_engine, name="engine", daemon=True).start()
         self._own_process = _in_actor()
@@ -137,8 +139,10 @@ class DeviceWorker:
             )
         if not faults.folder:
             self._copy = check.probe.copy_here()
-        if log and self._own_process and not faults.folder:
-            of_worker(SweepFolder(self._copy.folder(check.probe.folder).root).log_file, self.node)
+        if log and not faults.folder:
+            self._log_file = SweepFolder(self._copy.folder(check.probe.folder).root).log_file
+            if self._own_process:
+                of_worker(self._log_file, self.node)
         try:
             return await self._on_engine_thread(partial(self._facts, check.precisions)), faults
         except HardwareError as error:
@@ -182,13 +186,13 @@ class DeviceWorker:
             test: on the test split instead of the validation split.
         """
         return await self._on_engine_thread(
-            partial(self._score_baseline, baseline, self._copy.folder(folder), test), when_free=True
+            partial(self._save_baseline, baseline, self._copy.folder(folder), test), when_free=True
         )
 
     async def score_on_test(self, trial: TrialConfig, folder: str) -> MetricsRow:
         """Score a completed trial's adapter on the test split, once no trial is here."""
         return await self._on_engine_thread(
-            partial(self._score_on_test, trial, self._copy.folder(folder)), when_free=True
+            partial(self._save_test_scores, trial, self._copy.folder(folder)), when_free=True
         )
 
     async def admit(
@@ -428,21 +432,27 @@ class DeviceWorker:
         self._background.append(import_scorers)
         return DataFacts(parameters=base.model.num_parameters(), slots=slots, absent=absent, **facts)
 
+    def _save_baseline(self, baseline: Baseline, folder: TrialFolder, test: bool) -> MetricsRow:
+        row = self._score_baseline(baseline, folder, test)
+        self._copy.save_scores(folder)
+        return row
+
     def _score_baseline(self, baseline: Baseline, folder: TrialFolder, test: bool) -> MetricsRow:
         from trainer.baselines import score_baseline
 
-        row = score_baseline(self.materials, baseline, folder, self.materials.test(baseline.trial) if test else None)
+        return score_baseline(self.materials, baseline, folder, self.materials.test(baseline.trial) if test else None)
+
+    def _save_test_scores(self, trial: TrialConfig, folder: TrialFolder) -> MetricsRow:
+        self._copy.fetch(folder)
+        self._copy.fetch_adapter(folder)
+        row = self._score_on_test(trial, folder)
         self._copy.save_scores(folder)
         return row
 
     def _score_on_test(self, trial: TrialConfig, folder: TrialFolder) -> MetricsRow:
         from trainer.final_scoring import score_on_test
 
-        self._copy.fetch(folder)
-        self._copy.fetch_adapter(folder)
-        row = score_on_test(self.materials, trial, folder)
-        self._copy.save_scores(folder)
-        return row
+        return score_on_test(self.materials, trial, folder)
 
     def _admit(
         self, trial: TrialConfig, folder: TrialFolder, alone: bool = False, heard: int = 0

@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from analysis.errors import ConfigError, LorasweepError, first_line
-from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder, disk_fault
+from analysis.folder import MetricsRow, State, TrialFolder, disk_fault
 from analysis.objective import Objective
 from sweeps.checks.simulate import Sizes
-from sweeps.driver.device_facts import DataFacts, NodeFaults, StartCheck, WorkerFacts
+from sweeps.driver.device_facts import DataFacts, WorkerFacts
 from sweeps.driver.device_worker import DeviceWorker
 from sweeps.process.logs import of_worker
 from sweeps.process.threads import thread_counts
@@ -105,7 +105,6 @@ class RanksWorker(DeviceWorker):
         os.environ.update(_RAY_TRAIN)
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # here alone: a runtime environment would be the ranks' too
         self.ranks, self.cpus = ranks, cpus
-        self._log_file: Path | None = None
         self._fit: _Fit | None = None
         self._number = 0
         self._call: _Call | None = None
@@ -149,11 +148,6 @@ class RanksWorker(DeviceWorker):
         return None
 
     # --- in place of the device worker's own
-
-    async def examine(self, check: StartCheck, log: bool = False) -> tuple[WorkerFacts | None, NodeFaults]:
-        if log:
-            self._log_file = SweepFolder(check.probe.folder).log_file
-        return await super().examine(check, log)
 
     def _facts(self, precisions: Sequence[str]) -> WorkerFacts:
         each: list[WorkerFacts] = self.on_ranks("facts", precisions, self._log_file)
