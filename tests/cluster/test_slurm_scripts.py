@@ -36,7 +36,10 @@ STAND_INS = {
     "bin/scontrol": """
         echo "$*" >>"$RECORD/scontrol"
         case "$1 $2 $3" in
-        "show job "*) printf '   Command=%s run\n   BatchHost=n1\n' "$SCRIPT" ;;
+        "show job "*) 
+            printf '   Command=%s run\n   BatchHost=n1\n' "$SCRIPT"
+            # the number of an array's last task is that of the array
+            [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || printf '   Command=%s run\n' "$SCRIPT" ;;
         "show node "*) echo "   NodeAddr=127.0.0.1 NodeHostName=$3 State=${STATE:-IDLE}" ;;
         "show hostnames "*) echo "$3" | tr , '\\n' ;;
         requeue*) [[ -z ${REFUSED:-} ]] || { echo "Requested operation is presently disabled" >&2; exit 1; } ;;
