@@ -291,14 +291,11 @@ def test_before_its_time_limit_a_job_stops_its_sweep_and_is_queued_again(script,
     job.until("begun")
     process.send_signal(number)
     if again:  # it waits for SLURM to end it
-        job_number = "7" if script == "lorasweep.sbatch" else "5_2"
-        gives_up = time.monotonic() + SECONDS
-        while f"requeue {job_number}" not in job.noted("scontrol"):
-            assert time.monotonic() < gives_up
-            time.sleep(0.05)
+        lines = iter(process.stdout.readline, "")
+        assert any("is queued again, and goes on from here" in line for line in lines)
+        assert f"requeue {'7' if script == 'lorasweep.sbatch' else '5_2'}\n" in job.noted("scontrol")
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=SECONDS)
-        assert "is queued again, and goes on from here" in out
+        _, err = process.communicate(timeout=SECONDS)
         assert err == ""
         assert not list(job.tmp.iterdir())
     else:
