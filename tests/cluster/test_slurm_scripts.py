@@ -36,7 +36,7 @@ STAND_INS = {
     "bin/scontrol": """
         echo "$*" >>"$RECORD/scontrol"
         case "$1 $2 $3" in
-        "show job "*) 
+        "show job "*)
             printf '   Command=%s run\n   BatchHost=n1\n' "$SCRIPT"
             # the number of an array's last task is that of the array
             [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || printf '   Command=%s run\n' "$SCRIPT" ;;
