@@ -153,6 +153,7 @@ def test_a_job_that_loses_a_host_ends_as_if_nothing_had_happened(sweeps, same):
 
     site.kill("n3")
     sweeps.ended(job)
+    assert site.job(job)["Restarts"] == "0"
     same(sweeps.folder("lost"))
     nothing_left(site, "n1", "n2")
 

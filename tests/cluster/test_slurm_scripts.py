@@ -36,7 +36,10 @@ STAND_INS = {
     "bin/scontrol": """
         echo "$*" >>"$RECORD/scontrol"
         case "$1 $2 $3" in
-        "show job "*) printf '   Command=%s run\n   BatchHost=n1\n' "$SCRIPT" ;;
+        "show job "*)
+            printf '   Command=%s run\n   BatchHost=n1\n' "$SCRIPT"
+            # the number of an array's last task is that of the array
+            [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || printf '   Command=%s run\n' "$SCRIPT" ;;
         "show node "*) echo "   NodeAddr=127.0.0.1 NodeHostName=$3 State=${STATE:-IDLE}" ;;
         "show hostnames "*) echo "$3" | tr , '\\n' ;;
         requeue*) [[ -z ${REFUSED:-} ]] || { echo "Requested operation is presently disabled" >&2; exit 1; } ;;
@@ -288,14 +291,11 @@ def test_before_its_time_limit_a_job_stops_its_sweep_and_is_queued_again(script,
     job.until("begun")
     process.send_signal(number)
     if again:  # it waits for SLURM to end it
-        job_number = "7" if script == "lorasweep.sbatch" else "5_2"
-        gives_up = time.monotonic() + SECONDS
-        while f"requeue {job_number}" not in job.noted("scontrol"):
-            assert time.monotonic() < gives_up
-            time.sleep(0.05)
+        lines = iter(process.stdout.readline, "")
+        assert any("is queued again, and goes on from here" in line for line in lines)
+        assert f"requeue {'7' if script == 'lorasweep.sbatch' else '5_2'}\n" in job.noted("scontrol")
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=SECONDS)
-        assert "is queued again, and goes on from here" in out
+        _, err = process.communicate(timeout=SECONDS)
         assert err == ""
         assert not list(job.tmp.iterdir())
     else:
