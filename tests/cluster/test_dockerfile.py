@@ -28,7 +28,8 @@ PINNED = re.compile(r"^([\w.-]+)==(\S+)", re.M)
 def tool(name: str) -> str:
     """A program of the test environment."""
     found = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    assert found, f"{name} is not installed: make dev"
+    if not found:
+        pytest.skip(f"{name} is not installed: make dev")
     return found
 
 
