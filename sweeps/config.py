@@ -49,7 +49,7 @@ class SweepSettings:
     """Name, place and seed of a sweep."""
 
     name: str | None = None  # the sweep folder is <dir>/<name>
-    dir: str = "runs"  # folder
+    dir: str = "runs"  # folder, or the URI of a place in a bucket
     seed: int = key(0, low=0, high=2**32 - 1)  # of the sampler and of the trials
 
 

@@ -3,7 +3,7 @@
     PYTHONPATH=. python tests/benchmarks/bucket.py --trials 100
 
 makes a sweep of made-up trials, puts it into the server's bucket as a driver does, and times `lorasweep rank`, with the
-start of its process: from an empty copy, again with that copy, and from an empty one without the digest of ended trials.
+start of its process: from an empty copy, again with that one, and from an empty one without the digest of ended trials
 """
 
 import argparse
