@@ -26,7 +26,7 @@ from tests.sweeps import conftest as whole_sweeps
 
 pytestmark = [
     pytest.mark.heavy,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(bool(missing()), reason=missing() or "there is SLURM"),
 ]
 lorasweep, reading, tiny = whole_sweeps.lorasweep, whole_sweeps.reading, whole_sweeps.tiny
@@ -65,7 +65,7 @@ class Sweeps:
         """What all jobs printed."""
         return "\n".join(f"--- {file.name}\n{file.read_text()}" for file in sorted(self.root.glob("lorasweep*.out")))
 
-    def until(self, what: Callable[[], object], seconds: float = 300) -> None:
+    def until(self, what: Callable[[], object], seconds: float = 600) -> None:
         gives_up = time.monotonic() + seconds
         while not what():
             assert time.monotonic() < gives_up, f"{self.said()}\n{self.site.slurm('squeue')}\n{self.site.logs()}"
@@ -98,8 +98,9 @@ def sweeps(tmp_path, tmp_path_factory, tiny) -> Iterator[Sweeps]:
 def undisturbed(lorasweep, tiny, tmp_path_factory) -> SweepFolder:
     """The sweep on this machine, without SLURM."""
     root = tmp_path_factory.mktemp("undisturbed")
-    done = lorasweep(root, {"OMP_NUM_THREADS": "1"})("run", *tiny("llama", *SETTINGS, "sweep.name=whole"))
-    assert done.returncode == 0, done.stderr
+    process = lorasweep(root, {"OMP_NUM_THREADS": "1"}).start("run", *tiny("llama", *SETTINGS, "sweep.name=whole"))
+    _, err = process.communicate(timeout=900)
+    assert process.returncode == 0, err
     return SweepFolder(root / "runs" / "whole")
 
 
