@@ -117,9 +117,15 @@ def refuse_uri(name: str, value: object) -> None:
     else:
         remedy = f"Copy it to a disk of this machine, or mount it there, and give that path: {name}/PATH"
     raise ConfigError(
-        f"{name}{value}: expected the path of a file or folder; {scheme[1]}:// and other URIs cannot be read or written"
-        f" yet. {remedy}"
+        f"{name}{masked(value)}: expected the path of a file or folder; {scheme[1]}:// and other URIs cannot be read or"
+        f" written yet. {remedy}"
     )
+
+
+def masked(uri: object) -> str:
+    """A URI for a message: what may be a key in it is ``***``, as is every value of its query but harmless ones."""
+    text = re.sub(r"://[^/?#]*@", "://***@", str(uri))
+    return re.sub(r"([?&](?!endpoint_override|scheme|region)[^=&]*)=[^&]*", r"\1=***", text)
 
 
 def first_line(error: BaseException) -> str:

@@ -14,9 +14,13 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from analysis.buckets.bucket import explained, is_uri
+from analysis.buckets.local_copy import LocalCopy, copy_at, copy_of
+from analysis.buckets.writes import observer_of
 from analysis.errors import FolderError, refuse_uri
 
 FORMAT_VERSION = 1
@@ -102,6 +106,30 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    if observer := observer_of(path):
+        observer.written(path, data, len(data))
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with all that is in it; nothing happens where it is not there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if observer := observer_of(folder):
+        observer.removed(folder)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file; nothing happens where it is not there."""
+    path.unlink(missing_ok=True)
+    if observer := observer_of(path):
+        observer.removed(path)
+
+
+def replace_tree(beside: Path, folder: Path) -> None:
+    """Put a folder that was written beside it into the place of another one, which may not be there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.rename(folder)
+    if observer := observer_of(folder):
+        observer.placed(folder)
 
 
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES)
@@ -142,6 +170,8 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
             raise
     finally:
         os.close(descriptor)
+    if observer := observer_of(path):
+        observer.written(path, None, size + len(line))
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -184,7 +214,7 @@ class TrialFolder:
 
     def remove_checkpoints(self) -> None:
         """Remove all checkpoints of a trial whose end is on disk: nothing goes on from them any more."""
-        shutil.rmtree(self.checkpoints_dir, ignore_errors=True)
+        remove_tree(self.checkpoints_dir)
 
     def items_file(self, dataset: str, split: str, step: int) -> Path:
         """The item table of one evaluation.
@@ -261,6 +291,7 @@ class TrialFolder:
         import pyarrow.parquet as pq
 
         path = self.items_file(dataset, split, step)
+        fetch_missing([path])
         if not path.exists():
             raise FolderError(
                 f"{path}: no such item table. The trial was not scored on {dataset} ({split}) at step {step}."
@@ -272,8 +303,36 @@ class TrialFolder:
         return table
 
 
+def fetch_missing(paths: Iterable[Path]) -> None:
+    """Fetch those files of a sweep folder that are only in its bucket; nothing happens where it is no bucket's.
+
+    Raises:
+        FolderError: where the bucket cannot be read.
+    """
+    missing = [path for path in paths if not path.exists()]
+    copy = copy_of(missing[0].parent) if missing else None
+    if copy is not None:
+        try:
+            copy.fetch_missing(missing)
+        except OSError as error:
+            raise explained(copy.bucket, error) from None
+
+
+def fetch_folder(folder: Path) -> None:
+    """Fetch what only the bucket has of a folder of a sweep. Raises FolderError as ``fetch_missing``."""
+    if (copy := copy_of(folder)) is not None:
+        try:
+            copy.fetch_folder(folder)
+        except OSError as error:
+            raise explained(copy.bucket, error) from None
+
+
 class SweepFolder:
-    """The files of one sweep: ``sweep.yaml``, the study, trials, baselines, leaderboard, control, W&B."""
+    """The files of one sweep: ``sweep.yaml``, the study, trials, baselines, leaderboard, control, W&B.
+
+    Args:
+        root: its folder; of a sweep in a bucket, a local copy of that.
+    """
 
     def __init__(self, root: str | Path):
         self.root = Path(root).absolute()
@@ -290,10 +349,22 @@ class SweepFolder:
         self.control_dir = self.root / "control"
         self.wandb_dir = self.root  # wandb itself appends "wandb/"
         self.log_file = self.root / "lorasweep.log"
+        self.cluster_file = self.root / ".cluster.json"  # where the sweep's own Ray is, and its token, while it runs
 
     @classmethod
-    def open(cls, root: str | Path) -> "SweepFolder":
-        """Raises FolderError where there is no sweep, and ConfigError for a URI."""
+    def open(cls, root: str | Path, to_drive: bool = False) -> "SweepFolder":
+        """A sweep that is there, by its folder or by the URI of a bucket, such as ``s3://bucket/sweeps/NAME``.
+
+        Args:
+            root: folder or URI.
+            to_drive: give the copy of a bucket that a driver works in, rather than one to read.
+
+        Raises:
+            FolderError: where there is no sweep, or its bucket cannot be read.
+            ConfigError: for a URI that cannot be opened.
+        """
+        if is_uri(root):
+            return cls._open_uri(str(root), to_drive)
         refuse_uri("", root)
         folder = cls(root)
         if not folder.sweep_file.exists():
@@ -308,6 +379,55 @@ class SweepFolder:
                 f" such as runs/<name>.{there}"
             )
         return folder
+
+    @classmethod
+    def _open_uri(cls, uri: str, to_drive: bool) -> "SweepFolder":
+        copy = copy_at(uri, "staging" if to_drive else "view")
+        try:
+            there = copy.bucket.listing() if to_drive else copy.fetch_to_read()
+        except OSError as error:
+            raise explained(copy.bucket, error) from None
+        if "sweep.yaml" not in there:
+            raise FolderError(
+                f"{uri}: no sweep here (there is no sweep.yaml). Give the place that `lorasweep run` printed, such as"
+                f" {copy.bucket.scheme}://BUCKET/sweeps/<name>."
+            )
+        return cls(copy.root)
+
+    @cached_property
+    def copy(self) -> LocalCopy | None:
+        """What ties it to its bucket; None for a folder that is no copy of a bucket's."""
+        return copy_of(self.root)
+
+    @property
+    def where(self) -> str:
+        """How the user names it: its path, or the URI of its bucket."""
+        return self.copy.bucket.uri if self.copy else str(self.root)
+
+    def where_is(self, path: Path) -> str:
+        """How the user names a file or folder in it."""
+        return self.copy.bucket.below(self.copy.name(path)).uri if self.copy else str(path)
+
+    def write(self, path: Path, content: str | bytes) -> None:
+        """Write a file of the folder; into its bucket too, where nobody else in this process does.
+
+        Raises:
+            FolderError: where the bucket does not take it.
+        """
+        atomic_write(path, content)
+        if self.copy is not None and observer_of(path) is None:
+            try:
+                self.copy.bucket.write(self.copy.name(path), content.encode() if isinstance(content, str) else content)
+            except OSError as error:
+                raise explained(self.copy.bucket, error) from None
+
+    def with_adapter(self) -> set[str]:
+        """Ids of the trials that have an adapter."""
+        marker = "adapter/adapter_config.json"
+        if self.copy is not None and observer_of(self.root) is not None:
+            names = self.copy.bucket.listing("trials")
+            return {name.split("/")[1] for name in names if name.endswith(marker)}
+        return {files.trial_id for files in self.trials() if files.adapter_dir.exists()}
 
     def trial(self, trial_id: str) -> TrialFolder:
         """Raises FolderError for an id that could leave the sweep folder."""

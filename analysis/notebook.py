@@ -31,7 +31,7 @@ class Run:
         self._by = by.split(",") if by else []
 
     def __repr__(self) -> str:
-        return f"analysis.load({str(self.folder.root)!r})"
+        return f"analysis.load({self.folder.where!r})"
 
     @cached_property
     def ranking(self) -> Ranking:
@@ -86,7 +86,7 @@ class Run:
         """
         rows = {row.trial_id: row for row in self.ranking.rows}
         if trial not in rows:
-            raise FolderError(f"{self.folder.root}: no trial or baseline '{trial}'. {did_you_mean(trial, rows)}")
+            raise FolderError(f"{self.folder.where}: no trial or baseline '{trial}'. {did_you_mean(trial, rows)}")
         row = rows[trial]
         files: TrialFolder = self.folder.trial(trial) if row.kind == "trial" else self.folder.baseline(trial)
         frame: pd.DataFrame = read_table(files, dataset, row.step if step is None else step).to_pandas()

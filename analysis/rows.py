@@ -14,7 +14,7 @@ import yaml
 
 from analysis import fast_yaml
 from analysis.errors import FolderError
-from analysis.folder import FORMAT_VERSION, MetricsRow, State, SweepFolder, TrialFolder, read_lines
+from analysis.folder import FORMAT_VERSION, MetricsRow, State, SweepFolder, TrialFolder, fetch_missing, read_lines
 from analysis.searched_values import ConfigReader
 
 UNKNOWN = "unknown"  # the status of a row whose status file cannot be read
@@ -162,8 +162,10 @@ def _missing(folder: SweepFolder, with_folder: Collection[str], searched: Sequen
 
 def adapter_parameters(files: TrialFolder) -> float:
     """Numbers in the adapter's weights, from the head of its file; NaN where there is none."""
+    weights = files.adapter_dir / "adapter_model.safetensors"
+    fetch_missing([weights])
     try:
-        with (files.adapter_dir / "adapter_model.safetensors").open("rb") as file:
+        with weights.open("rb") as file:
             head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         return float(sum(math.prod(entry["shape"]) for name, entry in head.items() if name != "__metadata__"))
     except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError):

@@ -23,7 +23,7 @@ COMMANDS = {
     "doctor": ("", "look at this machine, and say what to do about what is missing"),
     "fetch": ("[NAME | OVERRIDES]", "fetch models and data beforehand, into one cache"),
     "check": ("[OVERRIDES]", "say what a sweep would do: data, memory, time, cost"),
-    "cluster": ("check [ADDRESS] [OVERRIDES]", "whether the nodes of a running Ray cluster can run a sweep"),
+    "cluster": ("check [ADDRESS] | join RUN", "check the nodes of a Ray cluster; be a node of a sweep's own"),
     "data": ("[OVERRIDES]", "show rows as the model sees them, token lengths and labels"),
     "run": ("[OVERRIDES]", "run a sweep (`lorasweep run --help` lists groups and options)"),
     "trial": ("[OVERRIDES]", "train and score one configuration, without Ray"),

@@ -34,6 +34,7 @@ from trainer.config import (
     TrialConfig,
     key,
     pack_refusal,
+    sharding_refusal,
 )
 from trainer.data.schemas import LABELLED
 from trainer.evaluation.metric_names import metric_names
@@ -48,7 +49,7 @@ class SweepSettings:
     """Name, place and seed of a sweep."""
 
     name: str | None = None  # the sweep folder is <dir>/<name>
-    dir: str = "runs"  # folder
+    dir: str = "runs"  # folder, or the URI of a place in a bucket
     seed: int = key(0, low=0, high=2**32 - 1)  # of the sampler and of the trials
 
 
@@ -139,7 +140,8 @@ class RayConfig:
 class ResourcesConfig:
     """What a trial may use of a machine."""
 
-    gpus_per_trial: float | None = key(None, low=0.0)  # null: one where there is one, else 0
+    gpus_per_trial: float | None = key(None, low=0.0)  # null: one where there is one, else 0; 2 and more: engine=hf
+    workers_per_trial: int | None = key(None, low=1)  # processes that train a trial together; null: one a GPU
     slots: str | int = key("auto", low=1)  # trials side by side
     threads: int | None = key(None, low=1)  # torch threads a trial
     price_per_hour: float | None = key(None, low=0.0)  # of a device, in any currency; for lorasweep check
@@ -147,6 +149,11 @@ class ResourcesConfig:
     max_devices: int | None = key(None, low=1)  # device workers at a time; null: as many as there is work for
     wait: str | None = None  # how long to wait where there is no device, such as 30m; null: no limit
     idle_seconds: float = key(60.0, low=0.0)  # after which a device worker of a cluster that nobody needs is ended
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train a trial together."""
+        return self.workers_per_trial or max(1, int(self.gpus_per_trial or 1))
 
 
 @dataclass
@@ -293,8 +300,8 @@ def check_sweep(config: SweepConfig) -> None:
     slots = config.resources.slots
     if isinstance(slots, str) and slots != "auto":
         raise ConfigError(f"resources.slots={slots!r}: expected auto or a whole number of at least 1.")
-    _check_gpus(config.resources.gpus_per_trial)
     _check_engine(config)
+    _check_ranks(config)
     _check_objective(config)
     _check_scheduler(config)
     _check_budget(config)
@@ -336,13 +343,41 @@ def _check_baselines(config: SweepConfig) -> None:
         )
 
 
-def _check_gpus(share: float | None) -> None:
-    if share is not None and share > 1:
+def _check_ranks(config: SweepConfig) -> None:
+    """Trials over several GPUs, or several processes on CPUs."""
+    gpus, workers, engine = config.resources.gpus_per_trial, config.resources.workers_per_trial, config.engine
+    if gpus is not None and gpus > 1 and gpus != int(gpus):
         raise ConfigError(
-            f"resources.gpus_per_trial={share:g}: a trial trains on one GPU. Over several GPUs it does not work yet:"
-            " the others would lie idle. Use 1, or a share of a GPU such as 0.5; 0 trains on CPUs. Where the model does"
-            " not fit one GPU: precision=nf4, or engine.activation_checkpointing=true."
+            f"resources.gpus_per_trial={gpus:g}: above 1, a trial trains on whole GPUs. Use {int(gpus)} or"
+            f" {int(gpus) + 1}; or a share of one GPU, such as 0.5."
         )
+    if workers is not None and workers > 1 and gpus not in (0, workers):
+        given = "null" if gpus is None else f"{gpus:g}"
+        raise ConfigError(
+            f"resources.workers_per_trial={workers} with resources.gpus_per_trial={given}: each process has a GPU of"
+            f" its own, or none. Use resources.gpus_per_trial={workers}, or 0 to train on CPUs."
+        )
+    if workers == 1 and gpus is not None and gpus > 1:
+        raise ConfigError(
+            f"resources.workers_per_trial=1 with resources.gpus_per_trial={gpus:g}: a process trains on one GPU. Leave"
+            " workers_per_trial out, or use resources.gpus_per_trial=1."
+        )
+    ranks = config.resources.ranks
+    if ranks > 1 and engine.name != "hf":
+        key = f"gpus_per_trial={gpus:g}" if gpus else f"workers_per_trial={workers}"
+        raise ConfigError(
+            f"resources.{key} with engine={engine.name}: a pack trains on one device. Use engine=hf, which trains a"
+            " trial over several; or resources.gpus_per_trial=1, where the model fits one GPU: packs use it better."
+        )
+    if engine.sharding == "fsdp":
+        if ranks == 1:
+            raise ConfigError(
+                "engine.sharding=fsdp shards the base model over the devices of a trial, and there is one. Use"
+                " resources.gpus_per_trial=2 or more with engine=hf, or leave it out."
+            )
+        refused = sharding_refusal(config.precision, config.lora)
+        if refused:
+            raise ConfigError(refused)
 
 
 def _check_engine(config: SweepConfig) -> None:
@@ -469,8 +504,8 @@ def seconds_of(text: str, path: str = "search.time") -> float:
     parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.replace(" ", ""))
     seconds = sum(float(n) * unit for n, unit in zip(parts.groups(), _UNITS.values(), strict=True) if n) if parts else 0
     if not seconds:
-        auto = " auto," if path == "search.time" else ""
-        raise ConfigError(f"{path}={text}: expected a time such as 90s, 15m, 2h or 1h30m,{auto} or null for no limit.")
+        others = {"search.time": ", auto, or null for no limit", "--wait": ""}.get(path, ", or null for no limit")
+        raise ConfigError(f"{path}={text}: expected a time such as 90s, 15m, 2h or 1h30m{others}.")
     return seconds
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis import fast_yaml
 from analysis.errors import FolderError, refuse_uri
-from analysis.folder import State, SweepFolder, TrialFolder
+from analysis.folder import State, SweepFolder, TrialFolder, fetch_folder
 from analysis.leaderboard import leaderboard
 from sweeps.store.manifest import read_manifest
 from trainer.models.model_files import tensors
@@ -62,7 +62,8 @@ def _with_adapter(folder: SweepFolder, trial_id: str, run_dir: str) -> TrialFold
     files = folder.trial(trial_id)
     if not files.root.is_dir():
         known = ", ".join(trial.trial_id for trial in folder.trials()) or "none"
-        raise FolderError(f"{folder.root}: no trial '{trial_id}'. There are: {known}.")
+        raise FolderError(f"{folder.where}: no trial '{trial_id}'. There are: {known}.")
+    fetch_folder(files.adapter_dir)
     if not (files.adapter_dir / "adapter_config.json").exists():
         status = files.read_status()
         why = f": {status.reason}" if status.reason else ""
@@ -121,8 +122,8 @@ def _best(folder: SweepFolder) -> str:
         if row.kind == "trial" and row.status == State.COMPLETED:
             return str(row.trial_id)
     raise FolderError(
-        f"{folder.root}: no trial has completed. Name one that was stopped early:"
-        f" lorasweep export {folder.root} TRIAL --to DIR"
+        f"{folder.where}: no trial has completed. Name one that was stopped early:"
+        f" lorasweep export {folder.where} TRIAL --to DIR"
     )
 
 

@@ -36,7 +36,8 @@ from sweeps.driver.device_fleet import DeviceFleet, following_cluster
 from sweeps.driver.ray_cluster import check_kept, ignored_address, ray_running
 from sweeps.process.installation import program, shell_path
 from sweeps.run import require_same_numbers
-from sweeps.store.folder_lock import locked
+from sweeps.store.bucket_upload import fetched_back, saved
+from sweeps.store.folder_lock import locked, open_to_drive
 from sweeps.store.manifest import read_manifest
 from trainer.config import Baseline, TrialConfig, check_trial
 from trainer.data.audit import near_message, near_overlap, overlap, overlap_message
@@ -93,7 +94,7 @@ def finalize(run_dir: str, top: int, seeds: int, overrides: Sequence[str], quiet
     for name, given in (("--top", top), ("--seeds", seeds)):
         if given < 1:
             raise ConfigError(f"{name} {given}: expected 1 or more.")
-    folder = SweepFolder.open(run_dir)
+    folder = open_to_drive(run_dir)
     manifest = read_manifest(folder)
     composed = _composed(manifest["unresolved"], overrides)
     test, near = _test_rows(folder, composed, manifest)
@@ -120,9 +121,10 @@ def finalize(run_dir: str, top: int, seeds: int, overrides: Sequence[str], quiet
             say(f"only {len(finalists)} of the {top} trials asked for have completed")
         _finish(folder, composed, runs, baseline, say)
         append_line(folder.looks_file, {"look": look, "event": "finished", "time": _now()})
+        saved(folder, say)
     finals = read_finals(folder)
     print(report(finals))
-    print(f"\nFinal scores: {shell_path(folder.finals_dir)}/")
+    print(f"\nFinal scores: {shell_path(folder.where_is(folder.finals_dir))}/")
     return 0 if all(run.on_test for run in runs) else 1
 
 
@@ -145,7 +147,7 @@ def _test_rows(folder: SweepFolder, composed: Composed, manifest: dict[str, Any]
         if data.test or data.test_rows:
             raise
         given = "data.test_rows=40" if data.source == "newsgroups" else "data.test=FILE"
-        again = f"{program()} finalize {shell_path(folder.root)} {given}"
+        again = f"{program()} finalize {shell_path(folder.where)} {given}"
         raise DataError(
             f"The finalists need a test split that the sweep has not seen. {error} Such as: {again}"
         ) from None
@@ -175,7 +177,7 @@ def _finalists(folder: SweepFolder, rows: Sequence[Row], top: int) -> list[Row]:
     kept = [row for row in completed if not row.broken] or completed
     if not kept:
         raise FolderError(
-            f"{folder.root}: no trial has completed, so there are no finalists. Go on with the sweep first."
+            f"{folder.where}: no trial has completed, so there are no finalists. Go on with the sweep first."
         )
     by_configuration: dict[str, Row] = {}
     for row in kept:  # the seeds of search.repeats are one configuration: t0003, t0003.1, …
@@ -270,7 +272,7 @@ def _finish(folder: SweepFolder, composed: Composed, runs: Sequence[_Run], basel
         return
     say("starting Ray and the device workers")
     check_kept(folder.root)
-    go_on = f"Go on when there is a Ray again, with the same options: {program()} finalize {shell_path(folder.root)}"
+    go_on = f"Go on when there is a Ray again, with the same options: {program()} finalize {shell_path(folder.where)}"
     with ray_running(composed.config, lambda: go_on), following_cluster(composed, folder, say) as fleet:
         if ignored := ignored_address(composed.config):
             say(ignored)
@@ -364,7 +366,9 @@ def _ended(run: _Run, event: Ended, where: str, say: Say) -> None:
 
 
 def _score(fleet: DeviceFleet, run: _Run, say: Say) -> None:
+    saved(SweepFolder(run.files.root.parents[1]))  # the worker may be on another node
     row = fleet.call(lambda device: device.score_on_test(run.scored, run.files), run.scored.precision)
+    fetched_back(run.files)
     say(f"{run.name}  test{main_figures(row.metrics)}")
 
 
@@ -376,4 +380,5 @@ def _on_test(baseline: Baseline, config: SweepConfig) -> Baseline:
 def _score_baseline(fleet: DeviceFleet, baseline: Baseline, folder: SweepFolder, say: Say) -> None:
     files = folder.final(baseline.name)
     row = fleet.call(lambda device: device.score_baseline(baseline, files, test=True), baseline.trial.precision)
+    fetched_back(files)
     say(f"{baseline.name}  test{main_figures(row.metrics)}")

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.constraints import check_available
@@ -32,8 +31,9 @@ from sweeps.process.installation import program, shell_path
 from sweeps.process.logs import to_file
 from sweeps.search.transfer import transferred
 from sweeps.search.warm_start import carried_over
+from sweeps.store.bucket_upload import saved
 from sweeps.store.control import driver
-from sweeps.store.folder_lock import locked, new_folder
+from sweeps.store.folder_lock import locked, new_folder, open_to_drive, sweep_folder
 from sweeps.store.manifest import make_manifest, read_manifest, write_manifest
 from sweeps.tracking.base import check_trackers
 
@@ -51,11 +51,11 @@ def run_sweep(composed: Composed, view: str = "auto", worker: type[DeviceWorker]
     Raises:
         LorasweepError: for anything about the input that cannot be run; nothing is left behind then.
     """
-    there = SweepFolder(Path(composed.config.sweep.dir) / str(composed.config.sweep.name))
+    there = sweep_folder(composed.config.sweep)
     if there.sweep_file.exists():
         manifest = read_manifest(there)
         return _go_on(there, same_sweep(there, manifest, composed), manifest, view, worker)
-    folder = new_folder(composed.config.sweep)
+    folder = new_folder(there, composed.config.sweep)
     carried_over(composed.config.search.warm_start, composed.space, composed.resolved(), composed.objective)
     transferred(composed.config.search.transfer_from, *transfer_target(composed))
     check_trackers(composed.config.tracking, composed.raw["tracking"], composed.explicit)
@@ -73,10 +73,10 @@ def resume_sweep(
         FolderError: where there is no sweep, or another process drives it.
         ConfigError: for an override that would change what trials are.
     """
-    folder = SweepFolder.open(run_dir)
+    folder = open_to_drive(run_dir)
     manifest = read_manifest(folder)
     if not manifest["space"]:
-        raise FolderError(f"{folder.root} holds a single trial, of `lorasweep trial`: there is nothing to go on with.")
+        raise FolderError(f"{folder.where} holds a single trial, of `lorasweep trial`: there is nothing to go on with.")
     return _go_on(folder, Composed.from_stored(manifest["unresolved"], overrides), manifest, view, worker)
 
 
@@ -162,7 +162,7 @@ def _require_same_data(folder: SweepFolder, manifest: dict[str, Any], fingerprin
     before = manifest.get("fingerprints", {}).get("data")
     if before not in (None, fingerprint):
         raise DataError(
-            f"{folder.root}: the data are not those that this sweep began with (their fingerprint was {before[:12]}…,"
+            f"{folder.where}: the data are not those that this sweep began with (their fingerprint was {before[:12]}…,"
             f" now {fingerprint[:12]}…): its trials would not be comparable. Restore them, or start a new sweep."
         )
     require_same_numbers(folder, manifest, labels)
@@ -173,7 +173,7 @@ def require_same_numbers(folder: SweepFolder, manifest: dict[str, Any], labels: 
     numbered = manifest.get("data", {}).get("labels")
     if numbered and list(labels) != list(numbered):
         raise DataError(
-            f"{folder.root}: an earlier version numbered the classes as text ({', '.join(map(str, numbered[:5]))}, …),"
+            f"{folder.where}: an earlier version numbered the classes as text ({', '.join(map(str, numbered[:5]))}, …),"
             f" this one by value ({', '.join(labels[:5])}, …): heads of the one do not fit the other."
             " Start a new sweep."
         )
@@ -183,6 +183,7 @@ def _close(folder: SweepFolder, progress: Progress, sweep: "TuneRun", interrupte
     """Write and print the leaderboard, and what can be done next. Returns the exit status."""
     ranking = sweep.board.close()
     rows = ranking.rows
+    saved(folder, progress.phase)
     progress.close()
     show_leaderboard(folder, rows, judgement=ranking.judgement)
     waiting = [files.trial_id for files in folder.trials() if files.read_status().state not in ENDED]
@@ -198,7 +199,7 @@ def _go_on_with(folder: SweepFolder) -> str:
     """What to do after Ray died, as a sentence."""
     if not folder.sweep_file.exists():
         return "Run the command again."
-    return f"Go on when there is a Ray again: {program()} resume {shell_path(folder.root)}"
+    return f"Go on when there is a Ray again: {program()} resume {shell_path(folder.where)}"
 
 
 def _exit_status(rows: list[leaderboard.Row]) -> int:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 from analysis import fast_yaml
 from analysis.constraints import check_available
+from analysis.errors import ConfigError
 from analysis.folder import MetricsRow, Status, SweepFolder, atomic_write
 from analysis.leaderboard import leaderboard
 from sweeps.checks.length import Measured, asked_about, choose, is_open, is_timed
@@ -13,7 +14,7 @@ from sweeps.compose.compose import Composed
 from sweeps.display.summary import show_leaderboard, show_next
 from sweeps.driver.baseline_runner import planned
 from sweeps.process import gc_pause
-from sweeps.store.folder_lock import locked, new_folder
+from sweeps.store.folder_lock import locked, new_folder, sweep_folder
 from sweeps.store.manifest import make_manifest, write_manifest
 from trainer.engine import Ended, Refused
 from trainer.preload import import_libraries
@@ -27,7 +28,12 @@ def run_trial(composed: Composed) -> int:
     Raises:
         LorasweepError: for anything about the input that cannot be run.
     """
-    folder = new_folder(composed.config.sweep)
+    if composed.config.resources.ranks > 1:
+        raise ConfigError(
+            f"`lorasweep trial` trains in one process, and the configuration asks for {composed.config.resources.ranks}"
+            " (resources.gpus_per_trial, resources.workers_per_trial). Use `lorasweep run … search.trials=1`."
+        )
+    folder = new_folder(sweep_folder(composed.config.sweep), composed.config.sweep)
     preflight(composed.config, composed.space)
     with locked(folder):
         return _run(folder, composed)

@@ -4,8 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
-from analysis.errors import ConfigError, DataError
+from analysis.errors import ConfigError, DataError, HardwareError
 from trainer.class_weights import class_weights
 from trainer.config import TrialConfig
 from trainer.data.dataset import Dataset, Row, check_test, load_dataset, load_test, rung_subset
@@ -18,6 +20,10 @@ from trainer.evaluation.evaluate import Validation
 from trainer.evaluation.metric_names import task_kind
 from trainer.models.base_model import BaseModel, compute_dtype, load_base
 from trainer.models.padding import check_token
+from trainer.models.ranks import ALONE, Ranks
+from trainer.models.sharding import Needs, first_pass, may_be_sharded, needs, shard, too_large
+from trainer.models.tokenizer import loading_arguments, model_folder
+from trainer.models.weights import without_weights
 
 _BASES = 4  # base models kept: one at every precision
 
@@ -28,17 +34,30 @@ class DeviceCache:
     Args:
         device: where base models stay.
         gpu_share: of a GPU's memory that this process may use; others have the rest.
+        ranks: the processes that train trials together, each with a cache and a device of its own.
+        sharding: of base models over them: ``engine.sharding``.
 
     Attributes:
         bias_of_base: ``base_key`` and bias config → item tables of the bias sets, scored without an adapter.
     """
 
-    def __init__(self, device: torch.device, gpu_share: float = 1.0):
+    def __init__(self, device: torch.device, gpu_share: float = 1.0, ranks: Ranks = ALONE, sharding: str = "auto"):
         self.device, self.gpu_share = device, gpu_share
+        self.ranks, self.sharding = ranks, sharding
         if device.type == "cuda" and gpu_share < 1:  # past it a tensor is refused, and the trials beside it live on
             torch.cuda.set_per_process_memory_fraction(gpu_share, device)
         self._kept: dict[tuple[str, ...], Any] = {}
         self.bias_of_base: dict[tuple[str, ...], dict[str, dict[str, list[Any]]]] = {}
+
+    def of_one_process(self) -> "DeviceCache":
+        """The same, base models not sharded included, for work that this process does without the others."""
+        alone = DeviceCache(self.device)
+        alone._kept = {
+            name: replace(kept, ranks=ALONE) if isinstance(kept, BaseModel) else kept
+            for name, kept in self._kept.items()
+            if not (isinstance(kept, BaseModel) and kept.sharded)
+        }
+        return alone
 
     def dataset(self, trial: TrialConfig) -> Dataset:
         """The rows of the trial's data.
@@ -65,10 +84,55 @@ class DeviceCache:
         name = self.base_key(trial)
         if name not in self._kept and len(bases) >= _BASES:
             del self._kept[bases[0]]
-        base: BaseModel = self._once(
-            name, lambda: load_base(trial.model, trial.precision, trial.task.name, labels, self.device)
-        )
+        base: BaseModel = self._once(name, lambda: self._loaded(trial, labels))
         return base
+
+    def _loaded(self, trial: TrialConfig, labels: tuple[str, ...]) -> BaseModel:
+        arguments = trial.model, trial.precision, trial.task.name, labels, self.device
+        need = self._needs(trial, labels)
+        if not may_be_sharded(self.sharding, trial.precision, self.device, self.ranks):
+            return replace(load_base(*arguments), ranks=self.ranks)
+        mesh = init_device_mesh(self.device.type, (self.ranks.size,))
+
+        def part() -> BaseModel:
+            base = load_base(*arguments, place=torch.device("cpu"))
+            fits = need is None or need.fits(self._memory, self.ranks.size, sharded=False)
+            if self.sharding == "fsdp" or not fits:
+                shard(base.model, self.device, mesh)
+                return replace(base, ranks=self.ranks, sharded=True)
+            nn.Module.to(base.model, self.device)
+            return replace(base, ranks=self.ranks)
+
+        base: BaseModel = self.ranks.in_turn(part)  # so that the host's memory holds one whole model at a time
+        if base.sharded:
+            first_pass(base.model)
+        return base
+
+    def _needs(self, trial: TrialConfig, labels: tuple[str, ...]) -> Needs | None:
+        """What the trial needs of a GPU; None on a CPU, and where that cannot be told from the config.
+
+        Raises:
+            HardwareError: where it fits no single GPU, and no other has a part.
+        """
+        if self.device.type != "cuda":
+            return None
+        where = model_folder(trial.model)
+        classes = labels if trial.task.name == "classification" else None
+        try:
+            model = without_weights(where, classes, loading_arguments(trial.model, where))
+            need, nf4 = needs(model, trial), needs(model, replace(trial, precision="nf4"))
+        except Exception:  # what is wrong with the model is told where it is loaded
+            return None
+        if (self.ranks.alone or self.sharding == "ddp") and (
+            said := too_large(need, trial.precision, self._memory, nf4)
+        ):
+            raise HardwareError(said)
+        return need
+
+    @property
+    def _memory(self) -> float:
+        """Bytes of this device that are ours."""
+        return self.gpu_share * float(torch.cuda.mem_get_info(self.device)[1])
 
     def training(self, trial: TrialConfig) -> list[Encoded]:
         """The training rows as tokens, with the copies that ``mitigation`` asks for, and with their weights.

@@ -81,6 +81,10 @@ class Halted:
     reason: str
 
 
+class RankLost(Exception):
+    """Another process of a trial that several train does not answer any more: no fault of the trial's is known."""
+
+
 Event = RungResult | Ended | Requeued
 
 

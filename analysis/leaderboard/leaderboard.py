@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from analysis.folder import SweepFolder, atomic_write
+from analysis.folder import SweepFolder
 from analysis.leaderboard.ranking import Ranking, build, ranked
 from analysis.leaderboard.table import plain, render
 from analysis.leaderboard.verdict import verdict
@@ -28,7 +28,7 @@ def write(folder: SweepFolder, rows: Sequence[Row]) -> None:
         folder: of the sweep.
         rows: ranked.
     """
-    atomic_write(folder.leaderboard_file, to_csv(rows))
+    folder.write(folder.leaderboard_file, to_csv(rows))
 
 
 def to_csv(rows: Sequence[Row]) -> str:

@@ -35,7 +35,10 @@ def write(folder: SweepFolder, out: Path | None = None) -> Path:
     page = render(folder)
     to = out or folder.root / "report.html"
     try:
-        atomic_write(to, page)
+        if out is None:
+            folder.write(to, page)
+        else:
+            atomic_write(to, page)
     except OSError as error:
         raise FolderError(
             f"{to}: cannot be written ({error.strerror or error}). Choose another file: --out FILE"

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from analysis.bias_sets import BIAS_SETS
 from analysis.errors import DataError, FolderError
-from analysis.folder import SweepFolder, TrialFolder
+from analysis.folder import SweepFolder, TrialFolder, fetch_missing
 from analysis.rows import Row, row_files
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -74,6 +74,7 @@ def _numbers(column: pa.Array | pa.ChunkedArray) -> np.ndarray[Any, Any]:
 def read_table(files: TrialFolder, dataset: str, step: int, split: str = "validation") -> pa.Table:
     """One item table. Raises FolderError where it is not there or cannot be read."""
     path = files.items_file(dataset, split, step)
+    fetch_missing([path])
     try:
         table = pq.ParquetFile(path).read(use_threads=False)
     except FileNotFoundError:
@@ -100,6 +101,7 @@ def read_tables(
     folder: SweepFolder, rows: Sequence[Row], dataset: str = "task"
 ) -> tuple[dict[str, pa.Table], dict[str, str]]:
     """Trial id → item table, and trial id → why there is none."""
+    fetch_missing([row_files(folder, row).items_file(dataset, "validation", row.step) for row in rows])
     tables, lacking = {}, {}
     for row in rows:
         try:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from analysis.buckets.bucket import joined
 from sweeps.checks.length import (
     END_SECONDS,
     Measured,
@@ -64,7 +65,7 @@ def plan(composed: Composed) -> dict[str, Any]:
     config = composed.config
     return {
         "name": config.sweep.name,
-        "folder": shell_path(f"{config.sweep.dir}/{config.sweep.name}"),
+        "folder": shell_path(joined(config.sweep.dir, str(config.sweep.name))),
         "task": config.task.name,
         "engine": config.engine.name,
         "trials": config.search.trials,
@@ -197,9 +198,8 @@ def estimate(composed: Composed, dataset: Dataset) -> Estimate:
     notes_before = len(composed.notes)
     imports = time.monotonic() - began
 
-    prober = Prober(dataset, device, config.engine, gpu_share=share or 1.0)
-    workers_a_gpu = math.floor(1 / share + 1e-9) if share else 1
-    devices = max(1, torch.cuda.device_count() * workers_a_gpu) if share != 0 else 1
+    prober = Prober(dataset, device, config.engine, gpu_share=min(share or 1.0, 1.0))
+    devices = max(1, math.floor(torch.cuda.device_count() / (share or 1.0) + 1e-9)) if share != 0 else 1
     if is_open(composed):
         sizes = prober.sizes(asked_about(composed), is_timed(composed))
         composed = choose(composed, Measured(sizes, devices, _RAY_SECONDS + time.monotonic() - began))

@@ -47,7 +47,7 @@ def _chosen(rows: Sequence[Row], name: str | None, folder: SweepFolder) -> Row:
         scored = [row for row in scored if row.trial_id == name]
     if not scored:
         there = ", ".join(row.trial_id for row in rows if row.metrics) or "none"
-        raise FolderError(f"{folder.root}: {name or 'no trial'} has no scores to break down. Scored are: {there}.")
+        raise FolderError(f"{folder.where}: {name or 'no trial'} has no scores to break down. Scored are: {there}.")
     return scored[0]
 
 

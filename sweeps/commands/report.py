@@ -21,6 +21,9 @@ def main(arguments: list[str]) -> int:
         from analysis.report import write
 
         refuse_uri("--out ", options.out)
-        to = write(SweepFolder.open(options.run), Path(options.out) if options.out else None)
+        folder = SweepFolder.open(options.run)
+        to = write(folder, Path(options.out) if options.out else None)
+    if not options.out and folder.copy is not None:
+        print(folder.where_is(to))
     print(f"{to}  ({to.stat().st_size / 1e6:.1f} MB; open it in a browser)")
     return 0

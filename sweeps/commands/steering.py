@@ -29,20 +29,20 @@ def stop(folder: SweepFolder, trial_id: str = "") -> str:
     process = driver(folder)
     if not process.alive:
         raise FolderError(
-            f"{folder.root}: no lorasweep runs this sweep now. See {program()} status {shell_path(folder.root)}"
+            f"{folder.where}: no lorasweep runs this sweep now. See {program()} status {shell_path(folder.where)}"
         )
     if trial_id:
         there = [files.trial_id for files in folder.trials()]
         if trial_id not in there:
-            raise FolderError(f"{folder.root}: no trial '{trial_id}' has started. {did_you_mean(trial_id, there)}")
+            raise FolderError(f"{folder.where}: no trial '{trial_id}' has started. {did_you_mean(trial_id, there)}")
         status = folder.trial(trial_id).read_status()
         if status.state in ENDED:
-            raise FolderError(f"{folder.root}: {trial_id} has ended already ({str(status.state).replace('_', ' ')}).")
+            raise FolderError(f"{folder.where}: {trial_id} has ended already ({str(status.state).replace('_', ' ')}).")
     ask_to_stop(folder, trial_id)
     by = f" (process {process.pid} on {process.host})" if process.pid else ""
     if trial_id:
         return f"Asked the sweep{by} to end {trial_id} at its next rung."
-    return f"Asked the sweep{by} to stop. Go on with it: {program()} resume {shell_path(folder.root)}"
+    return f"Asked the sweep{by} to stop. Go on with it: {program()} resume {shell_path(folder.where)}"
 
 
 def enqueue(folder: SweepFolder, values: Sequence[str]) -> str:
@@ -71,7 +71,7 @@ def enqueue(folder: SweepFolder, values: Sequence[str]) -> str:
     if handed_out + waiting > total:
         return (
             f"Enqueued, but all {total} trials of the sweep are taken. It is tried after"
-            f" {program()} resume {shell_path(folder.root)} search.trials={handed_out + waiting}"
+            f" {program()} resume {shell_path(folder.where)} search.trials={handed_out + waiting}"
         )
-    when = "next" if driver(folder).alive else f"when the sweep goes on: {program()} resume {shell_path(folder.root)}"
+    when = "next" if driver(folder).alive else f"when the sweep goes on: {program()} resume {shell_path(folder.where)}"
     return f"Enqueued as one of the {total - handed_out} trials to come. It is tried {when}."

@@ -207,6 +207,12 @@ def _check_key(typed: str, name: str, groups: Mapping[str, Sequence[str]]) -> No
     if "/" in name or ("." not in name and "=" in typed):
         near = did_you_mean(name, {*groups, *(path.split(".")[0] for path in known)})
         raise ConfigError(f"'{name}' is neither a config group nor a key. {near} (override '{typed}')")
+    if name.endswith("device_map"):
+        raise ConfigError(
+            f"'{name}' is not a config key: a model that is spread over GPUs by layers keeps one GPU at a time busy."
+            " Over several GPUs a trial trains with engine=hf resources.gpus_per_trial=2 (or more), each with a part of"
+            f" the rows, and of the weights where they do not fit one (engine.sharding). (override '{typed}')"
+        )
     raise ConfigError(f"'{name}' is not a config key. {did_you_mean(name, known)} (override '{typed}')")
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 
-from analysis.errors import ConfigError, did_you_mean, refuse_uri
+from analysis.buckets.bucket import Bucket, is_uri
+from analysis.errors import ConfigError, did_you_mean, masked, refuse_uri
 from analysis.metrics import scale
 from sweeps.compose import resolvers
 from sweeps.compose.provenance import Origins
@@ -17,7 +18,8 @@ from sweeps.config import SweepConfig, ranged, schema
 from trainer.config import check_value
 
 _FILES = ("data.train", "data.validation", "data.test")
-_PATHS = ("bias.pairs_file", "model.path", "sweep.dir")
+_SWEEPS = ("sweep.dir", "search.warm_start", "search.transfer_from")
+_PATHS = ("bias.pairs_file", "model.path")
 
 
 def paths(config: SweepConfig) -> tuple[str, ...]:
@@ -29,11 +31,14 @@ def paths(config: SweepConfig) -> tuple[str, ...]:
     files = () if config.data.source in ("hub", "package") else _FILES
     uri = config.tracking.uri or ""
     folder = ("tracking.uri",) if "/" in uri and "://" not in uri else ()
-    return (*files, *_PATHS, *folder)
+    sweeps = () if is_uri(config.sweep.dir) else ("sweep.dir",)
+    return (*files, *_PATHS, *sweeps, *folder)
 
 
 def refuse_uris(raw: Mapping[str, Any], origins: Origins) -> None:
     """Refuse ``s3://…`` and the like for every key that holds files or folders, before any of them is looked at.
+
+    Where sweep folders are named, a bucket may be, by a URI that holds no key.
 
     Args:
         raw: nested.
@@ -43,13 +48,16 @@ def refuse_uris(raw: Mapping[str, Any], origins: Origins) -> None:
         ConfigError: with key and value.
     """
     files = () if get(raw, "data.source") in ("hub", "package") else _FILES
-    for path in (*files, *_PATHS, "search.warm_start", "search.transfer_from"):
+    for path in (*files, *_PATHS, *_SWEEPS):
         value = get(raw, path)
         for one in value if isinstance(value, list) else [value]:
             try:
-                refuse_uri(f"{path}=", one)
+                if path in _SWEEPS and is_uri(one):
+                    Bucket(str(one))
+                else:
+                    refuse_uri(f"{path}=", one)
             except ConfigError as error:
-                raise ConfigError(f"{error} ({origins.of(path)})") from None
+                raise ConfigError(f"{error} ({masked(origins.of(path))})") from None
 
 
 def put(raw: dict[str, Any], path: str, value: Any) -> None:

@@ -41,7 +41,7 @@ def overview(folder: SweepFolder) -> dict[str, Any]:
     waiting = [dict(request.point or {}) for request in requests(folder) if request.kind == "enqueue"]
     return {
         "name": manifest["name"],
-        "folder": str(folder.root),
+        "folder": folder.where,
         "state": _state(process, ended, len(handed_out), search["trials"]),
         "driver": {
             "alive": process.alive,
@@ -101,7 +101,7 @@ def lines(facts: Mapping[str, Any], folder: SweepFolder) -> list[str]:
         text.append(f"{going} {trial['trial_id']}  {at}  {metrics}  {trial['where']}  {trial['reason']}".rstrip())
     text += [f"note     {note}" for note in facts["notes"]]
     if facts["state"] in (STOPPED, DIED, IDLE):
-        text.append(f"go on:   {program()} resume {shell_path(folder.root)}")
+        text.append(f"go on:   {program()} resume {shell_path(folder.where)}")
     return text
 
 

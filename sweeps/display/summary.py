@@ -73,7 +73,7 @@ def show_next(
         interrupted: whether a resume would go on with the sweep.
         hints: of trackers: a command, such as the one that uploads W&B runs, and what it does.
     """
-    shown, lorasweep = shell_path(folder.root), program()
+    shown, lorasweep = shell_path(folder.where), program()
     print(f"\nResults: {shown}/  (leaderboard.csv, trials/, sweep.yaml)")
     commands = []
     if interrupted:

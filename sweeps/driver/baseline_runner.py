@@ -11,6 +11,7 @@ from analysis.folder import MetricsRow, State, Status, SweepFolder
 from sweeps.compose.trial_template import TrialTemplate
 from sweeps.config import SweepConfig
 from sweeps.driver.device_fleet import DeviceFleet
+from sweeps.store.bucket_upload import fetched_back
 from trainer.config import Baseline
 
 _AT_A_TIME = 16  # baselines that wait for a device side by side
@@ -108,6 +109,7 @@ class BaselineRunner:
         files = self.folder.baseline(baseline.name)
         try:
             row = self.fleet.call(lambda device: device.score_baseline(baseline, files), baseline.trial.precision)
+            fetched_back(files)
         except Exception as error:
             if not self.interrupted():
                 self._failed(baseline, last_line(error))

@@ -10,6 +10,8 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
+from analysis.buckets.bucket import is_uri
+from analysis.buckets.local_copy import copy_at
 from analysis.errors import FolderError
 from sweeps.checks.folder_probe import probing
 from sweeps.compose.compose import Composed
@@ -64,7 +66,10 @@ def check_cluster(composed: Composed, say: Say) -> list[CheckedNode]:
         FolderError: where this machine cannot write to ``sweep.dir``.
     """
     config = composed.config
-    with ray_running(config), _folder_made(Path(config.sweep.dir)), probing(config.sweep.dir) as probe:
+    folder = Path(config.sweep.dir)
+    if is_uri(config.sweep.dir):
+        folder = copy_at(config.sweep.dir, "staging").root
+    with ray_running(config), _folder_made(folder), probing(str(folder)) as probe:
         cluster = Cluster(config, composed.objective)
         nodes = cluster.nodes()
         share = gpu_share(nodes, config)

@@ -4,6 +4,7 @@ import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
@@ -15,6 +16,7 @@ from sweeps.driver.device_client import DeviceClient, DispatcherClient
 from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.dispatcher import Dispatcher
 from sweeps.driver.ray_cluster import worker_environment
+from sweeps.driver.trial_ranks import RanksWorker
 from sweeps.process.threads import thread_counts, wait_policy
 from sweeps.process.visible_gpus import visible_gpus
 
@@ -47,7 +49,15 @@ class Node:
 
 @dataclass(frozen=True)
 class Seat:
-    """What one device worker claims: on which node, as which of its workers, how much of it, and its threads."""
+    """What one device worker claims: on which node, as which of its workers, how much of it, and its threads.
+
+    Attributes:
+        node_id, node: Ray's id, and the name.
+        index: of the worker on the node.
+        cpus, gpus: claimed; of several ranks, all together.
+        threads: of each process that trains.
+        ranks: processes that train a trial together; each has its part of ``cpus`` and ``gpus``.
+    """
 
     node_id: str
     node: str
@@ -55,6 +65,7 @@ class Seat:
     cpus: float
     gpus: float
     threads: int
+    ranks: int = 1
 
     def fits(self, free: Mapping[str, float]) -> bool:
         """Whether so much is free that a worker gets what it claims."""
@@ -73,16 +84,16 @@ def seats(node: Node, share: float, config: SweepConfig) -> list[Seat]:
     Args:
         node: of the cluster.
         share: GPUs of a worker.
-        config: ``resources.threads``.
+        config: ``resources.threads``, and how many processes train a trial.
     """
-    cpus = node.has.get("CPU", 0.0)
+    cpus, ranks = node.has.get("CPU", 0.0), config.resources.ranks
     count = math.floor(node.has.get("GPU", 0.0) / share + 1e-9) if share else 1
     if not cpus or not count:
         return []
-    claim = min(cpus / count, 1.0 if share else math.inf)
+    claim = min(cpus / (count * ranks), 1.0 if share else math.inf)
     claim = float(int(claim)) if claim >= 1 else claim  # above 1, Ray takes whole CPUs only
-    threads = config.resources.threads or max(1, int(cpus) // count)
-    return [Seat(node.node_id, node.name, index, claim, share, threads) for index in range(count)]
+    threads = config.resources.threads or max(1, int(cpus) // (count * ranks))
+    return [Seat(node.node_id, node.name, index, claim * ranks, share, threads, ranks) for index in range(count)]
 
 
 class Cluster:
@@ -120,9 +131,10 @@ class Cluster:
         """Start a device worker; it answers once its node has given it what it claims."""
         threads = {**_ALLOCATOR, **wait_policy(), **thread_counts(seat.threads)}
         name = f"{_WORKER}{self.config.sweep.name}: {uuid.uuid4().hex[:8]}"
-        make = ray.remote(self.kind).options(
-            num_cpus=seat.cpus,
-            num_gpus=seat.gpus,
+        several = seat.ranks > 1  # then the worker claims nothing: its ranks do, in a placement group of Ray Train's
+        make = ray.remote(RanksWorker if several else self.kind).options(
+            num_cpus=0 if several else seat.cpus,
+            num_gpus=0 if several else seat.gpus,
             max_concurrency=64,
             scheduling_strategy=NodeAffinitySchedulingStrategy(seat.node_id, soft=False),
             runtime_env={"env_vars": {**worker_environment(), **threads, **visible_gpus(seat.gpus)}},
@@ -130,7 +142,8 @@ class Cluster:
         )
         self._own.add(name)
         slots = self.config.resources.slots if isinstance(self.config.resources.slots, int) else None
-        arguments = (self.config.engine, slots, self.objective, seat.threads, seat.node, seat.gpus)
+        arguments: tuple[Any, ...] = (self.config.engine, slots, self.objective, seat.threads, seat.node, seat.gpus)
+        arguments += (seat.ranks, seat.cpus / seat.ranks) if several else ()
         return DeviceClient(make.remote(*arguments), seat.node, name)
 
     def is_pending(self, device: DeviceClient) -> bool:
@@ -155,9 +168,10 @@ class Cluster:
             self._demand.remove(group)
         if placed:  # a new one would take that place again, before a worker can
             return
+        ranks = self.config.resources.ranks
         while len(self._demand) < seats_wanted:
-            claim = {"CPU": 1.0} | ({"GPU": share} if share else {})
-            self._demand.append(placement_group([claim]))
+            claim = {"CPU": 1.0} | ({"GPU": share / ranks} if share else {})
+            self._demand.append(placement_group([claim] * ranks, strategy="STRICT_PACK"))
 
     def others(self) -> dict[str, int]:
         """Sweep → its device workers, of the other sweeps on this cluster."""

@@ -44,6 +44,7 @@ _SLOW_START = 60.0  # seconds; importing torch on a busy machine takes a part of
 _STARTS = 3  # deaths in a row of workers that start, after which their node is not used
 _HEARD = 2.0  # seconds for trials to hear the last from a worker that has left: a rung that nobody heard of is lost
 _CLOSE_SECONDS = 5.0  # for a look around that is under way when the sweep ends
+_JOINING = 10.0  # seconds in which nodes that are being started may join, before none is called too small
 _MARGIN = 5.0  # seconds before a node is taken away by which its worker has left
 
 T = TypeVar("T")
@@ -490,6 +491,8 @@ class DeviceFleet:
         limit = self.config.resources.wait
         if now - self._without_since > limit_seconds(limit):
             self.expired = f"resources.wait={limit} is over: there is no device. {self._why_none()}"
+        if self.elastic and limit is None and not self._began_work and now - self._without_since > _JOINING:
+            self.expired = self.expired or self._too_small()
         if not self.elastic and not self.expired:  # nothing will join
             self.expired = str(next(iter(self._refused.values()))) if self._refused else self._nothing_here()
 
@@ -497,9 +500,25 @@ class DeviceFleet:
         """Why this machine has no place for a device worker; empty where it has."""
         if not self._nodes or any(seats(node, self._share or 0.0, self.config) for node in self._nodes.values()):
             return ""
+        if too_small := self._too_small():
+            return too_small
         return (
             f"resources.gpus_per_trial={self._share:g}: Ray sees no GPU on this machine (`lorasweep doctor`)."
             " resources.gpus_per_trial=0 trains on its CPUs."
+        )
+
+    def _too_small(self) -> str:
+        """Where nodes have GPUs, but none as many as a trial is to have: which has most, and what to do; else empty."""
+        share = self._share or 0.0
+        largest = max(self._nodes.values(), key=lambda node: node.has.get("GPU", 0.0), default=None)
+        most = int(largest.has.get("GPU", 0.0)) if largest else 0
+        if largest is None or not 0 < most < share:
+            return ""
+        wait = " To wait for a larger node to join: resources.wait=30m." if self.elastic else ""
+        return (
+            f"resources.gpus_per_trial={share:g}: no node has so many, and a trial trains on the GPUs of one node. The"
+            f" largest, {largest.name}, has {most}: use resources.gpus_per_trial={most}; where the model does not fit"
+            f" those, precision=nf4 or engine.activation_checkpointing=true.{wait}"
         )
 
     def _why_none(self) -> str:
@@ -515,7 +534,8 @@ class DeviceFleet:
                 " resources.max_devices=1 in another sweep would leave it the rest."
             )
         refused = "".join(f" {error}" for error in list(self._refused.values())[:2])
-        needs = f"a node with {self.config.resources.gpus_per_trial or 1:g} GPU" if self._share else "a node with a CPU"
+        gpus = self.config.resources.gpus_per_trial or 1
+        needs = f"a node with {gpus:g} GPU{'s' if gpus > 1 else ''}" if self._share else "a node with a CPU"
         seen = f"{len(self._nodes)} node{'s' if len(self._nodes) > 1 else ''}"
         return f"none of the cluster's {seen} can take one. Demand for {needs} is announced (`ray status`).{refused}"
 

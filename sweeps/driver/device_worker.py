@@ -35,8 +35,21 @@ from sweeps.process import gc_pause
 from sweeps.process.logs import of_worker
 from sweeps.process.termination import on_sigterm
 from sweeps.search.lineage import take_over
+from sweeps.store.node_copy import NodeCopy
 from trainer.config import Baseline, EngineConfig, TrialConfig
-from trainer.engine import Admission, Admitted, Ended, Engine, Event, Full, Halted, Refused, Requeued, RungResult
+from trainer.engine import (
+    Admission,
+    Admitted,
+    Ended,
+    Engine,
+    Event,
+    Full,
+    Halted,
+    RankLost,
+    Refused,
+    Requeued,
+    RungResult,
+)
 from trainer.engines.checkpoints import fault, scored_rung
 from trainer.preload import import_libraries, import_scorers
 
@@ -87,6 +100,8 @@ class DeviceWorker:
         self._abandoned: set[str] = set()  # given back while the engine was still busy with them
         self._undecided: set[str] = set()  # posted a rung, and not yet told to go on or to end
         self._resting: set[str] = set()  # the same, however long it takes
+        self._copy = NodeCopy()  # of the sweep folder, where that is in a bucket
+        self._log_file: Path | None = None  # of the sweep, here
         self._successors: dict[str, TrialConfig] = {}  # of trials that rest: how they go on from another one's weights
         threading.Thread(target=self._own_engine, name="engine", daemon=True).start()
         self._own_process = _in_actor()
@@ -122,8 +137,12 @@ class DeviceWorker:
                 folder=f"node {self.node}: reading {check.probe.folder} and the files of the config does not end"
                 f" within {_DISK_SECONDS:g} s. Does a network file system hang there? Try `ls {check.probe.folder}`."
             )
-        if log and self._own_process and not faults.folder:
-            of_worker(SweepFolder(check.probe.folder).log_file, self.node)
+        if not faults.folder:
+            self._copy = check.probe.copy_here()
+        if log and not faults.folder:
+            self._log_file = SweepFolder(self._copy.folder(check.probe.folder).root).log_file
+            if self._own_process:
+                of_worker(self._log_file, self.node)
         try:
             return await self._on_engine_thread(partial(self._facts, check.precisions)), faults
         except HardwareError as error:
@@ -167,13 +186,13 @@ class DeviceWorker:
             test: on the test split instead of the validation split.
         """
         return await self._on_engine_thread(
-            partial(self._score_baseline, baseline, TrialFolder(Path(folder)), test), when_free=True
+            partial(self._save_baseline, baseline, self._copy.folder(folder), test), when_free=True
         )
 
     async def score_on_test(self, trial: TrialConfig, folder: str) -> MetricsRow:
         """Score a completed trial's adapter on the test split, once no trial is here."""
         return await self._on_engine_thread(
-            partial(self._score_on_test, trial, TrialFolder(Path(folder))), when_free=True
+            partial(self._save_test_scores, trial, self._copy.folder(folder)), when_free=True
         )
 
     async def admit(
@@ -188,7 +207,7 @@ class DeviceWorker:
         if self._leaving:
             return Full()
         admission: Admission | Ended | Halted = await self._on_engine_thread(
-            partial(self._admit, trial, TrialFolder(Path(folder)), alone, heard)
+            partial(self._admit, trial, self._copy.folder(folder), alone, heard)
         )
         return admission
 
@@ -218,7 +237,7 @@ class DeviceWorker:
         Returns:
             None where the trial is not here, "" where it was done, else why it cannot be done.
         """
-        return await self._on_engine_thread(partial(self._take_over, trial, TrialFolder(Path(donor)), step))
+        return await self._on_engine_thread(partial(self._take_over, trial, self._copy.folder(donor), step))
 
     async def end(self, trial_id: str, state: str) -> None:
         """Free a trial's slot; nothing happens where it has none."""
@@ -351,12 +370,15 @@ class DeviceWorker:
             _import_torch()
             import torch
 
-            from trainer.device_cache import DeviceCache
-            from trainer.models.base_model import best_device
-
             torch.set_num_threads(self.threads)
-            self._materials = DeviceCache(best_device(), self.gpus if self.gpus > 0 else 1.0)
+            self._materials = self._make_materials()
         return self._materials
+
+    def _make_materials(self) -> "DeviceCache":
+        from trainer.device_cache import DeviceCache
+        from trainer.models.base_model import best_device
+
+        return DeviceCache(best_device(), self.gpus if self.gpus > 0 else 1.0)
 
     def _make_engine(self) -> Engine:
         materials = self.materials
@@ -410,10 +432,22 @@ class DeviceWorker:
         self._background.append(import_scorers)
         return DataFacts(parameters=base.model.num_parameters(), slots=slots, absent=absent, **facts)
 
+    def _save_baseline(self, baseline: Baseline, folder: TrialFolder, test: bool) -> MetricsRow:
+        row = self._score_baseline(baseline, folder, test)
+        self._copy.save_scores(folder)
+        return row
+
     def _score_baseline(self, baseline: Baseline, folder: TrialFolder, test: bool) -> MetricsRow:
         from trainer.baselines import score_baseline
 
         return score_baseline(self.materials, baseline, folder, self.materials.test(baseline.trial) if test else None)
+
+    def _save_test_scores(self, trial: TrialConfig, folder: TrialFolder) -> MetricsRow:
+        self._copy.fetch(folder)
+        self._copy.fetch_adapter(folder)
+        row = self._score_on_test(trial, folder)
+        self._copy.save_scores(folder)
+        return row
 
     def _score_on_test(self, trial: TrialConfig, folder: TrialFolder) -> MetricsRow:
         from trainer.final_scoring import score_on_test
@@ -430,12 +464,11 @@ class DeviceWorker:
             self._end(ended, State.STOPPED_EARLY)
         if self._leaving or self._alone in self._folders or (alone and self._folders):
             return Full()
-        # A rung whose row the driver did not get to record must be reported again: go on from a step before it.
-        recorded = {0, heard, *(row.step for row in folder.read_metrics())}
-        steps = [step for step in folder.checkpoints() if scored_rung(folder.checkpoint_dir(step)) in recorded]
-        damaged = []
-        while steps and (what := fault(folder.checkpoint_dir(steps[-1]))):
-            damaged.append(f"the checkpoint of step {steps.pop()} is damaged ({what})")
+        try:
+            self._copy.fetch(folder)
+            steps, damaged = _usable(self._copy, folder, heard)
+        except OSError as error:  # the bucket does not answer
+            return self._halted(trial.trial_id, error)
         try:
             admission: Admission = self.engine.admit(trial, folder, folder.checkpoint_dir(steps[-1]) if steps else None)
         except LorasweepError as error:
@@ -476,8 +509,13 @@ class DeviceWorker:
             return None
         if folder.checkpoints()[-1:] != [step]:
             return "it has gone on to its next rung"
-        if refused := take_over(folder, donor, step):
-            return refused
+        try:
+            self._copy.fetch_checkpoint(donor, step)
+            if refused := take_over(folder, donor, step):
+                return refused
+            self._copy.save(folder)
+        except OSError as error:
+            return str(error)
         if trial.trial_id in self._resting:  # its slot is left when it is told to go on
             self._successors[trial.trial_id] = trial
         else:
@@ -496,8 +534,12 @@ class DeviceWorker:
 
     def _end(self, trial_id: str, state: State) -> None:
         if trial_id in self._folders:
+            folder = self._folders[trial_id]
             self._forget(trial_id)
             self.engine.end(trial_id, state)
+            with contextlib.suppress(OSError):  # the adapter, which the driver has written too, from the checkpoint
+                self._copy.save(folder)
+                self._copy.leave(folder)
 
     def _forget(self, trial_id: str) -> None:
         """The trial is not here any more. Its checkpoints stay: it goes on from them, or the driver removes them."""
@@ -534,6 +576,8 @@ class DeviceWorker:
                 self._checkpoint(event.trial_id, event.row.step)
                 self._undecided.add(event.trial_id)
                 self._resting.add(event.trial_id)
+            except RankLost as error:  # its rung is scored again
+                event = Requeued(event.trial_id, str(error))
             except Exception as error:  # this trial's end, not its neighbours'; no trial's where the disk is full
                 traceback.print_exc()
                 trial_id = event.trial_id
@@ -541,8 +585,15 @@ class DeviceWorker:
                 event = self._halted(trial_id, error) if disk else self._failed(trial_id, error, _NOT_SAVED)
                 with contextlib.suppress(Exception):
                     self.engine.end(trial_id, State.FAILED)
+        if isinstance(event, Ended):
+            try:
+                self._copy.save(self._folders[event.trial_id])
+            except OSError as error:
+                event = self._halted(event.trial_id, error)
         if isinstance(event, Requeued | Ended | Halted):
+            folder = self._folders[event.trial_id]
             self._forget(event.trial_id)
+            self._copy.leave(folder)
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._events[event.trial_id].put_nowait, event)
 
@@ -557,6 +608,21 @@ class DeviceWorker:
         between = [it for it in steps if it not in of_rungs and it > oldest][-1:]
         for old in set(folder.checkpoints()) - {*of_rungs, *between}:
             shutil.rmtree(folder.checkpoint_dir(old), ignore_errors=True)
+        self._copy.save(folder)
+
+
+def _usable(copy: NodeCopy, folder: TrialFolder, heard: int) -> tuple[list[int], list[str]]:
+    """Steps of the checkpoints to go on from, the last of which is whole, and what is wrong with later ones."""
+    # A rung whose row the driver did not get to record must be reported again: go on from a step before it.
+    recorded = {0, heard, *(row.step for row in folder.read_metrics())}
+    steps = [step for step in folder.checkpoints() if scored_rung(folder.checkpoint_dir(step)) in recorded]
+    damaged = []
+    while steps:
+        copy.fetch_checkpoint(folder, steps[-1])
+        if not (what := fault(folder.checkpoint_dir(steps[-1]))):
+            break
+        damaged.append(f"the checkpoint of step {steps.pop()} is damaged ({what})")
+    return steps, damaged
 
 
 def _in_actor() -> bool:

@@ -36,8 +36,8 @@ def same_sweep(folder: SweepFolder, manifest: Mapping[str, Any], composed: Compo
         more = f"\n  and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
         listed = "".join(f"\n  {line}" for line in different[:_SHOWN]) + more
         raise FolderError(
-            f"{folder.root} already holds a sweep, and not this one:{listed}\n"
-            f"Go on with that one: {program()} resume {shell_path(folder.root)}"
+            f"{folder.where} already holds a sweep, and not this one:{listed}\n"
+            f"Go on with that one: {program()} resume {shell_path(folder.where)}"
             f" — or give this one another name: sweep.name={folder.name}-2"
         )
     stored = dict(manifest["unresolved"])
@@ -48,7 +48,7 @@ def same_sweep(folder: SweepFolder, manifest: Mapping[str, Any], composed: Compo
         kept = {name: fitted[name] for name in names if name in fitted and given.get(name) == asked.get(name)}
         stored[part] = {**given, **kept}
     again = Composed.from_stored(stored)
-    return replace(again, notes=[*again.notes, f"{shell_path(folder.root)} holds this sweep: going on with it."])
+    return replace(again, notes=[*again.notes, f"{shell_path(folder.where)} holds this sweep: going on with it."])
 
 
 def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
@@ -79,9 +79,8 @@ def nothing_left(folder: SweepFolder, search: SearchConfig, baselines: Sequence[
     waiting = any(request.kind == ENQUEUE for request in requests(folder))
     all_ended = suggested and not open_trials and suggested == answered
     if all_ended and len(suggested) >= search.trials:
-        more = (
-            f"{program()} resume {shell_path(folder.root)} search.trials={len(suggested) + max(1, len(suggested) // 2)}"
-        )
+        further = len(suggested) + max(1, len(suggested) // 2)
+        more = f"{program()} resume {shell_path(folder.where)} search.trials={further}"
         return f"All {len(suggested)} trials have ended{', and more are enqueued' if waiting else ''}. For more: {more}"
     so_far = spent(folder)
     watch = StopBudget(search.budget, so_far, time=search.time)
@@ -90,7 +89,7 @@ def nothing_left(folder: SweepFolder, search: SearchConfig, baselines: Sequence[
     if all_ended and so_far.closed and so_far.closed == search.time:
         used = f"search.time={search.time} has no room for another trial"
     return (
-        f"{used}. With a larger one it goes on: {program()} resume {shell_path(folder.root)} {used.split('=')[0]}=…"
+        f"{used}. With a larger one it goes on: {program()} resume {shell_path(folder.where)} {used.split('=')[0]}=…"
         if used
         else ""
     )

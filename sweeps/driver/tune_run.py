@@ -45,7 +45,7 @@ from sweeps.store.reconcile import update_files, update_study
 from sweeps.store.recorder import Recorder, write_config
 from sweeps.tracking.base import TrackedSweep, build_trackers
 from sweeps.tracking.tables import charts
-from sweeps.tracking.tune_callback import TrackerCallback, spare_imports_for_usage_reports
+from sweeps.tracking.tune_callback import TrackerCallback, keep_keys_from_ray, spare_imports_for_usage_reports
 from trainer.config import Baseline
 
 _CHECKPOINT_SECONDS = 10.0  # that device workers have, at Ctrl-C or SIGTERM, to write checkpoints between two steps
@@ -249,6 +249,7 @@ class TuneRun:
     def _tuner(self, scratch: str) -> tune.Tuner:
         """Ray Tune, set up. ``scratch``: a folder for its own state, which nobody reads."""
         spare_imports_for_usage_reports()
+        keep_keys_from_ray()
         proxy = tune.with_parameters(
             TrialProxy,
             template=self.composed.template,

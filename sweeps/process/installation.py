@@ -36,7 +36,9 @@ def package_root() -> str:
 
 
 def shell_path(path: Path | str) -> str:
-    """A path for a command line here: relative where that is shorter, quoted where a shell needs it."""
+    """A path for a command line here: relative where that is shorter, quoted where a shell needs it; a URI as it is."""
+    if "://" in str(path):
+        return shlex.quote(str(path))
     relative = os.path.relpath(path)
     return shlex.quote(min(relative, str(path), key=len))
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis.folder import SweepFolder, TrialFolder, append_line, atomic_write, read_lines
+from analysis.folder import SweepFolder, TrialFolder, append_line, atomic_write, read_lines, remove_tree
 from sweeps.search.pbt_exchange import Exchange
 from trainer.engines.checkpoints import seal
 
@@ -80,7 +80,7 @@ def reconcile(folder: SweepFolder, records: Iterable[Mapping[str, Any]]) -> None
         taken = {(line["parent"], line["step"]) for line in known}
         for step in trial.checkpoints():
             if (parent := _parent(trial.checkpoint_dir(step))) and parent not in taken:
-                shutil.rmtree(trial.checkpoint_dir(step))
+                remove_tree(trial.checkpoint_dir(step))
 
 
 def _parent(checkpoint: Path) -> tuple[str, int] | None:

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.folder import SweepFolder, atomic_write
+from analysis.buckets.bucket import explained
+from analysis.folder import SweepFolder, atomic_write, remove_file
+from sweeps.store.bucket_lease import lives
 
 STOP, ENQUEUE = "stop", "enqueue"
 
@@ -92,7 +94,7 @@ def requests(folder: SweepFolder) -> list[Request]:
 
 def remove_request(folder: SweepFolder, request: Request) -> None:
     """Remove a request that was carried out."""
-    (folder.control_dir / f"{request.name}.json").unlink(missing_ok=True)
+    remove_file(folder.control_dir / f"{request.name}.json")
 
 
 @dataclass
@@ -168,13 +170,23 @@ def spent(folder: SweepFolder) -> Spent:
 
 def driver(folder: SweepFolder) -> Driver:
     """The process that runs the sweep, or ran it last."""
-    alive = _locked(folder.root / ".lock")
+    alive = _locked(folder.root / ".lock") or _lives_elsewhere(folder)
     try:
         content = json.loads(_driver_file(folder).read_text())
         known = Driver(alive, *(content[name] for name in ("pid", "host", "started", "seen", "ended")))
     except (OSError, ValueError, KeyError, TypeError):
         return Driver(alive)
     return known if not alive or not known.ended else Driver(alive)  # a new driver that has not written its record yet
+
+
+def _lives_elsewhere(folder: SweepFolder) -> bool:
+    """Whether a driver of some machine gives signs of life in the sweep's bucket."""
+    if folder.copy is None:
+        return False
+    try:
+        return lives(folder.copy.bucket)
+    except OSError as error:
+        raise explained(folder.copy.bucket, error) from None
 
 
 def _locked(lock: Path) -> bool:
@@ -193,7 +205,7 @@ def _locked(lock: Path) -> bool:
 def _ask(folder: SweepFolder, kind: str, content: Mapping[str, Any]) -> Request:
     # Names sort by time, so that one terminal's points are tried in their order.
     name = f"{kind}-{time.time_ns():020}-{uuid.uuid4().hex[:8]}"
-    atomic_write(folder.control_dir / f"{name}.json", json.dumps({"kind": kind, **content}) + "\n")
+    folder.write(folder.control_dir / f"{name}.json", json.dumps({"kind": kind, **content}) + "\n")
     return Request(name, kind, str(content.get("trial_id", "")), content.get("point"))
 
 

@@ -3,25 +3,61 @@
 import contextlib
 import fcntl
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from analysis.buckets.bucket import check_writable, explained, is_uri, joined
+from analysis.buckets.local_copy import LocalCopy, copy_at
 from analysis.errors import FolderError
 from analysis.folder import SweepFolder
 from sweeps.config import SweepSettings
 from sweeps.process.installation import program, shell_path
 
 
-def new_folder(settings: SweepSettings) -> SweepFolder:
+def sweep_folder(settings: SweepSettings) -> SweepFolder:
+    """The folder of a sweep of this config, whether it is there or not; of one in a bucket, an up to date copy.
+
+    Raises:
+        FolderError: where the bucket cannot be read and written.
+    """
+    if not is_uri(settings.dir):
+        return SweepFolder(Path(settings.dir) / str(settings.name))
+    copy = copy_at(joined(settings.dir, str(settings.name)), "staging")
+    check_writable(copy.bucket, uuid.uuid4().hex)
+    _fetch(copy)
+    return SweepFolder(copy.root)
+
+
+def open_to_drive(run: str) -> SweepFolder:
+    """A sweep that is to go on, by its folder or the URI of its bucket. Raises FolderError where there is none."""
+    folder = SweepFolder.open(run, to_drive=True)
+    if folder.copy is not None:
+        _fetch(folder.copy)
+    return folder
+
+
+def _fetch(copy: LocalCopy) -> None:
+    """Bring the driver's copy up to date, unless a driver is at work in it."""
+    try:
+        with (copy.root / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            copy.fetch_to_drive()
+    except BlockingIOError:
+        return
+    except OSError as error:
+        raise explained(copy.bucket, error) from None
+
+
+def new_folder(folder: SweepFolder, settings: SweepSettings) -> SweepFolder:
     """The folder of a new sweep, not yet made. Raises FolderError where it cannot be used."""
-    folder = SweepFolder(Path(settings.dir) / str(settings.name))
     if folder.sweep_file.exists():
         raise FolderError(
-            f"{folder.root} already holds a sweep. Go on with it: {program()} resume {shell_path(folder.root)}"
+            f"{folder.where} already holds a sweep. Go on with it: {program()} resume {shell_path(folder.where)}"
             f" — or give this one another name: sweep.name={settings.name}-2"
         )
     if folder.root.is_file() or (folder.root.is_dir() and any(not _left_behind(p) for p in folder.root.iterdir())):
-        raise FolderError(f"{folder.root} is there already and is no sweep. Give another name: sweep.name=…")
+        raise FolderError(f"{folder.where} is there already and is no sweep. Give another name: sweep.name=…")
     return folder
 
 
@@ -39,17 +75,20 @@ def locked(folder: SweepFolder) -> Iterator[None]:
         lock = (folder.root / ".lock").open("w")
     except OSError as error:
         raise FolderError(
-            f"{folder.root}: cannot be written ({error.strerror}). Choose another place: sweep.dir=…"
+            f"{folder.where}: cannot be written ({error.strerror}). Choose another place: sweep.dir=…"
         ) from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FolderError(
-                f"{folder.root}: another lorasweep runs this sweep now. Wait for it, or stop it first."
+                f"{folder.where}: another lorasweep runs this sweep now. Wait for it, or stop it first."
             ) from None
+        from sweeps.store.bucket_upload import uploading
+
         try:
-            yield
+            with uploading(folder.copy) if folder.copy else contextlib.nullcontext():
+                yield
         finally:
             if made and not folder.sweep_file.exists():
                 shutil.rmtree(folder.root, ignore_errors=True)

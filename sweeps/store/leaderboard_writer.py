@@ -1,9 +1,8 @@
 """Keeps ``leaderboard.csv`` up to date while a sweep runs, and removes the adapters that are not to stay."""
 
-import shutil
 from collections.abc import Sequence
 
-from analysis.folder import ENDED, SweepFolder
+from analysis.folder import ENDED, SweepFolder, remove_tree
 from analysis.leaderboard import leaderboard
 from analysis.leaderboard.leaderboard import Ranking, Row
 from sweeps.process.throttle import Throttle
@@ -38,7 +37,8 @@ class LeaderboardWriter:
         if self.keep is None:
             return
         trials = [row for row in rows if row.kind == "trial"]  # the best first
-        kept = [row for row in trials if self.folder.trial(row.trial_id).adapter_dir.exists()][: self.keep]
+        there = self.folder.with_adapter()
+        kept = [row for row in trials if row.trial_id in there][: self.keep]
         for row in trials:
-            if row not in kept and row.status in ENDED:
-                shutil.rmtree(self.folder.trial(row.trial_id).adapter_dir, ignore_errors=True)
+            if row not in kept and row.status in ENDED and row.trial_id in there:
+                remove_tree(self.folder.trial(row.trial_id).adapter_dir)

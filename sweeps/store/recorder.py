@@ -10,9 +10,21 @@ from typing import Any
 from ray.tune import Callback
 
 from analysis import fast_yaml
+from analysis.buckets.local_copy import copy_of
 from analysis.errors import last_line
-from analysis.folder import ENDED, MetricsRow, State, Status, SweepFolder, TrialFolder, atomic_write
+from analysis.folder import (
+    ENDED,
+    MetricsRow,
+    State,
+    Status,
+    SweepFolder,
+    TrialFolder,
+    atomic_write,
+    replace_tree,
+)
+from sweeps.store.bucket_upload import insist
 from sweeps.store.tune_results import outcome_of, trial_key
+from trainer.engines.checkpoints import COUNTERS
 
 
 def _reports_disk_faults(hook: Callable[..., None]) -> Callable[..., None]:
@@ -140,15 +152,16 @@ def write_config(files: TrialFolder, config: dict[str, Any]) -> None:
 
 def write_best_adapter(files: TrialFolder) -> None:
     """Write the adapter of the best rung, from the last checkpoint that has one; without a checkpoint, do nothing."""
+    parts = {"adapter_config.json": "adapter_config.json", "best.safetensors": "adapter_model.safetensors"}
+    if (copy := copy_of(files.root)) is not None:  # a worker of another machine may have written them
+        insist(lambda: copy.fetch_missing_below(files.checkpoints_dir, {COUNTERS, *parts}))
     for step in reversed(files.checkpoints()):
         checkpoint = files.checkpoint_dir(step)
-        parts = {"adapter_config.json": "adapter_config.json", "best.safetensors": "adapter_model.safetensors"}
         if all((checkpoint / name).exists() for name in parts):
             beside: Path = files.adapter_dir.with_name(".adapter.settled.tmp")
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
             for name, to in parts.items():
                 shutil.copyfile(checkpoint / name, beside / to)
-            shutil.rmtree(files.adapter_dir, ignore_errors=True)
-            beside.rename(files.adapter_dir)
+            replace_tree(beside, files.adapter_dir)
             return

@@ -337,6 +337,16 @@ def spare_imports_for_usage_reports() -> None:
         usage.tag_callbacks = lambda callbacks: False
 
 
+def keep_keys_from_ray() -> None:
+    """Keep Ray Tune from putting AWS keys into the runtime environment of trials, which Ray writes into its logs.
+
+    Its trials here, proxies, touch no bucket; device workers have the environment that Ray was started with.
+    """
+    from ray.tune.execution import class_cache
+
+    class_cache.ENV_VARS_TO_PROPAGATE = {it for it in class_cache.ENV_VARS_TO_PROPAGATE if not it.startswith("AWS_")}
+
+
 def _counts(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: row[key] for key in ("step", "tokens", "seconds", "n_items") if key in row}
 

@@ -92,7 +92,7 @@ def write_folder(
     """
     folder = SweepFolder(to)
     if folder.sweep_file.exists():
-        raise FolderError(f"{folder.root}: there is a sweep here. Give another folder: --to DIR")
+        raise FolderError(f"{folder.where}: there is a sweep here. Give another folder: --to DIR")
     whole = next((run for run in runs if run.kind == "sweep" and run.name == SWEEP_RUN), None)
     trials = [run for run in runs if run is not whole]
     measured = [_metrics(run.summary, renamed) for run in trials]

@@ -35,6 +35,8 @@ NEW = (  # keys that 0.1.0 did not have, and what is below them
     "resources.wait",
     "resources.idle_seconds",
     "data.tools",
+    "engine.sharding",
+    "resources.workers_per_trial",
 )
 CHANGED = [  # key, what it was in 0.1.0, and what it is now
     ("data.max_length", 128, 0),

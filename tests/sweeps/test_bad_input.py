@@ -201,17 +201,24 @@ WRONG = {
     "a logarithm from 0": Wrong(CONFIG, ["optim.lr"], ["optim.lr=tag(log,interval(0,1e-3))"]),
     "rungs past the end": Wrong(CONFIG, ["train.rungs=[2, 4]", "train.max_steps=8"], ["train.rungs=[2,4]"]),
     "an unknown option": Wrong(CONFIG, ["task=regression", "classification", "completion"], ["task=regression"]),
-    "a sweep folder in a bucket": Wrong(CONFIG, ["sweep.dir=s3://bucket/x", "path of a file or folder", "sweep.dir=/PATH"], ["sweep.dir=s3://bucket/x"]),
+    "a sweep folder as a file's URI": Wrong(CONFIG, ["sweep.dir=file:///a", "path of a file or folder", "sweep.dir=/a"], ["sweep.dir=file:///a"]),
+    "a sweep folder in a bucket, with its key": Wrong(CONFIG, ["s3://***@bucket", "a key or a password"], ["sweep.dir=s3://a:b@bucket/x"]),
     "training rows in a bucket": Wrong(CONFIG, ["data.train=gs://bucket/a.csv", "yet"], ["data.train=gs://bucket/a.csv"]),
     "training rows as a file's URI": Wrong(CONFIG, ["data.train=file:///a/b.csv", "such as data.train=/a/b.csv"], ["data.train=file:///a/b.csv"]),
     "validation rows at an address": Wrong(CONFIG, ["data.validation=https://a.b/c.csv"], ["data.validation=https://a.b/c.csv"]),
     "test rows of the hub as a file": Wrong(CONFIG, ["data.test=hf://datasets/a/b.csv"], ["data.test=hf://datasets/a/b.csv"]),
     "a model in a bucket": Wrong(CONFIG, ["model.path=s3://bucket/model"], ["model.path=s3://bucket/model"]),
     "pairs in a bucket": Wrong(CONFIG, ["bias.pairs_file=s3://b/p.csv"], ["bias.pairs_file=s3://b/p.csv"]),
-    "a sweep in a bucket to learn from": Wrong(CONFIG, ["search.warm_start=s3://b/runs/a"], ["search.warm_start=[s3://b/runs/a]"]),
-    "a sweep in a bucket to start from": Wrong(CONFIG, ["search.transfer_from=s3://b/runs/a"], ["search.transfer_from=s3://b/runs/a"]),
-    "a trial over several GPUs": Wrong(CONFIG, ["resources.gpus_per_trial=2", "one GPU", "0.5"], ["resources.gpus_per_trial=2"]),
-    "a trial over one GPU and a half": Wrong(CONFIG, ["resources.gpus_per_trial=1.5", "one GPU"], ["resources.gpus_per_trial=1.5"]),
+    "a trial over several GPUs in a pack": Wrong(CONFIG, ["resources.gpus_per_trial=2", "engine=hf", "one device"], ["resources.gpus_per_trial=2"]),
+    "a trial over one GPU and a half": Wrong(CONFIG, ["resources.gpus_per_trial=1.5", "whole GPUs", "0.5"], ["engine=hf", "resources.gpus_per_trial=1.5"]),
+    "a trial over several CPU processes in a pack": Wrong(CONFIG, ["resources.workers_per_trial=2", "engine=hf"], ["resources.workers_per_trial=2", "resources.gpus_per_trial=0"]),
+    "more processes than GPUs": Wrong(CONFIG, ["resources.workers_per_trial=4", "gpus_per_trial=2", "or 0"], ["engine=hf", "resources.workers_per_trial=4", "resources.gpus_per_trial=2"]),
+    "processes without a number of GPUs": Wrong(CONFIG, ["resources.workers_per_trial=2", "gpus_per_trial=null"], ["engine=hf", "resources.workers_per_trial=2"]),
+    "one process over two GPUs": Wrong(CONFIG, ["resources.workers_per_trial=1", "one GPU"], ["engine=hf", "resources.workers_per_trial=1", "resources.gpus_per_trial=2"]),
+    "shards on one device": Wrong(CONFIG, ["engine.sharding=fsdp", "there is one", "gpus_per_trial=2"], ["engine=hf", "engine.sharding=fsdp"]),
+    "shards of a quantised model": Wrong(CONFIG, ["engine.sharding=fsdp", "precision=nf4", "engine.sharding=ddp"], ["engine=hf", "engine.sharding=fsdp", "resources.gpus_per_trial=2", "precision=nf4"]),
+    "shards under DoRA": Wrong(CONFIG, ["engine.sharding=fsdp", "lora.dora=true", "engine.sharding=ddp"], ["engine=hf", "engine.sharding=fsdp", "resources.gpus_per_trial=2", "lora.dora=true"]),
+    "a device map": Wrong(CONFIG, ["model.device_map", "one GPU at a time", "engine=hf resources.gpus_per_trial=2"], ["+model.device_map=auto"]),
     "no trials": Wrong(CONFIG, ["search.trials=0", "at least 1"], ["search.trials=0"]),
     "a name that leaves the folder": Wrong(CONFIG, ["sweep.name", "letters, digits"], ["sweep.name=../up"]),
     "an unknown baseline": Wrong(CONFIG, ["fewshot", "few_shot"], ["baselines=[fewshot]"]),
@@ -256,15 +263,28 @@ def test_no_space_left_is_told_and_leaves_nothing(refused, monkeypatch):
 @pytest.mark.parametrize(
     "command",
     [
-        "rank", "rank {} runs/a", "status", "resume", "stop", "report", "compare {} runs/a", "export {} --to x",
-        "finalize", "breakdown", "report runs/a --out", "export runs/a --to", "wandb report", "wandb pull a/b --to",
-        "run --config-dir", "enqueue {} lora.rank=8",
+        "report runs/a --out", "export runs/a --to", "wandb pull a/b --to", "run --config-dir",
     ],
 )  # fmt: skip
 def test_a_path_on_the_command_line_may_be_no_uri(command, here, capsys):
     words = command.format("s3://bucket/x").split() if "{}" in command else [*command.split(), "s3://bucket/x"]
     assert cli.main(words) == CONFIG
     assert "s3://bucket/x: expected the path of a file or folder" in capsys.readouterr().err
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "rank {}", "rank {} runs/a", "status {}", "resume {}", "stop {}", "report {}", "compare {} runs/a",
+        "export {} --to x", "finalize {}", "breakdown {}", "wandb report {}", "enqueue {} lora.rank=8",
+    ],
+)  # fmt: skip
+def test_a_sweep_in_a_bucket_whose_store_does_not_answer_is_told(command, here, capsys, monkeypatch):
+    monkeypatch.setenv("LORASWEEP_STAGING", str(here.parent / "staging"))
+    uri = "s3://bucket/runs/a?endpoint_override=127.0.0.1:1&scheme=http"
+    assert cli.main([uri if word == "{}" else word for word in command.split()]) == FOLDER
+    assert "the store does not answer" in " ".join(capsys.readouterr().err.split())
     assert list(here.iterdir()) == []
 
 

@@ -12,6 +12,7 @@ from trainer.config import EngineConfig, TrialConfig
 from trainer.data.encode import Encoded
 from trainer.engines.data_order import rows_for_step
 from trainer.likelihood.log_likelihood import pad
+from trainer.models.ranks import ALONE, Ranks
 
 # The fixed cost of one more pass, in tokens that take as long: 25 to 100 for MiniLM on a CPU, fewer for larger models
 # (BENCHMARKS.md). It is a constant, not measured in each run: where passes are cut decides the last bits of a result,
@@ -137,12 +138,40 @@ def _rows_of(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
     return batch | part
 
 
-class MicroBatches(torch.utils.data.Dataset[dict[str, Any]]):
-    """All micro-batches from one optimiser step to another, for a DataLoader with ``batch_size=None``."""
+def part_of(batch: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """A process's rows of a micro-batch, with the keys and the denominator of the whole.
 
-    def __init__(self, trial: TrialConfig, encoded: list[Encoded], pad_token: int, start: int, stop: int):
+    Where there are fewer rows than processes, one without a row gets another's, which counts nothing there: all
+    processes must make as many passes.
+    """
+    mine = ranks.share(len(batch["lengths"]))
+    part = _rows_of(batch, mine or [0])
+    if not mine:
+        nothing = -100 if part["labels"].dim() == 2 else 0
+        part |= {"labels": torch.full_like(part["labels"], nothing), "weights": torch.zeros(1)}
+    return part
+
+
+class MicroBatches(torch.utils.data.Dataset[dict[str, Any]]):
+    """All micro-batches from one optimiser step to another, for a DataLoader with ``batch_size=None``.
+
+    Args:
+        trial, encoded, pad_token: as for ``micro_batches``.
+        start, stop: optimiser steps.
+        ranks: the processes that train the trial; each micro-batch holds this one's rows. ``tokens``: of all.
+    """
+
+    def __init__(
+        self,
+        trial: TrialConfig,
+        encoded: list[Encoded],
+        pad_token: int,
+        start: int,
+        stop: int,
+        ranks: Ranks = ALONE,
+    ):
         self.trial, self.encoded, self.pad_token = trial, encoded, pad_token
-        self.start, self.stop = start, stop
+        self.start, self.stop, self.ranks = start, stop, ranks
 
     def __len__(self) -> int:
         return (self.stop - self.start) * self.trial.train.accumulation
@@ -151,7 +180,9 @@ class MicroBatches(torch.utils.data.Dataset[dict[str, Any]]):
         step, micro = divmod(index, self.trial.train.accumulation)
         if index >= len(self):
             raise IndexError(index)
-        return micro_batches(self.trial, self.encoded, self.pad_token, self.start + step)[micro]
+        batch = micro_batches(self.trial, self.encoded, self.pad_token, self.start + step)[micro]
+        batch["tokens"] = sum(batch["lengths"])
+        return batch if self.ranks.alone else part_of(batch, self.ranks)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))

@@ -17,24 +17,30 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from analysis.errors import ConfigError
 from analysis.folder import State, TrialFolder
-from trainer.config import TrialConfig, check_trial
+from trainer.config import TrialConfig, check_trial, sharding_refusal
 from trainer.device_cache import DeviceCache
 from trainer.engine import Admission, Admitted, Ended, Event, Full, RungResult, never
 from trainer.engines.hf_trainer import StepTrainer
-from trainer.engines.interruption import Interrupted, interruptible
+from trainer.engines.interruption import interruptible
 from trainer.engines.keyed_dropout import DropoutKeys, use_keyed_dropout
 from trainer.engines.trial_record import Score, TrialRecord
 from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.models.lora import add_adapter, remove_adapter
+from trainer.models.ranks import Interrupted, by_lost_rank
 from trainer.outcomes import ended_by
 
 
 class HfEngine:
     """An ``Engine`` (trainer/engine.py) with one slot.
 
+    Several processes can train a trial together (``trainer/models/ranks.py``), each with an engine of its own: all get
+    the same calls in the same order, and give the same events. ``until`` and ``leaving`` are asked for in the first
+    process alone, which alone writes.
+
     Args:
-        device_cache: base models and data of this device.
+        device_cache: base models and data of this device, and the processes.
         score: the sweep's objective, higher is better; picks each trial's best rung.
         activation_checkpointing: recompute activations in the backward pass.
     """
@@ -50,6 +56,8 @@ class HfEngine:
         if self.run is not None:
             return Full()
         check_trial(trial)
+        if self.device_cache.sharding == "fsdp" and (refused := sharding_refusal(trial.precision, trial.lora)):
+            raise ConfigError(refused)
         self.run = _Run(trial, folder, self.device_cache, self.score, checkpoint, self.activation_checkpointing)
         return Admitted(self.run.start_step)
 
@@ -107,9 +115,12 @@ class _Run:
     ):
         self.trial = trial
         self.base = device_cache.base(trial)
+        self.ranks = self.base.ranks
+        if self.base.sharded and (refused := sharding_refusal(trial.precision, trial.lora)):
+            raise ConfigError(refused)
         self.encoded = device_cache.training(trial)
         self.validation = device_cache.validation(trial)
-        self.record = TrialRecord(trial, folder, self.validation, score)
+        self.record = TrialRecord(trial, folder, self.validation, score, writes=self.ranks.first)
         self.resting = False
         self._stopped = False  # from outside
         self._until: Callable[[], bool] = never
@@ -138,20 +149,25 @@ class _Run:
         except BaseException:
             self._clean_up()
             raise
-        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
         self._go: queue.SimpleQueue[bool] = queue.SimpleQueue()  # False: stop
         self._thread = threading.Thread(target=self._train, name=f"trial-{trial.trial_id}", daemon=True)
 
     # --- called by the engine's thread, while the trial's thread waits
 
     def next_event(self, until: Callable[[], bool], leaving: Callable[[], bool]) -> Event | None:
-        """Let the trial train until it rests or ends; None where it waits because it was asked to (``advance``)."""
+        """Let the trial train until it rests or ends; None where it waits because it was asked to (``advance``).
+
+        Raises what ends no trial: a fault of the disk, or RankLost and its like.
+        """
         self._until, self._leaving = until, leaving
         if self._thread.ident is None:
             self._thread.start()
         else:
             self._go.put(True)
         event = self._events.get()
+        if isinstance(event, BaseException):
+            raise event
         self.resting = isinstance(event, RungResult)
         if isinstance(event, Ended):
             self._thread.join()
@@ -170,7 +186,9 @@ class _Run:
             self._clean_up()
 
     def save_checkpoint(self, to: Path) -> None:
-        """Adapter, optimiser state and counters."""
+        """Adapter, optimiser state and counters: whole in every process, so the first one writes them."""
+        if not self.ranks.first:
+            return
         shutil.rmtree(to, ignore_errors=True)
         self.model.save_pretrained(str(to))
         save_file(self._training.optimizer_tensors(), to / "optimizer.safetensors")
@@ -188,7 +206,10 @@ class _Run:
     # --- the trial's own thread
 
     def _train(self) -> None:
-        self._events.put(self._outcome())
+        try:
+            self._events.put(self._outcome())
+        except BaseException as error:
+            self._events.put(error)
 
     def _outcome(self) -> Event:
         try:
@@ -201,6 +222,8 @@ class _Run:
             ended = None if self._stopped else self._finish()
             return ended or Ended(self.trial.trial_id, State.STOPPED_EARLY, "", self.record.step)
         except Exception as error:
+            if not self.ranks.alone and by_lost_rank(error):  # it goes on from its last checkpoint
+                raise
             self._count()
             self._save_best()
             return ended_by(error, self.trial.trial_id, self.record.step)
@@ -210,7 +233,7 @@ class _Run:
         self._count()
         if self.record.due:
             return self._rest()
-        return self._wait(None) if self._until() else True
+        return self._wait(None) if self.ranks.any(self._until()) else True
 
     def _rest(self) -> bool:
         """Score the rung, hand its result out, and wait. True to train on."""
@@ -229,7 +252,11 @@ class _Run:
         """Score some validation rows, anew where that is broken off; None where the trial is stopped meanwhile."""
         while True:
             try:
-                with interruptible(self.base.model, self._leaving):
+                with (
+                    interruptible(self.base.model, self._leaving)
+                    if self.ranks.alone  # several look between two batches, where none is in a pass
+                    else self.ranks.interruptible(self._leaving)
+                ):
                     return evaluate(self.base, self.model, self.trial, self.validation, indices, known)
             except Interrupted:
                 if not self._wait(None):

@@ -25,7 +25,7 @@ from trainer.engines.keyed_dropout import DropoutKeys, row_keys, shared_key
 from trainer.engines.learning_rates import peak_rate, split_by_rate
 from trainer.models.base_model import BaseModel
 from trainer.models.lm_head import weighted_cross_entropy
-from trainer.outcomes import Diverged
+from trainer.outcomes import Diverged, out_of_memory
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -62,6 +62,8 @@ class StepTrainer(Trainer):
         self.trial, self.base, self.encoded, self.routing, self.start = trial, base, encoded, routing, start
         self.moments = moments
         self.tokens = 0
+        self._losses: list[torch.Tensor] = []  # of this process's part of the step, by micro-batch
+        self._fault: Exception | None = None  # what stopped this process's part of the step
         arguments = TrainingArguments(
             output_dir=scratch,
             max_steps=max(trial.train.max_steps - start, 1),
@@ -86,6 +88,9 @@ class StepTrainer(Trainer):
         arguments._n_gpu = min(
             arguments.n_gpu, 1
         )  # one process trains on one device: Trainer must not wrap the model in DataParallel
+        if base.device.type == "cuda" and not base.ranks.alone:  # Trainer takes the first GPU that it sees
+            vars(arguments)["_setup_devices"] = base.device
+            torch.cuda.set_device(base.device)
         super().__init__(model=model, args=arguments, callbacks=[_Steps(on_step)])
         self.remove_callback(PrinterCallback)
         self.loss_is_scaled_for_ga = True  # by ``denominator``, see compute_loss
@@ -93,7 +98,9 @@ class StepTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """All micro-batches from ``start`` to the last step."""
-        batches = MicroBatches(self.trial, self.encoded, self.base.pad_token, self.start, self.trial.train.max_steps)
+        batches = MicroBatches(
+            self.trial, self.encoded, self.base.pad_token, self.start, self.trial.train.max_steps, self.base.ranks
+        )
         return DataLoader(batches, batch_size=None, shuffle=False)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -134,7 +141,7 @@ class StepTrainer(Trainer):
         self.routing.keys = row_keys(self.trial.seed, inputs["step"], inputs["samples"])
         self.routing.shared = shared_key(self.trial.seed, inputs["step"])
         self.routing.tokens = inputs["input_ids"].shape[1]
-        self.tokens += sum(inputs["lengths"])
+        self.tokens += inputs["tokens"]
         forward = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
         completion = self.trial.task.name == "completion"
         if completion:
@@ -154,9 +161,49 @@ class StepTrainer(Trainer):
             weights = weights[:, None].expand(targets.shape).flatten()
         summed = weighted_cross_entropy(logits, labels, weights)
         loss = summed / inputs["denominator"]
-        if not torch.isfinite(loss):
+        if not self.base.ranks.alone:  # whether it is finite is looked at together
+            self._losses.append(loss.detach())
+        elif not torch.isfinite(loss):
             raise Diverged(f"the loss was {loss.item()} in step {inputs['step'] + 1}")
         return loss
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Trainer's own. Where this process's part fails, the others hear of it before the step is made."""
+        if self.base.ranks.alone or self.base.sharded:  # of a sharded model the others wait in that very pass
+            return super().training_step(model, inputs, *args, **kwargs)
+        try:
+            return super().training_step(model, inputs, *args, **kwargs)
+        except Exception as error:
+            self._fault = self._fault or error
+            return torch.zeros((), device=self.base.device)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Trainer's own, after the gradients of all processes were summed: it is the norm of the whole batch's."""
+        if not self.base.ranks.alone:
+            self._join_step()
+        return super()._clip_grad_norm(model)
+
+    def _join_step(self) -> None:
+        """Sum the gradients over the processes; raise in all of them what went wrong in any.
+
+        Each process divided its rows' losses by what the whole step bears, so that the sums are the whole step's.
+
+        Raises:
+            Diverged: where the loss of a micro-batch is not finite.
+            MemoryError: where some process has none left.
+            RuntimeError: for anything else.
+        """
+        ranks, fault = self.base.ranks, self._fault
+        if ranks.any(fault is not None):
+            kind = "" if fault is None else "memory: " if out_of_memory(fault) else f"{type(fault).__name__}: "
+            said = next(text for text in ranks.texts(f"{kind}{fault}" if fault else "") if text)
+            raise MemoryError(said.removeprefix("memory: ")) if said.startswith("memory: ") else RuntimeError(said)
+        losses = ranks.sum(torch.stack(self._losses))
+        self._losses = []
+        for loss in losses.tolist():
+            if not math.isfinite(loss):
+                raise Diverged(f"the loss was {loss} in step {self.start + self.state.global_step + 1}")
+        ranks.sum_gradients(parameter for _, parameter in self._trained())
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Trainer's hook after clipping: an infinite norm would have clipped every step to nothing, unseen."""

@@ -6,9 +6,7 @@ from typing import Any
 
 from torch import nn
 
-
-class Interrupted(BaseException):
-    """A scoring was broken off: nobody's error, so that ``except Exception`` lets it through."""
+from trainer.models.ranks import Interrupted
 
 
 @contextlib.contextmanager

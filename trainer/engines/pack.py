@@ -16,7 +16,7 @@ import torch
 
 from trainer.engine import Event, never
 from trainer.engines.batches import cut_by_length
-from trainer.engines.interruption import Interrupted, interruptible
+from trainer.engines.interruption import interruptible
 from trainer.engines.keyed_dropout import row_keys, shared_key
 from trainer.engines.lora_kernels import Routing, Segment
 from trainer.engines.pack_layers import PackedHead, PackedLora, PerSlot
@@ -27,6 +27,7 @@ from trainer.models.base_model import BaseModel
 from trainer.models.base_state import BaseState
 from trainer.models.lm_head import weighted_cross_entropy
 from trainer.models.lora import linear_modules
+from trainer.models.ranks import Interrupted
 from trainer.outcomes import Diverged, ended_by, out_of_memory
 
 # Most tokens of a pass, padding included. On a CPU two passes are faster than a larger one: its tensors do not fit the

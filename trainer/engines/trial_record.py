@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from analysis.errors import FolderError
-from analysis.folder import MetricsRow, State, TrialFolder
+from analysis.folder import MetricsRow, State, TrialFolder, replace_tree
 from trainer.config import TrialConfig
 from trainer.engine import Ended, RungResult
 from trainer.engines.checkpoints import COUNTERS, SCORED, seal
@@ -60,6 +60,7 @@ class TrialRecord:
         folder: of the trial: for item tables and the adapter.
         validation: what the trial is scored on.
         score: the sweep's objective, higher is better.
+        writes: whether this process writes items and adapter; of several that train a trial, one does.
 
     Attributes:
         step: optimiser steps done.
@@ -68,8 +69,11 @@ class TrialRecord:
         scored: step of the last rung that was scored.
     """
 
-    def __init__(self, trial: TrialConfig, folder: TrialFolder, validation: Validation, score: Score):
+    def __init__(
+        self, trial: TrialConfig, folder: TrialFolder, validation: Validation, score: Score, writes: bool = True
+    ):
         self.trial, self.folder, self.validation, self.score = trial, folder, validation, score
+        self.writes = writes
         self.best: Best | None = None
         self.step = 0
         self.tokens = 0
@@ -130,12 +134,13 @@ class TrialRecord:
 
     def write_adapter(self, write: Callable[[Path], None]) -> None:
         """Put the adapter into the trial's folder: ``write`` fills a new folder, which then is renamed into place."""
+        if not self.writes:
+            return
         final = self.folder.adapter_dir
         beside = final.with_name(f".adapter.{os.getpid()}.tmp")
         shutil.rmtree(beside, ignore_errors=True)
         write(beside)
-        shutil.rmtree(final, ignore_errors=True)
-        beside.rename(final)
+        replace_tree(beside, final)
 
     def save(self, to: Path) -> None:
         """Write the best rung and the counters into a checkpoint, and complete it (``seal``)."""
@@ -170,7 +175,7 @@ class TrialRecord:
         )  # fmt: skip
 
     def _write_items(self, evaluation: Evaluation, step: int) -> None:
-        for dataset, columns in evaluation.tables.items():
+        for dataset, columns in evaluation.tables.items() if self.writes else ():
             self.folder.write_items(dataset, "validation", step, columns)
 
     def _read_evaluation(self, step: int) -> Evaluation | None:

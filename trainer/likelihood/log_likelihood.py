@@ -109,22 +109,50 @@ def _inner(base: BaseModel, model: torch.nn.Module) -> torch.nn.Module:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def in_batches(order: Sequence[int], size: int, score: Callable[[list[int]], None]) -> None:
+def in_batches(
+    base: BaseModel,
+    order: Sequence[int],
+    size: int,
+    score: Callable[[list[int]], Any],
+    keep: Callable[[list[int], Any], None],
+) -> None:
     """Call ``score`` on ``size`` at a time; on half as many, and so on, where memory runs out.
+
+    Several processes take a batch each: those that one process would make, so that the same is computed.
+
+    Args:
+        base: its processes.
+        order: what to score.
+        size: of a batch.
+        score: called with a batch. A process for which there is no batch left does another's, since all must make as
+            many passes.
+        keep: called with a batch and its scores, in the one process whose batch it is.
 
     Raises what ``score`` raises, and MemoryError or its like where there is none for a single one.
     """
-    at = 0
+    at, ranks = 0, base.ranks
     while at < len(order):
-        batch = list(order[at : at + size])
+        until = min(at + ranks.size * size, len(order))
+        batches = [list(order[first : min(first + size, until)]) for first in range(at, until, size)]
+        mine = ranks.rank if ranks.rank < len(batches) else 0
+        error: Exception | None = None
+        scores: Any = None
         try:
-            score(batch)
-            at += len(batch)
-        except (MemoryError, RuntimeError) as error:
-            if len(batch) == 1 or not out_of_memory(error):
+            scores = score(batches[mine])
+        except (MemoryError, RuntimeError) as raised:
+            if base.sharded or not out_of_memory(raised):  # of a sharded model the others wait in that pass
                 raise
-            size = len(batch) // 2
-        if torch.cuda.is_available() and size < len(batch):
+            error = raised
+        if not ranks.any_failed(error is not None):
+            if mine == ranks.rank:
+                keep(batches[mine], scores)
+            at = until
+            continue
+        size = len(batches[0])
+        if size == 1:
+            raise error or MemoryError("out of memory in another process of the trial")
+        size //= 2
+        if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
@@ -182,16 +210,26 @@ def _log_likelihoods(
     order = sorted(range(len(rows)), key=lambda r: -len(rows[r]))
     scores: list[list[list[float]]] = [[[] for _ in requests] for _ in range(slots)]
 
-    def score(batch: list[int]) -> None:
-        numbers = [i for r in batch for i in requests_of[r]]
+    def score(batch: list[int]) -> list[list[list[float]]]:
         of_rows = [[requests[i] for i in requests_of[r]] for r in batch]
-        values = _score_batch(base, output, [rows[r] for r in batch], of_rows, slots, route)
+        return _score_batch(base, output, [rows[r] for r in batch], of_rows, slots, route)
+
+    def keep(batch: list[int], values: list[list[list[float]]]) -> None:
+        numbers = [i for r in batch for i in requests_of[r]]
         for of_slot, new in zip(scores, values, strict=True):
             for i, value in zip(numbers, new, strict=True):
                 of_slot[i] = value
 
-    in_batches(order, _rows_a_pass(base, batch_size, slots, rows), score)
-    return scores
+    in_batches(base, order, _rows_a_pass(base, batch_size, slots, rows), score, keep)
+    return scores if base.ranks.alone else [_of_all(base, requests, of_slot) for of_slot in scores]
+
+
+def _of_all(base: BaseModel, requests: Sequence[Request], scores: list[list[float]]) -> list[list[float]]:
+    """The scores of all processes, each of which has those of some requests."""
+    counts = [len(request.tokens) - request.start for request in requests]
+    mine = [value for values, n in zip(scores, counts, strict=True) for value in values or [0.0] * n]
+    whole = base.ranks.sum_array(np.array(mine))
+    return [part.tolist() for part in np.split(whole, np.cumsum(counts)[:-1])] if counts else []
 
 
 def _share_rows(inputs: list[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
@@ -285,17 +323,21 @@ def _class_logprobs(
 ) -> list[np.ndarray]:
     """(rows, classes) log-probabilities of each slot."""
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    result = np.empty((slots, len(rows), int(base.model.config.num_labels or 0)))
+    result = np.zeros((slots, len(rows), int(base.model.config.num_labels or 0)))
 
-    def score(batch: list[int]) -> None:
+    def score(batch: list[int]) -> np.ndarray:
         inputs = pad([rows[i] for i in batch], base.pad_token)
         repeated = {name: part.repeat(slots, 1).to(base.device) for name, part in inputs.items()}
         with base.arithmetic(), route(len(batch)):
             logits = model(**repeated).logits
-        result[:, batch] = logits.float().log_softmax(-1).view(slots, len(batch), -1).cpu().numpy()
+        logprobs: np.ndarray = logits.float().log_softmax(-1).view(slots, len(batch), -1).cpu().numpy()
+        return logprobs
 
-    in_batches(order, _rows_a_pass(base, batch_size, slots, rows), score)
-    return list(result)
+    def keep(batch: list[int], logprobs: np.ndarray) -> None:
+        result[:, batch] = logprobs
+
+    in_batches(base, order, _rows_a_pass(base, batch_size, slots, rows), score, keep)
+    return list(base.ranks.sum_array(result))
 
 
 def pad(rows: Sequence[tuple[int, ...]], pad_token: int) -> dict[str, torch.Tensor]:

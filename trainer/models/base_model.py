@@ -26,6 +26,7 @@ from trainer.models.cpu_attention import short_rows_in_float32
 from trainer.models.lm_head import TokenLogits
 from trainer.models.model_files import ADAPTER_CONFIG
 from trainer.models.padding import fit_padding, refuse_tokens_beyond
+from trainer.models.ranks import ALONE, Ranks
 from trainer.models.task_head import TaskHead, find_head
 from trainer.models.tokenizer import loading_arguments, model_folder, open_tokenizer
 from trainer.models.weights import load_weights
@@ -48,6 +49,8 @@ class BaseModel:
         pad_token: id that fills rows up; never attended to.
         notes: what the user should know of the model.
         behaviour: how it treats its rows.
+        ranks: the processes that train trials on it together.
+        sharded: whether each of them holds a part of it, so that a pass of one is a pass of all.
     """
 
     model: PreTrainedModel
@@ -59,6 +62,8 @@ class BaseModel:
     pad_token: int = 0
     notes: tuple[str, ...] = ()
     behaviour: Behaviour = PLAIN
+    ranks: Ranks = ALONE
+    sharded: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -200,7 +205,14 @@ def _has_bf16() -> bool:
     return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def load_base(config: ModelConfig, precision: str, task: str, labels: Sequence[str], device: torch.device) -> BaseModel:
+def load_base(
+    config: ModelConfig,
+    precision: str,
+    task: str,
+    labels: Sequence[str],
+    device: torch.device,
+    place: torch.device | None = None,
+) -> BaseModel:
     """Load a base model, frozen and in evaluation mode.
 
     Args:
@@ -209,6 +221,7 @@ def load_base(config: ModelConfig, precision: str, task: str, labels: Sequence[s
         task: ``completion`` or ``classification``.
         labels: class names in their order (classification).
         device: where it stays.
+        place: where it is loaded to, and left, if that is another: of a model that is still to be sharded.
 
     Raises:
         ModelError: for weights that cannot be loaded, or an architecture that does not fit the task.
@@ -225,7 +238,7 @@ def load_base(config: ModelConfig, precision: str, task: str, labels: Sequence[s
     dtype = compute_dtype(precision, device)
     try:
         tokenizer = open_tokenizer(where, arguments)
-        model, lacking, own = load_weights(where, precision, dtype, classes, device, arguments)
+        model, lacking, own = load_weights(where, precision, dtype, classes, place or device, arguments)
     except (LorasweepError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # transformers, tokenizers and safetensors raise anything for a folder that is broken

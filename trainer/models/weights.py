@@ -83,6 +83,24 @@ def load_weights(
     return model if precision in ("nf4", "int8") else model.to(device), lacking, own
 
 
+def without_weights(where: str, labels: Sequence[str] | None, arguments: dict[str, Any]) -> PreTrainedModel:
+    """The model that a config describes, on the device "meta": its shapes, and no bytes.
+
+    Args:
+        where, labels, arguments: as for ``load_weights``.
+
+    Raises:
+        Exception: as transformers raises it.
+    """
+    config = AutoConfig.from_pretrained(where, **arguments)
+    factory: Any = AutoModelForCausalLM
+    if labels is not None:
+        factory, config.num_labels = AutoModelForSequenceClassification, len(labels)
+    with torch.device("meta"):
+        model: PreTrainedModel = factory.from_config(config)
+    return model
+
+
 def _stored_precision(where: str, config: Any, precision: str) -> str:
     """The precision that weights were quantised to before; empty where they were not.
 

@@ -24,7 +24,14 @@ def _here(tmp_path, monkeypatch):
         (["check", "127.0.0.1:1"], HARDWARE, "ray.address=127.0.0.1:1: cannot connect"),
         (["check", "ray.address=127.0.0.1:1"], HARDWARE, "ray.address=127.0.0.1:1: cannot connect"),
         (["check", "model=local", "model.path=nowhere"], MODEL, "nowhere: no such folder"),
-        (["check", "sweep.dir=s3://bucket/runs"], CONFIG, "sweep.dir=s3://bucket/runs"),
+        (
+            ["join", "s3://bucket/runs/a"],
+            CONFIG,
+            "s3://bucket/runs/a: workers find the head by a file in the sweep folder",
+        ),
+        (["announce", "a:1", "run", "sweep.dir=s3://bucket/runs"], CONFIG, "sweep.dir=s3://bucket/runs: workers find"),
+        (["announce", "a:1", "resume", "s3://bucket/runs/a"], CONFIG, "s3://bucket/runs/a: workers find"),
+        (["check", "sweep.dir=s3://key:secret@bucket/runs"], CONFIG, "s3://***@bucket/runs"),
     ],
 )
 def test_what_cannot_be_checked_is_told(words, status, said, capsys):

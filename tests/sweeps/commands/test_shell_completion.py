@@ -105,9 +105,9 @@ def typed(shell: list[str], keys: list[str], environment: dict[str, str], until:
 
 
 def test_tab_in_a_real_bash(scripts: dict[str, str]) -> None:
-    keys = ['eval "$(lorasweep completion bash)"\n', "echo lorasweep\n\x15lorasweep run lora.ra\t8 prec\t=nf\t"]
+    keys = ['eval "$(lorasweep completion bash)"\n', "echo lorasweep\n\x15lorasweep run lora.ra\t8 prec\tnf\t"]
     shown = typed(["bash", "--norc", "--noprofile", "-i"], keys, scripts, "precision=nf4")
-    assert "lorasweep run lora.rank=8 precision" in shown
+    assert "lorasweep run lora.rank=8 precision=nf4" in shown
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")

@@ -227,6 +227,25 @@ def test_a_call_goes_on_elsewhere_when_its_worker_is_lost() -> None:
     assert sweep.cluster.started[0].killed
 
 
+def test_more_gpus_than_any_node_has_are_refused_and_the_largest_node_is_named() -> None:
+    for address in (None, "head:6379"):
+        sweep = Following("a", address=address, gpus_per_trial=4.0)
+        sweep.cluster.join("b", CPU=8, GPU=2)
+        sweep.cluster.join("c", CPU=8, GPU=1)
+        sweep.look(40)  # within 20 s
+        with pytest.raises(
+            HardwareError, match=r"gpus_per_trial=4: no node has so many.* largest, b, has 2: use"
+        ) as told:
+            sweep.fleet.assemble()
+        assert ("resources.wait=30m" in str(told.value)) == (address is not None)
+    waits = Following("a", gpus_per_trial=4.0, wait="30m")
+    waits.cluster.join("b", CPU=8, GPU=2)
+    waits.look(40)
+    assert "Demand for a node with 4 GPUs is announced" in waits.notes[0]
+    waits.cluster.join("d", CPU=8, GPU=8)
+    assert waits.begin().taking == ["d", "d"], "two seats of four GPUs"
+
+
 def test_a_gpu_that_this_machine_has_not_is_not_waited_for() -> None:
     sweep = Following("a", address=None, gpus_per_trial=1.0)
     sweep.look(3)

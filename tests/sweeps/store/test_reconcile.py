@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
-import analysis.folder
 import sweeps.driver.device_client
 from analysis.folder import ENDED, State, Status, SweepFolder, append_line, read_lines
 from analysis.objective import Objective
@@ -30,6 +29,7 @@ from sweeps.driver.trial_proxy import TrialProxy
 from sweeps.search.scheduler import build_sampler, build_scheduler, replay_scheduler
 from sweeps.search.searcher import GuardedOptunaSearch, SearchPlan
 from sweeps.space.dimensions import DefineByRun
+from sweeps.store.node_copy import NodeCopy
 from sweeps.store.reconcile import update_files, update_study
 from sweeps.store.recorder import Recorder, write_best_adapter
 from tests.sweeps.driver.fakes import FakeDispatcher
@@ -49,7 +49,8 @@ class Killed(BaseException):
 class Worker:
     """A device worker without a thread; its methods are called as an actor's are."""
 
-    def __init__(self, score: Callable[[dict[str, float]], float]):
+    def __init__(self, score: Callable[[dict[str, float]], float], copy: NodeCopy):
+        self._copy = copy
         self.engine = simulated.SimulatedEngine(1, score, 0.0)
         self._folders: dict[str, Any] = {}
         self._events: dict[str, Any] = {}
@@ -64,7 +65,7 @@ class Worker:
 
     def admit(self, trial: Any, path: str, alone: bool, heard: int) -> Any:
         unbound: Any = DeviceWorker._admit
-        return unbound(self, trial, analysis.folder.TrialFolder(Path(path)), alone, heard)
+        return unbound(self, trial, self._copy.folder(path), alone, heard)
 
     def next_event(self, trial_id: str, proceed: bool = False) -> Any:
         if proceed:
@@ -74,18 +75,20 @@ class Worker:
             unbound: Any = DeviceWorker._checkpoint
             unbound(self, event.trial_id, event.row.step)
         else:
-            self._folders.pop(trial_id)
+            self._copy.save(self._folders.pop(trial_id))
         return event
 
     def end(self, trial_id: str, state: str) -> None:
-        if self._folders.pop(trial_id, None) is not None:
+        if (folder := self._folders.pop(trial_id, None)) is not None:
             self.engine.end(trial_id, State(state))
+            self._copy.save(folder)
 
 
 class Sweep:
     """A driver, from its start to its end or death: one trial at a time."""
 
-    def __init__(self, composed: Composed, folder: SweepFolder):
+    def __init__(self, composed: Composed, folder: SweepFolder, copy: NodeCopy | None = None):
+        self.copy = copy or NodeCopy()
         config = composed.config
         self.folder, self.composed = folder, composed
         self.objective = Objective.from_config(composed.resolved()["objective"])
@@ -118,7 +121,7 @@ class Sweep:
             self.composed.template,
             self.objective,
             str(self.folder.root),
-            FakeDispatcher(DeviceClient(Worker(self.objective.score), "here")),
+            FakeDispatcher(DeviceClient(Worker(self.objective.score, self.copy), "here")),
         )
         decision = "CONTINUE"
         while decision != "STOP":

@@ -7,6 +7,7 @@ otherwise: ``CLOSE`` in log-probabilities, and nothing in what is predicted.
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from trainer.evaluation.bias.crows_pairs import Pair
 from trainer.evaluation.bias.items import BiasItems
 from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.likelihood.log_likelihood import SlotModel, Together, in_batches
+from trainer.models.ranks import ALONE
 
 CLOSE = 2e-5
 PAIRS = [Pair(f"p{i}", f"the {a} is a bird", f"the {b} is a bird", "x", "stereo") for i, (a, b) in enumerate(
@@ -215,13 +217,15 @@ def test_a_known_mistake_is_seen(mistake, three, materials, tmp_path, monkeypatc
 def test_a_batch_that_is_too_large_is_halved_until_it_fits() -> None:
     done: list[list[int]] = []
 
-    def score(batch: list[int]) -> None:
+    alone: Any = SimpleNamespace(ranks=ALONE, sharded=False)
+
+    def score(batch: list[int]) -> str:
         if len(batch) > 3:
             raise MemoryError("no room")
-        done.append(batch)
+        return "scores"
 
-    in_batches(range(10), 8, score)
+    in_batches(alone, range(10), 8, score, lambda batch, scores: done.append(batch))
     assert [i for batch in done for i in batch] == list(range(10))
     assert max(map(len, done)) == 2
     with pytest.raises(MemoryError):
-        in_batches(range(2), 2, lambda batch: (_ for _ in ()).throw(MemoryError("none at all")))
+        in_batches(alone, range(2), 2, lambda batch: (_ for _ in ()).throw(MemoryError("none at all")), lambda *_: None)
