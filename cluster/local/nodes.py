@@ -11,6 +11,7 @@ neither used nor disturbed. For Linux: each node has an address of its own on th
 """
 
 import argparse
+import contextlib
 import getpass
 import json
 import os
@@ -27,7 +28,7 @@ from pathlib import Path
 import psutil
 
 MARK = "LORASWEEP_LOCAL_NODE"  # in the environment of all that belongs to a node: FOLDER NAME
-START_SECONDS = 120
+ATTEMPTS = 3  # to start a node
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -44,7 +45,7 @@ class Nodes:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.token, self._facts = folder / "token", folder / "cluster.json"
+        self.token, self._facts = folder / "ray_token", folder / "cluster.json"
 
     @property
     def facts(self) -> dict[str, str]:
@@ -60,7 +61,9 @@ class Nodes:
         """Start a head without CPUs, and nodes ``node1``, ``node2``, … with so many each."""
         if self.processes():
             raise NodesError(f"nodes run in {self.folder} already. End them (… stop), or name another folder: --folder")
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._remove_folder()
+        if self.folder.exists():
+            raise NodesError(f"{self.folder} is there, and not of nodes like these. Name another folder: --folder")
         self.folder.mkdir(mode=0o700, parents=True)
         with os.fdopen(os.open(self.token, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
@@ -85,13 +88,15 @@ class Nodes:
         """End all that runs on a node, or on all nodes. The folder goes with the last."""
         while processes := self.processes(name):
             for process in processes:
-                try:
+                with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-                except psutil.NoSuchProcess:
-                    continue
             psutil.wait_procs(processes, 1)  # then look for what was being started meanwhile
         if not name:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        if self.token.exists():  # else it is somebody else's
+            shutil.rmtree(self.folder)
 
     def lose(self, name: str) -> None:
         """End all that runs on a node at once."""
@@ -102,8 +107,9 @@ class Nodes:
         """Give a node notice that it is about to go; it answers by going."""
         self._require(name)
         for process in self.processes(name):
-            if process.cmdline()[1:3] == [RAY, "start"]:
-                process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(psutil.Error):
+                if process.cmdline()[1:3] == [RAY, "start"]:
+                    process.send_signal(signal.SIGTERM)
 
     def _require(self, name: str) -> None:
         if name not in (names := self.names()):
@@ -135,19 +141,20 @@ class Nodes:
         others = ("RAY_ADDRESS", "RAY_AUTH_TOKEN")  # of another cluster
         environment = {variable: value for variable, value in os.environ.items() if variable not in others}
         environment |= self.variables() | {MARK: f"{self.folder} {name}", "RAY_USAGE_STATS_ENABLED": "0"}
-        place.mkdir()
         log = self.folder / f"{name}.log"
-        with log.open("w") as out:
-            started = subprocess.Popen(
-                [sys.executable, *command], env=environment, stdout=out, stderr=out, start_new_session=True
-            )
-        gives_up = time.monotonic() + START_SECONDS
-        while "Ray runtime started" not in log.read_text():
-            if started.poll() is not None or time.monotonic() > gives_up:
-                said = log.read_text().strip().splitlines()[-1:]
-                self.end(name)
-                raise NodesError(f"{name} did not start ({' '.join(said)}). Look into {log}.")
-            time.sleep(0.1)
+        for left in reversed(range(ATTEMPTS)):
+            place.mkdir(exist_ok=True)
+            with log.open("w") as out:
+                start = [sys.executable, *command]
+                started = subprocess.Popen(start, env=environment, stdout=out, stderr=out, start_new_session=True)
+            while "Ray runtime started" not in log.read_text() and started.poll() is None:
+                time.sleep(0.1)
+            if started.poll() is None:
+                return
+            said = (log.read_text().strip().splitlines() or ["it said nothing"])[-1]
+            self.end(name)
+            if not left or "timed out during startup" not in said:  # within the 30 s that Ray gives a busy machine
+                raise NodesError(f"{name} did not start ({said}). Look into {log}.")
 
     def variables(self) -> dict[str, str]:
         """What a process needs that is to use this cluster."""
@@ -206,7 +213,7 @@ def main() -> int:
             nodes.lose(options.name)
         else:
             nodes.end()
-    except NodesError as error:
+    except (NodesError, OSError) as error:
         print(f"nodes.py: {error}", file=sys.stderr)
         return 2
     return 0

@@ -170,7 +170,11 @@ def test_secrets_are_only_named() -> None:
         assert kind != "Secret"
         for group in groups(document(name, kind)).values() if kind.startswith("Ray") else ():
             for container in group["template"]["spec"]["containers"]:
-                assert {it["name"] for it in container["env"]} == {"HF_HOME", "RAY_USAGE_STATS_ENABLED"}
+                assert {it["name"] for it in container["env"]} == {
+                    "HF_HOME",
+                    "LORASWEEP_CACHE",
+                    "RAY_USAGE_STATS_ENABLED",
+                }
 
 
 def test_the_cluster_that_stays_has_the_jobs_pods() -> None:

@@ -79,7 +79,7 @@ def test_a_sweep_joins_and_ctrl_c_ends_these_nodes_and_no_other(
         process = nodes.start("start", "--workers", "1")
         advice = nodes.advice(process)
         assert "2 nodes run: head, node1." in advice
-        assert (nodes.folder / "token").stat().st_mode & 0o077 == 0
+        assert (nodes.folder / "ray_token").stat().st_mode & 0o077 == 0
         (address,) = re.findall(r"lorasweep run .* ray\.address=(\S+)", advice)
         overrides = tiny(
             "llama", "search.trials=2", "tracking=none", "baselines=[]", "resources.threads=1", "sweep.name=n"
@@ -96,7 +96,7 @@ def test_a_sweep_joins_and_ctrl_c_ends_these_nodes_and_no_other(
         )
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
-        assert (process.returncode, out, err) == (0, "ending the nodes\n", "")
+        assert (process.returncode, out.strip(), err) == (0, "ending the nodes", "")
         assert nodes.processes() == []
         assert not nodes.folder.exists()
         assert other.alive() == other.running() == ["head"]
@@ -124,3 +124,13 @@ def test_what_cannot_be_done_without_nodes_is_said(nodes: Script) -> None:
     assert done.returncode == 2
     assert f"no nodes run in {nodes.folder}. Start some: python cluster/local/nodes.py start" in done.stderr
     assert "no node called node1 runs here. There are: none." in nodes("leave", "node1").stderr
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    script = Script(tmp_path)
+    done = script("start")
+    assert done.returncode == 2
+    assert f"{tmp_path} is there, and not of nodes like these. Name another folder: --folder" in done.stderr
+    assert script("stop").returncode == 0
+    assert [it.name for it in tmp_path.iterdir()] == ["thesis.tex"]

@@ -31,7 +31,8 @@ def test_its_sweep_is_understood_and_lies_in_the_bucket() -> None:
     config = compose(words[2:]).config
     (mount,) = TASK["file_mounts"]
     assert config.sweep.dir.startswith(f"{mount}/")
-    assert TASK["envs"]["HF_HOME"].startswith(f"{mount}/")
+    for kept in ("HF_HOME", "LORASWEEP_CACHE"):
+        assert TASK["envs"][kept].startswith(f"{mount}/")
     assert TASK["file_mounts"][mount]["mode"] == "MOUNT_CACHED", "MOUNT cannot append"
 
 
@@ -39,6 +40,8 @@ def test_it_installs_what_the_image_has() -> None:
     lines = [line.strip() for line in TASK["setup"].splitlines()]
     for words in ("--require-hashes", "--no-deps"):
         assert run_line(words) in lines
+    assert run_line("ensurepip").endswith(".venv/bin/python -m ensurepip"), "lorasweep fetches packages with pip"
+    assert any(line.startswith(".venv/bin/python -m ensurepip") for line in lines)
     assert f"astral.sh/uv/{pins(ROOT / 'constraints.txt')['uv']}/" in TASK["setup"]
     assert LOCK.relative_to(ROOT).as_posix() in TASK["setup"]
 
