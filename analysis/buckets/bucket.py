@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 from analysis.errors import ConfigError, FolderError, masked
 
 THREADS = 16  # requests at a time
-_CONNECT_SECONDS, _REQUEST_SECONDS, _ATTEMPTS = 3.0, 10.0, 2
+_CONNECT_SECONDS, _REQUEST_SECONDS, _ATTEMPTS = 3.0, 8.0, 2
 _S3_OPTIONS = ("endpoint_override", "region", "scheme")
 _PYARROW = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
 _READ_ONLY = ("http", "https", "ftp", "data")
@@ -31,7 +31,7 @@ _FAULTS = {  # what stores and their libraries say → what it means
     " or name another one",
     r"ACCESS_DENIED|AccessDenied|Forbidden|HTTP status 403|AuthorizationFailure": "access is denied. Does this machine"
     f" have keys that may list, read and write there? {_KEYS}",
-    r"INVALID_ACCESS_KEY|INVALID_CLIENT_TOKEN|SIGNATURE|UNRECOGNIZED_CLIENT|HTTP status 401|[Cc]redentials"
+    r"INVALID_ACCESS_KEY|INVALID_CLIENT_TOKEN|SIGNATURE|UNRECOGNIZED_CLIENT|HTTP status 401|[Cc]redentials|OAuth2"
     r"|MISSING_AUTHENTICATION": f"there are no keys for it, or the store does not take them. {_KEYS}",
     r"NETWORK_CONNECTION|curlCode|[Tt]imed? ?out|[Cc]ould not (resolve|connect)|SERVICE_UNAVAILABLE|SLOW_DOWN"
     r"|HTTP status 5\d\d"
@@ -102,7 +102,7 @@ class Bucket:
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError where there is no such object, and OSError as a disk that is broken does."""
         try:
-            system, base = _opened(self.uri)
+            system, base = _opened(self.uri, _endpoint())
             with system.open_input_stream(f"{base}/{name}") as file:
                 return bytes(file.read())
         except Exception as error:
@@ -111,7 +111,7 @@ class Bucket:
     def write(self, name: str, content: bytes) -> None:
         """Write an object whole. Raises OSError as a disk that is broken does."""
         try:
-            system, base = _opened(self.uri)
+            system, base = _opened(self.uri, _endpoint())
             with system.open_output_stream(f"{base}/{name}") as file:
                 file.write(content)
         except Exception as error:
@@ -122,7 +122,7 @@ class Bucket:
 
         def one(name: str) -> None:
             try:
-                system, base = _opened(self.uri)
+                system, base = _opened(self.uri, _endpoint())
                 system.delete_file(f"{base}/{name}")
             except FileNotFoundError:
                 return
@@ -134,7 +134,7 @@ class Bucket:
     def remove_folder(self, name: str) -> None:
         """Remove all objects below a name; nothing happens where there are none."""
         try:
-            system, base = _opened(self.uri)
+            system, base = _opened(self.uri, _endpoint())
             system.delete_dir(f"{base}/{name}")
         except FileNotFoundError:
             return
@@ -146,7 +146,7 @@ class Bucket:
         try:
             from pyarrow.fs import FileSelector, FileType
 
-            system, base = _opened(self.uri)
+            system, base = _opened(self.uri, _endpoint())
             place = f"{base}/{prefix}".rstrip("/")
             infos = system.get_file_info(FileSelector(place, recursive=True))
         except FileNotFoundError:
@@ -161,7 +161,7 @@ class Bucket:
         try:
             from pyarrow.fs import FileType
 
-            system, base = _opened(self.uri)
+            system, base = _opened(self.uri, _endpoint())
             info = system.get_file_info(f"{base}/{name}")
         except Exception as error:
             raise self._fault(error, f"looking at {name}") from None
@@ -241,16 +241,20 @@ def _refuse_keys(uri: str) -> None:
         )
 
 
+def _endpoint() -> str:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+
+
 @cache  # a connection for each bucket and process
-def _opened(uri: str) -> tuple[Any, str]:
-    """pyarrow's file system for a URI, and the path in it."""
+def _opened(uri: str, endpoint: str) -> tuple[Any, str]:
+    """pyarrow's file system for a URI, and the path in it; ``endpoint``: of S3, where the environment names one."""
     from pyarrow import fs
 
     address, _, query = uri.partition("?")
     scheme, _, path = address.partition("://")
     scheme = scheme.lower()
     if scheme == "s3":
-        return _s3(uri, dict(parse_qsl(query))), path
+        return _s3(uri, endpoint, dict(parse_qsl(query))), path
     if scheme in _PYARROW:
         given = (
             query
@@ -275,7 +279,7 @@ def _opened(uri: str) -> tuple[Any, str]:
         raise ConfigError(f"{uri}: {error}. Install what fsspec needs for {scheme}://.") from None
 
 
-def _s3(uri: str, options: dict[str, str]) -> Any:
+def _s3(uri: str, endpoint: str, options: dict[str, str]) -> Any:
     """S3 with timeouts and retries that end within seconds: pyarrow's own take minutes."""
     from pyarrow import fs
 
@@ -283,7 +287,6 @@ def _s3(uri: str, options: dict[str, str]) -> Any:
         raise ConfigError(
             f"{uri}: '{unknown[0]}' is not an option of an s3:// URI. There are: {', '.join(_S3_OPTIONS)}."
         )
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     scheme, separator, host = endpoint.partition("://")
     own = {"scheme": scheme, "endpoint_override": host.rstrip("/")} if separator else {}
     given = {**own, **options}

@@ -196,6 +196,31 @@ def test_a_store_that_refuses_is_a_sentence(status, word, finished, server):
         server.trouble()
 
 
+@pytest.mark.heavy
+@pytest.mark.timeout(600)
+def test_a_running_sweep_is_seen_and_stopped_from_elsewhere_and_driven_by_one(lorasweep, tiny, server, tmp_path):
+    place = f"{URI}/running"
+    settings = tiny("llama", *SETTINGS, "train.max_steps=600", "sweep.name=running", f"sweep.dir={URI}")
+    run = lorasweep(tmp_path, {**server.environment, "LORASWEEP_STAGING": str(tmp_path / "head")})
+    other = lorasweep(tmp_path, {**server.environment, "LORASWEEP_STAGING": str(tmp_path / "elsewhere")})
+    process = run.start("run", *settings, "train.rungs=[2,600]")
+    gives_up = time.monotonic() + 200
+    while "runs/running/trials/t0000/metrics.jsonl" not in [path for _, path in server.journal()]:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < gives_up
+        time.sleep(0.1)
+    assert f"running: running (process {process.pid} on " in other("status", place).stdout
+    refused = other("resume", place)
+    assert refused.returncode == 5
+    assert f"another lorasweep runs this sweep now: process {process.pid} on" in " ".join(refused.stderr.split())
+    asked = other("stop", place)
+    assert asked.returncode == 0, asked.stderr
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "as `lorasweep stop` asks" in out
+    assert other("status", place).stdout.startswith("running: stopped: ")
+
+
 # --- a lost head
 
 

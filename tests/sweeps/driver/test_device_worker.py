@@ -19,6 +19,7 @@ from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.trial_proxy import TrialProxy
 from sweeps.search.lineage import record
 from sweeps.search.pbt_exchange import Exchange
+from sweeps.store.node_copy import NodeCopy
 from tests.benchmarks.simulated import SimulatedEngine
 from tests.sweeps.driver.fakes import FakeDispatcher
 from trainer.config import EngineConfig
@@ -111,6 +112,38 @@ def test_a_checkpoint_that_cannot_be_written_ends_its_trial_but_a_full_disk_ends
     event = first_event(engine, tmp_path)
     assert (type(event), engine.ended) == (kind, ["t0000"])
     assert words in event.reason  # type: ignore[union-attr]
+
+
+class SlowBucket(NodeCopy):
+    """A sweep folder in a bucket that takes a while, or nothing."""
+
+    def __init__(self, error: OSError | None = None):
+        super().__init__()
+        self.error = error
+        self.saved: list[str] = []
+
+    def save(self, folder: TrialFolder) -> None:
+        time.sleep(0.2)
+        if self.error is not None:
+            raise self.error
+        self.saved.append(folder.root.name)
+
+
+@pytest.mark.parametrize("event", [RungResult("t0000", row(2)), Ended("t0000", State.COMPLETED, "", 8, row(8))])
+def test_nobody_hears_of_a_rung_or_an_end_before_it_is_in_the_bucket(event: Event, tmp_path: Path) -> None:
+    async def run(bucket: SlowBucket) -> tuple[Event, list[str]]:
+        waiting = [event]
+        device = worker(FakeEngine(advance=lambda: [waiting.pop()] if waiting else []))
+        device._copy = bucket
+        assert isinstance(await device.admit(TRIAL, str(tmp_path)), Admitted)
+        heard = await asyncio.wait_for(device.next_event("t0000"), timeout=30)
+        return heard, list(bucket.saved)
+
+    heard, saved = asyncio.run(run(SlowBucket()))
+    assert heard == event
+    assert saved[:1] == [tmp_path.name]
+    heard, _ = asyncio.run(run(SlowBucket(OSError(5, "the store does not answer"))))
+    assert heard == Halted("t0000", "beta: [Errno 5] the store does not answer")
 
 
 def test_a_full_disk_in_the_engine_halts_all_its_trials(tmp_path: Path) -> None:
