@@ -77,7 +77,8 @@ def trained(
     root: Path,
     sharding: str = "ddp",
     checkpoint: Path | None = None,
-    change: Callable[[Any], Any] | None = None,
+    change: Callable[[Any, Any], None] | None = None,
+    checkpointing: bool = False,
 ) -> Sequence[Event]:
     """Drive a trial to its end, with a checkpoint at every rung. Returns its events.
 
@@ -87,7 +88,8 @@ def trained(
         root: its folder's parent.
         sharding: of the base model.
         checkpoint: to go on from.
-        change: called with pytest's MonkeyPatch and the rank, to make something wrong.
+        change: called with pytest's MonkeyPatch and the processes, to make something wrong.
+        checkpointing: recompute activations.
     """
     import pytest
     import torch
@@ -99,7 +101,7 @@ def trained(
     with pytest.MonkeyPatch.context() as patch:
         if change is not None:
             change(patch, ranks)
-        engine = HfEngine(DeviceCache(torch.device("cpu"), ranks=ranks, sharding=sharding), score)
+        engine = HfEngine(DeviceCache(torch.device("cpu"), ranks=ranks, sharding=sharding), score, checkpointing)
         checkpoints = {trial.trial_id: checkpoint} if checkpoint else None
         return drive(engine, [trial], root, checkpoints)[trial.trial_id]
 

@@ -1,4 +1,7 @@
-"""Two processes train and score a trial as one does: the same rungs, the same adapter, the same checkpoints."""
+"""Two processes train and score a trial as one does: the same rungs, the same adapter, the same checkpoints.
+
+One that is heavy waits for a collective's limit: ``pytest -m heavy tests/trainer/engines/test_ranks.py``.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,6 +65,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "a sharded model": ("llama", "fsdp", UNEVEN),
     "a sharded model and a process without a row": ("llama", "fsdp", {"batch_size": 3, "accumulation": 3}),
     "a sharded model with a head": ("bert", "fsdp", UNEVEN),
+    "a sharded model whose activations are computed again": ("llama", "fsdp", UNEVEN),
 }
 
 
@@ -72,7 +76,7 @@ def test_two_processes_equal_one_at_the_same_batch(
     model, sharding, changes = CASES[case]
     trial = make_trial(model, clip=0.05, **changes)
     alone = trained(ALONE, trial, tmp_path / "alone")
-    for answer in two(trained, trial, tmp_path / "two", sharding):
+    for answer in two(trained, trial, tmp_path / "two", sharding, None, None, "again" in case):
         assert differ(answer, alone, tmp_path, trial) < CLOSE
 
 
@@ -157,6 +161,7 @@ def test_each_process_holds_its_part_of_a_sharded_model(
     assert [2 * mine for mine, _ in parts] == [whole for _, whole in parts], parts
 
 
+@pytest.mark.heavy
 def test_a_process_that_hangs_is_not_waited_for_for_ever(
     make_trial: Callable[..., TrialConfig], tmp_path: Path
 ) -> None:
