@@ -131,7 +131,7 @@ def between_rungs(folder: SweepFolder) -> list[int]:
 def nothing_left(site: Site, *hosts: str) -> None:
     """No Ray on these hosts, and no folder of one."""
     for host in hosts:
-        assert not [line for line in site.processes(host) if "ray" in line and "/cluster/" not in line], host
+        assert not [line for line in site.processes(host) if re.search("ray::|raylet|gcs_server|ray start", line)], host
         assert not [name for name in site.on(host, "ls", "/tmp").stdout.split() if name.startswith("ls-")], host
 
 
