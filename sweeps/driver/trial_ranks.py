@@ -35,7 +35,7 @@ from sweeps.driver.device_worker import DeviceWorker
 from sweeps.process.logs import of_worker
 from sweeps.process.threads import thread_counts
 from trainer.config import Baseline, EngineConfig, TrialConfig
-from trainer.engine import Admission, Admitted, Ended, Engine, Event, RankLost, Requeued, never
+from trainer.engine import Admission, Admitted, Ended, Engine, Event, Halted, RankLost, Requeued, never
 
 if TYPE_CHECKING:
     from trainer.device_cache import DeviceCache
@@ -108,7 +108,6 @@ class RanksWorker(DeviceWorker):
         self._fit: _Fit | None = None
         self._number = 0
         self._call: _Call | None = None
-        self._called_ranks = threading.Condition()
         self._answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
         self._wants: tuple[Callable[[], bool], Callable[[], bool]] = (never, never)
         super().__init__(engine, slots, objective, threads, node, gpus)
@@ -185,6 +184,10 @@ class RanksWorker(DeviceWorker):
 
     def _make_engine(self) -> Engine:
         return _EngineOnRanks(self)
+
+    def _broken(self, error: Exception) -> list[Event | Halted]:
+        self._end_group()  # with the engines in it, which still hold the trial
+        return super()._broken(error)
 
     # --- on the engine's thread
 

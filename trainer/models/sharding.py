@@ -78,10 +78,10 @@ def needs(model: PreTrainedModel, trial: TrialConfig, checkpointing: bool = Fals
         checkpointing: whether activations are recomputed.
     """
     layers = [(name, linear_shape(module)) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    in_layers = sum(d_in * d_out for _, (d_in, d_out) in layers)
     plain = 4.0 if trial.precision == "fp32" else 2.0
-    rest = max(model.num_parameters() - in_layers, 0)
-    weights = in_layers * _BYTES[trial.precision] + rest * plain
+    ends = {module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None}
+    kept_whole = sum({id(p): p.numel() for module in ends for p in module.parameters()}.values())  # never quantised
+    weights = (model.num_parameters() - kept_whole) * _BYTES[trial.precision] + kept_whole * plain
     targets = tuple(f".{it}" for it in resolve_targets(trial.lora.targets, linear_modules(model, frozenset())))
     adapted = sum(d_in + d_out for name, (d_in, d_out) in layers if f".{name}".endswith(targets))
     config: Any = model.config.get_text_config()

@@ -21,7 +21,7 @@ from sweeps.config import ResourcesConfig, SweepConfig
 from sweeps.driver.cluster_nodes import Node, seats
 from sweeps.driver.trial_ranks import RanksWorker, _Answer, _EngineOnRanks
 from trainer.config import EngineConfig
-from trainer.engine import Admitted, Ended, RankLost, Requeued
+from trainer.engine import Admitted, Ended, Halted, RankLost, Requeued
 
 SETTINGS = (
     "engine=hf", "resources.gpus_per_trial=0", "resources.threads=1", "tracking=none", "scheduler=fifo",
@@ -159,6 +159,15 @@ def test_a_rank_that_dies_or_hangs_is_no_outcome_of_the_trial(monkeypatch: pytes
         with pytest.raises(RankLost):
             made.on_ranks("advance")
         assert fit.killed
+
+
+def test_where_an_engine_breaks_the_ranks_start_anew(tmp_path: Path) -> None:
+    made, fit = worker()
+    made._folders, made.node = {"t0000": TrialFolder(tmp_path)}, "beta"
+    (event,) = made._broken(OSError(28, "No space left on device"))
+    assert isinstance(event, Halted)
+    assert fit.killed
+    assert made._fit is None
 
 
 def test_a_worker_of_ranks_shows_itself_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from analysis.errors import ConfigError
+from analysis.errors import ConfigError, HardwareError
 from analysis.folder import State, TrialFolder
 from tests.trainer.engines import rank_processes as processes
 from tests.trainer.engines.rank_processes import RankProcesses, trained
@@ -234,3 +234,14 @@ def test_a_model_that_no_gpu_holds_is_told_with_the_number_that_do(make_trial: C
     assert need.fits(80e9, 3, sharded=True)
     assert not need.fits(80e9, 3, sharded=False)
     assert too_large(small, "nf4", 80e9) == ""
+
+
+def test_it_is_told_before_the_weights_are_loaded(
+    make_trial: Callable[..., TrialConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DeviceCache, "_memory", 1e5)  # the tiny model has some hundred kilobytes
+    monkeypatch.setattr("trainer.device_cache.load_base", lambda *_, **__: pytest.fail("it was loaded"))
+    cache = DeviceCache(torch.device("cpu"))
+    cache.device = torch.device("cuda")
+    with pytest.raises(HardwareError, match=r"precision=fp32: the base model is .* no single one holds it"):
+        cache.base(make_trial("llama"))
