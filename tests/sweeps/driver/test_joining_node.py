@@ -30,9 +30,9 @@ class Joining:
 
     def processes(self, node: "subprocess.Popen[str]") -> list[psutil.Process]:
         """All of its Ray, workers included."""
-        started = psutil.Process(node.pid).children()
-        tokens = {_variable(process) for process in started}
-        return [process for process in psutil.process_iter() if (it := _variable(process)) and it in tokens]
+        below = psutil.Process(node.pid).children(recursive=True)
+        tokens = {it for process in below if (it := _variable(process))}
+        return list({*below, *(process for process in psutil.process_iter() if _variable(process) in tokens)})
 
 
 def _variable(process: psutil.Process) -> str:
@@ -64,6 +64,12 @@ def test_a_node_leaves_when_the_head_is_gone_for_good(start_cluster, joining, tm
     one = nodes.join("one")
     wait_until(lambda: "one" in cluster.alive())
     assert {node.name: node.resources.get("CPU") for node in cluster.nodes()}["one"] == 1
+    wait_until(
+        lambda: (
+            {"ray::DashboardAgent", "ray::RuntimeEnvAgent"} <= {it.name() for it in nodes.processes(one)}
+            or {"ray::DashboardAg", "ray::RuntimeEnv"} <= {it.name()[:15] for it in nodes.processes(one)}
+        )
+    )
     processes = nodes.processes(one)
     scratch = scratch_of(processes)
     assert len(processes) >= 3
