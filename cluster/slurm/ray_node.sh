@@ -30,10 +30,22 @@ env RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$scratch/token" RAY_USAGE_STATS_ENA
     --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0 --object-store-memory=500000000 "$@" &
 started=$!
 
+below() { # PROCESS: those that descend from it
+    local child
+    for child in $(ps -o pid= --ppid "$1"); do
+        below "$child"
+        echo "$child"
+    done
+}
+
 end() {
-    # Ray's workers are no children of `ray start`: what is of this Ray has the path of its token in its environment.
-    grep -lzsF "RAY_AUTH_TOKEN_PATH=$scratch/" /proc/[0-9]*/environ | sed 's|/proc/\([0-9]*\)/.*|\1|' |
-        xargs --no-run-if-empty kill -KILL 2>/dev/null
+    # Ray's workers are no children of `ray start`: they have the path of its token in their environment. Its agents are,
+    # but overwrite their environment.
+    {
+        below "$started"
+        echo "$started"
+        grep -lzsF "RAY_AUTH_TOKEN_PATH=$scratch/" /proc/[0-9]*/environ | sed 's|/proc/\([0-9]*\)/.*|\1|'
+    } | xargs --no-run-if-empty kill -KILL 2>/dev/null
 }
 asked=""
 trap 'asked=yes; end' USR1

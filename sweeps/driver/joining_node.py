@@ -155,15 +155,22 @@ class _Node:
         ]
         self._process: subprocess.Popen[bytes] | None = None
         self._raylet: psutil.Process | None = None
+        self._seen: set[psutil.Process] = set()
 
     def __enter__(self) -> "_Node":
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End what is of this Ray. Its workers are no children of ``ray start``: they are told by their environment."""
+        """End what is of this Ray.
+
+        Its workers are no children of ``ray start``: they are told by their environment. Its agents overwrite theirs
+        with their title, and would outlive a lost head by a minute: they are told by their parents, while those live.
+        """
+        self._look()
         mark = f"{self.scratch}/token"
         while True:
-            ours = [it for it in psutil.process_iter() if it.pid != os.getpid() and _variable(it) == mark]
+            marked = (it for it in psutil.process_iter() if it.pid != os.getpid() and _variable(it) == mark)
+            ours = [it for it in {*self._seen, *marked} if _status(it) not in ("", psutil.STATUS_ZOMBIE)]
             if not ours:
                 break
             for process in ours:
@@ -204,7 +211,14 @@ class _Node:
 
     def is_up(self) -> bool:
         """Whether its raylet runs."""
-        return self._raylet is not None and self._raylet.is_running() and self._raylet.status() != psutil.STATUS_ZOMBIE
+        self._look()
+        return self._raylet is not None and _status(self._raylet) not in ("", psutil.STATUS_ZOMBIE)
+
+    def _look(self) -> None:
+        """Remember the processes below ``ray start``, as long as it can be told that they are."""
+        if self._process is not None:
+            with contextlib.suppress(psutil.Error):
+                self._seen.update(psutil.Process(self._process.pid).children(recursive=True))
 
     def leave(self, seconds: float, say: Callable[[str], None]) -> None:
         """Tell Ray that the node is about to go, and wait until nothing of the sweep is here any more.
@@ -245,6 +259,13 @@ class _Node:
 def _variable(process: psutil.Process) -> str:
     with contextlib.suppress(psutil.Error):
         return process.environ().get("RAY_AUTH_TOKEN_PATH", "")
+    return ""
+
+
+def _status(process: psutil.Process) -> str:
+    """Empty where it is gone."""
+    with contextlib.suppress(psutil.Error):
+        return process.status() if process.is_running() else ""
     return ""
 
 

@@ -76,15 +76,18 @@ class Sweeps:
         self.until(lambda: self.site.job(job)["JobState"] in ENDED)
         assert self.site.job(job)["JobState"] == state, self.said()
 
-    def at_work(self, name: str) -> dict[str, str]:
-        """Host → a trial that trains there, past its first rung and before its last."""
+    def running(self, name: str) -> dict[str, set[int]]:
+        """Host → the rungs that the trial has behind it that trains there."""
         found = {}
         for trial in self.folder(name).trials():
             status = trial.read_status()
-            steps = {row.step for row in trial.read_metrics()}
-            if status.state == "running" and status.where and steps and max(RUNGS) not in steps:
-                found[re.split(r"\W", status.where)[0]] = trial.trial_id
+            if status.state == "running" and status.where:
+                found[re.split(r"\W", status.where)[0]] = {row.step for row in trial.read_metrics()}
         return found
+
+    def at_work(self, name: str) -> set[str]:
+        """Hosts whose trial is past its first rung and before its last."""
+        return {host for host, rungs in self.running(name).items() if rungs and max(RUNGS) not in rungs}
 
 
 @pytest.fixture
@@ -138,7 +141,7 @@ def nothing_left(site: Site, *hosts: str) -> None:
 def test_a_job_that_loses_a_host_ends_as_if_nothing_had_happened(sweeps, same):
     site = sweeps.site
     job = sweeps.submit("lorasweep.sbatch", "lost", "--nodes=3", "--cpus-per-task=2")
-    sweeps.until(lambda: set(sweeps.at_work("lost")) == {"n1", "n2", "n3"})
+    sweeps.until(lambda: sweeps.at_work("lost") == {"n1", "n2", "n3"})
 
     tokens = {site.on(host, "sh", "-c", "cat /tmp/ls-*/token").stdout[:64] for host in ("n1", "n2", "n3")}
     assert len(tokens) == 1
@@ -188,7 +191,8 @@ def test_a_job_whose_first_host_dies_is_queued_again_and_goes_on(sweeps, same):
 def test_jobs_that_share_hosts_do_not_see_each_other(sweeps, same):
     options = ("--nodes=2", "--nodelist=n1,n2", "--cpus-per-task=2")
     one, two = (sweeps.submit("lorasweep.sbatch", name, *options) for name in ("one", "two"))
-    sweeps.until(lambda: all(set(sweeps.at_work(name)) == {"n1", "n2"} for name in ("one", "two")))
+    sweeps.until(lambda: all(set(sweeps.running(name)) == {"n1", "n2"} for name in ("one", "two")))
+    sweeps.until(lambda: sweeps.at_work("one"))
     addresses = re.findall(r"Ray on 2 nodes, its head at (\S+)", sweeps.said())
     assert len(set(addresses)) == 2
     sweeps.site.slurm("scancel", str(one))
