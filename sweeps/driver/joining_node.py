@@ -64,12 +64,11 @@ def join_sweep(folder: SweepFolder, cpus: int, name: str, wait: float, say: Call
             if head is None:
                 say("the sweep is over")
                 return 0
-            watch = _HeadWatch(folder, head)
+            joined, watch = True, _HeadWatch(folder, head)  # from now on the file's end is the sweep's
             with _Node(head, cpus, name) as node:
                 if not node.start(lambda: bool(came) or watch.is_gone()):  # noqa: B023 (called in this turn only)
                     continue
                 say(f"joined {head.address} as {name}, with {cpus} CPUs")
-                joined = True
                 while not came and node.is_up() and not watch.is_gone():
                     time.sleep(_EVERY)
                 if came:
