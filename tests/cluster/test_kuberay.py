@@ -18,7 +18,7 @@ KINDS = [("rayjob.yaml", "RayJob"), ("raycluster.yaml", "RayCluster")]
 ALL = [
     (path.name, it["kind"]) for path in sorted((ROOT / "cluster/kuberay").glob("*.yaml")) for it in documents(path.name)
 ]
-REMOVED = object()
+REMOVED = "(removed)"  # in place of a value
 
 
 def changed(manifest: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def changed(manifest: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     manifest = copy.deepcopy(manifest)
     *way, last = [int(it) if it.isdigit() else it for it in path.split(".")]
     place: Any = functools.reduce(lambda part, key: part[key], way, manifest)
-    if value is REMOVED:
+    if value == REMOVED:
         del place[last]
     else:
         place[last] = value
