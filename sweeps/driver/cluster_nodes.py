@@ -171,7 +171,7 @@ class Cluster:
         ranks = self.config.resources.ranks
         while len(self._demand) < seats_wanted:
             claim = {"CPU": 1.0} | ({"GPU": share / ranks} if share else {})
-            self._demand.append(placement_group([claim] * ranks, strategy="STRICT_PACK"))
+            self._demand.append(placement_group([claim] * ranks, strategy="STRICT_PACK" if ranks > 1 else "PACK"))
 
     def others(self) -> dict[str, int]:
         """Sweep → its device workers, of the other sweeps on this cluster."""

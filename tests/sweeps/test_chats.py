@@ -73,6 +73,7 @@ def test_a_trial_learns_the_same_of_chats_in_json_and_in_parquet(tiny, model, tm
     assert metrics("c")["perplexity"] != metrics("a")["perplexity"], "and not trained on"
 
 
+@pytest.mark.heavy
 def test_a_sweep_over_sharegpt_rows_resumes_with_the_columns_that_it_found(lorasweep, tiny, model, tmp_path) -> None:
     rows = [
         {"conversations": [{"from": "human", "value": f"the {word}"}, {"from": "gpt", "value": "a pear"}]}

@@ -1,5 +1,7 @@
 """A sweep that starts from known points, or from another one's in a space that is then used up; the command line."""
 
+import pytest
+
 from analysis.folder import SweepFolder, read_lines
 from sweeps.compose.compose import compose
 from sweeps.search.scheduler import build_sampler
@@ -31,6 +33,7 @@ def test_a_sweep_starts_from_another_ones_best_point_and_ends_when_its_space_is_
     assert asked == [line["values"] for line in kept]
 
 
+@pytest.mark.heavy
 def test_trials_after_known_points_are_drawn_at_random_before_the_sampler_models_any_after_a_resume_too(
     lorasweep, tiny, tmp_path_factory, tmp_path
 ):

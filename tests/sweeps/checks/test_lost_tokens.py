@@ -45,6 +45,7 @@ def test_data_check_and_trial_tell_answers_that_are_cut(tiny, rows, tmp_path, ca
         assert "cuts the end of" not in flowed(capsys.readouterr().out), command
 
 
+@pytest.mark.heavy
 def test_a_sweep_tells_answers_that_are_cut_and_the_length_that_the_data_give_and_keeps_both(
     tiny, lorasweep, rows, tmp_path
 ) -> None:

@@ -40,6 +40,7 @@ def nodes(out: str) -> dict[str, dict]:
     return {node["name"]: node for node in json.loads(out)}
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not may_mount(), reason="mount namespaces are not permitted here")
 def test_what_is_wrong_with_each_node_is_told_by_name_and_nothing_is_left(bed, lorasweep, tiny, tmp_path):
     code, runs, data = bed.scratch / "trainer", tmp_path / "runs", tmp_path / "data"

@@ -55,7 +55,7 @@ def test_a_folder_with_it_still_takes_a_new_sweep(tmp_path, listening):
     from sweeps.store.folder_lock import new_folder
 
     write_head(SweepFolder(tmp_path / "x"), ClusterHead(listening, "secret"))
-    assert new_folder(SweepSettings(dir=str(tmp_path), name="x")).root == tmp_path / "x"
+    assert new_folder(SweepFolder(tmp_path / "x"), SweepSettings(dir=str(tmp_path), name="x")).root == tmp_path / "x"
 
 
 @pytest.mark.parametrize(
