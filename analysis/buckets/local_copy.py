@@ -101,7 +101,7 @@ class LocalCopy:
 
         def fetch(name: str) -> None:
             with contextlib.suppress(FileNotFoundError):
-                self._put(name, self.bucket.read(name))
+                self.put(name, self.bucket.read(name))
 
         in_parallel(fetch, [self.name(path) for path in paths if not path.exists()])
 
@@ -114,6 +114,14 @@ class LocalCopy:
         """
         there = [self.root / name for name in self.bucket.listing(self.name(folder))]
         self.fetch_missing([path for path in there if path.name in names])
+
+    def put(self, name: str, content: bytes) -> None:
+        """Make an object a file of the copy, so that a reader sees all of it or none."""
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.fetched")
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
 
     # --- one after the other
 
@@ -138,7 +146,7 @@ class LocalCopy:
 
         def fetch(name: str) -> None:
             with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                self._put(name, self.bucket.read(name))
+                self.put(name, self.bucket.read(name))
 
         in_parallel(fetch, missing)
         latest = max((entry.modified for entry in entries.values()), default=0.0)
@@ -148,7 +156,7 @@ class LocalCopy:
                     index[name] = [entry.size, entry.modified, (self.root / name).stat().st_mtime_ns]
             else:
                 index.pop(name, None)
-        self._put(_INDEX, json.dumps(index).encode())
+        self.put(_INDEX, json.dumps(index).encode())
 
     def _from_digest(self, missing: list[str], listing: dict[str, Entry]) -> list[str]:
         """Write those files that the digest of ended trials has as they are now. Returns the others."""
@@ -168,15 +176,8 @@ class LocalCopy:
             if content is None or len(content) != entry.size or entry.modified >= digest.modified - 1.0:
                 left.append(name)  # written after the digest, or in the same second
             else:
-                self._put(name, content)
+                self.put(name, content)
         return left
-
-    def _put(self, name: str, content: bytes) -> None:
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.fetched")
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
 
     def _index(self) -> dict[str, list[float]]:
         try:

@@ -81,9 +81,7 @@ class NodeCopy:
         copy = self._require()
         there = copy.bucket.listing(copy.name(folder.root))
         self._saved |= dict.fromkeys(name for name in there if _owner(name) in _OWNED and name not in self._saved)
-        heads = [
-            name for name in there if _owner(name) == "checkpoint" and name.endswith(("/counters.json", "/parent.json"))
-        ]
+        heads = [name for name in there if _owner(name) == "checkpoint" and name.endswith(_HEADS)]
         contents = dict(zip(heads, in_parallel(copy.bucket.read, heads), strict=True))
         steps = {str(Path(name).parent) for name in heads if name.endswith("/counters.json")}
         for checkpoint in [path for path in folder.checkpoints_dir.glob("*") if path.is_dir()]:
@@ -144,12 +142,8 @@ class NodeCopy:
 
     def _put(self, name: str, content: bytes) -> None:
         copy = self._require()
-        path = copy.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.fetched")
-        temporary.write_bytes(content)
-        temporary.replace(path)
-        self._saved[name] = _signature(path)
+        copy.put(name, content)
+        self._saved[name] = _signature(copy.root / name)
 
     def _require(self) -> LocalCopy:
         assert self._copy is not None
