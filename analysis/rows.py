@@ -43,6 +43,8 @@ class Row:
         low, high: 95 % interval of what ranks it; NaN where there is none.
         tied: cannot be told from the best trial (analysis/statistics/comparison.py).
         p: of the test against the best trial, corrected for their number; NaN where there is none.
+        seeds: of a configuration that was trained with several seeds: a row for each that completed, the first seed
+            first. Its own metrics and objective are then their means, and its id is the first seed's.
     """
 
     kind: str
@@ -64,6 +66,7 @@ class Row:
     high: float = math.nan
     tied: bool = False
     p: float = math.nan
+    seeds: tuple["Row", ...] = ()
 
 
 def row_files(folder: SweepFolder, row: Row) -> TrialFolder:

@@ -75,6 +75,8 @@ class Judgement:
         test: which paired test.
         fixed: metrics of the objective that cannot be resampled, and stay at their measured value.
         lacking: trial id → why it is not compared.
+        without_interval: what ranks, or a metric → why it has no interval, a clause such as "label spam has 2 items".
+        looked_at: configurations that took part in the choice, those that were stopped early included; 0: not known.
     """
 
     what: str
@@ -84,6 +86,8 @@ class Judgement:
     test: str = "permutation test"
     fixed: tuple[str, ...] = ()
     lacking: dict[str, str] = field(default_factory=dict)
+    without_interval: dict[str, str] = field(default_factory=dict)
+    looked_at: int = 0
 
     @property
     def tied(self) -> list[str]:
