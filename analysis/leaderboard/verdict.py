@@ -11,7 +11,8 @@ from analysis.folder import State, SweepFolder
 from analysis.leaderboard.advice import advice
 from analysis.leaderboard.claims import claims
 from analysis.leaderboard.ranking import objective_of
-from analysis.rows import Row, first_completed, read_sweep, row_files
+from analysis.leaderboard.seeds import mean_over_seeds
+from analysis.rows import Row, best_trial, rankable, read_sweep, row_files
 from analysis.statistics.paired import Difference, item_scores, paired_difference
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | No
         rows: ranked; the first completed trial is the best.
         judgement: how sure that is.
     """
-    best = first_completed(rows)
+    best = best_trial(rows, _by(judgement))
     baselines = _baselines(rows)
     if best is None:
         baseline = max(baselines, key=_quality, default=None)  # of equals, the better ranked
@@ -51,7 +52,7 @@ def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | No
         lines = [_without_baseline(best, rows)]
     if best.broken:
         lines.append(f"No completed trial keeps the constraints. Of {best.trial_id}: {'; '.join(best.broken)}.")
-    rivals = sum(row.kind == "trial" and row.status == State.COMPLETED for row in rows)
+    rivals = sum(row.kind == "trial" and rankable(row, _by(judgement)) for row in rows)
     if judgement is not None:
         lines += claims(rows, judgement)
     elif rivals > 1:
@@ -74,7 +75,7 @@ def beats_baselines(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgem
         rows: ranked.
         judgement: of the same ranking; it says which metric ranks.
     """
-    best, baselines = first_completed(rows), _baselines(rows)
+    best, baselines = best_trial(rows, _by(judgement)), _baselines(rows)
     if best is None or not baselines:
         return None
     try:
@@ -84,6 +85,10 @@ def beats_baselines(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgem
         )
     except _INCOMPARABLE:
         return None
+
+
+def _by(judgement: "Judgement | None") -> list[str]:
+    return [] if judgement is None or judgement.what == "objective" else [judgement.what]
 
 
 def _strongest(baselines: Sequence[Row], metric: str) -> Row:
@@ -204,6 +209,9 @@ def _none_completed(rows: Sequence[Row]) -> str:
         return "No trial has started."
     scored = [row for row in rows if row.kind == "trial" and row.status == State.COMPLETED]
     if scored:
+        unranked = sorted({row.reason for row in scored if row.final})
+        if unranked:  # it was scored, and nothing came of it
+            return "No trial has a score to rank by: " + "; ".join(unranked) + "."
         return "No trial has been scored on all validation items: " + "; ".join(sorted({row.reason for row in scored}))
     return "No trial has completed: " + ", ".join(f"{n} {_words(status)}" for status, n in counts.items()) + "."
 
@@ -232,7 +240,9 @@ def _preference(row: Row) -> str | None:
 
 def _scores(folder: SweepFolder, row: Row) -> dict[str, float]:
     """Item id → 1 where the prediction is the label, else 0; without labels minus the loss, in nats a token."""
-    return item_scores(row_files(folder, row).read_items("task", "validation", row.step))
+    return mean_over_seeds(
+        row, lambda run: item_scores(row_files(folder, run).read_items("task", "validation", run.step))
+    )
 
 
 def _labelled(row: Row) -> bool:
