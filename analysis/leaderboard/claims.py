@@ -1,25 +1,46 @@
 """Sentences on how sure a ranking is: whether there is a winner, who is tied, what to expect on new items."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, variance
 from typing import TYPE_CHECKING
 
+from analysis.listing import listed
+from analysis.metric_words import SCORE, MetricWords, words_of
 from analysis.metrics import METRICS
+from analysis.objective import Objective
 from analysis.rows import Row
 
 if TYPE_CHECKING:
-    from analysis.statistics.comparison import Judgement
-
-_SHARES = ("accuracy", "macro_f1")
+    from analysis.statistics.comparison import Judgement, Standing
 
 
-def claims(rows: Sequence[Row], judgement: "Judgement") -> list[str]:
+@dataclass(frozen=True)
+class _Scale:
+    """How differences of what ranks are told: of an objective with one term in the unit of its metric."""
+
+    words: MetricWords
+    factor: float
+
+    def amount(self, difference: float) -> str:
+        own = self.words.amount(self.factor * difference)
+        if self.words.metric == SCORE:
+            return f"{own} of the score"
+        return own if self.words.unit else f"{own} in {self.words.name}"
+
+
+def claims(rows: Sequence[Row], judgement: "Judgement", objective: Objective | None = None) -> list[str]:
     """Sentences on how sure a ranking is.
 
     Args:
         rows: ranked.
         judgement: of the same ranking.
+        objective: of the same ranking, without what was not measured; it gives differences their unit.
     """
     lines = [_standing(rows, judgement)]
+    if judgement.tied:
+        lines += _power(rows, judgement, _scale(judgement, objective))
     first = next((row for row in rows if row.trial_id in judgement.standings and row.kind == "trial"), None)
     best = next(row for row in rows if row.trial_id == judgement.best)
     if first is not None and first is not best:
@@ -30,17 +51,21 @@ def claims(rows: Sequence[Row], judgement: "Judgement") -> list[str]:
     expected = corrected(rows, judgement)
     if expected:
         lines.append(expected)
+    lines += _without_interval(judgement.without_interval)
     if judgement.fixed:
         lines.append(f"Taken as measured, without sampling error: {', '.join(judgement.fixed)}.")
     if judgement.lacking:
-        names = _listed(list(judgement.lacking))
+        names = listed(list(judgement.lacking))
         lines.append(f"Not compared, for want of item scores: {names} ({next(iter(judgement.lacking.values()))})")
     return lines
 
 
+def _rivals(judgement: "Judgement") -> "dict[str, Standing]":
+    return {name: at for name, at in judgement.standings.items() if at.rival and name != judgement.best}
+
+
 def _standing(rows: Sequence[Row], judgement: "Judgement") -> str:
-    best, tied = judgement.best, judgement.tied
-    rivals = {name: at for name, at in judgement.standings.items() if at.rival and name != best}
+    best, tied, rivals = judgement.best, judgement.tied, _rivals(judgement)
     n = judgement.standings[best].n
     if not rivals:
         return f"{best} has no rival to be compared with."
@@ -50,36 +75,108 @@ def _standing(rows: Sequence[Row], judgement: "Judgement") -> str:
         others = "the other completed trial" if len(rivals) == 1 else f"each of {len(rivals)} other completed trials"
         return f"{best} is better than {others} on {n} items ({judgement.test}, {p_value})."
     order = [row.trial_id for row in rows if row.trial_id in tied]
+    correction = ", Holm's correction" if len(rivals) > 1 else ""
     return (
-        f"No winner: {best} has the best {'score' if judgement.what == 'objective' else judgement.what}, but cannot be"
-        f" told from {_listed(order)} on {n} items ({judgement.test}, Holm's correction)."
+        f"No winner: {best} has the best {words_of(judgement.what).name}, but cannot be"
+        f" told from {listed(order)} on {n} items ({judgement.test}{correction})."
     )
 
 
+def _scale(judgement: "Judgement", objective: Objective | None) -> _Scale:
+    terms = objective.terms if objective is not None and judgement.what == SCORE else ()
+    if len(terms) == 1 and terms[0].target is None and terms[0].metric in METRICS:
+        return _Scale(words_of(terms[0].metric), terms[0].high - terms[0].low)
+    return _Scale(words_of(judgement.what), 1.0)
+
+
+def _power(rows: Sequence[Row], judgement: "Judgement", scale: _Scale) -> list[str]:
+    """What these items could have shown, of the best and the next best that is not told from it."""
+    from analysis.statistics.power import could_have_shown, items_needed, mean_square, rounded
+
+    rivals = {name: _rivals(judgement)[name] for name in judgement.tied}
+    name = min(rivals, key=lambda name: (abs(rivals[name].behind), name))
+    at = rivals[name]
+    by_id = {row.trial_id: row for row in rows}
+    if any(len(by_id[it].seeds) > 1 for it in (judgement.best, name)):
+        return _power_of_seeds(by_id, judgement, name, scale)
+    if not math.isfinite(at.error):
+        return []
+    if at.error == 0.0 and at.behind == 0.0:
+        return [f"{judgement.best} and {name} answered alike on all {at.n} items: more like them would show nothing."]
+    shares = judgement.test.startswith("McNemar")
+    square = mean_square(at.behind, at.error, at.n)
+    largest = could_have_shown(square, at.n, shares)
+    if math.isnan(largest):
+        return []
+    start = f"These {at.n:,} items could have shown a difference of {scale.amount(largest)} to {name} (80 % power)"
+    if at.behind == 0.0:
+        return [f"{start}; the two score the same."]
+    needed = items_needed(at.behind, square, shares)
+    items = f"about {rounded(needed)} items" if needed else "more than 100,000,000 items"
+    return [f"{start}; the one seen, {scale.amount(at.behind)}, would take {items}."]
+
+
+def _power_of_seeds(rows: Mapping[str, Row], judgement: "Judgement", name: str, scale: _Scale) -> list[str]:
+    """How many seeds would tell the best two configurations apart, by how far seeds of one lie apart."""
+    from analysis.statistics.power import seeds_needed
+
+    def values(row: Row) -> list[float]:
+        of = (it.objective if judgement.what == SCORE else it.metrics.get(judgement.what, math.nan) for it in row.seeds)
+        return [value for value in of if math.isfinite(value)]
+
+    several = [own for row in rows.values() if len(own := values(row)) > 1]
+    best, other = values(rows[judgement.best]), values(rows[name])
+    if not several or not best or not other:
+        return []
+    freedom = sum(len(own) - 1 for own in several)
+    deviation = math.sqrt(sum((len(own) - 1) * variance(own) for own in several) / freedom)
+    apart = fmean(best) - fmean(other)
+    seeds = seeds_needed(apart, deviation)
+    more = f"about {seeds} seeds of each (search.repeats={seeds})" if seeds else "more than 1,000 seeds of each"
+    return [
+        f"Seeds of one configuration differ by {scale.amount(deviation)} (standard deviation): to tell"
+        f" {judgement.best} from {name}, {scale.amount(apart)} apart, would take {more}, and items enough."
+    ]
+
+
 def corrected(rows: Sequence[Row], judgement: "Judgement") -> str:
-    """A sentence on what to expect of the best trial on new items; empty where that is not known.
+    """A sentence on what the best trial was chosen among, and what to expect of it on new items.
 
     Args:
         rows: ranked.
         judgement: of the same ranking.
     """
+    from analysis.statistics.comparison import configurations
+
     best = next(row for row in rows if row.trial_id == judgement.best)
     name = next((name for name in judgement.corrected if name in best.metrics and name in METRICS), None)
+    of_ranking = {*judgement.standings, *judgement.lacking}
+    trials = [row for row in rows if row.kind == "trial" and row.trial_id in of_ranking]
+    ended = configurations(trials)
+    looked_at = max(judgement.looked_at, ended)
+    parts = [f"{ended} ran to the end"]
+    if ended < len(trials):
+        more = len(trials) - ended
+        parts.append(f"{more} more {'was a copy' if more == 1 else 'were copies'}")
+    if stopped := looked_at - ended:
+        parts.append(f"{stopped} {'was' if stopped == 1 else 'were'} stopped early")
+    among = f"{looked_at} configuration{'s' if looked_at > 1 else ''} on these same items"
+    if len(parts) > 1:
+        among += f" ({', '.join(parts)})"
     if name is None:
-        return ""
-    trials = sum(at.rival for at in judgement.standings.values())
-    shown, expected = (_figure(name, value) for value in (best.metrics[name], judgement.corrected[name]))
+        return f"{judgement.best} was chosen among {among}: expect a little less on new ones." if looked_at > 1 else ""
+    words = words_of(name)
+    shown, expected = (words.value(value) for value in (best.metrics[name], judgement.corrected[name]))
     return (
-        f"{judgement.best} was chosen among {trials} completed trials on these same items; corrected for that, expect"
+        f"{judgement.best} was chosen among {among}; corrected for that, expect"
         f" {name} of about {expected} on new ones (shown: {shown})."
     )
 
 
-def _figure(name: str, value: float) -> str:
-    return f"{100 * value:.1f} %" if name in _SHARES else f"{value:.3g}"
-
-
-def _listed(names: Sequence[str], most: int = 4) -> str:
-    if len(names) <= most:
-        return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]
-    return ", ".join(names[:most]) + f" and {len(names) - most} others"
+def _without_interval(reasons: Mapping[str, str]) -> list[str]:
+    """A sentence for each reason why there is no interval; of the score's, where that names a metric's already."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        if name == SCORE or why not in reasons.get(SCORE, ""):
+            by_reason.setdefault(why, []).append("the score" if name == SCORE else name)
+    return [f"There is no 95 % interval of {listed(names)}: {why}." for why, names in by_reason.items()]
