@@ -1,33 +1,17 @@
 """Sentences on how sure a ranking is: whether there is a winner, who is tied, what to expect on new items."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean, variance
 from typing import TYPE_CHECKING
 
+from analysis.leaderboard.power_words import power_sentences
 from analysis.listing import listed
-from analysis.metric_words import SCORE, MetricWords, words_of
+from analysis.metric_words import SCORE, words_of
 from analysis.metrics import METRICS
 from analysis.objective import Objective
 from analysis.rows import Row
 
 if TYPE_CHECKING:
     from analysis.statistics.comparison import Judgement, Standing
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """How differences of what ranks are told: of an objective with one term in the unit of its metric."""
-
-    words: MetricWords
-    factor: float
-
-    def amount(self, difference: float) -> str:
-        own = self.words.amount(self.factor * difference)
-        if self.words.metric == SCORE:
-            return f"{own} of the score"
-        return own if self.words.unit else f"{own} in {self.words.name}"
 
 
 def claims(rows: Sequence[Row], judgement: "Judgement", objective: Objective | None = None) -> list[str]:
@@ -40,7 +24,7 @@ def claims(rows: Sequence[Row], judgement: "Judgement", objective: Objective | N
     """
     lines = [_standing(rows, judgement)]
     if judgement.tied:
-        lines += _power(rows, judgement, _scale(judgement, objective))
+        lines += power_sentences(rows, judgement, objective)
     first = next((row for row in rows if row.trial_id in judgement.standings and row.kind == "trial"), None)
     best = next(row for row in rows if row.trial_id == judgement.best)
     if first is not None and first is not best:
@@ -80,63 +64,6 @@ def _standing(rows: Sequence[Row], judgement: "Judgement") -> str:
         f"No winner: {best} has the best {words_of(judgement.what).name}, but cannot be"
         f" told from {listed(order)} on {n} items ({judgement.test}{correction})."
     )
-
-
-def _scale(judgement: "Judgement", objective: Objective | None) -> _Scale:
-    terms = objective.terms if objective is not None and judgement.what == SCORE else ()
-    if len(terms) == 1 and terms[0].target is None and terms[0].metric in METRICS:
-        return _Scale(words_of(terms[0].metric), terms[0].high - terms[0].low)
-    return _Scale(words_of(judgement.what), 1.0)
-
-
-def _power(rows: Sequence[Row], judgement: "Judgement", scale: _Scale) -> list[str]:
-    """What these items could have shown, of the best and the next best that is not told from it."""
-    from analysis.statistics.power import could_have_shown, items_needed, mean_square, rounded
-
-    rivals = {name: _rivals(judgement)[name] for name in judgement.tied}
-    name = min(rivals, key=lambda name: (abs(rivals[name].behind), name))
-    at = rivals[name]
-    by_id = {row.trial_id: row for row in rows}
-    if any(len(by_id[it].seeds) > 1 for it in (judgement.best, name)):
-        return _power_of_seeds(by_id, judgement, name, scale)
-    if not math.isfinite(at.error):
-        return []
-    if at.error == 0.0 and at.behind == 0.0:
-        return [f"{judgement.best} and {name} answered alike on all {at.n} items: more like them would show nothing."]
-    shares = judgement.test.startswith("McNemar")
-    square = mean_square(at.behind, at.error, at.n)
-    largest = could_have_shown(square, at.n, shares)
-    if math.isnan(largest):
-        return []
-    start = f"These {at.n:,} items could have shown a difference of {scale.amount(largest)} to {name} (80 % power)"
-    if at.behind == 0.0:
-        return [f"{start}; the two score the same."]
-    needed = items_needed(at.behind, square, shares)
-    items = f"about {rounded(needed)} items" if needed else "more than 100,000,000 items"
-    return [f"{start}; the one seen, {scale.amount(at.behind)}, would take {items}."]
-
-
-def _power_of_seeds(rows: Mapping[str, Row], judgement: "Judgement", name: str, scale: _Scale) -> list[str]:
-    """How many seeds would tell the best two configurations apart, by how far seeds of one lie apart."""
-    from analysis.statistics.power import seeds_needed
-
-    def values(row: Row) -> list[float]:
-        of = (it.objective if judgement.what == SCORE else it.metrics.get(judgement.what, math.nan) for it in row.seeds)
-        return [value for value in of if math.isfinite(value)]
-
-    several = [own for row in rows.values() if len(own := values(row)) > 1]
-    best, other = values(rows[judgement.best]), values(rows[name])
-    if not several or not best or not other:
-        return []
-    freedom = sum(len(own) - 1 for own in several)
-    deviation = math.sqrt(sum((len(own) - 1) * variance(own) for own in several) / freedom)
-    apart = fmean(best) - fmean(other)
-    seeds = seeds_needed(apart, deviation)
-    more = f"about {seeds} seeds of each (search.repeats={seeds})" if seeds else "more than 1,000 seeds of each"
-    return [
-        f"Seeds of one configuration differ by {scale.amount(deviation)} (standard deviation): to tell"
-        f" {judgement.best} from {name}, {scale.amount(apart)} apart, would take {more}, and items enough."
-    ]
 
 
 def corrected(rows: Sequence[Row], judgement: "Judgement") -> str:
