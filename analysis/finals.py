@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 from analysis.errors import LorasweepError
 from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder, read_lines
 from analysis.metrics import METRICS, as_shown
+from analysis.rows import configuration_id
 from analysis.statistics.paired import Difference, item_scores, paired_difference
 
 SEED = "-seed"  # between a trial's id and the seed in the name of a final
@@ -172,8 +173,12 @@ def _final(files: TrialFolder) -> Final:
 
 
 def _selected(folder: SweepFolder, trial_id: str) -> Mapping[str, float]:
-    rows = [row for row in folder.trial(trial_id).read_metrics() if row.final]
-    return rows[-1].metrics if rows else {}
+    """Of a configuration of several seeds the mean."""
+    seeds = [files for files in folder.trials() if configuration_id(files.trial_id) == trial_id]
+    finals = [[row for row in files.read_metrics() if row.final] for files in seeds]
+    scored = [rows[-1].metrics for rows in finals if rows]
+    names = dict.fromkeys(name for metrics in scored for name in metrics)
+    return {name: fmean(metrics.get(name, math.nan) for metrics in scored) for name in names}
 
 
 def _measure(finalists: Sequence[Finalist]) -> str:

@@ -26,6 +26,7 @@ from analysis.finals import SEED, Look, looks_sentences, read_finals, read_looks
 from analysis.folder import ENDED, State, Status, SweepFolder, TrialFolder, append_line, atomic_write, read_lines
 from analysis.leaderboard import leaderboard
 from analysis.leaderboard.leaderboard import Row
+from analysis.rows import rankable
 from sweeps.checks.estimate import entries
 from sweeps.checks.preflight import preflight
 from sweeps.compose.compose import RESUMABLE, Composed
@@ -173,16 +174,15 @@ def _fingerprint(rows: Sequence[DataRow]) -> str:
 
 
 def _finalists(folder: SweepFolder, rows: Sequence[Row], top: int) -> list[Row]:
-    completed = [row for row in rows if row.kind == "trial" and row.status == State.COMPLETED and row.final]
+    """In the order of the leaderboard; the seeds of ``search.repeats`` are one row there."""
+    completed = [row for row in rows if row.kind == "trial" and rankable(row)]
     kept = [row for row in completed if not row.broken] or completed
     if not kept:
         raise FolderError(
-            f"{folder.where}: no trial has completed, so there are no finalists. Go on with the sweep first."
+            f"{folder.where}: no trial has completed with a score, so there are no finalists. Go on with the sweep"
+            f" first; `{program()} rank {shell_path(folder.where)}` says how its trials ended."
         )
-    by_configuration: dict[str, Row] = {}
-    for row in kept:  # the seeds of search.repeats are one configuration: t0003, t0003.1, …
-        by_configuration.setdefault(row.trial_id.split(".")[0], row)
-    return list(by_configuration.values())[:top]
+    return kept[:top]
 
 
 def _runs(folder: SweepFolder, composed: Composed, trial_id: str, seeds: int) -> list[_Run]:

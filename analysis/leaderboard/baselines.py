@@ -10,6 +10,7 @@ from analysis import fast_yaml
 from analysis.errors import ConfigError, LorasweepError
 from analysis.folder import State, SweepFolder
 from analysis.leaderboard.ranking import objective_of
+from analysis.leaderboard.seeds import mean_over_seeds
 from analysis.metrics import METRICS, badness
 from analysis.rows import Row, read_sweep, row_files, sweep_yaml
 from analysis.statistics.paired import Difference, item_scores, paired_difference
@@ -137,7 +138,10 @@ def difference(folder: SweepFolder, best: Row, other: Row, metric: str) -> Diffe
 
 
 def _scores(folder: SweepFolder, row: Row) -> dict[str, float]:
-    return item_scores(row_files(folder, row).read_items("task", "validation", row.step))
+    """Item id → 1 where the prediction is the label, else 0; without labels minus the loss. The seeds' mean."""
+    return mean_over_seeds(
+        row, lambda run: item_scores(row_files(folder, run).read_items("task", "validation", run.step))
+    )
 
 
 def untrained_head(folder: SweepFolder, row: Row) -> bool:

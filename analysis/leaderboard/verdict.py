@@ -25,7 +25,7 @@ from analysis.leaderboard.baselines import (
 from analysis.leaderboard.claims import claims
 from analysis.leaderboard.ranking import objective_of
 from analysis.metric_words import MetricWords, words_of
-from analysis.rows import Row, first_completed, row_files
+from analysis.rows import Row, best_trial, rankable, row_files
 from analysis.statistics.paired import Difference
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | No
         rows: ranked; the first completed trial is the best.
         judgement: how sure that is.
     """
-    best = first_completed(rows)
+    best = best_trial(rows, _by(judgement))
     baselines = scored(rows)
     if best is None:
         return "\n".join([_none_completed(rows), *_baseline_alone(folder, baselines)])
@@ -63,7 +63,7 @@ def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | No
     lines += _better_guess(folder, baselines)
     if best.broken:
         lines.append(f"No completed trial keeps the constraints. Of {best.trial_id}: {'; '.join(best.broken)}.")
-    rivals = sum(row.kind == "trial" and row.status == State.COMPLETED for row in rows)
+    rivals = sum(row.kind == "trial" and rankable(row, _by(judgement)) for row in rows)
     objective, left_out = objective_of(folder, rows)
     if judgement is not None:
         lines += claims(rows, judgement, objective)
@@ -87,7 +87,7 @@ def beats_baselines(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgem
         rows: ranked.
         judgement: of the same ranking; it says which metric ranks.
     """
-    best, baselines = first_completed(rows), scored(rows)
+    best, baselines = best_trial(rows, _by(judgement)), scored(rows)
     if best is None:
         return None
     metrics = [metric for metric in compared_metrics(folder, best, judgement) if having(baselines, metric)]
@@ -100,6 +100,10 @@ def beats_baselines(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgem
         )
     except INCOMPARABLE:
         return None
+
+
+def _by(judgement: "Judgement | None") -> list[str]:
+    return [] if judgement is None or judgement.what == "objective" else [judgement.what]
 
 
 def _against(folder: SweepFolder, best: Row, baseline: Row, of: int, metric: str) -> str:
@@ -170,7 +174,8 @@ def _without_baseline(folder: SweepFolder, best: Row, rows: Sequence[Row]) -> st
 def _no_items(folder: SweepFolder, best: Row) -> list[str]:
     """Why trials cannot be tested against each other, where the best one's item table cannot be read."""
     try:
-        row_files(folder, best).read_items("task", "validation", best.step)
+        for run in best.seeds or (best,):
+            row_files(folder, run).read_items("task", "validation", run.step)
     except INCOMPARABLE as error:
         return [f"There are no intervals, and nothing is tested: {str(error).splitlines()[0]}"]
     return []
@@ -182,6 +187,9 @@ def _none_completed(rows: Sequence[Row]) -> str:
         return "No trial has started."
     completed = [row for row in rows if row.kind == "trial" and row.status == State.COMPLETED]
     if completed:
+        unranked = sorted({row.reason for row in completed if row.final})
+        if unranked:  # it was scored, and nothing came of it
+            return "No trial has a score to rank by: " + "; ".join(unranked) + "."
         return "No trial has been scored on all validation items: " + "; ".join(
             sorted({row.reason for row in completed})
         )

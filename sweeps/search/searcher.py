@@ -27,11 +27,12 @@ from ray.tune.search.optuna import OptunaSearch
 
 from analysis.errors import ConfigError
 from analysis.folder import ENDED, State, SweepFolder, append_line
+from analysis.leaderboard.seeds import WAIT
 from analysis.metrics import one_class
 from sweeps.search.dashboard_journal import DashboardJournal
 from sweeps.search.pbt_exchange import Exchange
 from sweeps.search.samplers import GridSampler, reseed
-from sweeps.search.study_log import WAIT, Answer, Past, mean_of, read_past, told_as, trial_name, violations
+from sweeps.search.study_log import Answer, Past, mean_of, read_past, told_as, trial_name, violations
 from sweeps.search.transfer import takes_prior
 from sweeps.search.warm_start import Earlier
 from sweeps.space.dimensions import DefineByRun, distributions

@@ -229,7 +229,7 @@ def test_the_csv_columns_keep_their_order_whichever_trial_leads(tmp_path: Path) 
     assert headers[0] == [
         "rank", "kind", "trial_id", "status", "step", "n_items", "lora.rank", "optim.lr", "precision",
         "accuracy", "log_loss", "perplexity", "extra", "objective",
-        "low", "high", "p", "tied", "front", "tokens", "seconds", "reason",
+        "low", "high", "p", "tied", "front", "tokens", "seconds", "seeds", "sd", "reason",
     ]  # fmt: skip
 
 
