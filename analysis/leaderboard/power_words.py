@@ -65,7 +65,7 @@ def power_sentences(rows: Sequence[Row], judgement: "Judgement", objective: Obje
     start = f"These {at.n:,} items could have shown a difference of {largest} to {name} (80 % power)"
     if at.behind == 0.0:
         return [f"{start}; the two score the same."]
-    return [f"{start}; the one seen, {scale.amount(at.behind)}, would take {_items(needed)}."]
+    return [f"{start}; the one seen, {scale.amount(at.behind)}, would take {items_words(needed)}."]
 
 
 def foretold(judgement: "Judgement", n: int, objective: Objective | None = None) -> str:
@@ -86,7 +86,7 @@ def foretold(judgement: "Judgement", n: int, objective: Objective | None = None)
     start = f"{n:,} test items can show a difference of {largest} between {judgement.best} and {name} (80 % power)"
     if at.behind == 0.0:
         return f"{start}; on the validation items the two score the same."
-    return f"{start}; {scale.amount(at.behind)}, as on the validation items, would take {_items(needed)}."
+    return f"{start}; {scale.amount(at.behind)}, as on the validation items, would take {items_words(needed)}."
 
 
 def _nearest(judgement: "Judgement", names: Sequence[str]) -> "tuple[str, Standing]":
@@ -104,7 +104,8 @@ def _reach(judgement: "Judgement", at: "Standing", n: int, scale: Scale) -> tupl
     return "" if math.isnan(largest) else scale.amount(largest), items_needed(at.behind, square, shares)
 
 
-def _items(needed: int | None) -> str:
+def items_words(needed: int | None) -> str:
+    """How many items it would take: ``about 2,700 items``."""
     from analysis.statistics.power import rounded
 
     return f"about {rounded(needed)} items" if needed else "more than 100,000,000 items"
