@@ -180,7 +180,11 @@ def _scored(
     by: str | None,
 ) -> Scored:
     aligned = {dataset: align([read[row.trial_id] for row in rows]) for dataset, read in tables.items()}
-    labels = labels or (aligned[TASK].texts("label", "prediction") if TASK in aligned else ())
+    labels = labels or (
+        aligned[TASK].texts("label", "prediction")
+        if TASK in aligned and "prediction" in aligned[TASK].tables[0].column_names
+        else ()
+    )
     columns = {
         name: ESTIMATORS[name].columns(aligned[ESTIMATORS[name].dataset], labels).astype(np.float32)
         for name in metrics

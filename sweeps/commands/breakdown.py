@@ -8,9 +8,9 @@ from analysis.bias_sets import BIAS_SETS
 from analysis.errors import FolderError
 from analysis.folder import SweepFolder
 from analysis.leaderboard import leaderboard
+from analysis.leaderboard.baselines import UNTUNED
 from analysis.leaderboard.seeds import best_seed, runs
 from analysis.leaderboard.table import decimals
-from analysis.leaderboard.verdict import UNTUNED
 from analysis.rows import Row, best_trial, row_files
 from sweeps.commands.parser import Parser
 
