@@ -173,6 +173,14 @@ def upper_bounds(
     return {name: min(1.0, max(of_kind[kind] for kind in FIGURES[name])) for name in figures}
 
 
+def least_bound(n: int, z: float = ONE_SIDED) -> float:
+    """The lowest upper bound that any predictions can have where the smallest rate is over ``n`` rows.
+
+    Wilson's limit of a rate of 0 out of ``n``: all groups' rates are then 0, or all 1.
+    """
+    return z * z / (n + z * z)
+
+
 def fair_gaps(counts: Array, part: Mapping[str, Array], figures: Sequence[str], n: int = 500) -> dict[str, Array]:
     """Figure → (n,) gaps of predictions that are fair by construction, and of the same sizes.
 
@@ -188,16 +196,23 @@ def fair_gaps(counts: Array, part: Mapping[str, Array], figures: Sequence[str], 
     """
     rng = np.random.default_rng(0)
     within = [name for name in figures if "predicted" not in FIGURES[name]]
-    fair = gaps(_exchanged(counts, n, rng), part, within) if within else {}
+    fair = gaps(exchanged(counts, n, rng), part, within) if within else {}
     if len(within) < len(figures):
         of_group = np.zeros_like(counts)
         of_group[0] = counts.sum(axis=0)  # demographic parity knows no labels
-        fair |= gaps(_exchanged(of_group, n, rng), part, [name for name in figures if name not in within])
+        fair |= gaps(exchanged(of_group, n, rng), part, [name for name in figures if name not in within])
     return {name: fair[name] for name in figures}
 
 
-def _exchanged(counts: Array, n: int, rng: np.random.Generator) -> Array:
-    """(n, labels, groups, answers) counts with groups exchanged at random among the rows of a label."""
+def exchanged(counts: Array, n: int = 500, rng: np.random.Generator | None = None) -> Array:
+    """(n, labels, groups, labels + 1) counts with groups exchanged at random among the rows of a label.
+
+    Args:
+        counts: (labels, groups, labels + 1), as of ``Cells``.
+        n: exchanges.
+        rng: what draws them; by default the same in every trial.
+    """
+    rng = rng or np.random.default_rng(0)
     answers = counts.shape[-1]
     drawn = np.zeros((n, *counts.shape), dtype=np.int64)
     rest = np.broadcast_to(counts.sum(axis=1), (n, len(counts), answers)).copy()

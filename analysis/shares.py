@@ -7,7 +7,7 @@ import numpy as np
 Array = np.ndarray
 
 
-def share_error(hits: float, n: float) -> float:
+def share_error(hits: float, n: float, ddof: int = 1) -> float:
     """Standard error of a share, never 0 by the accident of all items being alike.
 
     Where hits are none or all, the usual estimate of the variance is 0. Then it is the standard deviation of the
@@ -15,16 +15,14 @@ def share_error(hits: float, n: float) -> float:
 
     Args:
         hits: how many of the items count; may be a sum of parts between 0 and 1.
-        n: items, at least 1.
-
-    Returns:
-        The sample's standard deviation over the root of ``n``; NaN for fewer than 2 items.
+        n: items.
+        ddof: 1: the sample's standard deviation over the root of ``n``, NaN for fewer than 2 items; 0: the binomial.
     """
-    if n < 2:
+    if n <= ddof:
         return math.nan
     share = hits / n
     if 0.0 < share < 1.0:
-        return math.sqrt(share * (1.0 - share) / (n - 1))
+        return math.sqrt(share * (1.0 - share) / (n - ddof))
     return posterior_error(hits, n)
 
 

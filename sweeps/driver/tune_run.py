@@ -4,7 +4,6 @@ Each trial that Tune starts is a proxy in a process of its own: ``sweeps/driver/
 """
 
 import contextlib
-import math
 import shutil
 import tempfile
 import threading
@@ -179,12 +178,7 @@ class TuneRun:
         constraints = Constraints.from_config(self.composed.resolved()["objective"])
         known = {name: self.folder.baseline(name).read_metrics() for name in constraints.baselines}
         rows = {name: read[-1].metrics for name, read in known.items() if read}
-        return {
-            it.name: it.violation(
-                metrics.get(it.metric, math.nan), rows.get(it.baseline or "", {}).get(it.metric, math.nan)
-            )
-            for it in constraints.items
-        }
+        return constraints.violations(metrics, rows)
 
     def _exchange(self, decided: Exchange) -> bool:
         """Put a trial of a population in its parent's place, and write down whose weights it has now."""
