@@ -223,7 +223,7 @@ def _values(item: Constraint, metrics: Mapping[str, float], baselines: Baselines
 
 
 def _with_bound(value: Value) -> str:
-    return f"{value.figure:.4g} and may be up to {value.upper:.4g} (95 % sure)"
+    return f"{value.figure:.4g} (95 % sure: at most {value.upper:.4g})"
 
 
 def _rounded(amount: float, *compared: float) -> float:
