@@ -83,6 +83,12 @@ class Cells:
         ]
         return sorted((cell for cell in cells if cell[2] < least), key=lambda cell: cell[2])
 
+    def left_out_named(self, least: int = LEAST, most: int = 6) -> str:
+        """``left_out`` in words, ``most`` of them by name; empty where there is none."""
+        few = self.left_out(least)
+        named = ", ".join(f"{group} with label {label} ({n})" for group, label, n in few[:most])
+        return named + (f" and {len(few) - most} more" if len(few) > most else "")
+
     def measurable(self, least: int = LEAST) -> list[str]:
         """The figures that two groups have enough rows for; equalized odds need true positives as well as false."""
         part = self.taking_part(least)

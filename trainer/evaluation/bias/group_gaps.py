@@ -30,7 +30,6 @@ from trainer.data.dataset import Row
 from trainer.evaluation.bias.registry import BiasScoring, Table
 
 GROUP = BIAS_SETS["group"]
-_NAMED = 6  # cells that a sentence names
 
 
 def group_metrics(
@@ -100,12 +99,10 @@ def cell_notes(rows: Sequence[Row], least: int, what: str) -> list[str]:
     gold, groups = [row.label for row in rows], [row.group for row in rows]
     cells = Cells.of(gold, gold, groups)
     notes = []
-    if few := cells.left_out(least):
-        named = ", ".join(f"{group} with label {label} ({n})" for group, label, n in few[:_NAMED])
-        more = f" and {len(few) - _NAMED} more" if len(few) > _NAMED else ""
+    if few := cells.left_out_named(least):
         notes.append(
             f"gaps between groups, {what}: groups with fewer than bias.group_rows={least} rows of a label take no part"
-            f" for it: {named}{more}"
+            f" for it: {few}"
         )
     if "equalized_odds" in cells.measurable(least):
         which, n = cells.smallest("equalized_odds", least)
@@ -122,7 +119,8 @@ def _figures(table: Table, labels: tuple[str, ...], settings: BiasConfig) -> dic
     return group_metrics(table["label"], table["prediction"], table["group"], settings.group_rows)
 
 
-def _absent(trial: TrialConfig, items: list[Any], rung: Sequence[Row]) -> dict[str, str]:
+def absent_gaps(trial: TrialConfig, items: list[Any], rung: Sequence[Row]) -> dict[str, str]:
+    """The figures that the rows of a rung cannot give, and why. ``items`` are none."""
     if not trial.data.group:
         return {}
     gold, groups = [row.label for row in rung], [row.group for row in rung]
@@ -142,7 +140,14 @@ def _absent(trial: TrialConfig, items: list[Any], rung: Sequence[Row]) -> dict[s
     return absent
 
 
-def _notes(trial: TrialConfig, rung: Sequence[Row], rows: Sequence[Row]) -> list[str]:
+def group_notes(trial: TrialConfig, rung: Sequence[Row], rows: Sequence[Row]) -> list[str]:
+    """What gaps can be measured on the rows of a rung, and on all of them.
+
+    Args:
+        trial: its group column and least rows.
+        rung: rows that are scored at rungs.
+        rows: all that are scored at the end.
+    """
     if not trial.data.group:
         return []
     least = trial.bias.group_rows
@@ -150,4 +155,4 @@ def _notes(trial: TrialConfig, rung: Sequence[Row], rows: Sequence[Row]) -> list
     return [*cell_notes(rung, least, f"the {len(rung)} rows of a rung"), *of_all]
 
 
-SCORINGS = (BiasScoring("group", figures=_figures, absent=_absent, notes=_notes),)
+SCORINGS = (BiasScoring("group", figures=_figures, absent=absent_gaps, notes=group_notes),)
