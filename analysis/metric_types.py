@@ -33,12 +33,13 @@ class Metric:
         head: of its column in a table.
         better: ``high``, ``low``, a value to be near to, or None for one that does not rank trials.
         decimals: shown; None for four significant digits.
-        range: the lowest and the highest value that it can have; infinite where there is no end. The scale of a term of
-            the objective that gives none.
+        range: the lowest and the highest value that it can have; infinite where there is no end.
         tasks: kinds of task of which every rung yields it; empty: no rung does (a figure of finalists).
         error: name of the metric that is its standard error.
         estimator: how it is computed from sums over items; None: it stays as measured when others are resampled.
         switch: config path that turns it on, such as ``bias.stereoset``; empty: it is always on.
+        scale: ends of the scale of a term of the objective that gives none; None: the range.
+        shown: whether the table in a terminal has it where nobody asked for it, by the objective or ``--by``.
     """
 
     head: str
@@ -49,6 +50,8 @@ class Metric:
     error: str = ""
     estimator: Estimator | None = None
     switch: str = ""
+    scale: tuple[float, float] | None = None
+    shown: bool = True
 
 
 @dataclass(frozen=True)
