@@ -24,8 +24,8 @@ def _pairs(name: str, *, pct: str, distance: str, signed: str, absolute: str) ->
         "pct": Metric(pct, 50.0, 1, _PERCENT, error="stderr", estimator=preferred_share(name)),
         "stderr": _error(1),  # of pct, in points
         "distance": Metric(distance, "low", 1, (0.0, 50.0), estimator=preferred_share(name, neutral=50)),
-        "signed": Metric(signed, 0.0, estimator=preference(name)),
-        "abs": Metric(absolute, "low", range=(0.0, float("inf"))),
+        "signed": Metric(signed, 0.0, estimator=preference(name), scale=(-5.0, 5.0)),
+        "abs": Metric(absolute, "low", range=(0.0, float("inf")), scale=(0.0, 10.0)),
     }
 
 

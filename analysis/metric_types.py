@@ -33,8 +33,7 @@ class Metric:
         head: of its column in a table.
         better: ``high``, ``low``, a value to be near to, or None for one that does not rank trials.
         decimals: shown; None for four significant digits.
-        range: the lowest and the highest value that it can have; infinite where there is no end. The scale of a term of
-            the objective that gives none.
+        range: the lowest and the highest value that it can have; infinite where there is no end.
         tasks: kinds of task of which every rung yields it; empty: no rung does (a figure of finalists).
         error: name of the metric that is its standard error.
         upper: name of the metric that is its upper bound, 95 % sure: what constraints hold against ``at_most``.
@@ -42,6 +41,8 @@ class Metric:
         fair: names of the metrics that are its mean and its 95 % quantile where nothing but chance is at work.
         estimator: how it is computed from sums over items; None: it stays as measured when others are resampled.
         switch: config path that turns it on, such as ``bias.stereoset``; empty: it is always on.
+        scale: ends of the scale of a term of the objective that gives none; None: the range.
+        shown: whether the table in a terminal has it where nobody asked for it, by the objective or ``--by``.
     """
 
     head: str
@@ -55,6 +56,8 @@ class Metric:
     upper: str = ""
     floor: str = ""
     fair: tuple[str, ...] = ()
+    scale: tuple[float, float] | None = None
+    shown: bool = True
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,25 @@ from dataclasses import asdict
 from typing import Any
 
 from analysis.folder import SweepFolder
-from analysis.leaderboard.ranking import Ranking, build, ranked
+from analysis.leaderboard.ranking import Ranking, build, objective_of, ranked
 from analysis.leaderboard.table import plain, render
 from analysis.leaderboard.verdict import verdict
 from analysis.metrics import METRICS
 from analysis.rows import Row
 
-__all__ = ["Ranking", "Row", "build", "plain", "ranked", "render", "to_csv", "to_json", "verdict", "write"]
+__all__ = [
+    "Ranking",
+    "Row",
+    "build",
+    "objective_of",
+    "plain",
+    "ranked",
+    "render",
+    "to_csv",
+    "to_json",
+    "verdict",
+    "write",
+]
 
 
 _MORE = ("low", "high", "p", "tied", "front", "tokens", "seconds")

@@ -17,7 +17,7 @@ from analysis.constraints import Constraints
 from analysis.errors import ConfigError, did_you_mean
 from analysis.folder import State, SweepFolder
 from analysis.metrics import METRICS, RANKABLE, badness, full_name
-from analysis.objective import Objective
+from analysis.objective import Objective, against_metric
 from analysis.rows import UNKNOWN, Row, adapter_parameters, read_rows, read_sweep
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def ordered(folder: SweepFolder, by: Sequence[str] | None = None) -> Ranking:
     names = metrics_to_rank_by(by or [], {name for row in rows for name in row.metrics})
     objective, left_out = objective_of(folder, rows)
     rows = constrained([_scored(row, objective) for row in rows], constraints_of(folder), folder)
-    notes = (sweep.note,) if sweep.note else ()
+    notes = (*([sweep.note] if sweep.note else []), *_reversed(objective))
     return Ranking(in_order(rows, objective, names), objective, left_out, tuple(names), notes=notes)
 
 
@@ -199,6 +199,16 @@ def _cheapest_first(folder: SweepFolder, rows: list[Row], judgement: "Judgement"
         *rows[: places[0]],
         rows[cheapest],
         *(row for i, row in enumerate(rows[places[0] :], places[0]) if i != cheapest),
+    ]
+
+
+def _reversed(objective: Objective) -> list[str]:
+    """A sentence on each term that an earlier version took the wrong way: it kept the direction of another metric."""
+    return [
+        f"This sweep's objective takes {term.metric} the wrong way (objective.terms.{term.name}.direction="
+        f"{term.direction}): it is {better}. To rank by it: --by {term.metric}"
+        for term in objective.terms
+        if (better := against_metric(term.metric, term.direction))
     ]
 
 

@@ -152,13 +152,17 @@ def test_the_untuned_model_has_a_row_on_the_rungs_items_too_without_scoring_them
 
 
 def test_quality_is_scikit_learns() -> None:
-    from sklearn.metrics import balanced_accuracy_score, brier_score_loss, matthews_corrcoef
+    from sklearn.metrics import balanced_accuracy_score, brier_score_loss, classification_report, matthews_corrcoef
 
     draw = np.random.default_rng(0)
     probabilities, gold = draw.dirichlet([1.0, 1.0, 1.0], 60), draw.integers(0, 3, 60)
     found, predicted = class_metrics(np.log(probabilities), gold, 3), probabilities.argmax(1)
     assert tuple(found) == QUALITY
     assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(gold, predicted))
+    report = classification_report(gold, predicted, output_dict=True, zero_division=0)
+    assert found["weighted_f1"] == pytest.approx(report["weighted avg"]["f1-score"])
+    assert found["micro_f1"] == pytest.approx(report["accuracy"])
+    assert found["weighted_f1"] != pytest.approx(found["macro_f1"], abs=1e-3)
     assert found["classes_predicted"] == len(set(predicted.tolist()))
     assert class_metrics(np.log([[0.5, 0.3, 0.2]] * 4), np.array([0, 1, 2, 0]), 3)["classes_predicted"] == 1
     assert found["mcc"] == pytest.approx(matthews_corrcoef(gold, predicted))
