@@ -187,6 +187,16 @@ def test_a_constraint_whose_figure_is_not_known_counts_as_violated_and_a_failure
     assert [trial.constraints for trial in made._study.trials] == [{"bias": 1.0}, {}]
 
 
+def test_the_sampler_s_constraints_know_on_which_rows_a_trial_was_scored(tmp_path: Path) -> None:
+    """A completed trial on all of them; one that was stopped early on those of a rung, as its baseline is."""
+    made = search(tmp_path, RANDOM, violated=lambda metrics, final: {"bias": metrics["bias"] - (0.5 if final else 0.7)})
+    for name, state in (("a", "completed"), ("b", "stopped_early")):
+        made.suggest(name)
+        end = {"step": 16, "objective": 0.5, "state": state, "final": state == "completed", "metrics": {"bias": 0.6}}
+        made.on_trial_complete(name, end)
+    assert [trial.constraints["bias"] for trial in made._study.trials] == pytest.approx([0.1, -0.1])
+
+
 def test_the_trial_reports_its_losses_at_its_best_rung(tmp_path: Path) -> None:
     from analysis.folder import MetricsRow, State, TrialFolder
     from analysis.objective import Objective
