@@ -190,7 +190,7 @@ def report(finals: Finals) -> str:
     metrics = [
         name for name in METRICS if name in measured and (name in SHOWN or name.startswith(("bias.", "generate.")))
     ]
-    metrics = [name for name in metrics if not name.endswith((".stderr", ".distance"))]
+    metrics = [name for name in metrics if not name.endswith((".stderr", ".distance", "_floor"))]
     heads = ["trial", "seeds", "metric", "in the sweep", "validation", "test"]
     lines = [heads]
     for finalist in finals.finalists:

@@ -136,6 +136,8 @@ def _drive(
         check_available(composed.resolved()["objective"], data.absent)
         for why in dict.fromkeys(data.absent.values()):
             progress.note(f"not measured: {why}")
+        for note in data.bias_notes:
+            progress.note(note)
         if manifest is None:
             manifest = make_manifest(composed, data.for_manifest(), [asdict(fact) for fact in facts])
             manifest |= {"asked": as_given}

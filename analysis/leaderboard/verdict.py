@@ -10,6 +10,7 @@ from analysis.errors import ConfigError, LorasweepError
 from analysis.folder import State, SweepFolder
 from analysis.leaderboard.advice import advice
 from analysis.leaderboard.claims import claims
+from analysis.leaderboard.group_gaps import gap_sentences
 from analysis.leaderboard.ranking import objective_of
 from analysis.rows import Row, first_completed, read_sweep, row_files
 from analysis.statistics.paired import Difference, item_scores, paired_difference
@@ -63,7 +64,7 @@ def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | No
     _, left_out = objective_of(folder, rows)
     if left_out:
         lines.append(f"The ranking leaves out what was not measured: {', '.join(left_out)}.")
-    return "\n".join(lines + _bias(best, untuned))
+    return "\n".join(lines + _bias(best, untuned) + gap_sentences(folder, best))
 
 
 def beats_baselines(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | None" = None) -> bool | None:

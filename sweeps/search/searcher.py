@@ -88,7 +88,7 @@ class SearchPlan:
         second_chances: times that a trial whose process was lost is handed out again.
         allowed: whether the space's constraints allow a point. One that they forbid is told to the sampler as such, and
             never becomes a trial.
-        violated: (metrics of a trial) → constraint → how far it is violated.
+        violated: (metrics of a trial, whether they are of all validation items) → constraint → how far it is violated.
         disk_fault: called where ``asks.jsonl`` cannot be written, before the error goes on.
         used_up: called with a sentence where the space holds no further point before ``trials`` are reached.
     """
@@ -102,7 +102,7 @@ class SearchPlan:
     objectives: int = 1
     second_chances: int = 0
     allowed: Callable[[Mapping[str, Any]], bool] = lambda values: True
-    violated: Callable[[Mapping[str, float]], dict[str, float]] = lambda metrics: {}
+    violated: Callable[[Mapping[str, float], bool], dict[str, float]] = lambda metrics, final: {}
     disk_fault: Callable[[str], None] = lambda fault: None
     used_up: Callable[[str], None] = lambda sentence: None
 
@@ -463,7 +463,7 @@ class GuardedOptunaSearch(OptunaSearch):
         losses = [_finite(loss) for loss in last.get("losses", ())]
         kept = tuple(loss for loss in losses if loss is not None)
         judged = state in (State.COMPLETED, State.STOPPED_EARLY)
-        violated = self._plan.violated(last.get("metrics") or {}) if judged else {}
+        violated = self._plan.violated(last.get("metrics") or {}, bool(last.get("final"))) if judged else {}
         return Answer(
             state,
             objective,

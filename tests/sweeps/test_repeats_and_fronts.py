@@ -170,7 +170,7 @@ def test_constraints_reach_the_sampler_which_keeps_to_where_they_hold(tmp_path: 
             made.on_trial_complete(str(k), end)
         return kept
 
-    def violated(metrics: Mapping[str, float]) -> dict[str, float]:
+    def violated(metrics: Mapping[str, float], final: bool) -> dict[str, float]:
         return {"bias": metrics["bias"] - 0.5}
 
     assert inside("bound", violated=violated) > inside("free") + 5
@@ -180,7 +180,7 @@ def test_constraints_reach_the_sampler_which_keeps_to_where_they_hold(tmp_path: 
 
 
 def test_a_constraint_whose_figure_is_not_known_counts_as_violated_and_a_failure_has_none(tmp_path: Path) -> None:
-    made = search(tmp_path, RANDOM, violated=lambda metrics: {"bias": math.inf})
+    made = search(tmp_path, RANDOM, violated=lambda metrics, final: {"bias": math.inf})
     for name, state in (("a", "completed"), ("b", "diverged")):
         made.suggest(name)
         made.on_trial_complete(name, {"step": 16, "objective": 0.5, "state": state, "metrics": {}})

@@ -11,7 +11,7 @@ import torch
 from analysis.errors import ConfigError
 from analysis.folder import TrialFolder
 from trainer.baselines import score_baseline
-from trainer.config import Baseline, TaskConfig, TrialConfig
+from trainer.config import Baseline, BiasConfig, TaskConfig, TrialConfig
 from trainer.data.dataset import Row
 from trainer.data.encode import as_labels, encode_rows
 from trainer.device_cache import DeviceCache
@@ -235,7 +235,9 @@ def test_rows_longer_than_the_models_window_are_refused(
 
 def test_a_figure_without_a_row_in_the_metric_table_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     items = {"nll": [1.0], "n_tokens": [2], "n_bytes": [3]}
-    assert list(metrics_of({"task": items}, ())) == ["perplexity", "bits_per_byte"]
-    monkeypatch.setattr("trainer.evaluation.evaluate.bias_metrics", lambda tables, labels: {"bias.new.share": 0.5})
+    assert list(metrics_of({"task": items}, (), BiasConfig())) == ["perplexity", "bits_per_byte"]
+    monkeypatch.setattr(
+        "trainer.evaluation.evaluate.bias_metrics", lambda tables, labels, settings: {"bias.new.share": 0.5}
+    )
     with pytest.raises(ValueError, match=r"no row in analysis/metrics\.py or analysis/bias_sets\.py: bias\.new\.share"):
-        metrics_of({"task": items}, ())
+        metrics_of({"task": items}, (), BiasConfig())
