@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 from analysis.errors import LorasweepError
 from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder, read_lines
 from analysis.metrics import METRICS, as_shown
+from analysis.rows import read_sweep
 from analysis.statistics.paired import Difference, item_scores, paired_difference
 
 SEED = "-seed"  # between a trial's id and the seed in the name of a final
@@ -105,11 +106,15 @@ class Look:
 
 @dataclass(frozen=True)
 class Finals:
-    """Everything in ``finals/``: finalists in the order of their test accuracy, baselines, and the looks."""
+    """Everything in ``finals/``: finalists in the order of their test accuracy, baselines, and the looks.
+
+    ``terms`` are the metrics of the sweep's objective: they are shown, whichever they are.
+    """
 
     finalists: tuple[Finalist, ...]
     baselines: tuple[Final, ...]
     looks: tuple[Look, ...]
+    terms: tuple[str, ...] = ()
 
 
 def read_finals(folder: SweepFolder) -> Finals:
@@ -130,7 +135,13 @@ def read_finals(folder: SweepFolder) -> Finals:
         mean = finalist.mean(measure)
         return sign * mean if math.isfinite(mean) else math.inf, finalist.trial_id
 
-    return Finals(tuple(sorted(finalists, key=place)), tuple(baselines), read_looks(folder))
+    terms = (read_sweep(folder).objective.get("terms") or {}).values() if finalists else ()
+    return Finals(
+        tuple(sorted(finalists, key=place)),
+        tuple(baselines),
+        read_looks(folder),
+        tuple(str(term["metric"]) for term in terms),
+    )
 
 
 def read_looks(folder: SweepFolder) -> tuple[Look, ...]:
@@ -191,6 +202,7 @@ def report(finals: Finals) -> str:
         name for name in METRICS if name in measured and (name in SHOWN or name.startswith(("bias.", "generate.")))
     ]
     metrics = [name for name in metrics if not name.endswith((".stderr", ".distance", "_floor"))]
+    metrics = [name for name in METRICS if name in metrics or (name in finals.terms and name in measured)]
     heads = ["trial", "seeds", "metric", "in the sweep", "validation", "test"]
     lines = [heads]
     for finalist in finals.finalists:

@@ -210,6 +210,7 @@ def _exit_status(rows: list[leaderboard.Row]) -> int:
 
 def _progress(config: SweepConfig, view: str, ended: int = 0) -> Progress:
     state = SweepState(str(config.sweep.name), config.search.trials, config.train.max_steps, ended)
+    state.terms = tuple(term.metric for term in config.objective.terms.values())
     return Progress(state, sys.stdout, view)
 
 

@@ -99,13 +99,16 @@ def judged(folder: SweepFolder, ranking: Ranking, labels: Sequence[str]) -> Rank
     trials = [row for row in rows if row.kind == "trial"]
     if len(trials) < 2:
         return ranking
+    import numpy as np
+
     from analysis.statistics.comparison import judge
 
     # Word counts have no sentence pairs to prefer: a baseline without such a number has no part in a comparison by it.
     needed = ranking.by[:1] or [term.metric for term in ranking.objective.terms]
     baselines = [row for row in rows if row.kind == "baseline" and not _lacking(row, needed)]
     compared = [*trials, *baselines]
-    judgement = judge(folder, compared, ranking.objective, labels, ranking.by[0] if ranking.by else None)
+    with np.errstate(all="ignore"):  # what cannot be computed is NaN, and a judgement says so
+        judgement = judge(folder, compared, ranking.objective, labels, ranking.by[0] if ranking.by else None)
     if judgement is None:
         return ranking
     tied = {judgement.best, *judgement.tied} if judgement.tied else set()

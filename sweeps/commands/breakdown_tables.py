@@ -1,6 +1,7 @@
 """A scored row broken down, from its item tables: each class and its confusions, each category of the bias sets."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,17 +45,17 @@ def classes(task: Table, settings: BiasConfig) -> list[ClassRow]:
         task: its item table, with columns ``label``, ``prediction`` and ``group``.
         settings: config of bias: how many rows a rate of a group is over.
     """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+    from sklearn.metrics import precision_recall_fscore_support
 
     gold, predicted = list(task["label"]), list(task["prediction"])
     labels = in_order([*gold, *predicted])
-    matrix = confusion_matrix(gold, predicted, labels=labels)
+    counts = Counter(zip(gold, predicted, strict=True))  # scikit-learn's matrix warns of a single class
     scores = precision_recall_fscore_support(gold, predicted, labels=labels, zero_division=0)
     gaps = recall_gaps(gold, predicted, task["group"], settings.group_rows)
     rows = []
     for i, label in enumerate(labels):
         precision, recall, f1 = (float(scores[part][i]) for part in range(3))
-        predicted_as = dict(zip(labels, map(int, matrix[i]), strict=True))
+        predicted_as = {other: counts[label, other] for other in labels}
         apart, fair = gaps.get(label, (math.nan, math.nan))
         rows.append(ClassRow(label, int(scores[3][i]), precision, recall, f1, predicted_as, apart, fair))
     return rows

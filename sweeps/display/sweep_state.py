@@ -61,6 +61,7 @@ class SweepState:
         )
         self.began = clock()
         self.phase = ""
+        self.terms: tuple[str, ...] = ()  # metrics of the objective: what is shown of a trial first
         self.trials: dict[str, TrialState] = {}
         self._training_since: float | None = None
         self._last_report: float | None = None
