@@ -107,8 +107,9 @@ def judged(folder: SweepFolder, ranking: Ranking, labels: Sequence[str]) -> Rank
     needed = ranking.by[:1] or [term.metric for term in ranking.objective.terms]
     baselines = [row for row in rows if row.kind == "baseline" and not _lacking(row, needed)]
     compared = [*trials, *baselines]
+    stopped = [row for row in ranking.rows if row.status == State.STOPPED_EARLY and row.kind == "trial"]
     with np.errstate(all="ignore"):  # what cannot be computed is NaN, and a judgement says so
-        judgement = judge(folder, compared, ranking.objective, labels, ranking.by[0] if ranking.by else None)
+        judgement = judge(folder, compared, ranking.objective, labels, ranking.by[0] if ranking.by else None, stopped)
     if judgement is None:
         return ranking
     tied = {judgement.best, *judgement.tied} if judgement.tied else set()

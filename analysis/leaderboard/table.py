@@ -14,6 +14,7 @@ from rich.text import Text
 
 from analysis.bias_sets import HEADLINE
 from analysis.folder import State
+from analysis.listing import listed
 from analysis.metrics import METRICS
 from analysis.rows import Row, first_completed
 
@@ -150,14 +151,10 @@ def _below(rows: Sequence[Row], dropped: int) -> list[str]:
         if row.reason:
             trials.setdefault(row.reason, []).append(row.trial_id)
     lines = ["= tied: on these items it cannot be told from the best score"] if any(r.tied for r in rows) else []
-    lines += [f"{_some(ids)}: {_printable(reason)}" for reason, ids in trials.items()]
+    lines += [f"{listed(ids, 12, last=', ')}: {_printable(reason)}" for reason, ids in trials.items()]
     if dropped:
         lines.append(f"{dropped} more column{'s' if dropped > 1 else ''} in leaderboard.csv")
     return ["", *lines] if lines else []
-
-
-def _some(ids: Sequence[str], most: int = 12) -> str:
-    return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
 
 
 def _config_head(path: str, paths: Sequence[str]) -> tuple[str, ...]:

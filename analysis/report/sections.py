@@ -16,8 +16,9 @@ from analysis.errors import LorasweepError
 from analysis.finals import read_finals
 from analysis.finals import report as report_finals
 from analysis.folder import MetricsRow, State, SweepFolder
+from analysis.leaderboard.baselines import UNTUNED
 from analysis.leaderboard.ranking import Ranking
-from analysis.leaderboard.verdict import UNTUNED
+from analysis.listing import listed
 from analysis.metrics import METRICS, as_shown
 from analysis.report import figures, gather, insights
 from analysis.report.optuna_study import paths
@@ -197,7 +198,7 @@ def _add_trade_off(data: ReportData, plots: Plots) -> None:
     plots.add(
         "pareto",
         f"{first.metric} and {second.metric}",
-        f"On the Pareto front of all {len(terms)} terms: {_some(front)}. No other completed row is as"
+        f"On the Pareto front of all {len(terms)} terms: {listed(front, 8)}. No other completed row is as"
         " good in all of them and better in one.",
         lambda: figures.pareto(data.rows, first, second),
         data.no_score,
@@ -255,7 +256,7 @@ def _add_rank_by_rate(data: ReportData, lost: Sequence[Row], plots: Plots) -> No
         "rank_rate",
         "Rank and learning rate",
         f"{len(both)} trials by learning rate and rank, coloured by {data.basis.words}. "
-        + (f"Diverged or out of memory: {_some([row.trial_id for row in lost])}." if lost else "None diverged."),
+        + (f"Diverged or out of memory: {listed([row.trial_id for row in lost], 8)}." if lost else "None diverged."),
         lambda: figures.rank_by_rate(data.trials, data.basis.values),
         "" if both else "Rank and learning rate were not searched together.",
     )
@@ -374,13 +375,6 @@ def values_text(row: Row) -> str:
         for path, value in row.config.items()
         if value is not None
     )
-
-
-def _some(names: Sequence[str], most: int = 8) -> str:
-    """The first names of a list, and how many more there are."""
-    if not names:
-        return "none"
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def figure_json(figure: Any) -> str:

@@ -9,8 +9,8 @@ from analysis.bias_sets import BIAS_SETS
 from analysis.errors import FolderError
 from analysis.folder import SweepFolder
 from analysis.leaderboard import leaderboard
+from analysis.leaderboard.baselines import UNTUNED
 from analysis.leaderboard.table import decimals
-from analysis.leaderboard.verdict import UNTUNED
 from analysis.rows import Row, row_files, sweep_yaml
 from sweeps.commands.parser import Parser
 from trainer.config import BiasConfig
