@@ -88,7 +88,7 @@ bench-scale: dev # what a trial costs the driver, up to 2,000 of them: some minu
 	$(BIN)/python tests/benchmarks/scale.py $(BENCH)
 bench-bucket: dev # `lorasweep rank s3://…` of 100 trials: a minute
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/bucket.py $(BENCH)
-bench-groups: dev # gaps between groups where the truth is known: some minutes
+bench-groups: dev # gaps between groups where the truth is known: twenty minutes
 	$(BIN)/python -m tests.benchmarks.group_gaps $(BENCH)
 bench-elastic: dev # 1,000 trials on 64 devices that come and go: a quarter of an hour, 12 GB
 	$(BIN)/python -m tests.benchmarks.elastic $(BENCH)
