@@ -132,8 +132,8 @@ def class_gaps(values: Array, part: Array) -> Array:
         values: (…, labels, groups) rates of one kind.
         part: (labels, groups) which take part.
     """
-    high = np.where(part, values, -math.inf).max(axis=-1)
-    low = np.where(part, values, math.inf).min(axis=-1)
+    high = np.where(part, values, -math.inf).max(axis=-1, initial=-math.inf)
+    low = np.where(part, values, math.inf).min(axis=-1, initial=math.inf)
     with np.errstate(invalid="ignore"):
         return np.where(part.any(axis=-1), high - low, math.nan)
 

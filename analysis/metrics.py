@@ -31,7 +31,14 @@ METRICS = {
     "ece": Metric("ECE", "low", range=_SHARE, tasks=LABELLED),  # calibration error in 15 bins of equal width
     # distinct labels among the predictions: 1 says that a trial still names one class for all rows
     "classes_predicted": Metric("classes", None, 0, (1.0, math.inf), LABELLED),
-    "completion_loss": Metric("loss", "low", range=_UP, tasks=_COMPLETIONS, scale=(0.0, 8.0)),
+    "completion_loss": Metric(
+        "loss",
+        "low",
+        range=_UP,
+        tasks=_COMPLETIONS,
+        estimator=sums.ratio_of("completion_nll", "completion_tokens"),
+        scale=(0.0, 8.0),
+    ),
     "generate.accuracy": Metric("written", "high", range=_SHARE),  # of free answers; an invalid one is wrong
     "generate.invalid": Metric("invalid", "low", range=_SHARE),
     "generate.constrained_accuracy": Metric("of labels", "high", range=_SHARE),

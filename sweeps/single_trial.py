@@ -1,5 +1,6 @@
 """``lorasweep trial``: one configuration, trained and scored in this process, without Ray."""
 
+import sys
 import time
 from dataclasses import asdict
 
@@ -109,7 +110,10 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     leaderboard.write(folder, leaderboard_rows)
     show_leaderboard(folder, leaderboard_rows)
     show_next(folder, leaderboard_rows, interrupted=False)
-    return 0 if status.state == "completed" else 1
+    nothing = leaderboard.nothing_scored(leaderboard_rows)
+    if nothing:
+        print(f"\n{nothing}", file=sys.stderr)
+    return 1 if nothing or status.state != "completed" else 0
 
 
 def _train(engine, trial_id, files, say) -> Status:  # type: ignore[no-untyped-def]  # annotations would import torch

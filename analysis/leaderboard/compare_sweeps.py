@@ -12,8 +12,9 @@ from typing import Any
 from analysis.errors import ConfigError, DataError, FolderError
 from analysis.folder import State, SweepFolder, TrialFolder
 from analysis.leaderboard.ranking import Ranking, judged, metrics_to_rank_by, objective_of, ordered, ranked, rescored
+from analysis.leaderboard.seeds import mean_over_seeds, runs
 from analysis.metrics import METRICS, as_shown
-from analysis.rows import Row, first_completed, sweep_yaml
+from analysis.rows import Row, best_trial, sweep_yaml
 from analysis.searched_values import at, leaves
 
 PER_TOKEN = ("perplexity", "completion_perplexity")
@@ -94,7 +95,7 @@ def rank_together(folders: Sequence[SweepFolder], by: Sequence[str] = ()) -> Joi
             del together.by_name[name]
             continue
         notes += own.notes
-        rows += [replace(row, trial_id=f"{name}/{row.trial_id}") for row in own.rows]
+        rows += [_of_sweep(name, row) for row in own.rows]
     if not manifests:
         raise FolderError("None of the sweeps can be ranked. " + " ".join(notes))
     folders = list(together.by_name.values())
@@ -110,6 +111,12 @@ def rank_together(folders: Sequence[SweepFolder], by: Sequence[str] = ()) -> Joi
     ranking = Ranking(rescored(rows, objective, names), objective, left_out, tuple(names), notes=tuple(notes))
     labels = list(dict.fromkeys(str(x) for m in manifests.values() for x in at(m, "data", "labels") or []))
     return JointRanking(together, judged(together, ranking, labels))
+
+
+def _of_sweep(name: str, row: Row) -> Row:
+    """A row as it is called among those of several sweeps."""
+    seeds, uncounted = ([_of_sweep(name, it) for it in own] for own in (row.seeds, row.uncounted))
+    return replace(row, trial_id=f"{name}/{row.trial_id}", seeds=tuple(seeds), uncounted=tuple(uncounted))
 
 
 def _objective(folder: SweepFolder) -> Any:
@@ -196,7 +203,7 @@ def compare(folders: Sequence[SweepFolder]) -> Comparison:
     sides = []
     for name, folder in together.by_name.items():
         ranking = ranked(folder)
-        sides.append(Side(name, folder, ranking, sweep_yaml(folder), first_completed(ranking.rows)))
+        sides.append(Side(name, folder, ranking, sweep_yaml(folder), best_trial(ranking.rows)))
     table = [
         ("model", [_model(s.content) or "?" for s in sides]),
         ("data", [str(at(s.content, "data", "fingerprint") or "?")[:12] for s in sides]),
@@ -233,7 +240,6 @@ def compare(folders: Sequence[SweepFolder]) -> Comparison:
 
 
 def _against_first(together: SweepFolders, sides: Sequence[Side]) -> Iterator[str]:
-    from analysis.statistics.items import hits
     from analysis.statistics.paired import paired_difference
 
     first = sides[0]
@@ -244,7 +250,7 @@ def _against_first(together: SweepFolders, sides: Sequence[Side]) -> Iterator[st
             continue
         one, two = f"{first.name}/{first.best.trial_id}", f"{other.name}/{other.best.trial_id}"
         try:
-            difference = paired_difference(hits(first.folder, first.best), hits(other.folder, other.best))
+            difference = paired_difference(_hits(first.folder, first.best), _hits(other.folder, other.best))
         except (DataError, FolderError, KeyError) as error:
             yield f"{one} and {two} cannot be compared: {error}"
             continue
@@ -254,6 +260,13 @@ def _against_first(together: SweepFolders, sides: Sequence[Side]) -> Iterator[st
             yield f"{one} and {two} cannot be told apart: {points}."
         else:
             yield f"{one} is {'better' if difference.mean > 0 else 'worse'} than {two}: {points}."
+
+
+def _hits(folder: SweepFolder, row: Row) -> dict[str, float]:
+    """Item id → share of the seeds that were right on it."""
+    from analysis.statistics.items import hits
+
+    return mean_over_seeds(row, lambda run: hits(folder, run))
 
 
 def _changed(sides: Sequence[Side]) -> list[tuple[str, list[str]]]:
@@ -266,7 +279,8 @@ def _changed(sides: Sequence[Side]) -> list[tuple[str, list[str]]]:
 def _counts(rows: Sequence[Row]) -> str:
     trials = [row for row in rows if row.kind == "trial"]
     done = sum(row.status == State.COMPLETED for row in trials)
-    return f"{len(trials)} ({done} completed)"
+    seeds = f", {len(runs(trials))} runs" if len(runs(trials)) > len(trials) else ""
+    return f"{len(trials)} ({done} completed{seeds})"
 
 
 def _value(value: Any) -> str:

@@ -14,8 +14,10 @@ from rich.text import Text
 
 from analysis.bias_sets import HEADLINE
 from analysis.folder import State
+from analysis.leaderboard.seeds import spread, with_seeds
+from analysis.listing import listed
 from analysis.metrics import METRICS
-from analysis.rows import Row, first_completed
+from analysis.rows import Row, best_trial
 
 _HEADS = {"precision": "prec"}  # of config keys whose name is much wider than their values
 _ALWAYS, _TERM, _CONFIG, _PREFERRED, _MORE = range(5)  # the higher, the sooner a column is dropped
@@ -61,15 +63,16 @@ def render(rows: Sequence[Row], width: int, by: Sequence[str] = (), terms: Seque
     """
     if not rows:
         return Text("No trial has started.")
+    rows = with_seeds(rows)
     columns, gap, dropped = _fit(_columns(rows, by, terms), width)
     dropped += _unasked(rows, by, terms)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0))
     for column in columns:
         table.add_column("\n".join(column.head), justify="left" if column.left else "right", no_wrap=True)
-    best = first_completed(rows)
+    best = best_trial(rows, by)
     for i, row in enumerate(rows):
         style = "cyan" if row.kind == "baseline" else "yellow" if row.broken else _STYLES.get(row.status, "")
-        style = "bold green" if row is best and not row.broken else style
+        style = "bold green" if row is best and not row.broken else "dim" if row.kind == "seed" else style
         table.add_row(*(Text(column.cells[i]) for column in columns), style=style)
     return Group(table, *(Text(line, style="dim") for line in _below(rows, dropped)))
 
@@ -78,6 +81,7 @@ def plain(rows: Sequence[Row], width: int = 120, by: Sequence[str] = (), terms: 
     """The leaderboard as aligned text, for pipes and logs. Arguments as of ``render``."""
     if not rows:
         return "No trial has started."
+    rows = with_seeds(rows)
     columns, gap, dropped = _fit(_columns(rows, by, terms), width)
     dropped += _unasked(rows, by, terms)
     heads = max(len(column.head) for column in columns)
@@ -100,10 +104,10 @@ def _unasked(rows: Sequence[Row], by: Sequence[str], terms: Sequence[str]) -> in
 
 def _columns(rows: Sequence[Row], by: Sequence[str], terms: Sequence[str]) -> list[_Column]:
     columns = [
-        _Column(("#",), [f"{row.rank}=" if row.tied else str(row.rank) for row in rows], _ALWAYS),
-        _Column(("trial",), [row.trial_id for row in rows], _ALWAYS, left=True),
+        _Column(("#",), [_place(row) for row in rows], _ALWAYS),
+        _Column(("trial",), [_name(row) for row in rows], _ALWAYS, left=True),
         _Column(("status",), [_status(row) for row in rows], _ALWAYS, left=True),
-        _Column(("score",), [decimals(row.objective, 3) for row in rows], _ALWAYS),
+        _Column(("score",), [_score(row) for row in rows], _ALWAYS),
     ]
     if any(math.isfinite(row.low) for row in rows):
         cells = [f"{row.low:.2f}–{row.high:.2f}" if math.isfinite(row.low) else "-" for row in rows]
@@ -123,6 +127,21 @@ def _columns(rows: Sequence[Row], by: Sequence[str], terms: Sequence[str]) -> li
     columns.append(_Column(("step",), [str(row.step) for row in rows], _MORE))
     columns.append(_Column(("items",), [str(row.n_items) if row.metrics else "-" for row in rows], _MORE))
     return columns
+
+
+def _place(row: Row) -> str:
+    """Seeds have none: it is their configuration that is ranked."""
+    return "" if row.kind == "seed" else f"{row.rank}=" if row.tied else str(row.rank)
+
+
+def _name(row: Row) -> str:
+    return f" · {row.trial_id}" if row.kind == "seed" else row.trial_id
+
+
+def _score(row: Row) -> str:
+    """With the standard deviation over the configuration's seeds."""
+    deviation = spread(row)
+    return decimals(row.objective, 3) + (f" ± {deviation:.3f}" if math.isfinite(deviation) else "")
 
 
 def _status(row: Row) -> str:
@@ -150,14 +169,12 @@ def _below(rows: Sequence[Row], dropped: int) -> list[str]:
         if row.reason:
             trials.setdefault(row.reason, []).append(row.trial_id)
     lines = ["= tied: on these items it cannot be told from the best score"] if any(r.tied for r in rows) else []
-    lines += [f"{_some(ids)}: {_printable(reason)}" for reason, ids in trials.items()]
+    lines += [f"{listed(ids, 12, last=', ')}: {_printable(reason)}" for reason, ids in trials.items()]
+    if any(row.kind == "seed" for row in rows):
+        lines.insert(0, "± standard deviation over the seeds, which stand below: · is one seed, and not ranked")
     if dropped:
         lines.append(f"{dropped} more column{'s' if dropped > 1 else ''} in leaderboard.csv")
     return ["", *lines] if lines else []
-
-
-def _some(ids: Sequence[str], most: int = 12) -> str:
-    return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
 
 
 def _config_head(path: str, paths: Sequence[str]) -> tuple[str, ...]:

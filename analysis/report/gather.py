@@ -8,6 +8,7 @@ from typing import Any
 from analysis.bias_sets import HEADLINE
 from analysis.errors import FolderError
 from analysis.folder import MetricsRow, State, SweepFolder, read_lines
+from analysis.leaderboard.seeds import runs
 from analysis.metric_types import in_order
 from analysis.rows import Row, row_files
 from analysis.searched_values import at
@@ -22,16 +23,15 @@ def evaluations(folder: SweepFolder, rows: Sequence[Row]) -> dict[str, list[Metr
 
     Args:
         folder: of the sweep.
-        rows: of trials and baselines; baselines are skipped.
+        rows: of trials and baselines; baselines are skipped. Each seed of a configuration has its own.
     """
     by_trial = {}
-    for row in rows:
-        if row.kind == "trial":
-            try:
-                own = folder.trial(row.trial_id).read_metrics()
-            except (OSError, FolderError):
-                continue
-            by_trial[row.trial_id] = [e for e in own if isinstance(e.step, int) and isinstance(e.final, bool)]
+    for row in runs(rows):
+        try:
+            own = folder.trial(row.trial_id).read_metrics()
+        except (OSError, FolderError):
+            continue
+        by_trial[row.trial_id] = [e for e in own if isinstance(e.step, int) and isinstance(e.final, bool)]
     return by_trial
 
 
@@ -60,7 +60,7 @@ def cost(
     facts.append(("Trial-hours, summed over slots", f"{in_slots / 3600:.2f} h"))
     tokens = sum(e.tokens for e in last.values() if isinstance(e.tokens, int))
     facts.append(("Training tokens", f"{tokens:,}".replace(",", " ")))
-    steps = sum(row.step for row in rows if row.kind == "trial")
+    steps = sum(row.step for row in runs(rows))
     facts.append(("Optimiser steps", f"{steps:,}".replace(",", " ")))
     memory = max((e.memory for own in curves.values() for e in own if isinstance(e.memory, int)), default=0)
     facts.append(("Peak memory of a device worker", f"{memory / 1e9:.2f} GB" if memory else "not recorded"))

@@ -16,7 +16,7 @@
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -104,7 +104,12 @@ class Judgement:
 
 
 def judge(
-    folder: SweepFolder, rows: Sequence[Row], objective: Objective, labels: Sequence[str], by: str | None = None
+    folder: SweepFolder,
+    rows: Sequence[Row],
+    objective: Objective,
+    labels: Sequence[str],
+    by: str | None = None,
+    stopped: Sequence[Row] = (),
 ) -> Judgement | None:
     """Compare rows that were all scored on all validation items.
 
@@ -113,6 +118,7 @@ def judge(
         objective: what ranks them, restricted to what was measured.
         labels: of the task; macro-F1 averages over all of them. Where empty, those that the tables have.
         by: a metric that ranks instead.
+        stopped: trials that were stopped early: their scores on the rung subset took part in the choice.
 
     Returns:
         None where there is no rival, or the best's item table cannot be used.
@@ -156,7 +162,14 @@ def judge(
         "McNemar's test" if by == "accuracy" else "permutation test",
         tuple(name for name in metrics if not _resampled(name, tables)),
         lacking,
+        looked_at=configurations([*(row for row in rows if row.kind == "trial"), *stopped]),
     )
+
+
+def configurations(rows: Iterable[Row]) -> int:
+    """How many different configurations the rows have; a row whose config is not known counts as one of its own."""
+    known = [tuple(sorted((path, repr(value)) for path, value in row.config.items())) for row in rows]
+    return len(set(filter(None, known))) + sum(not config for config in known)
 
 
 def _scored(
@@ -168,7 +181,11 @@ def _scored(
     by: str | None,
 ) -> Scored:
     aligned = {dataset: align([read[row.trial_id] for row in rows]) for dataset, read in tables.items()}
-    labels = labels or (aligned[TASK].texts("label", "prediction") if TASK in aligned else ())
+    labels = labels or (
+        aligned[TASK].texts("label", "prediction")
+        if TASK in aligned and "prediction" in aligned[TASK].tables[0].column_names
+        else ()
+    )
     columns = {
         name: ESTIMATORS[name].columns(aligned[ESTIMATORS[name].dataset], labels).astype(np.float32)
         for name in metrics

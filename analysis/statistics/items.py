@@ -83,8 +83,10 @@ def read_table(files: TrialFolder, dataset: str, step: int, split: str = "valida
         ) from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise FolderError(f"{path}: not an item table ({error}). Restore it from a copy.") from None
-    needed = BIAS_SETS[dataset].columns if dataset in BIAS_SETS else ("label", "prediction")
-    missing = {"item_id", *needed} - set(table.column_names)
+    there = set(table.column_names)
+    own = () if "nll" in there and "label" not in there else ("label", "prediction")
+    needed = BIAS_SETS[dataset].columns if dataset in BIAS_SETS else own
+    missing = {"item_id", *needed} - there
     if missing:
         raise FolderError(f"{path}: lacks {', '.join(sorted(missing))}. Restore it from a copy.")
     return table

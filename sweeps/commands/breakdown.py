@@ -9,9 +9,10 @@ from analysis.bias_sets import BIAS_SETS
 from analysis.errors import FolderError
 from analysis.folder import SweepFolder
 from analysis.leaderboard import leaderboard
+from analysis.leaderboard.baselines import UNTUNED
+from analysis.leaderboard.seeds import best_seed, runs
 from analysis.leaderboard.table import decimals
-from analysis.leaderboard.verdict import UNTUNED
-from analysis.rows import Row, row_files, sweep_yaml
+from analysis.rows import Row, best_trial, row_files, sweep_yaml
 from sweeps.commands.parser import Parser
 from trainer.config import BiasConfig
 
@@ -30,7 +31,9 @@ def main(arguments: list[str]) -> int:
     base = next((row for row in rows if row.trial_id == UNTUNED and row.kind == "baseline" and row.metrics), None)
     compared = [shown] + ([base] if base is not None and base is not shown else [])
     settings = _bias_settings(folder)
-    print(f"{shown.trial_id}, step {shown.step}, {shown.n_items} items")
+    of = next((row for row in rows if len(row.seeds) > 1 and shown.trial_id in [it.trial_id for it in row.seeds]), None)
+    seed = f", one of {len(of.seeds)} seeds of {of.trial_id}" if of is not None else ""
+    print(f"{shown.trial_id}{seed}, step {shown.step}, {shown.n_items} items")
     tables_of = [{name: _items(folder, row, name) for name in ("task", *SETS)} for row in compared]
     task = tables_of[0]["task"]
     if task and "prediction" in task:
@@ -43,13 +46,15 @@ def main(arguments: list[str]) -> int:
 
 
 def _chosen(rows: Sequence[Row], name: str | None, folder: SweepFolder) -> Row:
-    scored = [row for row in rows if row.metrics]
+    scored = [row for row in [*runs(rows), *rows] if row.metrics]
     if name is None:
-        scored = [row for row in scored if row.kind == "trial"] or scored
+        best = best_trial(rows)
+        trials = [row for row in scored if row.kind == "trial"]
+        scored = [best_seed(best)] if best is not None else trials or scored
     else:
         scored = [row for row in scored if row.trial_id == name]
     if not scored:
-        there = ", ".join(row.trial_id for row in rows if row.metrics) or "none"
+        there = ", ".join(dict.fromkeys(row.trial_id for row in [*rows, *runs(rows)] if row.metrics)) or "none"
         raise FolderError(f"{folder.where}: {name or 'no trial'} has no scores to break down. Scored are: {there}.")
     return scored[0]
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from analysis.folder import State
 from analysis.metrics import METRICS
+from analysis.rows import configuration_id
 from sweeps.display.sweep_state import SweepState, TrialState
 
 _STATES = {State.STOPPED_EARLY: "stopped", State.OUT_OF_MEMORY: "no memory"}
@@ -135,12 +136,12 @@ def table(state: SweepState, width: int, height: int) -> RenderableType:
     heads = ["trial", "values", "step", *metrics.values(), "obj.", "outcome", "time"]
     heads += [*(["left"] if with_left else []), *(["reason"] if wide else [])]
     room = max(height - 4, 1)  # the summary, the phase, the heading, and how many are not shown
-    best = _best(state)
+    best = state.best[0] if state.best else ""
     lines = []
     for trial in rows[:room]:
         left = state.trial_seconds_left(trial.trial_id)
         cells = [
-            trial.trial_id + ("*" if trial is best else ""),
+            trial.trial_id + ("*" if best and configuration_id(trial.trial_id) == best else ""),
             short_values(trial.values, _SPEAKING),
             f"{trial.step}/{trial.max_steps}",
             *(_figure(name, trial.metrics.get(name)) for name in metrics),
@@ -192,23 +193,29 @@ def _metrics(state: SweepState, rows: list[TrialState], width: int) -> dict[str,
     return {name: _MORE.get(name) or METRICS[name].head for name in names}
 
 
-def _best(state: SweepState) -> TrialState | None:
-    scored = [trial for trial in state.trials.values() if trial.objective == trial.objective]  # not NaN
+def _leading(state: SweepState) -> TrialState | None:
+    """While none has completed: what has the highest objective at its last rung."""
+    shown = (State.RUNNING, State.STOPPED_EARLY)
+    scored = [it for it in state.trials.values() if it.state in shown and math.isfinite(it.objective)]
     return max(scored, key=lambda trial: trial.objective, default=None)
 
 
 def one_line(state: SweepState, width: int) -> RenderableType:
     """The sweep in one line: how many trials are done, the best so far, the time left, and what happens now.
 
+    While none has completed it names the one that leads at its last rung, and says so.
+
     Args:
         state: of the sweep.
         width: in terminal cells; a longer line is cut.
     """
     parts = [_summary(state)]
-    best = _best(state)
-    if best is not None:
-        stuck = " (one class)" if best.one_class else ""
-        parts.append(f"best {best.trial_id} {_score(best.objective)}{stuck}")
+    leading = None if state.best else _leading(state)
+    if state.best:
+        parts.append(f"best {state.best[0]} {_score(state.best[1])}")
+    elif leading is not None:
+        stuck = " (one class)" if leading.one_class else ""
+        parts.append(f"leads at its last rung: {leading.trial_id} {_score(leading.objective)}{stuck}")
     parts += [state.phase] if state.phase else []
     return Group(Text(" · ".join(parts), overflow="ellipsis", no_wrap=True))  # print() alone would wrap a Text
 

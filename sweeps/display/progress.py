@@ -9,6 +9,7 @@ from typing import IO, Any
 from rich.console import Console, RenderableType
 
 from analysis.folder import ENDED, State
+from analysis.rows import Row
 from sweeps.display.live_view import (
     Live,
     PlainLines,
@@ -81,6 +82,11 @@ class Progress:
         """How many trials there will be, and how long they are: where the config leaves that open, known only now."""
         with self._lock:
             self._state.total, self._state.max_steps = trials, max_steps
+
+    def best(self, row: Row | None) -> None:
+        """Which trial is best now, by the ranking; None while none has completed."""
+        with self._lock:
+            self._state.best = (row.trial_id, row.objective) if row is not None else None
 
     def note(self, text: str) -> None:
         """Print a line that stays on the terminal. May be called from any thread."""

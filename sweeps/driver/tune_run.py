@@ -141,9 +141,11 @@ class TuneRun:
         self.search = GuardedOptunaSearch(DefineByRun(composed.space), sampler, folder, plan)
         self.scheduler = build_scheduler(config.scheduler, config.train.rungs)
         self.scheduler.concurrent = self.concurrent = Concurrency(config, fleet)
-        self.board = LeaderboardWriter(folder, config.search.keep_adapters)
+        self.board = LeaderboardWriter(folder, config.search.keep_adapters, progress.best)
         self.heartbeat = Heartbeat(folder, fleet.occupied, began)
-        self.budget = StopBudget(config.search.budget, self.heartbeat, self.interrupt.is_set, config.search.time)
+        self.budget = StopBudget(
+            config.search.budget, self.heartbeat, self.interrupt.is_set, config.search.time, config.search.repeats
+        )
         self.budget.replay(folder, records)
         if records:
             lineage.reconcile(folder, records)
@@ -158,7 +160,9 @@ class TuneRun:
                 f" {config.search.trials}. Those that come later exchange weights among themselves."
             )
         trackers = build_trackers(config.tracking, TrackedSweep(folder, uid, progress.note))
-        self.tracking = TrackerCallback(trackers, folder, self.trial_config, self.interrupt.is_set)
+        self.tracking = TrackerCallback(
+            trackers, folder, self.trial_config, self.interrupt.is_set, config.search.repeats
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # the search refers to it, and Tune pickles that into scratch that nobody reads

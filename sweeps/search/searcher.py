@@ -27,16 +27,18 @@ from ray.tune.search.optuna import OptunaSearch
 
 from analysis.errors import ConfigError
 from analysis.folder import ENDED, State, SweepFolder, append_line
+from analysis.leaderboard.seeds import WAIT
 from analysis.metrics import one_class
 from sweeps.search.dashboard_journal import DashboardJournal
 from sweeps.search.pbt_exchange import Exchange
 from sweeps.search.samplers import GridSampler, reseed
-from sweeps.search.study_log import WAIT, Answer, Past, mean_of, read_past, told_as, trial_name, violations
+from sweeps.search.study_log import Answer, Past, mean_of, read_past, told_as, trial_name, violations
 from sweeps.search.transfer import takes_prior
 from sweeps.search.warm_start import Earlier
 from sweeps.space.dimensions import DefineByRun, distributions
 from sweeps.space.grid import combinations, size
 
+_METRICS = "metrics/"  # of a report whose nested keys Tune has joined
 METRIC = "objective"  # in every report of a trial; higher is better
 # Attributes that Optuna writes itself while a trial runs, or (cma:) that hold a pickle.
 _NOT_KEPT = ("tpe:", "gp:", "cma:", "constraints", "fixed_params")
@@ -463,7 +465,7 @@ class GuardedOptunaSearch(OptunaSearch):
         losses = [_finite(loss) for loss in last.get("losses", ())]
         kept = tuple(loss for loss in losses if loss is not None)
         judged = state in (State.COMPLETED, State.STOPPED_EARLY)
-        violated = self._plan.violated(last.get("metrics") or {}, bool(last.get("final"))) if judged else {}
+        violated = self._plan.violated(reported_metrics(last), bool(last.get("final"))) if judged else {}
         return Answer(
             state,
             objective,
@@ -566,9 +568,17 @@ class GuardedOptunaSearch(OptunaSearch):
         return self._study.get_trials(deepcopy=False)[index]
 
 
+def reported_metrics(result: Mapping[str, Any]) -> Mapping[str, float]:
+    """The metrics of a trial's report, as the proxy made it or as Tune hands it on, with nested keys joined by "/"."""
+    nested: Mapping[str, float] | None = result.get("metrics")
+    if nested is not None:
+        return nested
+    return {key.removeprefix(_METRICS): value for key, value in result.items() if key.startswith(_METRICS)}
+
+
 def names_one_class(result: Mapping[str, Any]) -> bool:
     """Whether a trial predicts the same label for every item; of a report, or of its line in ``study/asks.jsonl``."""
-    return bool(result.get("one_class", one_class(result.get("metrics", {}))))
+    return bool(result.get("one_class", one_class(reported_metrics(result))))
 
 
 def _outcome(answer: Mapping[str, Any], rungs: Mapping[int, float | None], error: bool) -> tuple[State, float | None]:

@@ -49,6 +49,9 @@ def test_a_rate_over_fewer_rows_than_the_least_takes_no_part() -> None:
     assert gaps(cells.counts, cells.taking_part(9), ["tpr_gap"])["tpr_gap"] == 1.0
     ten = cells.taking_part(10)
     assert gaps(cells.counts, ten, ["tpr_gap"])["tpr_gap"] == 0.0
+    others = Cells.of(gold, ["b" if p == "a" else "a" for p in predicted], group)  # z alone is recognised
+    assert gaps(others.counts, cells.taking_part(9), ["tpr_gap"])["tpr_gap"] == 1.0
+    assert gaps(others.counts, ten, ["tpr_gap"])["tpr_gap"] == 0.0
     assert not ten["predicted"][:, cells.groups.index("z")].any()
     assert cells.measurable(10) == list(FIGURES)
     assert cells.measurable(11) == ["demographic_parity"]  # ten rows of each label in x and in y

@@ -65,6 +65,11 @@ def test_each_class_is_as_scikit_learn_reports_it_with_what_it_is_mistaken_for()
     assert math.isnan(found[2].tpr_gap)  # only x has it
 
 
+def test_rows_without_groups_have_no_gaps() -> None:
+    found = classes({"label": GOLD, "prediction": PREDICTED, "group": [None] * 6}, BiasConfig())
+    assert all(math.isnan(row.tpr_gap) and math.isnan(row.fair_gap) for row in found)
+
+
 def test_each_category_has_the_figures_of_its_own_items() -> None:
     pairs = categories("crows_pairs", PAIRS, ONE)
     assert (pairs["age"][0], pairs["age"][1]["pct"]) == (2, (50.0, 50.0))
