@@ -121,7 +121,7 @@ def test_equals_are_tied_and_it_is_said_what_these_items_could_have_shown(of_sch
     assert re.search(r"but cannot be told from t000[01] on 200 items", no_winner)
     power = said[said.index(no_winner) + 1]
     unit = {"text": "bits a byte", "completion": "nats a token", "chat": "nats a token"}.get(schema, "points")
-    seen = rf"the one seen, (less than )?[\d.]+ {unit}, would take (about [\d,]+|more than 100,000,000) items\."
+    seen = rf"the one seen, (less than )?[\d.]+ {unit}, would take (about [\d,]+|more than 1,000,000) items\."
     alike = "the two score the same."
     shown_first = rf"These 200 items could have shown a difference of [\d.]+ {unit} to t000[01] \(80 % power\);"
     assert re.match(rf"{shown_first} ({seen}|{alike})$", power)
