@@ -139,8 +139,11 @@ def test_a_random_head_is_called_that_and_a_language_model_is_not(of_schema: Any
         assert "beats the untuned model by" in said[0]
     else:
         assert "beats the model with an untrained head by" in said[0]
-        (sweep.folder.baseline("zero_shot").config_file).write_text("head: own\n")
+        config_file = sweep.folder.baseline("zero_shot").config_file
+        config_file.write_text("head: own\n")
         assert "beats the untuned model by" in shown(sweep)[1][0]
+        config_file.write_text("head: untrained\n")
+        assert "beats the model with an untrained head by" in shown(sweep)[1][0]
     assert said[1] == (
         "The most frequent label, ham, is right on 50.0 % of the items, and none of the baselines is as good:"
         " baselines=[majority] is one."
