@@ -16,7 +16,7 @@ from analysis.leaderboard.baselines import INCOMPARABLE, compared_metrics, diffe
 from analysis.leaderboard.power_words import Scale, items_words, seeds_sentence
 from analysis.metric_words import words_of
 from analysis.metrics import METRICS, as_shown
-from analysis.rows import Row, configuration_id
+from analysis.rows import Row, configuration_id, read_sweep
 from analysis.statistics.paired import Difference, item_scores, paired_difference
 
 SEED = "-seed"  # between a trial's id and the seed in the name of a final
@@ -140,12 +140,14 @@ class Finals:
         baselines: scored on the test items.
         looks: at the test split.
         comparisons: of the first finalist with each other one and each baseline, in what ranks.
+        terms: metrics of the sweep's objective: they are shown, whichever they are.
     """
 
     finalists: tuple[Finalist, ...]
     baselines: tuple[Final, ...]
     looks: tuple[Look, ...]
     comparisons: tuple[Comparison, ...] = ()
+    terms: tuple[str, ...] = ()
 
 
 class _TestItems(TrialFolder):
@@ -186,7 +188,14 @@ def read_finals(folder: SweepFolder) -> Finals:
 
     placed = sorted(finalists, key=place)
     compared = _comparisons(folder, placed, baselines, metrics) if placed else []
-    return Finals(tuple(placed), tuple(baselines), read_looks(folder), tuple(compared))
+    terms = (read_sweep(folder).objective.get("terms") or {}).values() if finalists else ()
+    return Finals(
+        tuple(placed),
+        tuple(baselines),
+        read_looks(folder),
+        tuple(compared),
+        tuple(str(term["metric"]) for term in terms),
+    )
 
 
 def _row(kind: str, name: str, runs: Sequence[Final]) -> Row | None:
@@ -314,7 +323,8 @@ def report(finals: Finals) -> str:
     metrics = [
         name for name in METRICS if name in measured and (name in SHOWN or name.startswith(("bias.", "generate.")))
     ]
-    metrics = [name for name in metrics if not name.endswith((".stderr", ".distance"))]
+    metrics = [name for name in metrics if not name.endswith((".stderr", ".distance", "_floor"))]
+    metrics = [name for name in METRICS if name in metrics or (name in finals.terms and name in measured)]
     heads = ["trial", "seeds", "metric", "in the sweep", "validation", "test"]
     lines = [heads]
     for finalist in finals.finalists:

@@ -75,6 +75,25 @@ def macro_f1() -> Estimator:
     return Estimator(TASK, _confusions, _macro_f1)
 
 
+def weighted_f1() -> Estimator:
+    """F1 of each class, averaged by how many of the items have it (scikit-learn's ``average="weighted"``)."""
+
+    def columns(items: ItemColumns, labels: Sequence[str]) -> "Array":
+        import numpy as np
+
+        is_gold = items.codes("label", labels)[..., None] == np.arange(len(labels))
+        return np.concatenate([_confusions(items, labels), is_gold], axis=-1)
+
+    def value(sums: "Array", n: "Array") -> "Array":
+        import numpy as np
+
+        right, both, gold = np.split(sums, 3, axis=-1)
+        f1: Array = np.divide(2 * right, both, out=np.zeros_like(both), where=both > 0)
+        return np.asarray((f1 * gold).sum(axis=-1) / gold.sum(axis=-1))
+
+    return Estimator(TASK, columns, value)
+
+
 def log_loss() -> Estimator:
     """Mean negative log-probability of the label, from the column ``logprobs``."""
     return Estimator(TASK, _label_nll, _mean)

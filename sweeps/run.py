@@ -137,6 +137,8 @@ def _drive(
         check_available(composed.resolved()["objective"], data.absent)
         for why in dict.fromkeys(data.absent.values()):
             progress.note(f"not measured: {why}")
+        for note in data.bias_notes:
+            progress.note(note)
         if manifest is None:
             manifest = make_manifest(composed, data.for_manifest(), [asdict(fact) for fact in facts])
             manifest |= {"asked": as_given}
@@ -222,6 +224,7 @@ def _progress(config: SweepConfig, view: str, ended: int = 0, seeds: Mapping[str
         repeats=config.search.repeats,
         seeds_before=seeds,
     )
+    state.terms = tuple(term.metric for term in config.objective.terms.values())
     return Progress(state, sys.stdout, view)
 
 

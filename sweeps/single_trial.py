@@ -56,7 +56,7 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
         from trainer.baselines import score_baseline
         from trainer.device_cache import DeviceCache
         from trainer.engines.make import make_engine
-        from trainer.evaluation.evaluate import absent_metrics
+        from trainer.evaluation.evaluate import absent_metrics, bias_notes
         from trainer.final_scoring import generate_answers
         from trainer.models.base_model import available_precisions, best_device, slow_precisions
 
@@ -80,6 +80,8 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     check_available(composed.resolved()["objective"], absent)
     for why in dict.fromkeys(absent.values()):
         say(f"not measured: {why}")
+    for note in bias_notes(trial, device_cache.validation(trial)):
+        say(note)
     files = folder.trial(trial.trial_id)
     for note in composed.notes:
         say(note)

@@ -222,4 +222,4 @@ def _without_model(logprobs: np.ndarray, validation: Validation) -> Evaluation:
         "logprobs": logprobs.tolist(),
     }
     tables = {"task": items}
-    return Evaluation(metrics_of(tables, validation.labels), tables, len(validation.rows))
+    return Evaluation(metrics_of(tables, validation.labels, validation.settings), tables, len(validation.rows))

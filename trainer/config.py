@@ -208,6 +208,7 @@ class BiasConfig:
     stereoset: int = key(60, low=0)  # contexts, fixed and stratified by category; 0 = not measured
     bbq: int = key(0, low=0)  # questions, fixed and stratified by category, context and polarity; 0 = not measured
     swap: int = key(40, low=0)  # validation rows whose names and group terms are swapped, at most; 0 = not measured
+    group_rows: int = key(10, low=1)  # rows that a rate of a group of data.group is over, at least; else it is left out
     pairs_file: str | None = None  # CSV with sentence pairs of your own: columns more, less, and maybe category, id
 
 

@@ -180,7 +180,7 @@ class DeviceCache:
         rung = rung_subset(tokens.rows, trial.eval.rung_items, 0)
         dataset = self.dataset(trial)
         bias = self._bias_items(trial, dataset, tokens, "validation")
-        return Validation(tokens.rows, tokens.encoded, dataset.labels, rung, bias, dataset.schema)
+        return Validation(tokens.rows, tokens.encoded, dataset.labels, rung, bias, dataset.schema, settings=trial.bias)
 
     def _bias_items(self, trial: TrialConfig, dataset: Dataset, tokens: Tokens, split: str) -> BiasItems:
         """What bias is measured on: the items of the sets that exist for the task, and those made of its rows."""
@@ -218,7 +218,7 @@ class DeviceCache:
         tokens: Tokens = self._once(name, lambda: self._tokenised(trial, rows, training=False))
         dataset = self.dataset(trial)
         bias = self._bias_items(trial, dataset, tokens, "test")
-        return Validation(tokens.rows, tokens.encoded, dataset.labels, [], bias, dataset.schema, "test")
+        return Validation(tokens.rows, tokens.encoded, dataset.labels, [], bias, dataset.schema, "test", trial.bias)
 
     def facts(self, trial: TrialConfig) -> dict[str, Any]:
         """What ``sweep.yaml`` records of the data: rows, labels, tokens, and rows that were left out."""

@@ -218,8 +218,11 @@ def compare(folders: Sequence[SweepFolder]) -> Comparison:
         different = True
         sentences.append("The sweeps were not run on the same data: their figures say nothing about each other.")
     several_models = len({_model(s.content) for s in sides}) > 1
+    asked = {term.metric for s in sides for term in s.ranking.objective.terms}
     for name, metric in METRICS.items():
         if metric.better is None or not any(s.best and name in s.best.metrics for s in sides):
+            continue
+        if not metric.shown and name not in asked:
             continue
         if several_models and name in PER_TOKEN:
             continue

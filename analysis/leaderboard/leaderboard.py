@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from analysis.folder import ENDED, SweepFolder
-from analysis.leaderboard.ranking import Ranking, build, ranked
+from analysis.leaderboard.ranking import Ranking, build, objective_of, ranked
 from analysis.leaderboard.seeds import spread, with_seeds
 from analysis.leaderboard.table import plain, render
 from analysis.leaderboard.verdict import verdict
@@ -22,6 +22,7 @@ __all__ = [
     "Row",
     "build",
     "nothing_scored",
+    "objective_of",
     "plain",
     "ranked",
     "render",

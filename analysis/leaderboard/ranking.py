@@ -21,7 +21,7 @@ from analysis.errors import ConfigError, did_you_mean
 from analysis.folder import State, SweepFolder
 from analysis.leaderboard.seeds import configurations, seeds_expected
 from analysis.metrics import METRICS, RANKABLE, badness, full_name
-from analysis.objective import Objective
+from analysis.objective import Objective, against_metric
 from analysis.rows import UNKNOWN, Row, adapter_parameters, rankable, read_rows, read_sweep
 
 if TYPE_CHECKING:
@@ -106,6 +106,8 @@ def judged(folder: SweepFolder, ranking: Ranking, labels: Sequence[str]) -> Rank
     trials = [row for row in rows if row.kind == "trial"]
     if len(trials) < 2:
         return ranking
+    import numpy as np
+
     from analysis.statistics.comparison import judge
 
     # Word counts have no sentence pairs to prefer: a baseline without such a number has no part in a comparison by it.
@@ -113,7 +115,8 @@ def judged(folder: SweepFolder, ranking: Ranking, labels: Sequence[str]) -> Rank
     baselines = [row for row in rows if row.kind == "baseline" and not _lacking(row, needed)]
     compared = [*trials, *baselines]
     stopped = [row for row in ranking.rows if row.status == State.STOPPED_EARLY and row.kind == "trial"]
-    judgement = judge(folder, compared, ranking.objective, labels, ranking.by[0] if ranking.by else None, stopped)
+    with np.errstate(all="ignore"):  # what cannot be computed is NaN, and a judgement says so
+        judgement = judge(folder, compared, ranking.objective, labels, ranking.by[0] if ranking.by else None, stopped)
     if judgement is None:
         return ranking
     tied = {judgement.best, *judgement.tied} if judgement.tied else set()
@@ -137,7 +140,7 @@ def ordered(folder: SweepFolder, by: Sequence[str] | None = None) -> Ranking:
     objective, left_out = objective_of(folder, rows)
     rows = configurations([_scored(row, objective) for row in rows], seeds_expected(folder, sweep.repeats))
     rows = constrained(rows, constraints_of(folder), folder)
-    notes = (sweep.note,) if sweep.note else ()
+    notes = (*([sweep.note] if sweep.note else []), *_reversed(objective))
     return Ranking(in_order(rows, objective, names), objective, left_out, tuple(names), notes=notes)
 
 
@@ -220,6 +223,16 @@ def _cheapest_first(folder: SweepFolder, rows: list[Row], judgement: "Judgement"
         *rows[: places[0]],
         rows[cheapest],
         *(row for i, row in enumerate(rows[places[0] :], places[0]) if i != cheapest),
+    ]
+
+
+def _reversed(objective: Objective) -> list[str]:
+    """A sentence on each term that an earlier version took the wrong way: it kept the direction of another metric."""
+    return [
+        f"This sweep's objective takes {term.metric} the wrong way (objective.terms.{term.name}.direction="
+        f"{term.direction}): it is {better}. To rank by it: --by {term.metric}"
+        for term in objective.terms
+        if (better := against_metric(term.metric, term.direction))
     ]
 
 

@@ -23,6 +23,7 @@ from analysis.leaderboard.baselines import (
     way_of,
 )
 from analysis.leaderboard.claims import claims
+from analysis.leaderboard.group_gaps import gap_sentences
 from analysis.leaderboard.ranking import objective_of
 from analysis.metric_words import MetricWords, words_of
 from analysis.rows import Row, best_trial, rankable, row_files
@@ -76,7 +77,7 @@ def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | No
     untuned = next((row for row in rows if row.kind == "baseline" and row.trial_id == UNTUNED), None)
     if left_out:
         lines.append(f"The ranking leaves out what was not measured: {', '.join(left_out)}.")
-    return "\n".join(lines + _bias(best, untuned))
+    return "\n".join(lines + _bias(best, untuned) + gap_sentences(folder, best))
 
 
 def beats_baselines(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | None" = None) -> bool | None:

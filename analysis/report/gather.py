@@ -12,6 +12,7 @@ from analysis.leaderboard.seeds import runs
 from analysis.metric_types import in_order
 from analysis.rows import Row, row_files
 from analysis.searched_values import at
+from analysis.shares import share_error
 from analysis.statistics.items import read_table
 
 Facts = list[tuple[str, str]]
@@ -193,8 +194,8 @@ def bias_shares(folder: SweepFolder, row: Row) -> dict[str, tuple[float, float, 
         hits.setdefault(str(group), []).append(preferred == "more")
     shares = {}
     for group, own in hits.items():
-        n, share = len(own), sum(own) / len(own)
-        shares[group] = (100 * share, 100 * math.sqrt(share * (1 - share) / n), n)
+        n, more = len(own), sum(own)
+        shares[group] = (100 * more / n, 100 * share_error(more, n, ddof=0), n)
     return shares
 
 

@@ -13,6 +13,7 @@ from analysis.errors import FolderError
 from analysis.folder import SweepFolder, atomic_write
 from analysis.leaderboard.ranking import Ranking, ranked
 from analysis.leaderboard.seeds import counted, spread, with_seeds
+from analysis.leaderboard.table import asked_first
 from analysis.leaderboard.transfer import agreement_sentence
 from analysis.leaderboard.verdict import beats_baselines, verdict
 from analysis.metrics import METRICS, as_shown
@@ -111,7 +112,7 @@ def _tiles(ranking: Ranking, best: Row | None) -> list[tuple[str, str]]:
 def _table(ranking: Ranking) -> dict[str, Any]:
     """Heads and rows of the leaderboard. A cell is (text, what to sort by)."""
     rows = ranking.rows
-    metrics = [name for name in METRICS if any(name in row.metrics for row in rows)]
+    metrics = asked_first(rows, [*ranking.by, *(term.metric for term in ranking.objective.terms)])
     searched = list(dict.fromkeys(path for row in rows for path in row.config))
     heads = [
         ("#", "rank"),

@@ -143,10 +143,11 @@ def judge(
     for names in groups({name: tables[main][name] for name in usable}, best):
         try:
             together = _scored([usable[name] for name in names], tables, metrics, objective, labels, by)
+            standings = _standings(names, together, by)  # refuses a single item
         except (LorasweepError, KeyError, ValueError) as error:
             lacking |= dict.fromkeys(names[1:], " ".join(str(error).split()))
             continue
-        judged |= _standings(names, together, by)
+        judged |= standings
         if not corrected:  # of the first group: the rows that were scored on the same items as the best
             trials = [i for i, name in enumerate(names) if usable[name].kind == "trial"]
             corrected = _corrected(together, trials) if len(trials) > 1 else {}

@@ -120,7 +120,7 @@ class Progress:
             self._state.report(trial_id, result["step"], metrics, result["objective"], result["seconds"])
             if result["state"] != State.RUNNING:
                 return  # its end says it all
-            figures = all_scores(shown) if self.verbose else scores(shown)
+            figures = all_scores(shown) if self.verbose else scores(shown, self._state.terms)
             line = self._stamp(f"{trial_id}  step {shown.step}/{shown.max_steps}{figures}  ({self._done_text()})")
         self._view.event(line)
 
@@ -141,7 +141,7 @@ class Progress:
             self._state.end(trial_id, state, reason)
             why = f": {reason}" if reason and state is not State.STOPPED_EARLY else ""
             label = str(state).replace("_", " ")
-            figures = all_scores(shown) if self.verbose else scores(shown)
+            figures = all_scores(shown) if self.verbose else scores(shown, self._state.terms)
             line = f"{trial_id}  {label} at step {shown.step}{figures}  ({self._done_text()}){why}"
             line = self._stamp(line)
         self._view.event(line)

@@ -33,10 +33,11 @@ def show_leaderboard(
         judgement: how sure the ranking is.
     """
     width = shutil.get_terminal_size((120, 24)).columns
+    terms = [term.metric for term in leaderboard.objective_of(folder, rows)[0].terms]
     if sys.stdout.isatty():
-        Console(width=width).print(leaderboard.render(rows, width, by))
+        Console(width=width).print(leaderboard.render(rows, width, by, terms))
     else:
-        print(leaderboard.plain(rows, width, by))
+        print(leaderboard.plain(rows, width, by, terms))
     print()
     sentences = [leaderboard.verdict(folder, rows, judgement), agreement_sentence(folder, rows)]
     said = "\n".join(filter(None, sentences))

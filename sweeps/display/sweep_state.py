@@ -78,6 +78,7 @@ class SweepState:
         self.best: tuple[str, float] | None = None
         self.began = clock()
         self.phase = ""
+        self.terms: tuple[str, ...] = ()  # metrics of the objective: what is shown of a trial first
         self.trials: dict[str, TrialState] = {}
         self._training_since: float | None = None
         self._last_report: float | None = None

@@ -5,6 +5,7 @@ import statistics
 from typing import Any
 
 import pytest
+import yaml
 
 from analysis.finals import read_finals, report
 from analysis.folder import MetricsRow, State, Status, append_line
@@ -63,6 +64,17 @@ def test_the_report_shows_the_winners_curse_and_paired_intervals(finals: Any) ->
     assert "t0001 is 30.0 points of accuracy above the baseline few_shot@nf4; paired 95 % interval [" in text
     assert "t0001 is 18.0 points of accuracy above t0000; paired 95 % interval [" in text
     assert "Test split looked at once, 2026-05-01T10:00:00+00:00 by ada@lab." in text
+
+
+def test_a_metric_of_the_objective_is_in_the_final_table_whichever_it_is(finals: Any) -> None:
+    for files in finals.folder.finals():
+        more = finals.metrics(0.6) | {"weighted_f1": 0.5}
+        files.append_metrics(MetricsRow(files.trial_id, 24, 0, 0.0, True, 100, more, "test"))
+    assert "weighted_f1" not in report(read_finals(finals.folder))
+    stored = yaml.safe_load(finals.folder.sweep_file.read_text())
+    stored["config"]["objective"]["terms"]["quality"]["metric"] = "weighted_f1"
+    finals.folder.sweep_file.write_text(yaml.safe_dump(stored))
+    assert "weighted_f1" in report(read_finals(finals.folder))
 
 
 def test_an_interval_with_zero_in_it_is_called_that(finals: Any) -> None:

@@ -59,6 +59,8 @@ def test_every_estimator_gives_what_scikit_learn_or_the_definition_gives(folder:
         expected = {
             "accuracy": np.mean(np.array(c["label"]) == np.array(c["prediction"])),
             "macro_f1": f1_score(c["label"], c["prediction"], labels=LABELS, average="macro", zero_division=0),
+            "micro_f1": f1_score(c["label"], c["prediction"], labels=LABELS, average="micro", zero_division=0),
+            "weighted_f1": f1_score(c["label"], c["prediction"], labels=LABELS, average="weighted", zero_division=0),
             "log_loss": log_loss(c["label"], probabilities / probabilities.sum(1, keepdims=True), labels=LABELS),
             "perplexity": math.exp(sum(c["nll"]) / sum(c["n_tokens"])),
             "completion_perplexity": math.exp(sum(c["completion_nll"]) / sum(c["completion_tokens"])),

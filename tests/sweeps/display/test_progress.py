@@ -505,3 +505,19 @@ def test_a_task_without_labels_is_never_called_stuck(state: SweepState) -> None:
     start(progress, trial("t0000"))
     tell(progress, trial("t0000"), report(12, metrics={"completion_loss": 2.0}))
     assert "one class" not in stream.getvalue()
+
+
+def test_the_objectives_own_metrics_are_shown_first_in_lines_and_in_the_table(clock: Clock) -> None:
+    state = SweepState("quick", trials=4, max_steps=48, clock=clock)
+    state.terms = ("log_loss", "perplexity")
+    stream = io.StringIO()
+    progress, one = Progress(state, stream), trial("t0000")
+    start(progress, one)
+    assert lines(state)[1].split()[:5] == ["trial", "values", "step", "loss", "ppl"]
+    metrics = {"accuracy": 0.71, "macro_f1": 0.695, "weighted_f1": 0.7, "log_loss": 0.4567, "perplexity": 1234.5678}
+    tell(progress, one, report(12, metrics=metrics))
+    assert "step 12/48  log_loss 0.457  perplexity 1235  objective 0.250" in stream.getvalue()
+    assert lines(state)[1].split()[3:6] == ["loss", "ppl", "obj."]
+    assert lines(state, 120)[1].split()[3:8] == ["loss", "ppl", "acc.", "F1", "obj."]
+    state.terms = ("weighted_f1",)
+    assert "wtd F1" in lines(state)[1]
