@@ -11,8 +11,10 @@ from typing import Any
 
 from analysis.errors import ConfigError, DataError, FolderError
 from analysis.folder import State, SweepFolder, TrialFolder
+from analysis.leaderboard.baselines import INCOMPARABLE, compared_metrics, difference
 from analysis.leaderboard.ranking import Ranking, judged, metrics_to_rank_by, objective_of, ordered, ranked, rescored
-from analysis.leaderboard.seeds import mean_over_seeds, runs
+from analysis.leaderboard.seeds import runs
+from analysis.metric_words import words_of
 from analysis.metrics import METRICS, as_shown
 from analysis.rows import Row, best_trial, sweep_yaml
 from analysis.searched_values import at, leaves
@@ -240,33 +242,34 @@ def compare(folders: Sequence[SweepFolder]) -> Comparison:
 
 
 def _against_first(together: SweepFolders, sides: Sequence[Side]) -> Iterator[str]:
-    from analysis.statistics.paired import paired_difference
-
+    """The bests of the others against the first sweep's, in what ranks there."""
     first = sides[0]
     for other in sides[1:]:
         if first.best is None or other.best is None:
             missing = first if first.best is None else other
             yield f"{missing.name} has no completed trial to compare."
             continue
-        one, two = f"{first.name}/{first.best.trial_id}", f"{other.name}/{other.best.trial_id}"
-        try:
-            difference = paired_difference(_hits(first.folder, first.best), _hits(other.folder, other.best))
-        except (DataError, FolderError, KeyError) as error:
-            yield f"{one} and {two} cannot be compared: {error}"
+        one, two = _of_sweep(first.name, first.best), _of_sweep(other.name, other.best)
+        there = [it for it in compared_metrics(first.folder, first.best) if it in two.metrics]
+        if not there:
+            yield f"{one.trial_id} and {two.trial_id} cannot be compared: they have no metric that ranks in common."
             continue
-        ends = f"[{100 * difference.low:.1f}, {100 * difference.high:.1f}]"
-        points = f"{100 * difference.mean:+.1f} points of accuracy, paired 95 % interval {ends} on {difference.n} items"
-        if math.isnan(difference.low) or difference.low <= 0.0 <= difference.high:
-            yield f"{one} and {two} cannot be told apart: {points}."
+        words = words_of(there[0])
+        try:
+            apart = difference(together, one, two, there[0])
+        except INCOMPARABLE as error:
+            yield f"{one.trial_id} and {two.trial_id} cannot be compared: {str(error).splitlines()[0]}"
+            continue
+        size = words.size(apart.mean)
+        if words.lower:
+            told = f"{size} {'better' if apart.mean >= 0 else 'worse'}"
         else:
-            yield f"{one} is {'better' if difference.mean > 0 else 'worse'} than {two}: {points}."
-
-
-def _hits(folder: SweepFolder, row: Row) -> dict[str, float]:
-    """Item id → share of the seeds that were right on it."""
-    from analysis.statistics.items import hits
-
-    return mean_over_seeds(row, lambda run: hits(folder, run))
+            told = f"{'+' if apart.mean >= 0 else '-'}{size}"
+        told += f", paired 95 % interval {words.interval(apart.low, apart.high)} on {apart.n} items"
+        if math.isnan(apart.low) or apart.low <= 0.0 <= apart.high:
+            yield f"{one.trial_id} and {two.trial_id} cannot be told apart: {told}."
+        else:
+            yield f"{one.trial_id} is {'better' if apart.mean > 0 else 'worse'} than {two.trial_id}: {told}."
 
 
 def _changed(sides: Sequence[Side]) -> list[tuple[str, list[str]]]:

@@ -108,7 +108,7 @@ def items_words(needed: int | None) -> str:
     """How many items it would take: ``about 2,700 items``."""
     from analysis.statistics.power import rounded
 
-    return f"about {rounded(needed)} items" if needed else "more than 100,000,000 items"
+    return f"about {rounded(needed)} items" if needed else "more than 1,000,000 items"
 
 
 def _seeds(rows: Mapping[str, Row], judgement: "Judgement", name: str, scale: Scale) -> list[str]:

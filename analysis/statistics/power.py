@@ -15,7 +15,7 @@ import math
 
 POWER = 0.8
 LEVEL = 0.05
-MOST_ITEMS = 100_000_000  # more are not worth a number
+MOST_ITEMS = 1_000_000  # more are not worth a number
 _EXACT_UP_TO = 4_000  # disagreements; with more, McNemar's exact test is the normal one
 MOST_SEEDS = 1_000
 
@@ -88,7 +88,7 @@ def could_have_shown(square: float, n: int, shares: bool = False) -> float:
 
 
 def items_needed(difference: float, square: float, shares: bool = False) -> int | None:
-    """How many items would find a difference with 80 % power; None for more than a hundred million, or none at all.
+    """How many items would find a difference with 80 % power; None for more than a million, or none at all.
 
     Arguments as of ``power``.
     """

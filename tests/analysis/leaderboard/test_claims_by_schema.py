@@ -121,7 +121,7 @@ def test_equals_are_tied_and_it_is_said_what_these_items_could_have_shown(of_sch
     assert re.search(r"but cannot be told from t000[01] on 200 items", no_winner)
     power = said[said.index(no_winner) + 1]
     unit = {"text": "bits a byte", "completion": "nats a token", "chat": "nats a token"}.get(schema, "points")
-    seen = rf"the one seen, (less than )?[\d.]+ {unit}, would take (about [\d,]+|more than 100,000,000) items\."
+    seen = rf"the one seen, (less than )?[\d.]+ {unit}, would take (about [\d,]+|more than 1,000,000) items\."
     alike = "the two score the same."
     shown_first = rf"These 200 items could have shown a difference of [\d.]+ {unit} to t000[01] \(80 % power\);"
     assert re.match(rf"{shown_first} ({seen}|{alike})$", power)
@@ -139,8 +139,11 @@ def test_a_random_head_is_called_that_and_a_language_model_is_not(of_schema: Any
         assert "beats the untuned model by" in said[0]
     else:
         assert "beats the model with an untrained head by" in said[0]
-        (sweep.folder.baseline("zero_shot").config_file).write_text("head: own\n")
+        config_file = sweep.folder.baseline("zero_shot").config_file
+        config_file.write_text("head: own\n")
         assert "beats the untuned model by" in shown(sweep)[1][0]
+        config_file.write_text("head: untrained\n")
+        assert "beats the model with an untrained head by" in shown(sweep)[1][0]
     assert said[1] == (
         "The most frequent label, ham, is right on 50.0 % of the items, and none of the baselines is as good:"
         " baselines=[majority] is one."
