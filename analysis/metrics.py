@@ -21,19 +21,33 @@ _BITS = math.log(2)  # nats
 METRICS = {
     "accuracy": Metric("acc", "high", range=_SHARE, tasks=LABELLED, estimator=sums.accuracy()),
     "macro_f1": Metric("F1", "high", range=_SHARE, tasks=LABELLED, estimator=sums.macro_f1()),
-    "balanced_accuracy": Metric("bal acc", "high", range=_SHARE, tasks=LABELLED),
-    "mcc": Metric("MCC", "high", range=(-1.0, 1.0), tasks=LABELLED),
+    "balanced_accuracy": Metric("bal acc", "high", range=_SHARE, tasks=LABELLED, estimator=sums.balanced_accuracy()),
+    "mcc": Metric("MCC", "high", range=(-1.0, 1.0), tasks=LABELLED, estimator=sums.mcc()),
     "log_loss": Metric("log loss", "low", range=_UP, tasks=LABELLED, estimator=sums.log_loss()),
-    "brier": Metric("Brier", "low", range=(0.0, 2.0), tasks=LABELLED),  # of two classes at most 1
-    "ece": Metric("ECE", "low", range=_SHARE, tasks=LABELLED),  # calibration error in 15 bins of equal width
+    "brier": Metric(
+        "Brier", "low", range=(0.0, 2.0), tasks=LABELLED, estimator=sums.brier()
+    ),  # of two classes at most 1
+    # calibration error in 15 bins of equal width
+    "ece": Metric("ECE", "low", range=_SHARE, tasks=LABELLED, estimator=sums.calibration_error()),
     # distinct labels among the predictions: 1 says that a trial still names one class for all rows
     "classes_predicted": Metric("classes", None, 0, (1.0, math.inf), LABELLED),
-    "completion_loss": Metric("loss", "low", range=_UP, tasks=_COMPLETIONS),
-    "generate.accuracy": Metric("written", "high", range=_SHARE),  # of free answers; an invalid one is wrong
-    "generate.invalid": Metric("invalid", "low", range=_SHARE),
-    "generate.constrained_accuracy": Metric("of labels", "high", range=_SHARE),
-    "generate.exact_match": Metric("exact", "high", range=_SHARE),
-    "generate.rouge_l": Metric("ROUGE-L", "high", range=_SHARE),
+    "completion_loss": Metric(
+        "loss", "low", range=_UP, tasks=_COMPLETIONS, estimator=sums.ratio_of("completion_nll", "completion_tokens")
+    ),
+    # of free answers; an invalid one is wrong
+    "generate.accuracy": Metric("written", "high", range=_SHARE, estimator=sums.accuracy("prediction", sums.GENERATED)),
+    "generate.invalid": Metric(
+        "invalid", "low", range=_SHARE, estimator=sums.invalid_share("prediction", sums.GENERATED)
+    ),
+    "generate.constrained_accuracy": Metric(
+        "of labels", "high", range=_SHARE, estimator=sums.accuracy("constrained", sums.GENERATED)
+    ),
+    "generate.exact_match": Metric(
+        "exact", "high", range=_SHARE, estimator=sums.same_text_share("generated", "label", sums.GENERATED)
+    ),
+    "generate.rouge_l": Metric(
+        "ROUGE-L", "high", range=_SHARE, estimator=sums.mean_of("rouge_l", sums.GENERATED, _SHARE)
+    ),
     "perplexity": Metric(
         "ppl", "low", None, (1.0, math.inf), DECODERS, estimator=sums.perplexity_of("nll", "n_tokens")
     ),

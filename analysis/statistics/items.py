@@ -51,6 +51,11 @@ class Aligned:
             coded.append(places[np.from_dlpack(texts.indices)])
         return np.stack(coded)
 
+    def first_codes(self, column: str, names: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """(items,) of a text column that is the same in all tables, as places in ``names``; behind them for others."""
+        codes = Aligned(self.ids, self.tables[:1]).codes(column, names)[0]
+        return np.where(codes < 0, len(names), codes)
+
     def texts(self, *columns: str) -> list[str]:
         """The different texts of some columns, sorted."""
         return sorted({str(x) for t in self.tables for c in columns for x in pc.unique(t[c]).to_pylist()})
@@ -83,8 +88,10 @@ def read_table(files: TrialFolder, dataset: str, step: int, split: str = "valida
         ) from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise FolderError(f"{path}: not an item table ({error}). Restore it from a copy.") from None
-    needed = BIAS_SETS[dataset].columns if dataset in BIAS_SETS else ("label", "prediction")
-    missing = {"item_id", *needed} - set(table.column_names)
+    there = set(table.column_names)
+    own = {"task": () if "nll" in there and "label" not in there else ("label", "prediction"), "generated": ("label",)}
+    needed = BIAS_SETS[dataset].columns if dataset in BIAS_SETS else own.get(dataset, ())
+    missing = {"item_id", *needed} - there
     if missing:
         raise FolderError(f"{path}: lacks {', '.join(sorted(missing))}. Restore it from a copy.")
     return table
@@ -93,6 +100,8 @@ def read_table(files: TrialFolder, dataset: str, step: int, split: str = "valida
 def hits(folder: SweepFolder, row: Row) -> dict[str, float]:
     """Item id → 1 where the prediction is the label, else 0. Raises FolderError where there is no item table."""
     table = read_table(row_files(folder, row), "task", row.step)
+    if "prediction" not in table.column_names:
+        raise FolderError(f"{row.trial_id} was scored on rows without labels: they have no right answers.")
     columns = (table[name].to_pylist() for name in ("item_id", "prediction", "label"))
     return {str(item): float(prediction == label) for item, prediction, label in zip(*columns, strict=True)}
 
