@@ -145,6 +145,8 @@ def judge(
     trials = [row for row in rows if row.kind == "trial"]
     looked_at = configurations([*trials, *stopped])
     left_behind = looked_at - configurations(trials)
+    seen = sum(min(row.n_items, rows[0].n_items) for row in stopped)
+    part = seen / (len(stopped) * rows[0].n_items) if seen else 1.0
     judged: dict[str, Standing] = {}
     corrected: dict[str, float] = {}
     without_interval: dict[str, str] = {}
@@ -154,7 +156,7 @@ def judge(
         chosen_among = [i for i, row in enumerate(of_group) if row.kind == "trial"]
         try:
             together, known = side_by_side(of_group, tables, metrics, objective, labels, by)
-            found = figures(together, known, by, chosen_among, len(chosen_among) + left_behind)
+            found = figures(together, known, by, chosen_among, left_behind, part)
             standings = _standings(names, together, by, found)
         except (LorasweepError, KeyError, ValueError) as error:
             lacking_tables |= dict.fromkeys(names[1:], " ".join(str(error).split()))
@@ -271,7 +273,12 @@ class Figures:
 
 
 def figures(
-    scored: Scored, labels: Sequence[str], by: str | None = None, trials: Sequence[int] = (), looked_at: int = 0
+    scored: Scored,
+    labels: Sequence[str],
+    by: str | None = None,
+    trials: Sequence[int] = (),
+    left_behind: int = 0,
+    part: float = 1.0,
 ) -> Figures:
     """Intervals of rows, and what being chosen does to the first.
 
@@ -280,7 +287,8 @@ def figures(
         labels: of the task.
         by: the metric that ranks, instead of the score.
         trials: numbers of the rows that it was chosen among.
-        looked_at: configurations that it was chosen among, those that are no row included.
+        left_behind: further configurations that it was chosen among: trials that were stopped early.
+        part: the share of the items that those were scored on.
     """
     whole = scored.weighted({name: np.ones((1, n)) for name, n in scored.sizes.items()})
     numbers = scored.mean(scored.score(whole))[:, 0]
@@ -294,7 +302,7 @@ def figures(
             without[name] = f"a few of the {items} items, or a few seeds, make up most of how it varies"
         hidden = hidden | few
     slopes = _slopes(scored, spreads)
-    excess = optimism(scored, spreads, slopes, trials, looked_at) if len(trials) > 1 else {}
+    excess = optimism(scored, spreads, slopes, trials, left_behind, part) if len(trials) > 1 else {}
     ranks = Ranked(scored, spreads, slopes, numbers)
     low, high, behind_low, behind_high, errors, freedom = (
         ranks.of_metric(by, excess.get(by, 0.0)) if by in spreads else ranks.of_score(excess.get(SCORE, 0.0))

@@ -48,7 +48,7 @@ class Spread:
         freedom: (rows,) degrees of freedom of that.
         size: units that count as one draw each, where the variance itself cannot tell.
         seeds_variance: (rows,) the part of the variance that is the seeds'; 0 for rows of one run.
-        seeds_freedom: degrees of freedom of that.
+        seeds_doubt: (rows,) variance of that part as an estimate, over 2: what Satterthwaite's formula takes.
         folded: whether the quantity is signed and the metric its distance from neutral.
     """
 
@@ -59,7 +59,7 @@ class Spread:
     freedom: Array
     size: float
     seeds_variance: Array
-    seeds_freedom: int
+    seeds_doubt: Array
     folded: bool = True
 
     @property
@@ -126,12 +126,17 @@ def spread(scored: Scored, metric: str) -> Spread:
         counts = np.bincount(classes)
         size = len(counts) ** 2 / float((1 / np.maximum(counts, 1)).sum())
     means = scored.mean(quantity)
-    of_seeds, seeds_freedom = seeds_variance(scored, quantity, influences)
+    of_seeds, doubt = seeds_variance(scored, quantity, influences)
+    total, freedom = joined(variance, freedom, of_seeds, doubt)
+    return Spread(metric, means, own, total, freedom, size, of_seeds, doubt, folded)
+
+
+def joined(variance: Array, freedom: Array, of_seeds: Array, doubt: Array) -> tuple[Array, Array]:
+    """(rows,) variance of items and seeds together, and its degrees of freedom (Satterthwaite 1946)."""
     total = variance + of_seeds
-    if seeds_freedom:
-        parts = variance**2 / np.maximum(freedom, 1.0) + of_seeds**2 / seeds_freedom
-        freedom = np.where(parts > 0, np.minimum(total**2 / np.where(parts > 0, parts, 1.0), 1e9), freedom)
-    return Spread(metric, means, own, total, freedom, size, of_seeds, seeds_freedom, folded)
+    parts = variance**2 / np.maximum(freedom, 1.0) + doubt
+    own = total**2 / np.where(parts > 0, parts, 1.0)
+    return total, np.where((parts > 0) & (doubt > 0), np.maximum(own, 1.0), freedom)
 
 
 def variance_of(influences: Array, classes: Array | None, join: bool = False) -> tuple[Array, Array]:
@@ -176,8 +181,8 @@ def freedom_of(influences: Array) -> Array:
     return np.clip(2 * n / np.maximum(kurtosis - 1, 1e-9), 1.0, max(n - 1.0, 1.0))
 
 
-def seeds_variance(scored: Scored, quantity: Array, influences: Array) -> tuple[Array, int]:
-    """(rows,) variance of a row's mean by its seeds, and its degrees of freedom; 0 where each row is one run.
+def seeds_variance(scored: Scored, quantity: Array, influences: Array) -> tuple[Array, Array]:
+    """(rows,) variance of a row's mean by its seeds, and half the variance of that estimate; 0 for rows of one run.
 
     The spread between the seeds of a configuration is pooled over configurations. Part of it is that the same items
     come out differently; that part is in the items' variance already, and taken off.
@@ -190,13 +195,15 @@ def seeds_variance(scored: Scored, quantity: Array, influences: Array) -> tuple[
     runs = scored.runs_of_rows
     freedom = int((runs - 1).sum())
     if not freedom or scored.owners is None:
-        return np.zeros(len(runs)), 0
+        return np.zeros(len(runs)), np.zeros(len(runs))
     n = influences.shape[1]
     apart = quantity - scored.mean(quantity)[scored.owners]
     items_apart = influences - scored.mean(influences)[scored.owners]
     between = float((apart**2).sum()) / freedom
     by_items = float((items_apart**2).sum()) / freedom / (n * max(n - 1.0, 1.0))
-    return np.where(runs > 1, max(between - by_items, 0.0) / runs, 0.0), freedom
+    several = runs > 1
+    doubt = (between / runs) ** 2 / freedom
+    return np.where(several, max(between - by_items, 0.0) / runs, 0.0), np.where(several, doubt, 0.0)
 
 
 def lacking(scored: Scored, metric: str, labels: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from analysis.item_sums import TASK
 from analysis.metrics import METRICS
 from analysis.statistics.estimators import ESTIMATORS, Scored
-from analysis.statistics.intervals import CONFIDENCE, Spread, as_t, freedom_of, t_quantile, variance_of
+from analysis.statistics.intervals import CONFIDENCE, Spread, as_t, freedom_of, joined, t_quantile, variance_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Ends = tuple[Array, Array, Array, Array, Array, Array]  # low, high, behind_low, behind_high, errors, freedom: (rows,)
@@ -106,11 +106,8 @@ class Ranked:
             width
         ):  # half an item more in each cell (Agresti and Min 2005, Statistics in Medicine 24, 729)
             variance = variance + (width / spread.size) ** 2
-        of_seeds = spread.seeds_variance[0] + spread.seeds_variance
-        if spread.seeds_freedom:
-            total = variance + of_seeds
-            freedom = total**2 / (variance**2 / freedom + of_seeds**2 / spread.seeds_freedom)
-            variance = total
+        of_seeds, doubt = (given[0] + given for given in (spread.seeds_variance, spread.seeds_doubt))
+        variance, freedom = joined(variance, freedom, of_seeds, doubt)
         errors = np.sqrt(variance) * abs(slope)
         half = t_quantile(freedom) * errors
         behind = self.numbers[0] - self.numbers

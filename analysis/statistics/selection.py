@@ -27,7 +27,12 @@ SCORE = "objective"
 
 
 def optimism(
-    scored: Scored, spreads: Mapping[str, Spread], slopes: Mapping[str, Array], trials: Sequence[int], looked_at: int
+    scored: Scored,
+    spreads: Mapping[str, Spread],
+    slopes: Mapping[str, Array],
+    trials: Sequence[int],
+    left_behind: int = 0,
+    part: float = 1.0,
 ) -> dict[str, float]:
     """Metric, and ``objective`` → by how much the chosen row's figure is too high (of losses: too low, below 0).
 
@@ -36,8 +41,9 @@ def optimism(
         spreads: of each of their metrics.
         slopes: metric → (rows,) by how much the score rises with it.
         trials: numbers of the rows that were chosen among, at least 2.
-        looked_at: configurations that took part in the choice; those beyond ``trials`` were left behind on a part of
-            the items. The estimate grows by the expected largest of so many normal numbers.
+        left_behind: further configurations that took part in the choice: trials that were stopped early.
+        part: the share of the items by which those were left behind. The estimate grows by that share of what the
+            expected largest of all so many normal numbers is above that of ``trials``.
     """
     rng = np.random.default_rng(0)
     noise = {name: _noise(spread, rng_of(name, scored, rng)) for name, spread in spreads.items()}
@@ -61,7 +67,8 @@ def optimism(
         estimate = {
             name: real * value + (1 - real) * by_halves[name] for name, value in parametric.items() if name in by_halves
         }
-    grown = expected_largest(looked_at) / expected_largest(len(trials)) if looked_at > len(trials) else 1.0
+    more = expected_largest(len(trials) + left_behind) / expected_largest(len(trials)) - 1.0 if left_behind else 0.0
+    grown = 1.0 + part * more
     return {name: value * grown for name, value in estimate.items()}
 
 

@@ -276,8 +276,10 @@ def percent(part: int, whole: int) -> str:
 def coverage(samples: int, processes: int, kinds: Sequence[str] = ("task", "unlabelled", "bias")) -> None:
     """Shares of the intervals that have the truth inside, and how many are printed."""
     settings: dict[str, list[Any]] = {
-        "task": [(share, accuracy) for share in SHARES for accuracy in ACCURACIES], "unlabelled": [0.3, 0.6], "bias": [""]
-    }  # fmt: skip
+        "task": [(share, accuracy) for share in SHARES for accuracy in ACCURACIES],
+        "unlabelled": [0.3, 0.6],
+        "bias": [""],
+    }
     jobs = [(kind, setting, n, samples, i) for i, (kind, setting) in
             enumerate((kind, setting) for kind in kinds for setting in settings[kind]) for n in SIZES]  # fmt: skip
     counts: dict[Any, Count] = {}
@@ -304,3 +306,223 @@ def coverage(samples: int, processes: int, kinds: Sequence[str] = ("task", "unla
         inside = sum(0.93 <= share <= 0.97 for share in shares)
         print(f"{title}: {inside} of {len(shares)} cells in 93 to 97 %, from {min(shares):.3f} to {max(shares):.3f},"
               f" mean {np.mean(shares):.3f}")  # fmt: skip
+
+
+CHOICES: dict[str, tuple[float, ...]] = {
+    "8 equal": (0.8,) * 8,
+    "32 equal": (0.8,) * 32,
+    "60 equal": (0.8,) * 60,
+    "32, 8 copies of each of 4": (0.8,) * 4,
+    "8, one better by 5 points": (0.85, *(0.8,) * 7),
+    "32, one better by 5 points": (0.85, *(0.8,) * 31),
+    "32, normal, 2 points apart": tuple(0.8 + 0.02 * x for x in np.random.default_rng(3).standard_normal(32)),
+}
+
+
+def chosen_of(job: tuple[str, str, int, int]) -> Any:
+    """(samples, 3 figures, 3): shown and corrected minus the truth of the chosen trial, and whether it is covered."""
+    choice, share, n, samples = job
+    goal = objective("balanced", "classification")
+    world = World(SHARES[share], CHOICES[choice])
+    names = ("accuracy", "macro_f1")
+    truth = truths(world.draw, names, world.labels, 5_000, 10)
+    truth = {
+        name: np.array([exactly(truth[name], world.accuracy)[i] for i in range(len(world.accuracy))]) for name in names
+    }
+    rng, found = np.random.default_rng(n), []
+    for _ in range(samples):
+        tables = world.draw(rng, n)
+        task, at = tables["task"], {name: truth[name] for name in names}
+        if "copies" in choice:
+            task, at = [table for table in task for _ in range(8)], {k: np.repeat(v, 8) for k, v in at.items()}
+        aligned = align(task)
+        values = {
+            name: ESTIMATORS[name].value(
+                ESTIMATORS[name].columns(aligned, world.labels).sum(axis=1, dtype=np.float64), np.array(float(n))
+            )
+            for name in names
+        }
+        order = np.argsort(-scores(goal, values), kind="stable")
+        got = compared({"task": task}, names, goal, world.labels, None, order, trials=range(len(task)))
+        if not math.isfinite(got.low[0]):
+            continue  # a label has too few items: nothing is printed
+        best = order[0]
+        right = {**{k: v[best] for k, v in at.items()}, "objective": scores(goal, at)[best]}
+        shown = {**{k: v[best] for k, v in values.items()}, "objective": scores(goal, values)[best]}
+        covered = got.low[0] <= right["objective"] <= got.high[0]
+        found.append([(shown[k] - right[k], shown[k] - got.optimism[k] - right[k], covered) for k in right])
+    return np.array(found, dtype=float).reshape(-1, 3, 3)
+
+
+def exactly(values: np.ndarray, accuracies: Sequence[float]) -> np.ndarray:
+    """Truths of trials of the same accuracy are the same: their mean."""
+    known = np.array(accuracies)
+    return np.array([values[known == own].mean() for own in known])
+
+
+def chosen(samples: int, processes: int) -> None:
+    """What the best shows beyond the truth, and what is left of that after the correction."""
+    jobs = [(choice, share, n, samples) for choice in CHOICES for share, n in
+            (("4 equal", 100), ("4 equal", 400), ("8 skewed", 400), ("8 skewed", 1000), ("90/8/2", 400))]  # fmt: skip
+    print(
+        "\n| chosen among | classes, items | accuracy: shown, corrected | macro-F1 | objective | own interval covers |"
+    )
+    print("|---|---|---|---|---|---|")
+    worst = 0.0
+    for (choice, share, n, _), got in zip(jobs, run(chosen_of, jobs, processes), strict=True):
+        if len(got) < 20:
+            print(f"| {choice} | {share}, {n} | none | none | none | none |")
+            continue
+        mean, error = 100 * got.mean(axis=0), 100 * got[:, :, 1].std(axis=0) / math.sqrt(len(got))
+        worst = max(worst, float(abs(mean[:, 1]).max()))
+        cells = [f"{m[0]:+.2f}, **{m[1]:+.2f}** ± {e:.2f}" for m, e in zip(mean, error, strict=True)]
+        print(f"| {choice} | {share}, {n} | {' | '.join(cells)} | {mean[2, 2]:.1f} % |", flush=True)
+    print(f"corrected minus the truth, in points (± standard error of the simulation); the largest: {worst:.2f}")
+
+
+def stopped(samples: int, processes: int) -> None:
+    """60 trials, of which the 15 best on the rung subset complete: with and without counting those left behind."""
+    print("\n| items, of them at rungs | shown | corrected as if 15 were all | corrected |\n|---|---|---|---|")
+    for (n, rung), got in zip(
+        ((160, 64), (400, 128), (1000, 256)),
+        run(stopped_of, [(n, rung, samples) for n, rung in ((160, 64), (400, 128), (1000, 256))], processes),
+        strict=True,
+    ):
+        mean, error = 100 * got.mean(axis=0), 100 * got.std(axis=0) / math.sqrt(len(got))
+        print(f"| {n}, {rung} | " + " | ".join(f"{m:+.2f} ± {e:.2f}" for m, e in zip(mean, error, strict=True)) + " |")
+
+
+def stopped_of(job: tuple[int, int, int]) -> Any:
+    n, rung, samples = job
+    goal = objective("balanced", "classification")
+    world = World(SHARES["4 equal"], (0.8,) * 60)
+    names = ("accuracy", "macro_f1")
+    truth = float(
+        scores(goal, {name: given.mean() for name, given in truths(world.draw, names, world.labels, 5_000, 5).items()})
+    )
+    rng, found = np.random.default_rng(n), []
+    for _ in range(samples):
+        task = world.draw(rng, n)["task"]
+        right = np.array([table["prediction"].to_numpy() == table["label"].to_numpy() for table in task])[:, :rung]
+        early = np.where(rng.random(right.shape) < 0.7, right, rng.random(right.shape) < 0.8)  # before the last rung
+        task = [task[i] for i in np.argsort(-early.mean(axis=1))[:15]]
+        columns = {name: ESTIMATORS[name].columns(align(task), world.labels).sum(axis=1, dtype=float) for name in names}
+        values = scores(goal, {name: ESTIMATORS[name].value(own, np.array(float(n))) for name, own in columns.items()})
+        order = np.argsort(-values, kind="stable")
+        excess = []
+        for left in (0, 45):
+            got = compared(
+                {"task": task},
+                names,
+                goal,
+                world.labels,
+                None,
+                order,
+                trials=range(15),
+                left_behind=left,
+                part=rung / n,
+            )
+            excess.append(got.optimism["objective"])
+        found.append([values[order[0]] - truth - off for off in (0.0, *excess)])
+    return np.array(found)
+
+
+def folder_of(
+    root: Path, world: World, rng: np.random.Generator, n: int, goal: Objective
+) -> tuple[SweepFolder, list[Row]]:
+    """A sweep folder with the item tables of completed trials, and their rows, the best first."""
+    folder, rows = SweepFolder(root), []
+    tables = world.draw(rng, n)
+    for i, table in enumerate(tables["task"]):
+        files = folder.trial(f"t{i:04}")
+        files.write_items("task", "validation", 1, table.to_pydict())
+        sums = {
+            name: ESTIMATORS[name].columns(align([table]), world.labels).sum(axis=1, dtype=float)
+            for name in ("accuracy", "macro_f1")
+        }
+        metrics = {k: float(ESTIMATORS[k].value(v, np.array(float(n)))[0]) for k, v in sums.items()}
+        rows.append(Row("trial", files.trial_id, "completed", 1, n, True, {"i": i}, metrics, goal.score(metrics)))
+    return folder, sorted(rows, key=lambda row: -row.objective)
+
+
+def named_of(job: tuple[tuple[float, ...], int, int, str | None]) -> bool:
+    """Whether a sweep of such trials names a winner, and the first of them."""
+    accuracies, n, seed, by = job
+    goal, world = objective("balanced", "classification"), World(SHARES["4 equal"], accuracies)
+    os.fsync = lambda descriptor: None  # type: ignore[assignment]  # nothing here must survive a crash
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as root:
+        folder, rows = folder_of(Path(root), world, np.random.default_rng(seed), n, goal)
+        rows = sorted(rows, key=lambda row: -row.metrics[by]) if by else rows
+        found = judge(folder, rows, goal, world.labels, by)
+        return found is not None and found.winner is not None and (len(set(accuracies)) == 1 or found.winner == "t0000")
+
+
+def winners(samples: int, processes: int) -> None:
+    """How often a winner is named: among equals never, where there is one as often as the items allow."""
+    print("\n| trials | items | by the objective | by accuracy |\n|---|---|---|---|")
+    for title, accuracies, n in (
+        ("32 equal", (0.8,) * 32, 300),
+        ("one better by 5 points than 7", (0.85, *(0.8,) * 7), 500),
+        ("one better by 5 points than 31", (0.85, *(0.8,) * 31), 500),
+        ("one better by 8 points than 31", (0.88, *(0.8,) * 31), 500),
+    ):
+        cells = []
+        for by in (None, "accuracy"):
+            named = list(run(named_of, [(accuracies, n, seed, by) for seed in range(samples)], processes))
+            cells.append(f"{100 * np.mean(named):.1f} %")
+        print(f"| {title} | {n} | {' | '.join(cells)} |", flush=True)
+
+
+def seeds_of(job: tuple[int, int, int]) -> Any:
+    """(samples, 2) whether a configuration's mean, and the difference of two, is covered; and p of the difference."""
+    n, seeds, samples = job
+    goal, rng, found = objective("single", "classification"), np.random.default_rng([n, seeds]), []
+    for _ in range(samples):
+        configurations = 6
+        of_runs = np.clip(0.8 + 0.02 * rng.standard_normal(configurations * seeds), 0.0, 1.0)
+        world = World(SHARES["4 equal"], tuple(of_runs))
+        tables = world.draw(rng, n)["task"]
+        runs = [Row("trial", f"t{i:04}", "completed", 1) for i in range(len(tables))]
+        rows = [replace(runs[c * seeds], seeds=tuple(runs[c * seeds : (c + 1) * seeds])) for c in range(configurations)]
+        named = {"task": {f"t{i:04}": table for i, table in enumerate(tables)}}
+        scored, labels = side_by_side(rows, named, ["accuracy"], goal, world.labels, "accuracy")
+        got = figures(scored, labels, "accuracy")
+        found.append((got.low[0] <= 0.8 <= got.high[0], got.behind_low[1] <= 0.0 <= got.behind_high[1]))
+    return np.array(found, dtype=float)
+
+
+def seeds(samples: int, processes: int) -> None:
+    """Configurations of several seeds: their mean over items and seeds, a seed's accuracy varying by 2 points."""
+    jobs = [(n, k, samples) for n in (160, 400, 1000) for k in (2, 3)]
+    print("\n| items | seeds | mean covered | difference of two covered |\n|---|---|---|---|")
+    for (n, k, _), got in zip(jobs, run(seeds_of, jobs, processes), strict=True):
+        print(f"| {n} | {k} | {100 * got[:, 0].mean():.1f} % | {100 * got[:, 1].mean():.1f} % |")
+
+
+PARTS: dict[str, tuple[Callable[[int, int], None], int]] = {
+    "coverage": (coverage, 1000),
+    "chosen": (chosen, 200),
+    "stopped": (stopped, 300),
+    "winners": (winners, 200),
+    "seeds": (seeds, 1000),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the samples")
+    parser.add_argument("--share", type=float, default=1.0, help="of the samples")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    given = parser.parse_args()
+    for part in given.parts:
+        work, samples = PARTS[part]
+        samples = max(10, round(samples * given.share * (0.1 if given.quick else 1.0)))
+        began = time.monotonic()
+        print(f"\n## {part}: {samples} samples a cell", flush=True)
+        work(samples, given.processes)
+        print(f"({time.monotonic() - began:.0f} s on {given.processes} processes)", flush=True)
+
+
+if __name__ == "__main__":
+    main()
