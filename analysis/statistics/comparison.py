@@ -29,7 +29,7 @@ from analysis.metrics import METRICS
 from analysis.objective import Objective
 from analysis.rows import Row
 from analysis.statistics.estimators import ESTIMATORS, Array, Scored, scores
-from analysis.statistics.intervals import LEAST_FREEDOM, Spread, lacking, spread
+from analysis.statistics.intervals import Spread, lacking, spread
 from analysis.statistics.items import align, groups, read_tables
 from analysis.statistics.ranked import Ranked
 from analysis.statistics.selection import SCORE, optimism
@@ -296,11 +296,10 @@ def figures(
     without = {name: why for name in [*scored.columns, *scored.fixed] if (why := lacking(scored, name, labels))}
     hidden = np.full(len(numbers), any(name in without for name in scored.columns))
     for name, given in spreads.items():
-        few = given.freedom < LEAST_FREEDOM
-        if few.any() and name not in without:
+        if given.uneven.any() and name not in without:
             items = scored.sizes[ESTIMATORS[name].dataset]
-            without[name] = f"a few of the {items} items, or a few seeds, make up most of how it varies"
-        hidden = hidden | few
+            without[name] = f"a few of the {items} items make up most of how it varies"
+        hidden = hidden | given.uneven
     slopes = _slopes(scored, spreads)
     excess = optimism(scored, spreads, slopes, trials, left_behind, part) if len(trials) > 1 else {}
     ranks = Ranked(scored, spreads, slopes, numbers)

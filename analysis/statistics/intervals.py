@@ -49,6 +49,7 @@ class Spread:
         size: units that count as one draw each, where the variance itself cannot tell.
         seeds_variance: (rows,) the part of the variance that is the seeds'; 0 for rows of one run.
         seeds_doubt: (rows,) variance of that part as an estimate, over 2: what Satterthwaite's formula takes.
+        uneven: (rows,) whether so few units make up most of the variance that no interval would cover.
         folded: whether the quantity is signed and the metric its distance from neutral.
     """
 
@@ -60,6 +61,7 @@ class Spread:
     size: float
     seeds_variance: Array
     seeds_doubt: Array
+    uneven: Array
     folded: bool = True
 
     @property
@@ -119,8 +121,10 @@ def spread(scored: Scored, metric: str) -> Spread:
     n = own.shape[1]
     classes = scored.classes if estimator.per_class and estimator.dataset == TASK else None
     variance, freedom = variance_of(own, classes, estimator.class_means)
+    uneven = np.zeros(len(own), dtype=bool)
     if classes is None and not math.isfinite(estimator.bounds[1]):
         freedom = np.minimum(freedom, freedom_of(own))
+        uneven = freedom < LEAST_FREEDOM
     size = float(n)
     if classes is not None:
         counts = np.bincount(classes)
@@ -128,7 +132,7 @@ def spread(scored: Scored, metric: str) -> Spread:
     means = scored.mean(quantity)
     of_seeds, doubt = seeds_variance(scored, quantity, influences)
     total, freedom = joined(variance, freedom, of_seeds, doubt)
-    return Spread(metric, means, own, total, freedom, size, of_seeds, doubt, folded)
+    return Spread(metric, means, own, total, freedom, size, of_seeds, doubt, uneven, folded)
 
 
 def joined(variance: Array, freedom: Array, of_seeds: Array, doubt: Array) -> tuple[Array, Array]:
@@ -164,6 +168,8 @@ def variance_of(influences: Array, classes: Array | None, join: bool = False) ->
     within = counts * squares / np.maximum(freedom, 1.0) / n**2
     between = (counts * means**2).sum(axis=1) / n**2
     total = within.sum(axis=1) + between
+    if join:  # what is joined is known from all items
+        freedom = np.full_like(freedom, n - 1.0)
     parts = (within**2 / np.maximum(freedom, 1.0)).sum(axis=1) + between**2 / (n - 1)
     own = np.where(parts > 0, total**2 / np.where(parts > 0, parts, 1.0), n - 1.0)
     return total * n / (n - 1), np.clip(own, 1.0, n - 1.0)

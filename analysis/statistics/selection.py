@@ -5,9 +5,13 @@ one half is chosen, and its figure there is compared with its figure in the othe
 one size, so what few items do to a metric by itself cancels out, other than out of the bag (Tsamardinos, Greasidou and
 Borboudakis 2018, "Bootstrapping the out-of-sample predictions for efficient and accurate cross-validation", Machine
 Learning 107, 1895-1922). Noise of half the items is larger by √2, and so is the difference. That is exact where all
-rows are equally good, and too much where one stands out. *Shrunken truths*: the rows are taken to be as far apart as
-their figures are without noise, noise as correlated as theirs is put on them, and the best chosen. The second counts by
-the share of the rows' spread that is not noise. Measured bias: ``make bench-claims``, BENCHMARKS.md.
+rows are equally good, and too much where one stands out. *Noise*: the rows' figures are taken for their truths, noise
+as correlated as theirs is put on them, and the best chosen: exact where the rows are far apart, and too little where
+they are equal, for their figures are further apart than their truths. The second counts by the share of the rows'
+spread that is not noise. Measured bias: ``make bench-claims``, BENCHMARKS.md.
+
+Seeds are not seen by halves of the items. Rows with several have the second estimate alone, with truths that are drawn
+together until they are as far apart as figures are without noise.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,12 +59,14 @@ def optimism(
     of_noise = float((apart**2).sum()) / ((len(trials) - 1) * NOISES)
     seen = float(numbers.var(ddof=1))
     real = max(0.0, 1.0 - of_noise / seen) if seen > 0 else 0.0
-    truths = numbers.mean() + np.sqrt(real) * (numbers - numbers.mean())
+    several_seeds = scored.runs_of_rows.max() > 1  # halves of the items do not show what is due to seeds
+    kept = np.sqrt(real) if several_seeds else 1.0
+    truths = numbers.mean() + kept * (numbers - numbers.mean())
     best = np.argmax(truths[:, None] + disturbance, axis=0)
     each = np.arange(NOISES)
     parametric = {name: float(given[trials][best, each].mean()) for name, given in noise.items()}
     parametric[SCORE] = float(disturbance[best, each].mean())
-    if scored.runs_of_rows.max() > 1:  # halves of the items do not show what is due to seeds
+    if several_seeds:
         estimate = parametric
     else:
         by_halves = _by_halves(scored, trials, rng)

@@ -69,8 +69,8 @@ class World:
     uneven: float = 0.4
 
     @property
-    def labels(self) -> list[str]:
-        return [f"class {i}" for i in range(len(self.shares))]
+    def labels(self) -> tuple[str, ...]:
+        return tuple(f"class {i}" for i in range(len(self.shares)))
 
     def draw(self, rng: np.random.Generator, n: int) -> dict[str, list[pa.Table]]:
         """Data set → an item table of each trial, over the same items."""
@@ -145,7 +145,8 @@ def lists(values: np.ndarray) -> pa.Array:
 Draw = Callable[[np.random.Generator, int], dict[str, list[pa.Table]]]
 
 
-def truths(draw: Draw, metrics: Sequence[str], labels: Sequence[str], n: int = 20_000, times: int = 15) -> Any:
+@cache
+def truths(draw: Draw, metrics: tuple[str, ...], labels: tuple[str, ...], n: int = 20_000, times: int = 15) -> Any:
     """Metric → (trials,) values over very many items."""
     sums: dict[str, Any] = {}
     units: dict[str, int] = {}
@@ -220,10 +221,10 @@ def coverage_of(job: Job) -> dict[tuple[str, Any, int], Count]:
     rng = np.random.default_rng([seed, n])
     goals: dict[str, Objective] = {}
     if kind == "bias":
-        draw, metrics, labels = draw_bias, BIAS, ["a", "b", "c"]
+        draw, metrics, labels = draw_bias, BIAS, ("a", "b", "c")
     elif kind == "unlabelled":
         world = World(accuracy=(0.0, 0.0), uneven=setting)
-        draw, metrics, labels = world.draw, (*UNLABELLED, "bias.crows_pairs.distance"), []
+        draw, metrics, labels = world.draw, (*UNLABELLED, "bias.crows_pairs.distance"), ()
         schemas = {"completion": ("balanced", "single"), "text": ("balanced", "single")}
         goals = {
             f"{name}, {schema}": objective(name, "completion", schema)
