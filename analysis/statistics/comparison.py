@@ -10,7 +10,7 @@
   That the best beats *all* rivals needs every one of the tests and so no correction (the intersection-union test,
   Berger 1982, "Multiparameter hypothesis testing and acceptance sampling", Technometrics 24, 295-300): where all are
   below 0.05 before it, the best is the winner and nothing is tied.
-- The winner's curse: ``analysis/statistics/selection.py``. The best row's own interval is corrected for it.
+- The winner's curse: ``analysis/statistics/selection.py``. The best row's own interval has the corrected one in it.
 - A row that stands for a configuration of several seeds has their means as figures, and an interval and a t-test that
   have the seeds' own variance in them.
 """
@@ -44,8 +44,8 @@ class Standing:
     """One row beside the best.
 
     Attributes:
-        low, high: 95 % interval of what ranks the row: its score, or the metric in its unit. That of the best trial is
-            corrected for its having been chosen. NaN where there is none.
+        low, high: 95 % interval of what ranks the row: its score, or the metric in its unit. That of the best trial
+            reaches to where its correction for having been chosen has its end. NaN where there is none.
         behind: the best's number minus this row's; 0 for the best itself.
         behind_low, behind_high: its paired 95 % interval; NaN where there is none.
         error: its standard error.

@@ -348,13 +348,15 @@ def test_trials_that_were_stopped_early_are_counted_and_raise_the_correction(tmp
     assert (shown - among.corrected["macro_f1"]) / (shown - alone.corrected["macro_f1"]) == pytest.approx(1 + more)
 
 
-def test_the_best_rows_own_interval_is_the_corrected_one(tmp_path: Path) -> None:
+def test_the_best_rows_own_interval_reaches_down_by_the_correction(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path)
     rows = simulated(folder, [0.8] * 30, 200, 6, shared=0.0)
-    found = judged(folder, rows)
-    at = found.standings[rows[0].trial_id]
-    assert rows[0].objective - found.corrected["objective"] > 0.03
-    assert (at.low + at.high) / 2 == pytest.approx(found.corrected["objective"], abs=0.01)
+    found, alone = judged(folder, rows), judged(folder, rows[:2])
+    at, uncorrected = found.standings[rows[0].trial_id], alone.standings[rows[0].trial_id]
+    excess = rows[0].objective - found.corrected["objective"]
+    assert excess > 0.02
+    assert uncorrected.low - at.low > 0.01  # itself corrected for the choice of two
+    assert at.high == pytest.approx(uncorrected.high, abs=0.001)
     assert at.low < 0.8 < at.high
 
 
