@@ -146,7 +146,7 @@ Draw = Callable[[np.random.Generator, int], dict[str, list[pa.Table]]]
 
 
 @cache
-def truths(draw: Draw, metrics: tuple[str, ...], labels: tuple[str, ...], n: int = 20_000, times: int = 15) -> Any:
+def truths(draw: Draw, metrics: tuple[str, ...], labels: tuple[str, ...], n: int = 20_000, times: int = 30) -> Any:
     """Metric → (trials,) values over very many items."""
     sums: dict[str, Any] = {}
     units: dict[str, int] = {}
