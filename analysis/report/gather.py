@@ -112,7 +112,7 @@ def data_card(
             table = read_table(row_files(folder, best), "task", best.step)
         except FolderError:
             return facts, counts
-        labels = list(map(str, table["label"].to_pylist()))
+        labels = list(map(str, table["label"].to_pylist())) if "label" in table.column_names else []
         counts = [(label, labels.count(label)) for label in in_order(labels)]
         if "n_tokens" in table.column_names:
             lengths = sorted(table["n_tokens"].to_pylist())
@@ -160,9 +160,11 @@ def confusion(folder: SweepFolder, row: Row, labels: Sequence[str]) -> tuple[lis
         (labels, labels): items by label and prediction, and the labels.
 
     Raises:
-        FolderError: where there is no item table.
+        FolderError: where there is no item table, or its rows have no labels.
     """
     table = read_table(row_files(folder, row), "task", row.step)
+    if not {"label", "prediction"} <= set(table.column_names):
+        raise FolderError("The rows have no labels that could be confused.")
     gold, predicted = ([str(x) for x in table[name].to_pylist()] for name in ("label", "prediction"))
     names = list(labels) or in_order([*gold, *predicted])
     place = {name: i for i, name in enumerate(names)}
