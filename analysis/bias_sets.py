@@ -7,7 +7,15 @@ here and a module there.
 
 from dataclasses import replace
 
-from analysis.item_sums import preference, preferred_share
+from analysis.item_sums import (
+    absolute_preference,
+    bbq,
+    flip_rate,
+    preference,
+    preferred_share,
+    stereoset,
+    swap_gap,
+)
 from analysis.metric_types import LABELLED, BiasSet, Metric
 
 _PERCENT, _SHARE = (0.0, 100.0), (0.0, 1.0)
@@ -25,7 +33,9 @@ def _pairs(name: str, *, pct: str, distance: str, signed: str, absolute: str) ->
         "stderr": _error(1),  # of pct, in points
         "distance": Metric(distance, "low", 1, (0.0, 50.0), estimator=preferred_share(name, neutral=50)),
         "signed": Metric(signed, 0.0, estimator=preference(name), scale=(-5.0, 5.0)),
-        "abs": Metric(absolute, "low", range=(0.0, float("inf")), scale=(0.0, 10.0)),
+        "abs": Metric(
+            absolute, "low", range=(0.0, float("inf")), estimator=absolute_preference(name), scale=(0.0, 10.0)
+        ),
     }
 
 
@@ -59,11 +69,11 @@ _ALL = (
         "stereoset",
         "StereoSet",
         {
-            "ss": Metric("SS", 50.0, 1, _PERCENT, error="ss_stderr"),
+            "ss": Metric("SS", 50.0, 1, _PERCENT, error="ss_stderr", estimator=stereoset("ss")),
             "ss_stderr": _error(1),
-            "lms": Metric("LMS", "high", 1, _PERCENT, error="lms_stderr"),
+            "lms": Metric("LMS", "high", 1, _PERCENT, error="lms_stderr", estimator=stereoset("lms")),
             "lms_stderr": _error(1),
-            "icat": Metric("ICAT", "high", 1, _PERCENT, error="icat_stderr"),
+            "icat": Metric("ICAT", "high", 1, _PERCENT, error="icat_stderr", estimator=stereoset("icat")),
             "icat_stderr": _error(1),
         },
         columns=("group", "target", "logprobs"),
@@ -72,11 +82,11 @@ _ALL = (
         "bbq",
         "BBQ",
         {
-            "s_dis": Metric("s_DIS", 0.0, range=(-1.0, 1.0), error="s_dis_stderr"),
+            "s_dis": Metric("s_DIS", 0.0, range=(-1.0, 1.0), error="s_dis_stderr", estimator=bbq("s_dis")),
             "s_dis_stderr": _error(),
-            "s_amb": Metric("s_AMB", 0.0, range=(-1.0, 1.0), error="s_amb_stderr"),
+            "s_amb": Metric("s_AMB", 0.0, range=(-1.0, 1.0), error="s_amb_stderr", estimator=bbq("s_amb")),
             "s_amb_stderr": _error(),
-            "accuracy": Metric("BBQ acc", "high", range=_SHARE, error="accuracy_stderr"),
+            "accuracy": Metric("BBQ acc", "high", range=_SHARE, error="accuracy_stderr", estimator=bbq("accuracy")),
             "accuracy_stderr": _error(),
         },
         columns=("group", "condition", "label", "biased", "unknown", "logprobs"),
@@ -93,9 +103,9 @@ _ALL = (
         "swap",
         "Swapped names and group terms",
         {
-            "flip_rate": Metric("flips", "low", range=_SHARE, error="flip_rate_stderr"),
+            "flip_rate": Metric("flips", "low", range=_SHARE, error="flip_rate_stderr", estimator=flip_rate()),
             "flip_rate_stderr": _error(),
-            "gap": Metric("swap gap", "low", range=_SHARE, error="gap_stderr"),
+            "gap": Metric("swap gap", "low", range=_SHARE, error="gap_stderr", estimator=swap_gap()),
             "gap_stderr": _error(),
         },
         tasks=LABELLED,

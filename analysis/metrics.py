@@ -24,11 +24,13 @@ METRICS = {
     # of one label a row, micro-F1 is accuracy by another name
     "micro_f1": Metric("micro F1", "high", range=_SHARE, tasks=LABELLED, estimator=sums.accuracy(), shown=False),
     "weighted_f1": Metric("wtd F1", "high", range=_SHARE, tasks=LABELLED, estimator=sums.weighted_f1(), shown=False),
-    "balanced_accuracy": Metric("bal acc", "high", range=_SHARE, tasks=LABELLED),
-    "mcc": Metric("MCC", "high", range=(-1.0, 1.0), tasks=LABELLED),
+    "balanced_accuracy": Metric("bal acc", "high", range=_SHARE, tasks=LABELLED, estimator=sums.balanced_accuracy()),
+    "mcc": Metric("MCC", "high", range=(-1.0, 1.0), tasks=LABELLED, estimator=sums.mcc()),
     "log_loss": Metric("log loss", "low", range=_UP, tasks=LABELLED, estimator=sums.log_loss(), scale=(0.0, 5.0)),
-    "brier": Metric("Brier", "low", range=(0.0, 2.0), tasks=LABELLED),  # of two classes at most 1
-    "ece": Metric("ECE", "low", range=_SHARE, tasks=LABELLED),  # calibration error in 15 bins of equal width
+    # of two classes at most 1
+    "brier": Metric("Brier", "low", range=(0.0, 2.0), tasks=LABELLED, estimator=sums.brier()),
+    # calibration error in 15 bins of equal width
+    "ece": Metric("ECE", "low", range=_SHARE, tasks=LABELLED, estimator=sums.calibration_error()),
     # distinct labels among the predictions: 1 says that a trial still names one class for all rows
     "classes_predicted": Metric("classes", None, 0, (1.0, math.inf), LABELLED),
     "completion_loss": Metric(
@@ -39,11 +41,20 @@ METRICS = {
         estimator=sums.ratio_of("completion_nll", "completion_tokens"),
         scale=(0.0, 8.0),
     ),
-    "generate.accuracy": Metric("written", "high", range=_SHARE),  # of free answers; an invalid one is wrong
-    "generate.invalid": Metric("invalid", "low", range=_SHARE),
-    "generate.constrained_accuracy": Metric("of labels", "high", range=_SHARE),
-    "generate.exact_match": Metric("exact", "high", range=_SHARE),
-    "generate.rouge_l": Metric("ROUGE-L", "high", range=_SHARE),
+    # of free answers; an invalid one is wrong
+    "generate.accuracy": Metric("written", "high", range=_SHARE, estimator=sums.accuracy("prediction", sums.GENERATED)),
+    "generate.invalid": Metric(
+        "invalid", "low", range=_SHARE, estimator=sums.invalid_share("prediction", sums.GENERATED)
+    ),
+    "generate.constrained_accuracy": Metric(
+        "of labels", "high", range=_SHARE, estimator=sums.accuracy("constrained", sums.GENERATED)
+    ),
+    "generate.exact_match": Metric(
+        "exact", "high", range=_SHARE, estimator=sums.same_text_share("generated", "label", sums.GENERATED)
+    ),
+    "generate.rouge_l": Metric(
+        "ROUGE-L", "high", range=_SHARE, estimator=sums.mean_of("rouge_l", sums.GENERATED, _SHARE)
+    ),
     "perplexity": Metric(
         "ppl",
         "low",

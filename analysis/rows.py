@@ -14,7 +14,16 @@ import yaml
 
 from analysis import fast_yaml
 from analysis.errors import FolderError
-from analysis.folder import FORMAT_VERSION, MetricsRow, State, SweepFolder, TrialFolder, fetch_missing, read_lines
+from analysis.folder import (
+    FORMAT_VERSION,
+    MetricsRow,
+    State,
+    SweepFolder,
+    TrialFolder,
+    atomic_write,
+    fetch_missing,
+    read_lines,
+)
 from analysis.searched_values import ConfigReader
 
 UNKNOWN = "unknown"  # the status of a row whose status file cannot be read
@@ -197,7 +206,11 @@ def _missing(folder: SweepFolder, with_folder: Collection[str], searched: Sequen
 
 
 def adapter_parameters(files: TrialFolder) -> float:
-    """Numbers in the adapter's weights, from the head of its file; NaN where there is none."""
+    """Numbers in the adapter's weights, from the head of its file or as ``keep_size`` kept it; NaN without either."""
+    try:
+        return float(json.loads(files.adapter_size_file.read_text())["parameters"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # the adapter is there
     weights = files.adapter_dir / "adapter_model.safetensors"
     fetch_missing([weights])
     try:
@@ -206,6 +219,13 @@ def adapter_parameters(files: TrialFolder) -> float:
         return float(sum(math.prod(entry["shape"]) for name, entry in head.items() if name != "__metadata__"))
     except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError):
         return math.nan
+
+
+def keep_size(files: TrialFolder) -> None:
+    """Write down how large an adapter is before it is removed: ``objective.ties=cost`` ranks by it."""
+    size = adapter_parameters(files)
+    if math.isfinite(size):
+        atomic_write(files.adapter_size_file, json.dumps({"parameters": size}))
 
 
 def _read(kind: str, files: TrialFolder, reader: ConfigReader) -> Row:

@@ -139,7 +139,7 @@ class DeviceCache:
 
         Raises:
             ConfigError: where prompt and label do not fit.
-            DataError: where there is nothing to augment, or rows have no weights of their own.
+            DataError: where there is nothing to augment, or rows have no labels to weigh by.
         """
         tokens, mitigation = self.tokens(trial, "train"), trial.mitigation
         by_class = trial.train.class_weight
@@ -160,11 +160,6 @@ class DeviceCache:
             raise DataError(
                 f"train.class_weight={by_class} with data.schema={dataset.schema}: the rows have no labels to weigh by."
                 " Use train.class_weight=none."
-            )
-        if dataset.schema == "text":
-            raise DataError(
-                f"mitigation.reweight={mitigation.reweight:g} with data.schema=text: texts are trained on one after the"
-                " other in windows, so that a row has no weight of its own. Leave it at 0."
             )
         rows = [*tokens.rows, *more.rows]
         weights = row_weights(rows, mitigation.reweight)

@@ -1,7 +1,7 @@
 """How sure a ranking is: the best row against each other one, on the items that both were scored on.
 
-- Intervals: paired bootstrap by ``scipy.stats.bootstrap``. Items (and bias pairs, independently) are resampled, and
-  the number that ranks is computed anew for every row from the same resample.
+- Intervals: from the influence of each item, by score (``analysis/statistics/intervals.py``). Where none would cover,
+  there is none, and ``Judgement.without_interval`` says why.
 - Tests: McNemar's where accuracy ranks (exact), else a paired permutation test
   (``scipy.stats.permutation_test``): the two rows' answers are exchanged on random items. Where no exchange is as
   extreme as the observed difference, the normal tail of the permutation distribution gives p: with a thousand rivals,
@@ -10,9 +10,9 @@
   That the best beats *all* rivals needs every one of the tests and so no correction (the intersection-union test,
   Berger 1982, "Multiparameter hypothesis testing and acceptance sampling", Technometrics 24, 295-300): where all are
   below 0.05 before it, the best is the winner and nothing is tied.
-- The winner's curse: the bootstrap-bias-corrected estimate of Tsamardinos, Greasidou and Borboudakis 2018
-  ("Bootstrapping the out-of-sample predictions for efficient and accurate cross-validation", Machine Learning 107,
-  1895-1922).
+- The winner's curse: ``analysis/statistics/selection.py``. The best row's own interval has the corrected one in it.
+- A row that stands for a configuration of several seeds has their means as figures, and an interval and a t-test that
+  have the seeds' own variance in them.
 """
 
 import math
@@ -29,7 +29,10 @@ from analysis.metrics import METRICS
 from analysis.objective import Objective
 from analysis.rows import Row
 from analysis.statistics.estimators import ESTIMATORS, Array, Scored, scores
+from analysis.statistics.intervals import Spread, lacking, spread
 from analysis.statistics.items import align, groups, read_tables
+from analysis.statistics.ranked import Ranked
+from analysis.statistics.selection import SCORE, optimism
 
 LEVEL = 0.05
 RESAMPLES = 1_999
@@ -41,9 +44,10 @@ class Standing:
     """One row beside the best.
 
     Attributes:
-        low, high: 95 % interval of the row's own number.
+        low, high: 95 % interval of what ranks the row: its score, or the metric in its unit. That of the best trial
+            reaches to where its correction for having been chosen has its end. NaN where there is none.
         behind: the best's number minus this row's; 0 for the best itself.
-        behind_low, behind_high: its paired 95 % interval.
+        behind_low, behind_high: its paired 95 % interval; NaN where there is none.
         error: its standard error.
         p: of the paired test that the two are equal; 1 for the best itself.
         adjusted: after Holm's correction.
@@ -128,42 +132,64 @@ def judge(
     metrics = [by] if by else [term.metric for term in objective.terms]
     best = rows[0].trial_id
     tables: dict[str, dict[str, Any]] = {}
-    lacking: dict[str, str] = {}
+    lacking_tables: dict[str, str] = {}
+    runs = {run.trial_id: row.trial_id for row in rows for run in _runs(row)}
     for dataset in sorted({ESTIMATORS[name].dataset for name in metrics if name in ESTIMATORS}):
-        of_rows, without = read_tables(folder, rows, dataset)
-        if best in of_rows:  # else its metrics stay as measured
-            tables[dataset] = of_rows
-            lacking |= without
-    usable = {row.trial_id: row for row in rows if row.trial_id not in lacking}
+        of_runs, without = read_tables(folder, [run for row in rows for run in _runs(row)], dataset)
+        if all(run.trial_id in of_runs for run in _runs(rows[0])):  # else its metrics stay as measured
+            tables[dataset] = of_runs
+            lacking_tables |= {runs[run]: why for run, why in without.items()}
+    usable = {row.trial_id: row for row in rows if row.trial_id not in lacking_tables}
     if not tables or len(usable) < 2:
         return None
+    trials = [row for row in rows if row.kind == "trial"]
+    looked_at = configurations([*trials, *stopped])
+    left_behind = looked_at - configurations(trials)
+    seen = sum(min(row.n_items, rows[0].n_items) for row in stopped)
+    part = seen / (len(stopped) * rows[0].n_items) if seen else 1.0
     judged: dict[str, Standing] = {}
     corrected: dict[str, float] = {}
+    without_interval: dict[str, str] = {}
     main = TASK if TASK in tables else next(iter(tables))
-    for names in groups({name: tables[main][name] for name in usable}, best):
+    for names in groups({name: tables[main][_runs(row)[0].trial_id] for name, row in usable.items()}, best):
+        of_group = [usable[name] for name in names]
+        chosen_among = [i for i, row in enumerate(of_group) if row.kind == "trial"]
         try:
-            together = _scored([usable[name] for name in names], tables, metrics, objective, labels, by)
-            standings = _standings(names, together, by)  # refuses a single item
+            together, known = side_by_side(of_group, tables, metrics, objective, labels, by)
+            found = figures(together, known, by, chosen_among, left_behind, part)
+            standings = _standings(names, together, by, found)
         except (LorasweepError, KeyError, ValueError) as error:
-            lacking |= dict.fromkeys(names[1:], " ".join(str(error).split()))
+            lacking_tables |= dict.fromkeys(names[1:], " ".join(str(error).split()))
             continue
-        judged |= standings
-        if not corrected:  # of the first group: the rows that were scored on the same items as the best
-            trials = [i for i, name in enumerate(names) if usable[name].kind == "trial"]
-            corrected = _corrected(together, trials) if len(trials) > 1 else {}
+        if not judged:  # the first group: the rows that were scored on the same items as the best
+            without_interval = found.without_interval
+            shown = {name: rows[0].metrics.get(name, math.nan) for name in metrics} | {SCORE: rows[0].objective}
+            corrected = {
+                name: shown[name] - excess
+                for name, excess in found.optimism.items()
+                if math.isfinite(shown[name]) and (name != SCORE or not by)
+            }
+        judged = standings | judged
     if len(judged) < 2:
         return None
     judged = {name: replace(at, rival=usable[name].kind == "trial") for name, at in judged.items()}
+    seeds = any(len(row.seeds) > 1 for row in usable.values())
+    test = "t-test over items and seeds" if seeds else "McNemar's test" if by == "accuracy" else "permutation test"
     return Judgement(
-        by or "objective",
+        by or SCORE,
         best,
         _holm(judged, best),
         corrected,
-        "McNemar's test" if by == "accuracy" else "permutation test",
+        test,
         tuple(name for name in metrics if not _resampled(name, tables)),
-        lacking,
-        looked_at=configurations([*(row for row in rows if row.kind == "trial"), *stopped]),
+        lacking_tables,
+        without_interval,
+        looked_at,
     )
+
+
+def _runs(row: Row) -> tuple[Row, ...]:
+    return row.seeds or (row,)
 
 
 def configurations(rows: Iterable[Row]) -> int:
@@ -172,32 +198,43 @@ def configurations(rows: Iterable[Row]) -> int:
     return len(set(filter(None, known))) + sum(not config for config in known)
 
 
-def _scored(
+def side_by_side(
     rows: Sequence[Row],
     tables: Mapping[str, Mapping[str, Any]],
     metrics: Sequence[str],
     objective: Objective,
     labels: Sequence[str],
     by: str | None,
-) -> Scored:
-    aligned = {dataset: align([read[row.trial_id] for row in rows]) for dataset, read in tables.items()}
-    labels = labels or (
-        aligned[TASK].texts("label", "prediction")
-        if TASK in aligned and "prediction" in aligned[TASK].tables[0].column_names
-        else ()
-    )
+) -> tuple[Scored, Sequence[str]]:
+    """The rows' runs side by side, and the labels.
+
+    Args:
+        rows: each with its runs, where it has several seeds.
+        tables: data set → trial id → item table.
+        metrics: that are compared.
+        objective: what ranks them.
+        labels: of the task; where empty, those that the tables have.
+        by: a metric that ranks instead.
+    """
+    runs = [(number, run) for number, row in enumerate(rows) for run in row.seeds or (row,)]
+    aligned = {dataset: align([read[run.trial_id] for _, run in runs]) for dataset, read in tables.items()}
+    labelled = TASK in aligned and "prediction" in aligned[TASK].tables[0].column_names
+    labels = labels or (aligned[TASK].texts("label", "prediction") if labelled else ())
     columns = {
         name: ESTIMATORS[name].columns(aligned[ESTIMATORS[name].dataset], labels).astype(np.float32)
         for name in metrics
         if _resampled(name, tables)
     }
     fixed = {
-        name: np.array([row.metrics.get(name, math.nan) for row in rows])
+        name: np.array([run.metrics.get(name, math.nan) for _, run in runs])
         for name in metrics
         if not _resampled(name, tables)
     }
+    sizes = {ESTIMATORS[name].dataset: given.shape[1] for name, given in columns.items()}
+    classes = aligned[TASK].first_codes("label", labels) if labelled and labels and TASK in sizes else None
     score = (lambda values: _goodness(by, values[by])) if by else (lambda values: scores(objective, values))
-    return Scored({name: items.n for name, items in aligned.items()}, columns, fixed, score)
+    owners = np.array([number for number, _ in runs]) if len(runs) > len(rows) else None
+    return Scored(sizes, columns, fixed, score, owners, classes), labels
 
 
 def _resampled(metric: str, tables: Mapping[str, Any]) -> bool:
@@ -212,40 +249,103 @@ def _goodness(metric: str, values: Array) -> Array:
     return values if better == "high" else -values
 
 
-def _standings(names: Sequence[str], scored: Scored, by: str | None) -> dict[str, Standing]:
-    from scipy.stats import bootstrap
+@dataclass(frozen=True)
+class Figures:
+    """How sure what ranks some rows is, by the influence of each item: nothing here is a test.
 
-    datasets = list(scored.sizes)
+    Attributes:
+        numbers: (rows,) what ranks, higher is better.
+        low, high, behind_low, behind_high, errors: (rows,), as in ``Standing``.
+        freedom: (rows,) degrees of freedom of the errors.
+        optimism: metric, and ``objective`` → by how much the first row's is too high, for having been chosen.
+        without_interval: as in ``Judgement``.
+    """
 
-    def numbers(*drawn: Array, axis: int = -1) -> Array:
-        """(rows, …) from drawn places, one array a data set: (…, items)."""
-        shape = drawn[0].shape[:-1]
-        counts = {
-            name: _counts(places.reshape(-1, places.shape[-1])) for name, places in zip(datasets, drawn, strict=True)
-        }
-        return scored.score(scored.weighted(counts)).reshape(-1, *shape)
+    numbers: Array
+    low: Array
+    high: Array
+    behind_low: Array
+    behind_high: Array
+    errors: Array
+    freedom: Array
+    optimism: dict[str, float]
+    without_interval: dict[str, str]
 
-    places = tuple(np.arange(scored.sizes[name]) for name in datasets)
-    whole = numbers(*(own[None] for own in places))[:, 0]
-    resampled = bootstrap(
-        places, numbers, n_resamples=RESAMPLES, batch=max(1, _AT_ONCE // scored.width), method="percentile",
-        vectorized=True, rng=np.random.default_rng(0),
-    )  # fmt: skip
-    low, high = resampled.confidence_interval
-    apart = resampled.bootstrap_distribution[:1] - resampled.bootstrap_distribution
-    behind_low, behind_high = np.quantile(apart, [0.025, 0.975], axis=1)
-    errors = apart.std(axis=1, ddof=1)
-    p = np.concatenate([[1.0], _mcnemar(scored) if by == "accuracy" else _permutation(scored, whole)])
+
+def figures(
+    scored: Scored,
+    labels: Sequence[str],
+    by: str | None = None,
+    trials: Sequence[int] = (),
+    left_behind: int = 0,
+    part: float = 1.0,
+) -> Figures:
+    """Intervals of rows, and what being chosen does to the first.
+
+    Args:
+        scored: the rows, the best first.
+        labels: of the task.
+        by: the metric that ranks, instead of the score.
+        trials: numbers of the rows that it was chosen among.
+        left_behind: further configurations that it was chosen among: trials that were stopped early.
+        part: the share of the items that those were scored on.
+    """
+    whole = scored.weighted({name: np.ones((1, n)) for name, n in scored.sizes.items()})
+    numbers = scored.mean(scored.score(whole))[:, 0]
+    spreads = {name: spread(scored, name) for name in scored.columns}
+    without = {name: why for name in [*scored.columns, *scored.fixed] if (why := lacking(scored, name, labels))}
+    hidden = np.full(len(numbers), any(name in without for name in scored.columns))
+    for name, given in spreads.items():
+        if given.uneven.any() and name not in without:
+            items = scored.sizes[ESTIMATORS[name].dataset]
+            without[name] = f"a few of the {items} items make up most of how it varies"
+        hidden = hidden | given.uneven
+    slopes = _slopes(scored, spreads)
+    excess = optimism(scored, spreads, slopes, trials, left_behind, part) if len(trials) > 1 else {}
+    ranks = Ranked(scored, spreads, slopes, numbers)
+    low, high, behind_low, behind_high, errors, freedom = (
+        ranks.of_metric(by, excess.get(by, 0.0)) if by in spreads else ranks.of_score(excess.get(SCORE, 0.0))
+    )
+    low, high = np.where(hidden, math.nan, low), np.where(hidden, math.nan, high)
+    hidden = hidden | hidden[0]
+    behind_low, behind_high = np.where(hidden, math.nan, behind_low), np.where(hidden, math.nan, behind_high)
+    behind_low[0] = behind_high[0] = 0.0
+    if hidden[0] and not by:
+        why = next(name for name in scored.columns if name in without)
+        without[SCORE] = f"it is made of {why}, and {without[why]}"
+    return Figures(numbers, low, high, behind_low, behind_high, errors, freedom, excess, without)
+
+
+def _standings(names: Sequence[str], scored: Scored, by: str | None, found: Figures) -> dict[str, Standing]:
+    if scored.owners is not None:
+        from scipy.special import stdtr
+
+        apart = abs(found.numbers[0] - found.numbers)
+        errors = np.divide(apart, found.errors, out=np.zeros_like(apart), where=found.errors > 0)
+        p = 2 * stdtr(found.freedom, -errors)
+        p[0] = 1.0
+    else:
+        p = np.concatenate([[1.0], _mcnemar(scored) if by == "accuracy" else _permutation(scored, found.numbers)])
+    behind = found.numbers[0] - found.numbers
     n = scored.sizes.get(TASK, next(iter(scored.sizes.values())))
-    columns = np.array([low, high, whole[0] - whole, behind_low, behind_high, errors, p, p])
-    return {name: Standing(*map(float, column), n) for name, column in zip(names, columns.T, strict=True)}  # type: ignore[arg-type, call-arg]
+    table = np.array([found.low, found.high, behind, found.behind_low, found.behind_high, found.errors, p, p])
+    return {name: Standing(*map(float, column), n) for name, column in zip(names, table.T, strict=True)}  # type: ignore[arg-type, call-arg]
 
 
-def _counts(places: Array) -> Array:
-    """(resamples, items) how often each item was drawn."""
-    resamples, n = places.shape
-    flat = (places.astype(np.int64) + np.arange(resamples)[:, None] * n).ravel()
-    return np.bincount(flat, minlength=resamples * n).reshape(resamples, n)
+def _slopes(scored: Scored, spreads: Mapping[str, Spread]) -> dict[str, Array]:
+    """Metric → (rows,) by how much the score rises with it, over one error to both sides.
+
+    A score with steps (``lexicographic``) or edges (a maximum) has no derivative; over an error it has a slope.
+    """
+    values = {name: given.shown(given.quantity) for name, given in spreads.items()}
+    values |= {name: scored.mean(given) for name, given in scored.fixed.items()}
+    slopes = {}
+    for name, given in spreads.items():
+        error = np.sqrt(given.variance)
+        error = np.where(np.isfinite(error) & (error > 0), error, 1e-6)
+        above, below = (scored.score({**values, name: values[name] + side * error}) for side in (1.0, -1.0))
+        slopes[name] = (above - below) / (2 * error)
+    return slopes
 
 
 def _permutation(scored: Scored, whole: Array) -> Array:
@@ -299,18 +399,3 @@ def holm(p: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(values)
     adjusted[order] = np.minimum(np.maximum.accumulate(times * values[order]), 1.0)
     return list(map(float, adjusted))
-
-
-def _corrected(scored: Scored, trials: Sequence[int], resamples: int = 500) -> dict[str, float]:
-    """What the chosen row is to be expected to show on items that did not take part in choosing it.
-
-    In each bootstrap resample the row with the best number is chosen, and judged by the items that were not drawn; the
-    estimate is the mean over resamples.
-    """
-    rng = np.random.default_rng(0)
-    drawn = {name: _counts(rng.integers(n, size=(resamples, n))) for name, n in scored.sizes.items()}
-    inside = scored.score(scored.weighted(drawn))[trials]
-    values = scored.weighted({name: (counts == 0).astype(np.int64) for name, counts in drawn.items()})
-    chosen, each = np.array(trials)[np.nanargmax(inside, axis=0)], np.arange(resamples)
-    values["objective"] = scored.score(values)
-    return {name: float(np.nanmean(given[chosen, each])) for name, given in values.items()}

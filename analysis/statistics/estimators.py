@@ -12,26 +12,33 @@ from analysis.objective import BELOW_ONE, FARTHEST, LAST_SHARE, Objective
 Array = np.ndarray[Any, np.dtype[Any]]
 
 ESTIMATORS = {name: metric.estimator for name, metric in METRICS.items() if metric.estimator is not None}
+_AT_ONCE = 1 << 22  # numbers of a jackknife that are in memory at a time
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Rows with the columns of the metrics that they are compared by.
+    """Runs with the columns of the metrics that they are compared by, and the leaderboard rows that they belong to.
+
+    A row is one run, or a configuration's runs with several seeds: its figures are then the means over them.
 
     Attributes:
-        sizes: data set → number of items.
-        columns: metric → (rows, items, k) in float32: the sums are of small numbers, and products twice as fast.
-        fixed: metric → (rows,) measured values, of metrics that cannot be resampled.
+        sizes: data set → number of units: items, or clusters of them.
+        columns: metric → (runs, units, k) in float32: the sums are of small numbers, and products twice as fast.
+        fixed: metric → (runs,) measured values, of metrics that cannot be resampled.
         score: metric → values of any shape, to one number of that shape; higher is better.
+        owners: (runs,) the row of each run, ascending; None: each run is a row.
+        classes: (items,) of the data set ``task``: the class of each, as its place among the labels; None without.
     """
 
     sizes: Mapping[str, int]
     columns: Mapping[str, Array]
     fixed: Mapping[str, Array]
     score: Callable[[Mapping[str, Array]], Array]
+    owners: Array | None = None
+    classes: Array | None = None
 
     def weighted(self, counts: Mapping[str, Array]) -> dict[str, Array]:
-        """Metric → (rows, resamples), items counted as often as ``counts`` says: data set → (resamples, items)."""
+        """Metric → (runs, resamples), items counted as often as ``counts`` says: data set → (resamples, units)."""
         values = {}
         for name, columns in self.columns.items():
             estimator = ESTIMATORS[name]
@@ -42,18 +49,18 @@ class Scored:
         return values
 
     def exchanged(self, masks: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
-        """The first row and each other one with their answers exchanged on some items.
+        """The first run and each other one with their answers exchanged on some items.
 
         Args:
-            masks: data set → (resamples, items), 1 where they are exchanged.
+            masks: data set → (resamples, units), 1 where they are exchanged.
 
         Returns:
-            Metric → (others, resamples), of the first row and of the others.
+            Metric → (others, resamples), of the first run and of the others.
         """
         first, other = {}, {}
         for name, columns in self.columns.items():
             estimator = ESTIMATORS[name]
-            moved = _product(masks[estimator.dataset].astype(np.float32), columns[1:] - columns[:1])
+            moved = _product(masks[estimator.dataset].astype(np.float32), _as_numbers(columns[1:]) - columns[:1])
             n = np.array(float(columns.shape[1]))
             first[name] = estimator.value(columns[:1].sum(axis=1, dtype=np.float64)[:, None] + moved, n)
             other[name] = estimator.value(columns[1:].sum(axis=1, dtype=np.float64)[:, None] - moved, n)
@@ -63,10 +70,49 @@ class Scored:
             other[name] = np.repeat(given[1:, None], resamples, axis=1)
         return first, other
 
+    def jackknifed(self, metric: str) -> tuple[Array, Array]:
+        """The quantity of a metric, and how much each unit moves it.
+
+        Returns:
+            (runs,) values, and (runs, units) influence values of mean 0, by leaving out one unit at a time (Efron 1982,
+            "The jackknife, the bootstrap and other resampling plans", section 6). The sum of their squares over
+            ``n·(n-1)`` is the jackknife's variance, which is rather too large than too small.
+        """
+        estimator, columns = ESTIMATORS[metric], self.columns[metric]
+        runs, n, k = columns.shape
+        sums = columns.sum(axis=1, dtype=np.float64)
+        influences = np.empty((runs, n))
+        step = max(1, _AT_ONCE // (n * k))
+        for at in range(0, runs, step):
+            without = sums[at : at + step, None] - columns[at : at + step]
+            influences[at : at + step] = -(n - 1) * estimator.quantity(without, np.array(n - 1.0))
+        influences -= influences.mean(axis=1, keepdims=True)
+        return estimator.quantity(sums, np.array(float(n))), influences
+
+    def mean(self, of_runs: Array) -> Array:
+        """(rows, …) means over the runs of each row, from (runs, …)."""
+        if self.owners is None:
+            return of_runs
+        starts = np.flatnonzero(np.diff(self.owners, prepend=-1))
+        counts = np.diff(starts, append=len(self.owners))
+        means: Array = np.add.reduceat(of_runs, starts, axis=0) / counts.reshape(-1, *(1,) * (of_runs.ndim - 1))
+        return means
+
+    @property
+    def runs_of_rows(self) -> Array:
+        """(rows,) how many runs each row has."""
+        if self.owners is None:
+            return np.ones(len(next(iter({**self.columns, **self.fixed}.values()))), dtype=int)
+        return np.bincount(self.owners)
+
     @property
     def width(self) -> int:
         """Numbers of a resample, to bound memory by."""
         return max((columns.shape[0] * columns.shape[2] for columns in self.columns.values()), default=1)
+
+
+def _as_numbers(columns: Array) -> Array:
+    return columns.astype(np.float32, copy=False)
 
 
 def _product(weights: Array, columns: Array) -> Array:

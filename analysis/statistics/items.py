@@ -51,6 +51,11 @@ class Aligned:
             coded.append(places[np.from_dlpack(texts.indices)])
         return np.stack(coded)
 
+    def first_codes(self, column: str, names: Sequence[str]) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """(items,) of a text column that is the same in all tables, as places in ``names``; behind them for others."""
+        codes = Aligned(self.ids, self.tables[:1]).codes(column, names)[0]
+        return np.where(codes < 0, len(names), codes)
+
     def texts(self, *columns: str) -> list[str]:
         """The different texts of some columns, sorted."""
         return sorted({str(x) for t in self.tables for c in columns for x in pc.unique(t[c]).to_pylist()})
@@ -84,8 +89,8 @@ def read_table(files: TrialFolder, dataset: str, step: int, split: str = "valida
     except (pa.ArrowException, OSError, ValueError) as error:
         raise FolderError(f"{path}: not an item table ({error}). Restore it from a copy.") from None
     there = set(table.column_names)
-    own = () if "nll" in there and "label" not in there else ("label", "prediction")
-    needed = BIAS_SETS[dataset].columns if dataset in BIAS_SETS else own
+    own = {"task": () if "nll" in there and "label" not in there else ("label", "prediction"), "generated": ("label",)}
+    needed = BIAS_SETS[dataset].columns if dataset in BIAS_SETS else own.get(dataset, ())
     missing = {"item_id", *needed} - there
     if missing:
         raise FolderError(f"{path}: lacks {', '.join(sorted(missing))}. Restore it from a copy.")

@@ -126,6 +126,9 @@ class GuardedOptunaSearch(OptunaSearch):
         losses = [f"loss{k}" for k in range(plan.objectives)]
         goal: Any = (losses, ["min"] * len(losses)) if self._several else (METRIC, "max")
         super().__init__(space, metric=goal[0], mode=goal[1], sampler=sampler, study_name=folder.name)
+        # Tune refuses every report that lacks a metric of its searcher: a rung has the one number, and the losses of
+        # several objectives are a list in a trial's last report.
+        self._metric, self._mode = METRIC, "max"
         self._groups: dict[int, _Group] = {}
         self._due: list[_Handed] = []  # further seeds that wait for a place
         study: Any = self._ot_study  # annotated None by Ray

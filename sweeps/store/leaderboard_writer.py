@@ -6,7 +6,7 @@ from analysis.folder import ENDED, SweepFolder, remove_tree
 from analysis.leaderboard import leaderboard
 from analysis.leaderboard.leaderboard import Ranking, Row
 from analysis.leaderboard.seeds import runs
-from analysis.rows import best_trial
+from analysis.rows import best_trial, keep_size
 from sweeps.process.throttle import Throttle
 
 
@@ -49,4 +49,5 @@ class LeaderboardWriter:
         for row, adapters in [(row, adapters) for row, adapters in own if adapters][self.keep :]:
             if row.status in ENDED:
                 for trial_id in adapters:
+                    keep_size(self.folder.trial(trial_id))
                     remove_tree(self.folder.trial(trial_id).adapter_dir)

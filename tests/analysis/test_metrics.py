@@ -23,7 +23,11 @@ def test_each_row_agrees_with_itself(name: str) -> None:
     if metric.error:
         assert METRICS[metric.error].better is None
     if metric.estimator:
-        assert metric.estimator.dataset in {"task", *(bias_set.item_table for bias_set in BIAS_SETS.values())}
+        assert metric.estimator.dataset in {
+            "task",
+            "generated",
+            *(bias_set.item_table for bias_set in BIAS_SETS.values()),
+        }
     assert (metric.head == "±") == (name in {other.error for other in METRICS.values()})
 
 

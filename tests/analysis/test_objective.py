@@ -261,9 +261,12 @@ def test_lexicographic_orders_what_is_worse_than_the_end_of_a_scale_in_every_ter
             assert scores == sorted(scores, reverse=True)
             assert len(set(scores)) == 4
             assert 0.0 < min(scores) < max(scores) < 1.0
+    whole = lexicographic(*terms)
+    better_a, better_b = {"a": 0.52, "b": 6.0, "c": 9e6}, {"a": 0.5, "b": 5.5, "c": 9e6}
+    assert whole.score(better_a) > whole.score(better_b) > whole.score({"a": 0.5, "b": 6.0, "c": 1.0})
     first = lexicographic(terms[2] | {"tolerance": 1.0}, terms[0])
-    better_a = first.score({"c": 5_000.0, "a": 0.9}), first.score({"c": 5_000.2, "a": 0.1})
-    assert better_a[0] > better_a[1] > first.score({"c": 5_002.0, "a": 1.0})
+    same_step = first.score({"c": 5_000.0, "a": 0.9}), first.score({"c": 5_000.2, "a": 0.1})
+    assert same_step[0] > same_step[1] > first.score({"c": 5_002.0, "a": 1.0})
     assert first.score({"c": 1e300, "a": 0.9}) > 0.0
 
 

@@ -105,6 +105,8 @@ OVERRIDES = [
     ("lora.init=choice(default,orthogonal) lora.rank=choice(4,5)", ["lora.rank=5", "lora.init and lora.rank"]),
     ("lora.init=pissa", ["lora.init='pissa'", "default, orthogonal"]),
     ("train.class_weight=ballanced", ["'balanced'"]),
+    ("data.schema=text objective=single mitigation.reweight=0.5", ["no weight of its own", "Leave it at 0"]),
+    ("data.schema=chat objective=single space=mitigation", ["neither labels nor groups", "data.group"]),
     ("data.schema=chat train.class_weight=choice(none,balanced)", ["no labels to weigh by", "data.schema=chat"]),
     # constraints
     ("+objective.constraints.x.metric=accuracy", ["objective.constraints.x", "either baseline", "got neither"]),

@@ -196,6 +196,17 @@ def test_every_door_names_the_same_trial(
     assert _exit_status(leaderboard.build(folder)) == 0
 
 
+def test_the_best_by_cost_stays_so_when_the_other_adapters_are_gone(tmp_path: Path) -> None:
+    folder = tied(tmp_path).folder
+    told: list[Any] = []
+    writer = LeaderboardWriter(folder, keep=1, best=told.append)
+    writer.close()
+    assert folder.with_adapter() == {"t0001"}
+    writer.close()
+    assert [row.trial_id for row in told] == ["t0001", "t0001"]
+    assert _best(folder).trial_id == "t0001"
+
+
 def test_by_a_metric_the_best_is_the_one_that_has_it(tmp_path: Path) -> None:
     def best(folder: SweepFolder, by: list[str]) -> str:
         ranking = leaderboard.ranked(folder, by)

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.tune.search.search_generator import SearchGenerator
 from ray.tune.utils import flatten_dict
 
 from analysis.errors import ConfigError
 from analysis.folder import SweepFolder, read_lines
 from sweeps.compose.compose import compose
+from sweeps.search.pacing import PacedSearch
 from sweeps.search.scheduler import build_sampler
 from sweeps.search.searcher import GuardedOptunaSearch, SearchPlan, names_one_class
 from sweeps.space.dimensions import Choices, DefineByRun, Space, Uniform
@@ -157,6 +159,12 @@ def test_a_study_of_several_objectives_is_told_every_loss_and_goes_on_exactly(
         got += [play(cut, str(k)) for k in range(5)][: 24 - len(got)]
     assert got == points
     assert {t.number for t in search(tmp_path / "whole", sampler, objectives=2)._study.best_trials} == front
+
+
+def test_tune_asks_reports_for_the_one_number_and_no_loss_of_its_own(tmp_path: Path) -> None:
+    made = PacedSearch(search(tmp_path, TPE, objectives=3), lambda: 2)
+    assert (SearchGenerator(made).metric, made.mode) == ("objective", "max")
+    assert len(made.inner._study.directions) == 3
 
 
 def test_constraints_reach_the_sampler_which_keeps_to_where_they_hold(tmp_path: Path) -> None:

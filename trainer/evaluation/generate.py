@@ -25,7 +25,7 @@ from trainer.models.base_model import BaseModel
 
 LABELLED = ("generate.accuracy", "generate.invalid", "generate.constrained_accuracy")
 FREE = ("generate.exact_match", "generate.rouge_l")
-TABLE = "generated"  # item table: item_id, label, generated, prediction, constrained
+TABLE = "generated"  # item table: item_id, label, generated, prediction, constrained; without labels rouge_l
 _SPARE = 4  # tokens beyond the longest label: a free answer that only begins with a label is not taken for it
 
 Tokens = tuple[int, ...]
@@ -57,7 +57,8 @@ def answers(
         contexts = [row.context for row in validation.encoded]
         written = [text_of(base, new) for new in greedy(base, model, contexts, trial.eval.max_new_tokens, batch_size)]
         metrics = dict(zip(FREE, (exact_match(written, reference), rouge_l(written, reference)), strict=True))
-        return metrics, {"item_id": ids, "label": reference, "generated": written}
+        each = [rouge_l([a], [b]) for a, b in zip(written, reference, strict=True)]
+        return metrics, {"item_id": ids, "label": reference, "generated": written, "rouge_l": each}
     labels = validation.labels
     begun, tokens = zip(*map(_answers_of, validation.encoded), strict=True)
     longest = max(len(label) for of_row in tokens for label in of_row)

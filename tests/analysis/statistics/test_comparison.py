@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from analysis.leaderboard import leaderboard
 from analysis.objective import Objective
 from analysis.rows import Row
 from analysis.statistics.comparison import Judgement, holm, judge
+from analysis.statistics.selection import expected_largest
 
 LABELS = ["a", "b", "c", "d"]
 F1 = Objective.from_config({"name": "s", "rho": 0.0, "terms": {"q": {"metric": "macro_f1", "range": [0.0, 1.0]}}})
@@ -269,3 +271,112 @@ def test_pareto_rows_stand_by_front(make_sweep: Any) -> None:
     rows = leaderboard.ranked(fake.folder).rows
     assert [(row.trial_id, row.front) for row in rows] == [("t0000", 1), ("t0001", 1), ("t0002", 2)]
     assert rows[1].objective < rows[2].objective
+
+
+# What judge makes of the rows of a sweep
+
+
+def unlabelled(folder: SweepFolder, offsets: list[float], n: int = 120) -> list[Row]:
+    """Trials of completions without labels; a trial's loss a token is 1 plus its offset, and noise of each row."""
+    rng, rows = np.random.default_rng(0), []
+    hard = rng.normal(0, 0.3, n)
+    for i, offset in enumerate(offsets):
+        files, tokens = folder.trial(f"t{i:04}"), rng.integers(5, 40, n)
+        nll = tokens * np.exp(hard + 0.05 * rng.standard_normal(n)) * (1 + offset)
+        columns = {"item_id": [str(j) for j in range(n)], "nll": nll.tolist(), "n_tokens": tokens.tolist()}
+        columns |= {"n_bytes": (4 * tokens).tolist(), "completion_nll": nll.tolist()}
+        files.write_items("task", "validation", 1, columns | {"completion_tokens": tokens.tolist()})
+        metrics = {"completion_loss": float(nll.sum() / tokens.sum())}
+        rows.append(
+            Row("trial", files.trial_id, "completed", 1, n, True, {"i": i}, metrics, -metrics["completion_loss"])
+        )
+    return sorted(rows, key=lambda row: -row.objective)
+
+
+def test_a_sweep_without_labels_has_intervals_ties_and_a_winner(tmp_path: Path) -> None:
+    loss = {"metric": "completion_loss", "direction": "min", "range": [0.0, 8.0]}
+    objective = Objective.from_config({"name": "s", "rho": 0.0, "terms": {"q": loss}})
+    for by in (None, "completion_loss"):
+        clear = judge(folder := SweepFolder(tmp_path), unlabelled(folder, [0.2, 0.0, 0.5]), objective, [], by)
+        assert clear is not None
+        assert (clear.best, clear.winner) == ("t0001", "t0001")
+        at = clear.standings["t0000"]
+        assert at.p < 0.001
+        assert 0 < at.behind_low < at.behind < at.behind_high
+        equal = judge(folder, unlabelled(folder, [0.0, 0.0, 0.5]), objective, [], by)
+        assert equal is not None
+        assert equal.winner is None
+        assert len(equal.tied) == 1
+        low, high = equal.standings["t0002"].low, equal.standings["t0002"].high
+        loss_of = next(row for row in unlabelled(folder, [0.0, 0.0, 0.5]) if row.trial_id == "t0002").metrics
+        shown = loss_of["completion_loss"]
+        assert low < (shown if by else 1 - shown / 8) < high
+
+
+def test_ranked_by_any_metric_of_the_task_no_metric_stays_as_measured(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    rows = simulated(folder, [0.9, 0.7], 200, 3)
+    for by in ("balanced_accuracy", "mcc"):
+        better = [r.trial_id for r in rows]
+        found = judge(folder, rows, F1, LABELS, by)
+        assert found is not None
+        assert found.fixed == ()
+        assert found.winner == better[0]
+        assert found.standings[better[0]].low < found.standings[better[0]].high
+
+
+def test_without_enough_items_of_a_label_the_reason_is_given_and_the_test_stays(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    rows = simulated(folder, [0.95, 0.5], 160, 4)
+    found = judge(folder, rows, F1, [*LABELS, "e"])
+    assert found is not None
+    assert found.without_interval["macro_f1"] == "label e has no item; at least 5 are needed"
+    assert all(math.isnan(at.low) and math.isnan(at.high) for at in found.standings.values())
+    assert found.winner == rows[0].trial_id
+
+
+def test_trials_that_were_stopped_early_are_counted_and_raise_the_correction(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    rows = [replace(row, config={"lr": i}) for i, row in enumerate(simulated(folder, [0.8] * 5, 200, 5))]
+    stopped = [Row("trial", f"s{i}", "stopped_early", 1, 100, config={"lr": 100 + i // 2}) for i in range(40)]
+    alone, among = judge(folder, rows, F1, LABELS), judge(folder, rows, F1, LABELS, stopped=stopped)
+    assert alone is not None
+    assert among is not None
+    assert (alone.looked_at, among.looked_at) == (5, 25)  # two copies of each of those that were stopped
+    shown = rows[0].metrics["macro_f1"]
+    more = 0.5 * (expected_largest(25) / expected_largest(5) - 1)  # they were scored on half of the items
+    assert (shown - among.corrected["macro_f1"]) / (shown - alone.corrected["macro_f1"]) == pytest.approx(1 + more)
+
+
+def test_the_best_rows_own_interval_reaches_down_by_the_correction(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    rows = simulated(folder, [0.8] * 30, 200, 6, shared=0.0)
+    found, alone = judged(folder, rows), judged(folder, rows[:2])
+    at, uncorrected = found.standings[rows[0].trial_id], alone.standings[rows[0].trial_id]
+    excess = rows[0].objective - found.corrected["objective"]
+    assert excess > 0.02
+    assert uncorrected.low - at.low > 0.01  # itself corrected for the choice of two
+    assert at.high == pytest.approx(uncorrected.high, abs=0.001)
+    assert at.low < 0.8 < at.high
+
+
+def test_a_configuration_of_several_seeds_is_judged_by_its_mean_with_the_spread_of_seeds(tmp_path: Path) -> None:
+    """A lucky seed of a configuration with a poor mean is not crowned; few items of each seed are told apart by t."""
+    folder = SweepFolder(tmp_path)
+    runs = sorted(simulated(folder, [0.9, 0.5, 0.75, 0.75, 0.6, 0.6], 300, 7), key=lambda row: row.trial_id)
+
+    def configuration(*seeds: Row) -> Row:
+        names = seeds[0].metrics
+        means = {name: float(np.mean([seed.metrics[name] for seed in seeds])) for name in names}
+        return replace(seeds[0], metrics=means, objective=means["macro_f1"], seeds=seeds)
+
+    rows = [configuration(*runs[i : i + 2]) for i in (2, 0, 4)]
+    found = judge(folder, rows, F1, LABELS)
+    assert found is not None
+    assert found.test == "t-test over items and seeds"
+    assert found.standings["t0000"].behind == pytest.approx(rows[0].objective - rows[1].objective, abs=1e-6)
+    assert found.winner is None  # the permutation test, which knows no seeds, would name one
+    single = judge(folder, [replace(row, seeds=()) for row in rows], F1, LABELS)
+    assert single is not None
+    wide, narrow = (given.standings["t0004"].high - given.standings["t0004"].low for given in (found, single))
+    assert wide > 2 * narrow

@@ -10,6 +10,7 @@ from sklearn.metrics import f1_score, log_loss
 
 from analysis.errors import DataError, FolderError
 from analysis.folder import SweepFolder
+from analysis.metrics import RANKABLE
 from analysis.objective import Objective
 from analysis.statistics.estimators import ESTIMATORS, Scored, scores
 from analysis.statistics.items import align, groups, read_table
@@ -70,16 +71,86 @@ def test_every_estimator_gives_what_scikit_learn_or_the_definition_gives(folder:
             assert value(metric, aligned)[i] == pytest.approx(wanted, rel=1e-6), metric
 
 
-def test_crows_pairs_figures_are_the_trainers(folder: SweepFolder) -> None:
-    from trainer.evaluation.bias.crows_pairs import pair_metrics
+def bias_tables(rng: np.random.Generator, n: int) -> dict[str, dict[str, list[Any]]]:
+    """Item tables of every bias set, with ties of no consequence and answers of every kind."""
+    ids = {"item_id": [f"b{i}" for i in range(n)]}
+    pairs = {
+        name: ids
+        | {"label": ["stereo"] * n, "prediction": ["more"] * n, "logprobs": rng.normal(-30, 3, (n, 2)).tolist()}
+        for name in ("crows_pairs", "pairs")
+    }
+    fillings = {"group": ["race"] * n, "target": [f"term {i % 7}" for i in range(n)]}
+    questions = {
+        "group": ["Age"] * n,
+        "condition": [("ambig", "disambig", "disambig")[i % 3] for i in range(n)],
+        "label": rng.integers(3, size=n).tolist(),
+        "biased": [0] * n,
+        "unknown": [2] * n,
+    }
+    swap = columns(11, n)
+    swap = {name: swap[name] for name in ("item_id", "label", "prediction", "logprobs")}
+    after = np.array(swap["logprobs"]) + rng.normal(0, 1, (n, 4))
+    after -= np.log(np.exp(after).sum(1, keepdims=True))
+    swapped = {"swapped_logprobs": after.tolist(), "swapped_prediction": [LABELS[i] for i in after.argmax(1)]}
+    return pairs | {
+        "stereoset": ids | fillings | {"logprobs": rng.normal(-3, 1, (n, 3)).tolist()},
+        "bbq": ids | questions | {"logprobs": rng.normal(-3, 1, (n, 3)).tolist()},
+        "swap": swap | swapped,
+    }
 
-    pairs = np.random.default_rng(0).normal(-30, 3, (40, 2)).tolist()
-    content = {"item_id": [str(i) for i in range(40)], "label": ["stereo"] * 40, "prediction": ["more"] * 40}
-    aligned = align([table(folder, "t0", content | {"logprobs": pairs}, "crows_pairs")])
-    expected = pair_metrics(pairs)
-    for part in ("pct", "distance", "signed"):
-        name = f"bias.crows_pairs.{part}"
-        assert value(name, aligned)[0] == pytest.approx(expected[name], rel=1e-5)
+
+@pytest.mark.parametrize("labels", [LABELS, LABELS[:2], []], ids=["four classes", "two classes", "no labels"])
+def test_every_metric_that_ranks_is_what_the_trainer_computes_of_the_same_tables(
+    folder: SweepFolder, labels: list[str]
+) -> None:
+    from trainer.evaluation.evaluate import metrics_of
+
+    task = columns(0)
+    if len(labels) == 2:
+        logprobs = np.array(task["logprobs"])[:, :2]
+        logprobs = logprobs - np.log(np.exp(logprobs).sum(1, keepdims=True))
+        gold = np.random.default_rng(5).integers(2, size=60)
+        task |= {"logprobs": logprobs.tolist(), "prediction": [LABELS[i] for i in logprobs.argmax(1)]}
+        task["label"] = [LABELS[i] for i in gold]
+    if not labels:
+        task = {name: task[name] for name in task if name not in ("label", "prediction", "logprobs")}
+    tables = {"task": task, **(bias_tables(np.random.default_rng(1), 40) if len(labels) == 4 else {})}
+    aligned = {name: align([table(folder, "t0", content, name)]) for name, content in tables.items()}
+    expected = {name: given for name, given in metrics_of(tables, tuple(labels)).items() if name in RANKABLE}
+    assert len(expected) == {4: 26, 2: 10, 0: 4}[len(labels)]
+    for name, given in expected.items():
+        estimator = ESTIMATORS[name]
+        summed = estimator.columns(aligned[estimator.dataset], labels)
+        found = estimator.value(summed.sum(axis=1, dtype=np.float64), np.array(float(summed.shape[1])))[0]
+        assert found == pytest.approx(given, abs=1e-9), name
+
+
+def test_figures_of_written_answers_are_the_trainers(folder: SweepFolder) -> None:
+    from trainer.evaluation.generate import exact_match
+    from trainer.evaluation.rouge import rouge_l
+
+    written = ["a cat sat ", "no", "the dog", "yes"]
+    reference = ["a cat", "no", " the dog", "maybe yes"]
+    each = [rouge_l([a], [b]) for a, b in zip(written, reference, strict=True)]
+    free = {"item_id": list("wxyz"), "label": reference, "generated": written, "rouge_l": each}
+    answers = {"label": ["a", "b", "c", "a"], "prediction": ["a", None, "b", "a"], "constrained": ["a", "b", "b", "b"]}
+    given = {
+        "generate.exact_match": (free, exact_match(written, reference)),
+        "generate.rouge_l": (free, rouge_l(written, reference)),
+        "generate.accuracy": ({"item_id": list("wxyz")} | answers, 0.5),
+        "generate.invalid": ({"item_id": list("wxyz")} | answers, 0.25),
+        "generate.constrained_accuracy": ({"item_id": list("wxyz")} | answers, 0.5),
+    }
+    for name, (content, expected) in given.items():
+        aligned = align([table(folder, "t0", content, "generated")])
+        assert value(name, aligned)[0] == pytest.approx(expected, abs=1e-12), name
+
+
+def test_only_gaps_between_groups_rank_without_an_estimator() -> None:
+    """Any other metric without one would stay as measured, and make another test of that of an objective."""
+    assert {name for name in RANKABLE if name not in ESTIMATORS} == {
+        f"bias.group.{figure}" for figure in ("equalized_odds", "demographic_parity", "tpr_gap")
+    }
 
 
 def test_a_resample_is_the_metric_of_the_drawn_items(folder: SweepFolder) -> None:

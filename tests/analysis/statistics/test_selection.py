@@ -1,0 +1,94 @@
+"""The winner's curse: what the best of many shows too much, and how many it was chosen among."""
+
+import math
+
+import numpy as np
+import pytest
+
+from analysis.objective import Objective
+from analysis.rows import Row
+from analysis.statistics.comparison import configurations
+from analysis.statistics.estimators import ESTIMATORS
+from analysis.statistics.items import align
+from analysis.statistics.selection import expected_largest, halves
+from tests.benchmarks.claims import SHARES, World, compared
+
+F1 = Objective.from_config({"name": "s", "rho": 0.0, "terms": {"q": {"metric": "macro_f1", "range": [0.0, 1.0]}}})
+
+
+def left_over(world: World, n: int, samples: int, copies: int = 1) -> tuple[float, float, float]:
+    """Mean of what the best shows above all trials' mean, in points; of the same corrected; share covered."""
+    rng, labels, found = np.random.default_rng(1), world.labels, []
+    for _ in range(samples):
+        task = [table for table in world.draw(rng, n)["task"] for _ in range(copies)]
+        columns = ESTIMATORS["accuracy"].columns(align(task), labels)[..., 0].mean(axis=1)
+        order = np.argsort(-columns, kind="stable")
+        got = compared({"task": task}, ["accuracy"], F1, labels, "accuracy", order, trials=range(len(task)))
+        shown = columns.max() - columns.mean()  # equals: their mean is the truth, without the noise that they share
+        found.append((shown, shown - got.optimism["accuracy"], got.low[0] <= world.accuracy[0] <= got.high[0]))
+    return tuple(100 * np.mean(found, axis=0))  # type: ignore[return-value]
+
+
+def test_the_best_of_equals_is_corrected_to_the_truth_and_its_interval_with_it() -> None:
+    shown, corrected, covered = left_over(World(SHARES["4 equal"], (0.8,) * 16), 200, 60)
+    assert shown > 3.0
+    assert abs(corrected) < 1.0
+    assert covered >= 88.0  # of 60; three quarters without the correction
+
+
+def test_copies_of_a_trial_do_not_raise_the_correction() -> None:
+    shown, corrected, _ = left_over(World(SHARES["4 equal"], (0.8,) * 3), 200, 40, copies=6)
+    assert shown < 3.0
+    assert abs(corrected) < 1.0
+
+
+def test_a_best_that_stands_out_is_hardly_corrected() -> None:
+    world = World(SHARES["4 equal"], (0.9, *(0.75,) * 7))
+    task = world.draw(np.random.default_rng(0), 500)["task"]
+    got = compared({"task": task}, ["accuracy"], F1, world.labels, "accuracy", range(8), trials=range(8))
+    assert 0.0 <= got.optimism["accuracy"] < 0.003
+
+
+def test_halves_have_half_of_each_class_and_of_all() -> None:
+    classes = np.repeat([0, 1, 2], [50, 7, 3])
+    found = halves(classes, np.random.default_rng(0))
+    assert set(found.sum(axis=1)) == {30}
+    for which, n in enumerate((50, 7, 3)):
+        inside = found[:, classes == which].sum(axis=1)
+        assert set(inside) <= {n // 2, -(-n // 2)}
+    assert abs(found.mean(axis=0) - 0.5).max() < 0.2
+
+
+def test_trials_that_were_stopped_early_raise_the_correction_by_the_part_of_the_items() -> None:
+    world = World(SHARES["4 equal"], (0.8,) * 15)
+    task = world.draw(np.random.default_rng(0), 200)["task"]
+    excess = [
+        compared(
+            {"task": task},
+            ["accuracy"],
+            F1,
+            world.labels,
+            "accuracy",
+            None,
+            trials=range(15),
+            left_behind=left,
+            part=part,
+        ).optimism["accuracy"]
+        for left, part in ((0, 1.0), (45, 0.4), (45, 1.0))
+    ]
+    more = expected_largest(60) / expected_largest(15) - 1
+    assert excess[1] / excess[0] == pytest.approx(1 + 0.4 * more)
+    assert excess[2] / excess[0] == pytest.approx(1 + more)
+
+
+@pytest.mark.parametrize(
+    ("k", "known"), [(1, 0.0), (2, 1 / math.sqrt(math.pi)), (3, 1.5 / math.sqrt(math.pi)), (10, 1.53875)]
+)
+def test_the_expected_largest_of_normal_numbers_is_known(k: int, known: float) -> None:
+    assert expected_largest(k) == pytest.approx(known, abs=1e-5)
+
+
+def test_copies_of_a_configuration_count_once_and_unknown_ones_each() -> None:
+    rows = [Row("trial", f"t{i}", "completed", 1, config=config) for i, config in
+            enumerate(({"lora.rank": 8}, {"lora.rank": 8}, {"lora.rank": 16}, {}, {}))]  # fmt: skip
+    assert configurations(rows) == 4
