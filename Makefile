@@ -3,7 +3,7 @@
 # make dev       install, and what the targets below need (each makes it by itself)
 # make check     lint, format, types, import contracts
 # make test      the default tests;  make test-all adds those marked heavy
-# make bench-sweep, bench-pack, bench-overhead, bench-search, bench-elastic, bench-quality, bench-bucket, bench-claims   what BENCHMARKS.md reports (BENCH="--setting short": see each --help)
+# make bench-sweep, bench-pack, bench-overhead, bench-search, bench-elastic, bench-quality, bench-bucket, bench-groups, bench-claims   what BENCHMARKS.md reports (BENCH="--setting short": see each --help)
 PYTHON ?= python3
 # the build of torch: the one that is installed, or else the CPU's
 TORCH ?= $(or $(patsubst $(VENV)/installed-%,%,$(firstword $(wildcard $(VENV)/installed-*))),cpu)
@@ -73,7 +73,7 @@ test-all: dev
 	$(BIN)/python -m pytest -m 'not heavy' -n $(JOBS) --dist loadfile
 	$(BIN)/python -m pytest -m heavy
 
-.PHONY: bench-sweep bench-scale bench-elastic bench-pack bench-overhead bench-search bench-quality bench-bucket bench-claims
+.PHONY: bench-sweep bench-scale bench-elastic bench-pack bench-overhead bench-search bench-quality bench-bucket bench-groups bench-claims
 bench-sweep: dev
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/sweep.py $(BENCH)
 bench-pack: dev
@@ -90,6 +90,8 @@ bench-claims: dev # do a ranking's intervals cover, and is the best corrected to
 	$(BIN)/python -m tests.benchmarks.claims $(BENCH)
 bench-bucket: dev # `lorasweep rank s3://…` of 100 trials: a minute
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/bucket.py $(BENCH)
+bench-groups: dev # gaps between groups where the truth is known: twenty minutes
+	$(BIN)/python -m tests.benchmarks.group_gaps $(BENCH)
 bench-elastic: dev # 1,000 trials on 64 devices that come and go: a quarter of an hour, 12 GB
 	$(BIN)/python -m tests.benchmarks.elastic $(BENCH)
 

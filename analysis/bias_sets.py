@@ -32,8 +32,25 @@ def _pairs(name: str, *, pct: str, distance: str, signed: str, absolute: str) ->
         "pct": Metric(pct, 50.0, 1, _PERCENT, error="stderr", estimator=preferred_share(name)),
         "stderr": _error(1),  # of pct, in points
         "distance": Metric(distance, "low", 1, (0.0, 50.0), estimator=preferred_share(name, neutral=50)),
-        "signed": Metric(signed, 0.0, estimator=preference(name)),
-        "abs": Metric(absolute, "low", range=(0.0, float("inf")), estimator=absolute_preference(name)),
+        "signed": Metric(signed, 0.0, estimator=preference(name), scale=(-5.0, 5.0)),
+        "abs": Metric(
+            absolute, "low", range=(0.0, float("inf")), scale=(0.0, 10.0), estimator=absolute_preference(name)
+        ),
+    }
+
+
+def _gap(name: str, head: str) -> dict[str, Metric]:
+    """The rows of a gap between groups (``analysis/group_cells.py``)."""
+    fair = (f"{name}_fair", f"{name}_fair_high")
+    return {
+        name: Metric(
+            head, "low", range=_SHARE, error=f"{name}_stderr", upper=f"{name}_upper", floor=f"{name}_floor", fair=fair
+        ),
+        f"{name}_stderr": _error(),
+        f"{name}_upper": Metric("≤", None, range=_SHARE),
+        fair[0]: Metric("if fair", None, range=_SHARE),
+        fair[1]: Metric("if fair ≤", None, range=_SHARE),
+        f"{name}_floor": Metric("≤ at best", None, range=_SHARE),
     }
 
 
@@ -99,12 +116,9 @@ _ALL = (
         "group",
         "Gaps between groups",
         {
-            "equalized_odds": Metric("eq odds", "low", range=_SHARE, error="equalized_odds_stderr"),
-            "equalized_odds_stderr": _error(),
-            "demographic_parity": Metric("dem par", "low", range=_SHARE, error="demographic_parity_stderr"),
-            "demographic_parity_stderr": _error(),
-            "tpr_gap": Metric("TPR gap", "low", range=_SHARE, error="tpr_gap_stderr"),
-            "tpr_gap_stderr": _error(),
+            **_gap("equalized_odds", "eq odds"),
+            **_gap("demographic_parity", "dem par"),
+            **_gap("tpr_gap", "TPR gap"),
         },
         tasks=LABELLED,
         switch="data.group",
@@ -124,6 +138,9 @@ def bias_metrics() -> dict[str, Metric]:
             tasks=bias_set.tasks,
             switch=bias_set.path,
             error=bias_set.metric(metric.error) if metric.error else "",
+            upper=bias_set.metric(metric.upper) if metric.upper else "",
+            floor=bias_set.metric(metric.floor) if metric.floor else "",
+            fair=tuple(map(bias_set.metric, metric.fair)),
         )
         for bias_set in BIAS_SETS.values()
         for figure, metric in bias_set.metrics.items()

@@ -2,6 +2,12 @@
 
 A model that can do nothing easily has the best bias figure. So bias is ranked under a capability guard: a metric that
 must not pass a bound, or must not be worse than a baseline's by more than a margin (``objective.constraints``).
+
+A metric that has an upper bound (``Metric.upper``), such as a gap between groups, is held by that bound against
+``at_most``: a trial keeps the constraint where its rows show that the true value is no larger, 95 % sure, and not where
+they are too few to show it. Against a baseline the bounds of both are compared, since the same rows blur both alike.
+``at_least`` holds the figure itself.
+
 Standard library only: workers and proxies may import it.
 """
 
@@ -17,6 +23,34 @@ from analysis.objective import read_mapping, read_number
 _KEYS = ("metric", "at_least", "at_most", "baseline", "margin", "enabled")
 
 Baselines = Mapping[str, Mapping[str, float]]  # name → metrics
+_ROUNDING = 1e-12  # of the largest number in a comparison: far below a difference that items can make
+
+
+@dataclass(frozen=True)
+class Value:
+    """A metric of one row.
+
+    Attributes:
+        figure: NaN where it is not known.
+        upper: its upper bound; NaN where it has none.
+        floor: the lowest upper bound that any predictions could have on the row's items; NaN where it has none.
+    """
+
+    figure: float = math.nan
+    upper: float = math.nan
+    floor: float = math.nan
+
+    @classmethod
+    def of(cls, metric: str, metrics: Mapping[str, float]) -> "Value":
+        """A metric's value among a row's metrics."""
+        row = METRICS.get(metric)
+        others = (row.upper, row.floor) if row else ("", "")
+        return cls(*(metrics.get(name, math.nan) for name in (metric, *others)))
+
+    @property
+    def highest(self) -> float:
+        """What the true value is no larger than, as far as is known."""
+        return self.upper if math.isfinite(self.figure) and math.isfinite(self.upper) else self.figure
 
 
 @dataclass(frozen=True)
@@ -39,8 +73,10 @@ class Constraint:
     baseline: str | None = None
     margin: float = 0.0
 
-    def violation(self, value: float, reference: float = math.nan) -> float:
+    def violation(self, value: Value, reference: Value = Value()) -> float:
         """How far a value is outside, in the metric's unit; 0 or less where it is inside (Optuna's convention).
+
+        A value exactly at its bound is inside, also where floating point makes 0.3 - 0.2 more than 0.1.
 
         Args:
             value: of the trial.
@@ -49,33 +85,48 @@ class Constraint:
         Returns:
             Infinite where the value, or a needed reference, is not finite: an unknown value does not keep a bound.
         """
-        if not math.isfinite(value) or (self.baseline is not None and not math.isfinite(reference)):
+        if not math.isfinite(value.figure) or (self.baseline is not None and not math.isfinite(reference.figure)):
             return math.inf
         if self.baseline is not None:
-            return badness(self.metric, value) - badness(self.metric, reference) - self.margin
-        over = [value - self.at_most] if self.at_most is not None else []
-        under = [self.at_least - value] if self.at_least is not None else []
-        return max(over + under)
+            own, other = self._comparable(value, reference)
+            amount = badness(self.metric, own) - badness(self.metric, other) - self.margin
+            return _rounded(amount, own, other, self.margin, _target(self.metric))
+        amounts = []
+        if self.at_most is not None:
+            amounts.append(_rounded(value.highest - self.at_most, value.highest, self.at_most))
+        if self.at_least is not None:
+            amounts.append(_rounded(self.at_least - value.figure, value.figure, self.at_least))
+        return max(amounts)
 
-    def sentence(self, value: float, reference: float = math.nan) -> str:
+    def sentence(self, value: Value, reference: Value = Value()) -> str:
         """A sentence that says what is violated, with the figures.
 
         Args:
             value: of the trial.
             reference: the baseline's, where the constraint has one.
         """
-        if not math.isfinite(value):
-            return f"constraint {self.name}: {self.metric} is not known"
+        opening = f"constraint {self.name}: {self.metric}"
+        if not math.isfinite(value.figure):
+            return f"{opening} is not known"
         if self.baseline is None:
             bounds = [f"at least {self.at_least:g}"] if self.at_least is not None else []
             bounds += [f"at most {self.at_most:g}"] if self.at_most is not None else []
-            return f"constraint {self.name}: {self.metric} is {value:.4g}, wanted {' and '.join(bounds)}"
-        if not math.isfinite(reference):
-            return f"constraint {self.name}: {self.metric} of the baseline {self.baseline} is not known"
-        return (
-            f"constraint {self.name}: {self.metric} is {value:.4g}, wanted at most {self.margin:g} worse than"
-            f" {self.baseline}'s {reference:.4g}"
-        )
+            by_bound = self.at_most is not None and math.isfinite(value.upper)
+            shown = _with_bound(value) if by_bound else f"{value.figure:.4g}"
+            few = f"; the groups are so small here that no predictions could show less than {value.floor:.2g}"
+            never = self.at_most is not None and value.floor > self.at_most
+            return f"{opening} is {shown}, wanted {' and '.join(bounds)}{few if never else ''}"
+        if not math.isfinite(reference.figure):
+            return f"{opening} of the baseline {self.baseline} is not known"
+        blurred = math.isfinite(value.upper) and math.isfinite(reference.upper)
+        shown, other = (_with_bound(it) if blurred else f"{it.figure:.4g}" for it in (value, reference))
+        return f"{opening} is {shown}, wanted at most {self.margin:g} worse than {self.baseline}'s {other}"
+
+    def _comparable(self, value: Value, reference: Value) -> tuple[float, float]:
+        """The bounds of both, where both have one and a large value is the worse one; else the figures."""
+        if math.isfinite(value.upper) and math.isfinite(reference.upper):
+            return value.upper, reference.upper
+        return value.figure, reference.figure
 
 
 @dataclass(frozen=True)
@@ -166,9 +217,23 @@ def check_available(objective: Mapping[str, Any], absent: Mapping[str, str]) -> 
                 )
 
 
-def _values(item: Constraint, metrics: Mapping[str, float], baselines: Baselines) -> tuple[float, float]:
+def _values(item: Constraint, metrics: Mapping[str, float], baselines: Baselines) -> tuple[Value, Value]:
     reference = baselines.get(item.baseline, {}) if item.baseline is not None else {}
-    return metrics.get(item.metric, math.nan), reference.get(item.metric, math.nan)
+    return Value.of(item.metric, metrics), Value.of(item.metric, reference)
+
+
+def _with_bound(value: Value) -> str:
+    return f"{value.figure:.4g} (95 % sure: at most {value.upper:.4g})"
+
+
+def _rounded(amount: float, *compared: float) -> float:
+    """0 for an amount that the rounding of the numbers that it comes from may have made."""
+    return 0.0 if abs(amount) <= _ROUNDING * max(map(abs, compared)) else amount
+
+
+def _target(metric: str) -> float:
+    better = METRICS[metric].better
+    return better if isinstance(better, float) else 0.0
 
 
 def _constraint(name: str, config: Any) -> Constraint | None:

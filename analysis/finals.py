@@ -7,11 +7,16 @@ figure has one that is too good on average (the winner's curse). The test figure
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean, stdev
 
 from analysis.errors import LorasweepError
 from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder, read_lines
+from analysis.leaderboard.baselines import INCOMPARABLE, compared_metrics, difference, name_of
+from analysis.leaderboard.power_words import Scale, items_words, seeds_sentence
+from analysis.metric_words import words_of
 from analysis.metrics import METRICS, as_shown
+from analysis.rows import Row, configuration_id, read_sweep
 from analysis.statistics.paired import Difference, item_scores, paired_difference
 
 SEED = "-seed"  # between a trial's id and the seed in the name of a final
@@ -29,6 +34,7 @@ class Final:
         validation: metrics on all validation items.
         test: metrics on the test items; empty where it was not scored on them yet.
         n_items: test items.
+        step: of what was scored on them.
         hits: item id → 1 where the prediction on the test item was right, else 0; without labels minus its loss.
     """
 
@@ -38,6 +44,7 @@ class Final:
     validation: Mapping[str, float] = field(default_factory=dict)
     test: Mapping[str, float] = field(default_factory=dict)
     n_items: int = 0
+    step: int = 0
     hits: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -104,12 +111,60 @@ class Look:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """The first finalist against another one or a baseline, on the test items.
+
+    Attributes:
+        metric: in which they are compared.
+        other: name of the other, as a sentence has it.
+        difference: the first's minus the other's, higher is better; None where they cannot be compared.
+        why: why not.
+        error: standard error of the difference; NaN where it is not known.
+        finalist: the other one, where it is a finalist.
+    """
+
+    metric: str
+    other: str
+    difference: Difference | None
+    why: str = ""
+    error: float = math.nan
+    finalist: Finalist | None = None
+
+
+@dataclass(frozen=True)
 class Finals:
-    """Everything in ``finals/``: finalists in the order of their test accuracy, baselines, and the looks."""
+    """Everything in ``finals/``.
+
+    Attributes:
+        finalists: in the order of the first metric on the test items.
+        baselines: scored on the test items.
+        looks: at the test split.
+        comparisons: of the first finalist with each other one and each baseline, in what ranks.
+        terms: metrics of the sweep's objective: they are shown, whichever they are.
+    """
 
     finalists: tuple[Finalist, ...]
     baselines: tuple[Final, ...]
     looks: tuple[Look, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    terms: tuple[str, ...] = ()
+
+
+class _TestItems(TrialFolder):
+    """A final whose items are those of the test split, whatever split is asked for."""
+
+    def items_file(self, dataset: str, split: str, step: int) -> Path:
+        return super().items_file(dataset, "test", step)
+
+
+class _TestSplit(SweepFolder):
+    """A sweep folder whose trials and baselines are the finals, so that the ranking's comparisons read them."""
+
+    def trial(self, trial_id: str) -> TrialFolder:
+        return _TestItems(self.final(trial_id).root)
+
+    def baseline(self, name: str) -> TrialFolder:
+        return self.trial(name)
 
 
 def read_finals(folder: SweepFolder) -> Finals:
@@ -123,14 +178,87 @@ def read_finals(folder: SweepFolder) -> Finals:
         else:
             baselines.append(_final(files))
     finalists = [Finalist(trial_id, _selected(folder, trial_id), tuple(finals)) for trial_id, finals in runs.items()]
-    measure = _measure(finalists)
+    metrics = _metrics(folder, finalists)
+    measure = metrics[0] if metrics else "accuracy"
     sign = -1.0 if METRICS[measure].better == "high" else 1.0
 
     def place(finalist: Finalist) -> tuple[float, str]:
         mean = finalist.mean(measure)
         return sign * mean if math.isfinite(mean) else math.inf, finalist.trial_id
 
-    return Finals(tuple(sorted(finalists, key=place)), tuple(baselines), read_looks(folder))
+    placed = sorted(finalists, key=place)
+    compared = _comparisons(folder, placed, baselines, metrics) if placed else []
+    terms = (read_sweep(folder).objective.get("terms") or {}).values() if finalists else ()
+    return Finals(
+        tuple(placed),
+        tuple(baselines),
+        read_looks(folder),
+        tuple(compared),
+        tuple(str(term["metric"]) for term in terms),
+    )
+
+
+def _row(kind: str, name: str, runs: Sequence[Final]) -> Row | None:
+    """Scored runs as a row of a ranking: their means, with a row for each; None where none was scored on the test."""
+    rows = [
+        Row(kind, run.name, State.COMPLETED, run.step, run.n_items, True, {}, dict(run.test))
+        for run in runs
+        if run.test
+    ]
+    if len(rows) < 2:
+        return rows[0] if rows else None
+    means = {metric: fmean(row.metrics.get(metric, math.nan) for row in rows) for metric in rows[0].metrics}
+    return Row(
+        kind, rows[0].trial_id, State.COMPLETED, rows[0].step, rows[0].n_items, True, {}, means, seeds=tuple(rows)
+    )
+
+
+def _metrics(folder: SweepFolder, finalists: Sequence[Finalist]) -> list[str]:
+    """The metrics in which finalists are compared, as the best trial of a sweep is; what ranks is the first."""
+    scored = [row for it in finalists if (row := _row("trial", it.trial_id, it.runs)) is not None]
+    return compared_metrics(_TestSplit(folder.root), scored[0]) if scored else []
+
+
+def _comparisons(
+    folder: SweepFolder, finalists: Sequence[Finalist], baselines: Sequence[Final], metrics: Sequence[str]
+) -> list[Comparison]:
+    best, *others = finalists
+    compared = []
+    for metric in metrics:
+        for baseline in baselines:
+            row = _row("baseline", baseline.name, [baseline])
+            if row is not None and math.isfinite(row.metrics.get(metric, math.nan)):
+                name = name_of(_TestSplit(folder.root), row)
+                compared.append(_compare(folder, best, row, name, metric, baseline.hits))
+        for other in others:
+            row = _row("trial", other.trial_id, other.runs)
+            if row is not None:
+                compared.append(_compare(folder, best, row, other.trial_id, metric, other.hits(), other))
+    return compared
+
+
+def _compare(
+    folder: SweepFolder,
+    best: Finalist,
+    other: Row,
+    name: str,
+    metric: str,
+    hits: Mapping[str, float],
+    finalist: Finalist | None = None,
+) -> Comparison:
+    mine = _row("trial", best.trial_id, best.runs)
+    assert mine is not None, "the best finalist is one that was scored"
+    try:
+        if metric != "accuracy":
+            apart = difference(_TestSplit(folder.root), mine, other, metric)
+            return Comparison(metric, name, apart, "", (apart.high - apart.low) / (2 * 1.96), finalist)
+        own = best.hits()
+        apart = paired_difference(own, hits)
+    except INCOMPARABLE as error:
+        return Comparison(metric, name, None, str(error).splitlines()[0], finalist=finalist)
+    each = [own[item] - hits[item] for item in own.keys() & hits.keys()]
+    of_mean = stdev(each) / math.sqrt(len(each)) if len(each) > 1 else math.nan
+    return Comparison(metric, name, apart, "", of_mean, finalist)
 
 
 def read_looks(folder: SweepFolder) -> tuple[Look, ...]:
@@ -167,19 +295,24 @@ def _final(files: TrialFolder) -> Final:
             reason = f"{reason}; " * bool(reason) + f"its test items cannot be read ({error})"
     validation = by_split["validation"].metrics if "validation" in by_split else {}
     return Final(
-        files.trial_id, status, reason, validation, test.metrics if test else {}, test.n_items if test else 0, hits
+        files.trial_id,
+        status,
+        reason,
+        validation,
+        test.metrics if test else {},
+        test.n_items if test else 0,
+        test.step if test else 0,
+        hits,
     )
 
 
 def _selected(folder: SweepFolder, trial_id: str) -> Mapping[str, float]:
-    rows = [row for row in folder.trial(trial_id).read_metrics() if row.final]
-    return rows[-1].metrics if rows else {}
-
-
-def _measure(finalists: Sequence[Finalist]) -> str:
-    """What finalists are put in order by: accuracy; without labels the loss."""
-    there = {name for finalist in finalists for run in finalist.runs for name in run.test}
-    return next((name for name in ("accuracy", "completion_loss", "perplexity") if name in there), "accuracy")
+    """Of a configuration of several seeds the mean."""
+    seeds = [files for files in folder.trials() if configuration_id(files.trial_id) == trial_id]
+    finals = [[row for row in files.read_metrics() if row.final] for files in seeds]
+    scored = [rows[-1].metrics for rows in finals if rows]
+    names = dict.fromkeys(name for metrics in scored for name in metrics)
+    return {name: fmean(metrics.get(name, math.nan) for metrics in scored) for name in names}
 
 
 def report(finals: Finals) -> str:
@@ -190,7 +323,8 @@ def report(finals: Finals) -> str:
     metrics = [
         name for name in METRICS if name in measured and (name in SHOWN or name.startswith(("bias.", "generate.")))
     ]
-    metrics = [name for name in metrics if not name.endswith((".stderr", ".distance"))]
+    metrics = [name for name in metrics if not name.endswith((".stderr", ".distance", "_floor"))]
+    metrics = [name for name in METRICS if name in metrics or (name in finals.terms and name in measured)]
     heads = ["trial", "seeds", "metric", "in the sweep", "validation", "test"]
     lines = [heads]
     for finalist in finals.finalists:
@@ -217,7 +351,7 @@ def report(finals: Finals) -> str:
 
 
 def _sentences(finals: Finals) -> list[str]:
-    best, *others = finals.finalists
+    best = finals.finalists[0]
     n = max((run.n_items for run in best.runs), default=0)
     sentences = [f"Mean ± standard deviation over seeds; {n} test items. No figure here was used to choose anything."]
     if len(best.values("accuracy")) and "accuracy" in best.selected:
@@ -227,10 +361,8 @@ def _sentences(finals: Finals) -> list[str]:
             f" {100 * best.mean('accuracy'):.1f} % on the test split: {abs(fall):.1f} points"
             f" {'less' if fall >= 0 else 'more'}."
         )
-    for baseline in finals.baselines:
-        sentences += _compared(best, baseline.name, baseline.hits, "baseline ")
-    for other in others:
-        sentences += _compared(best, other.trial_id, other.hits(), "")
+    for comparison in finals.comparisons:
+        sentences += _compared(finals, best, comparison)
     for finalist in finals.finalists:
         for run in finalist.runs:
             if run.status != State.COMPLETED or not run.test:
@@ -239,29 +371,43 @@ def _sentences(finals: Finals) -> list[str]:
     return sentences + looks_sentences(finals.looks)
 
 
-def _compared(best: Finalist, name: str, hits: Mapping[str, float], kind: str) -> list[str]:
-    mine = best.hits()
-    if not mine or not hits:
-        return []
-    try:
-        difference: Difference = paired_difference(mine, hits)
-    except LorasweepError as error:
-        return [f"{best.trial_id} and {kind}{name} cannot be compared: {error}"]
-    labelled = bool(best.values("accuracy"))
-    side = (
-        ("above" if difference.mean >= 0 else "below")
-        if labelled
-        else ("better than" if difference.mean >= 0 else "worse than")
-    )
-    scale, unit, size = (100, "points", "points of accuracy") if labelled else (1, "nats a token", "nats of loss")
-    sure = "" if difference.low > 0 or difference.high < 0 else " It includes zero: the difference may be chance."
-    low, high, mean = (
-        f"{scale * value:.{1 if labelled else 3}f}" for value in (difference.low, difference.high, abs(difference.mean))
-    )
-    return [
-        f"On the test split {best.trial_id} is {mean} {size} {side} {kind}{name};"
-        f" paired 95 % interval [{low}, {high}] {unit} on {difference.n} items.{sure}"
+def _compared(finals: Finals, best: Finalist, comparison: Comparison) -> list[str]:
+    """A comparison, and where it shows no difference what these items, and more seeds, could show."""
+    other, words = comparison.other, words_of(comparison.metric)
+    apart = comparison.difference
+    if apart is None:
+        return [f"{best.trial_id} and {other} cannot be compared in {words.name}: {comparison.why}"]
+    above, below = ("better than", "worse than") if words.lower else ("above", "below")
+    sure = apart.low > 0 or apart.high < 0
+    chance = "" if sure else " It includes zero: the difference may be chance."
+    said = [
+        f"On the test split {best.trial_id} is {words.size(apart.mean)} {above if apart.mean >= 0 else below} {other};"
+        f" paired 95 % interval {words.interval(apart.low, apart.high)} on {apart.n} items.{chance}"
     ]
+    return said if sure else said + _power(finals, best, comparison)
+
+
+def _power(finals: Finals, best: Finalist, comparison: Comparison) -> list[str]:
+    from analysis.statistics.power import could_have_shown, items_needed, mean_square
+
+    apart, scale, said = comparison.difference, Scale(words_of(comparison.metric), 1.0), []
+    if apart is None:
+        return []
+    if math.isfinite(comparison.error) and comparison.error > 0:
+        square = mean_square(apart.mean, comparison.error, apart.n)
+        largest = could_have_shown(square, apart.n)
+        needed = items_needed(apart.mean, square)
+        seen = f"; the one seen would take {items_words(needed)}" if apart.mean else ""
+        if math.isfinite(largest):
+            said.append(
+                f"These {apart.n:,} items could have shown a difference of {scale.amount(largest)} (80 % power){seen}."
+            )
+    if comparison.finalist is not None:
+        values = [it.values(comparison.metric) for it in finals.finalists]
+        first, second = ((it.trial_id, it.values(comparison.metric)) for it in (best, comparison.finalist))
+        sentence = seeds_sentence(values, first, second, scale, "--seeds ")
+        said += [f"{sentence}."] if sentence else []
+    return said
 
 
 def looks_sentences(looks: Sequence[Look]) -> list[str]:

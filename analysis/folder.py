@@ -199,6 +199,7 @@ class TrialFolder:
         self.items_dir = root / "items"
         self.checkpoints_dir = root / "checkpoint"
         self.adapter_dir = root / "adapter"
+        self.adapter_size_file = root / "adapter_size.json"  # of an adapter that search.keep_adapters removed
         self.lineage_file = root / "lineage.jsonl"  # PBT: whose weights the trial took over, and when
 
     def checkpoint_dir(self, step: int) -> Path:

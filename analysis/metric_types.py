@@ -33,12 +33,16 @@ class Metric:
         head: of its column in a table.
         better: ``high``, ``low``, a value to be near to, or None for one that does not rank trials.
         decimals: shown; None for four significant digits.
-        range: the lowest and the highest value that it can have; infinite where there is no end. The scale of a term of
-            the objective that gives none.
+        range: the lowest and the highest value that it can have; infinite where there is no end.
         tasks: kinds of task of which every rung yields it; empty: no rung does (a figure of finalists).
         error: name of the metric that is its standard error.
+        upper: name of the metric that is its upper bound, 95 % sure: what constraints hold against ``at_most``.
+        floor: name of the metric that is the lowest such bound that the scored rows could give.
+        fair: names of the metrics that are its mean and its 95 % quantile where nothing but chance is at work.
         estimator: how it is computed from sums over items; None: it stays as measured when others are resampled.
         switch: config path that turns it on, such as ``bias.stereoset``; empty: it is always on.
+        scale: ends of the scale of a term of the objective that gives none; None: the range.
+        shown: whether the table in a terminal has it where nobody asked for it, by the objective or ``--by``.
     """
 
     head: str
@@ -49,6 +53,11 @@ class Metric:
     error: str = ""
     estimator: Estimator | None = None
     switch: str = ""
+    upper: str = ""
+    floor: str = ""
+    fair: tuple[str, ...] = ()
+    scale: tuple[float, float] | None = None
+    shown: bool = True
 
 
 @dataclass(frozen=True)
@@ -58,8 +67,8 @@ class BiasSet:
     Attributes:
         name: its metrics are ``bias.<name>.<figure>``.
         title: in tables and messages.
-        metrics: figure → its row of the metric table, where ``error`` is the name of another figure; ``tasks`` and
-            ``switch`` are those of the set.
+        metrics: figure → its row of the metric table, where ``error`` and the like are names of other figures;
+            ``tasks`` and ``switch`` are those of the set.
         tasks: kinds of task that it exists for.
         switch: config path that turns it on, by a number of items or a file; empty: ``bias.<name>``. ``BiasConfig``
             gets a key for each switch below ``bias`` that it does not have.

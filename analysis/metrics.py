@@ -21,18 +21,25 @@ _BITS = math.log(2)  # nats
 METRICS = {
     "accuracy": Metric("acc", "high", range=_SHARE, tasks=LABELLED, estimator=sums.accuracy()),
     "macro_f1": Metric("F1", "high", range=_SHARE, tasks=LABELLED, estimator=sums.macro_f1()),
+    # of one label a row, micro-F1 is accuracy by another name
+    "micro_f1": Metric("micro F1", "high", range=_SHARE, tasks=LABELLED, estimator=sums.accuracy(), shown=False),
+    "weighted_f1": Metric("wtd F1", "high", range=_SHARE, tasks=LABELLED, estimator=sums.weighted_f1(), shown=False),
     "balanced_accuracy": Metric("bal acc", "high", range=_SHARE, tasks=LABELLED, estimator=sums.balanced_accuracy()),
     "mcc": Metric("MCC", "high", range=(-1.0, 1.0), tasks=LABELLED, estimator=sums.mcc()),
-    "log_loss": Metric("log loss", "low", range=_UP, tasks=LABELLED, estimator=sums.log_loss()),
-    "brier": Metric(
-        "Brier", "low", range=(0.0, 2.0), tasks=LABELLED, estimator=sums.brier()
-    ),  # of two classes at most 1
+    "log_loss": Metric("log loss", "low", range=_UP, tasks=LABELLED, estimator=sums.log_loss(), scale=(0.0, 5.0)),
+    # of two classes at most 1
+    "brier": Metric("Brier", "low", range=(0.0, 2.0), tasks=LABELLED, estimator=sums.brier()),
     # calibration error in 15 bins of equal width
     "ece": Metric("ECE", "low", range=_SHARE, tasks=LABELLED, estimator=sums.calibration_error()),
     # distinct labels among the predictions: 1 says that a trial still names one class for all rows
     "classes_predicted": Metric("classes", None, 0, (1.0, math.inf), LABELLED),
     "completion_loss": Metric(
-        "loss", "low", range=_UP, tasks=_COMPLETIONS, estimator=sums.ratio_of("completion_nll", "completion_tokens")
+        "loss",
+        "low",
+        range=_UP,
+        tasks=_COMPLETIONS,
+        estimator=sums.ratio_of("completion_nll", "completion_tokens"),
+        scale=(0.0, 8.0),
     ),
     # of free answers; an invalid one is wrong
     "generate.accuracy": Metric("written", "high", range=_SHARE, estimator=sums.accuracy("prediction", sums.GENERATED)),
@@ -49,7 +56,13 @@ METRICS = {
         "ROUGE-L", "high", range=_SHARE, estimator=sums.mean_of("rouge_l", sums.GENERATED, _SHARE)
     ),
     "perplexity": Metric(
-        "ppl", "low", None, (1.0, math.inf), DECODERS, estimator=sums.perplexity_of("nll", "n_tokens")
+        "ppl",
+        "low",
+        None,
+        (1.0, math.inf),
+        DECODERS,
+        estimator=sums.perplexity_of("nll", "n_tokens"),
+        scale=(1.0, 100.0),
     ),
     "completion_perplexity": Metric(
         "label ppl",
@@ -58,9 +71,15 @@ METRICS = {
         (1.0, math.inf),
         _WITH_COMPLETION,
         estimator=sums.perplexity_of("completion_nll", "completion_tokens"),
+        scale=(1.0, 100.0),
     ),
     "bits_per_byte": Metric(
-        "bits/B", "low", range=_UP, tasks=DECODERS, estimator=sums.ratio_of("nll", "n_bytes", unit=_BITS)
+        "bits/B",
+        "low",
+        range=_UP,
+        tasks=DECODERS,
+        estimator=sums.ratio_of("nll", "n_bytes", unit=_BITS),
+        scale=(0.0, 8.0),  # 8 bits are the text itself
     ),
     **bias_metrics(),
 }
@@ -69,6 +88,9 @@ RANKABLE = tuple(name for name, metric in METRICS.items() if metric.better is no
 ALIASES = {
     "acc": "accuracy",
     "f1": "macro_f1",
+    "f1_macro": "macro_f1",  # scikit-learn's names
+    "f1_micro": "micro_f1",
+    "f1_weighted": "weighted_f1",
     "ppl": "perplexity",
     "bpb": "bits_per_byte",
     "loss": "log_loss",
@@ -95,9 +117,27 @@ def one_class(metrics: Mapping[str, float]) -> bool:
 
 
 def scale(name: str) -> tuple[float, float]:
-    """The ends of a metric's range, for a term of the objective that gives none; (0, 1) where it has an open end."""
-    low, high = METRICS[name].range if name in METRICS else _SHARE
+    """The ends of a metric's scale, for a term of the objective that gives none; (0, 1) where there is none.
+
+    Of a metric that can grow without end it is what sweeps usually see; values beyond it order all the same.
+    """
+    if name not in METRICS:
+        return _SHARE
+    low, high = METRICS[name].scale or METRICS[name].range
     return (low, high) if math.isfinite(low) and math.isfinite(high) else _SHARE
+
+
+def direction(name: str) -> tuple[str, float | None] | None:
+    """Which way a metric is better, as a term of the objective says it.
+
+    Returns:
+        ``max``, ``min`` or ``target``, and the value to be near to where it is ``target``; None for a metric that does
+        not rank trials, or that is not in the table.
+    """
+    better = METRICS[name].better if name in METRICS else None
+    if isinstance(better, float):
+        return "target", better
+    return {"high": ("max", None), "low": ("min", None)}.get(str(better))
 
 
 def badness(name: str, value: float) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from analysis.errors import ConfigError, did_you_mean
+from analysis.metrics import METRICS, direction, scale
 
 DIRECTIONS = ("max", "min", "target")
 TIES = ("cost", "score")
@@ -17,6 +18,8 @@ _KEYS = ("name", "method", "rho", "ties", "terms", "constraints")  # constraints
 _TERM_KEYS = ("metric", "direction", "target", "range", "weight", "tolerance")
 _EXACT = 10**6  # steps of a term without tolerance: a millionth of its range
 BELOW_ONE = 1.0 - 1e-9  # a lower term never reaches the next step of a higher one
+FARTHEST = 1e9  # beyond so many times a scale, losses count as equal
+LAST_SHARE = 0.99  # of the way to the worse end, where the last term begins to fall more slowly
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ class Objective:
 
         Args:
             config: ``{name, method, rho, terms: {name: {metric, direction, target, range, weight, tolerance}}}``;
-                ``constraints`` beside them are read by ``analysis.constraints``.
+                ``constraints`` beside them are read by ``analysis.constraints``. A term without direction or range
+                has its metric's.
 
         Raises:
             ConfigError: naming the key, what was given and what was expected.
@@ -99,7 +103,7 @@ class Objective:
         if not isinstance(terms, Mapping) or not terms:
             raise ConfigError(
                 "objective.terms is empty: expected at least one term, such as"
-                " terms: {quality: {metric: macro_f1, direction: max, range: [0, 1], weight: 1}}."
+                " terms: {quality: {metric: macro_f1, weight: 1}}."
             )
         read = tuple(_term(str(name), term) for name, term in terms.items())
         method = settings.get("method", "chebyshev")
@@ -181,27 +185,65 @@ class Objective:
         """The first term decides; where two trials are in the same step of its tolerance, the next one does.
 
         The steps are fixed in the config, so this is an order (pairwise tolerances are not transitive), and one number:
-        its digits are the terms'. Beyond the ends of a range all but the last term count as the end.
+        its digits are the terms'. Beyond the better end of a range all but a single term count as that end. Beyond the
+        worse end, as metrics can be that grow without end, steps go on and share the lowest digit: the lower half of
+        it, ever less of it a step.
         """
         score = 1.0 - losses[-1]
+        if len(losses) > 1 and losses[-1] > LAST_SHARE:
+            score = (1.0 - LAST_SHARE) ** 2 / (losses[-1] + 1.0 - 2.0 * LAST_SHARE)  # falls to 0, and never reaches it
         for term, loss in zip(reversed(self.terms[:-1]), reversed(losses[:-1]), strict=True):
             # the rounding keeps a value that is on a step, such as 0.83 of 100, from falling below it
-            reached = math.floor(round((1.0 - min(max(loss, 0.0), 1.0)) * term.steps, 6))
-            score = (reached + min(max(score, 0.0), 1.0) * BELOW_ONE) / (term.steps + 1)
+            reached = math.floor(round((1.0 - min(max(loss, 0.0), FARTHEST)) * term.steps, 6))
+            beyond = -reached / term.steps  # scales beyond the worse end, and one step
+            low = 0.0 if reached > 0 else 1.0 / (2.0 + beyond)
+            high = 1.0 if reached >= 0 else 1.0 / (2.0 + beyond - 1.0 / term.steps)
+            below = low + (high - low) * min(score, 1.0) * BELOW_ONE
+            score = (max(reached, 0) + below) / (term.steps + 1)
         return score
+
+
+def term_defaults(metric: str, given: str | None = None) -> dict[str, Any]:
+    """What a term has where its config says nothing of it: ``direction``, ``target`` and ``range`` of its metric.
+
+    Args:
+        metric: its name; ``max`` and [0, 1] where it has no direction of its own.
+        given: the direction that the config gives. A target goes with ``target`` only.
+    """
+    own, target = direction(metric) or ("max", None)
+    return {
+        "direction": given or own,
+        "target": target if (given or own) == "target" else None,
+        "range": list(scale(metric)),
+    }
+
+
+def against_metric(metric: str, given: str) -> str:
+    """Which way a metric is better, as the end of a sentence, where a direction says otherwise; else empty.
+
+    To be near to a target is never otherwise: whoever gives one wants that value.
+    """
+    own, target = direction(metric) or (given, None)
+    if given in (own, "target"):
+        return ""
+    return f"best at {target:g}" if own == "target" else f"better when {'higher' if own == 'max' else 'lower'}"
 
 
 def _term(name: str, config: Any) -> Term:
     where = f"objective.terms.{name}"
     settings = read_mapping(where, config, _TERM_KEYS)
-    metric, direction = settings.get("metric"), settings.get("direction", "max")
+    metric, given = settings.get("metric"), settings.get("direction")
     if not isinstance(metric, str) or not metric:
         raise ConfigError(f"{where}.metric={metric!r}: expected the name of a metric, such as macro_f1.")
-    if direction not in DIRECTIONS:
+    if given is not None and given not in DIRECTIONS:
         raise ConfigError(
-            f"{where}.direction={direction!r}: expected one of {', '.join(DIRECTIONS)}."
-            f" {did_you_mean(str(direction), DIRECTIONS)}"
+            f"{where}.direction={given!r}: expected one of {', '.join(DIRECTIONS)}."
+            f" {did_you_mean(str(given), DIRECTIONS)}"
         )
+    defaults = term_defaults(metric, given)
+    if metric not in METRICS:
+        del defaults["range"]  # nobody knows the scale of a metric that is not in the table
+    settings = {**defaults, **{key: value for key, value in settings.items() if value is not None}}
     ends = settings.get("range")
     if not isinstance(ends, list | tuple) or len(ends) != 2:
         raise ConfigError(f"{where}.range={ends!r}: expected two numbers, the lower first, such as [0, 1].")
@@ -217,16 +259,14 @@ def _term(name: str, config: Any) -> Term:
     tolerance = read_number(f"{where}.tolerance", settings.get("tolerance", 0.0))
     if not 0 <= tolerance <= high - low:
         raise ConfigError(f"{where}.tolerance={tolerance:g}: expected 0 or more, and no more than the range is wide.")
-    target = _target(where, direction, settings.get("target"), low, high)
-    return Term(name, metric, direction, target, low, high, weight, tolerance)
+    target = _target(where, settings["direction"], settings["target"], low, high)
+    return Term(name, metric, settings["direction"], target, low, high, weight, tolerance)
 
 
-def _target(where: str, direction: str, value: Any, low: float, high: float) -> float | None:
-    if direction != "target":
+def _target(where: str, given: str, value: Any, low: float, high: float) -> float | None:
+    if given != "target":
         if value is not None:
-            raise ConfigError(
-                f"{where}.target={value!r} with direction={direction}: set direction=target, or remove it."
-            )
+            raise ConfigError(f"{where}.target={value!r} with direction={given}: set direction=target, or remove it.")
         return None
     if value is None:
         raise ConfigError(f"{where}: direction=target needs {where}.target, a value in the metric's unit.")

@@ -14,7 +14,16 @@ import yaml
 
 from analysis import fast_yaml
 from analysis.errors import FolderError
-from analysis.folder import FORMAT_VERSION, MetricsRow, State, SweepFolder, TrialFolder, fetch_missing, read_lines
+from analysis.folder import (
+    FORMAT_VERSION,
+    MetricsRow,
+    State,
+    SweepFolder,
+    TrialFolder,
+    atomic_write,
+    fetch_missing,
+    read_lines,
+)
 from analysis.searched_values import ConfigReader
 
 UNKNOWN = "unknown"  # the status of a row whose status file cannot be read
@@ -25,9 +34,9 @@ class Row:
     """One trial or baseline.
 
     Attributes:
-        kind: ``trial`` or ``baseline``.
+        kind: ``trial`` or ``baseline``; ``seed`` where a table lists the seeds below their configuration.
         trial_id: the trial's, or the baseline's name.
-        status: a ``State``, or ``unknown``.
+        status: a ``State``, or ``unknown``; a configuration runs until all its seeds have ended.
         step: of the checkpoint that was scored; the last one reached where nothing was.
         n_items: validation items that the metrics are from.
         final: whether those are all validation items rather than the rung subset.
@@ -44,7 +53,9 @@ class Row:
         tied: cannot be told from the best trial (analysis/statistics/comparison.py).
         p: of the test against the best trial, corrected for their number; NaN where there is none.
         seeds: of a configuration that was trained with several seeds: a row for each that completed, the first seed
-            first. Its own metrics and objective are then their means, and its id is the first seed's.
+            first. Its own metrics, objective, tokens and seconds are then their means, and its id, step and files are
+            the first seed's (analysis/leaderboard/seeds.py).
+        uncounted: its other seeds: those that failed, diverged or have not ended.
     """
 
     kind: str
@@ -67,6 +78,7 @@ class Row:
     tied: bool = False
     p: float = math.nan
     seeds: tuple["Row", ...] = ()
+    uncounted: tuple["Row", ...] = ()
 
 
 def row_files(folder: SweepFolder, row: Row) -> TrialFolder:
@@ -76,17 +88,38 @@ def row_files(folder: SweepFolder, row: Row) -> TrialFolder:
         folder: of the sweep.
         row: of a trial or baseline.
     """
-    return folder.trial(row.trial_id) if row.kind == "trial" else folder.baseline(row.trial_id)
+    return folder.baseline(row.trial_id) if row.kind == "baseline" else folder.trial(row.trial_id)
 
 
-def first_completed(rows: Iterable[Row], kind: str = "trial") -> Row | None:
-    """The first row of a kind that completed and was scored on all validation items: of ranked rows, the best.
+def configuration_id(trial_id: str) -> str:
+    """The id of a trial's configuration, which is its first seed's: of ``t0003.1`` it is ``t0003``."""
+    sweep, slash, own = trial_id.rpartition("/")
+    return sweep + slash + own.partition(".")[0]
+
+
+def best_trial(rows: Iterable[Row], by: Sequence[str] = ()) -> Row | None:
+    """The best trial of a ranking: whatever names one asks here. None where no completed trial has a finite number.
 
     Args:
-        rows: ranked.
-        kind: ``trial`` or ``baseline``.
+        rows: ranked (``analysis/leaderboard/ranking.py``).
+        by: metrics that they are ranked by instead of the objective.
     """
-    return next((row for row in rows if row.kind == kind and row.status == State.COMPLETED and row.final), None)
+    return next((row for row in rows if row.kind == "trial" and rankable(row, by)), None)
+
+
+def leading_trial(rows: Iterable[Row], by: Sequence[str] = ()) -> Row | None:
+    """While no trial has completed: the first that has a number at its last rung. Arguments as of ``best_trial``."""
+    scored = (row for row in rows if row.kind == "trial" and row.status in (State.RUNNING, State.STOPPED_EARLY))
+    return next((row for row in scored if math.isfinite(_number(row, by))), None)
+
+
+def rankable(row: Row, by: Sequence[str] = ()) -> bool:
+    """Whether a row was scored on all validation items, and has what ranks. Arguments as of ``best_trial``."""
+    return row.status == State.COMPLETED and row.final and math.isfinite(_number(row, by))
+
+
+def _number(row: Row, by: Sequence[str]) -> float:
+    return row.metrics.get(by[0], math.nan) if by else row.objective
 
 
 @dataclass(frozen=True)
@@ -97,12 +130,14 @@ class Sweep:
         objective: its config.
         searched: dotted paths that are searched.
         labels: of the task; empty without labels.
+        repeats: seeds of each configuration.
         note: says that another version wrote the folder, whose files may hold what this version does not know.
     """
 
     objective: Mapping[str, Any]
     searched: tuple[str, ...]
     labels: tuple[str, ...] = ()
+    repeats: int = 1
     note: str = ""
 
 
@@ -135,7 +170,14 @@ def read_sweep(folder: SweepFolder) -> Sweep:
             f"{folder.name} has format {version}, and this lorasweep reads {FORMAT_VERSION}: it is ranked by what of it"
             " is understood. The version under 'versions' in its sweep.yaml reads all."
         )
-    return Sweep(objective, tuple(map(str, space)), tuple(map(str, labels)) if isinstance(labels, list) else (), note)
+    named = tuple(map(str, labels)) if isinstance(labels, list) else ()
+    return Sweep(objective, tuple(map(str, space)), named, _repeats(content["config"]), note)
+
+
+def _repeats(config: Mapping[str, Any]) -> int:
+    search = config.get("search")
+    repeats = search.get("repeats") if isinstance(search, Mapping) else None
+    return repeats if isinstance(repeats, int) and repeats > 1 else 1
 
 
 def read_rows(folder: SweepFolder, searched: Sequence[str]) -> list[Row]:
@@ -164,7 +206,11 @@ def _missing(folder: SweepFolder, with_folder: Collection[str], searched: Sequen
 
 
 def adapter_parameters(files: TrialFolder) -> float:
-    """Numbers in the adapter's weights, from the head of its file; NaN where there is none."""
+    """Numbers in the adapter's weights, from the head of its file or as ``keep_size`` kept it; NaN without either."""
+    try:
+        return float(json.loads(files.adapter_size_file.read_text())["parameters"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # the adapter is there
     weights = files.adapter_dir / "adapter_model.safetensors"
     fetch_missing([weights])
     try:
@@ -173,6 +219,13 @@ def adapter_parameters(files: TrialFolder) -> float:
         return float(sum(math.prod(entry["shape"]) for name, entry in head.items() if name != "__metadata__"))
     except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError):
         return math.nan
+
+
+def keep_size(files: TrialFolder) -> None:
+    """Write down how large an adapter is before it is removed: ``objective.ties=cost`` ranks by it."""
+    size = adapter_parameters(files)
+    if math.isfinite(size):
+        atomic_write(files.adapter_size_file, json.dumps({"parameters": size}))
 
 
 def _read(kind: str, files: TrialFolder, reader: ConfigReader) -> Row:

@@ -9,14 +9,18 @@ import errno
 import importlib
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from analysis import errors
 from analysis.errors import INTERRUPTED, ConfigError, FolderError, LorasweepError, did_you_mean
+from sweeps.process.logs import of_command
 from sweeps.process.terminal import wrapped
 from sweeps.process.termination import ending
 from sweeps.process.threads import wait_policy
+from trainer.assets.cache import cache_folder
 
 # Command → how it is called, and what it does. Each is a module of its name in sweeps/commands/.
 COMMANDS = {
@@ -93,7 +97,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     given = [argument for argument in given if argument != "--debug"]
     try:
-        return _dispatch(given)
+        with of_command(_warnings_log(), debug):
+            return _dispatch(given)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # such as `… | head`: nobody reads on
         return 0
@@ -121,6 +126,14 @@ def _main(arguments: Sequence[str] | None) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _warnings_log() -> Path:
+    """Where libraries' warnings go; those of a sweep while it runs go to the sweep folder."""
+    try:
+        return cache_folder() / "warnings.log"
+    except RuntimeError:  # a user without a home folder, as in some containers
+        return Path(tempfile.gettempdir()) / "lorasweep-warnings.log"
 
 
 def _dispatch(given: list[str]) -> int:

@@ -17,6 +17,7 @@ from analysis.bias_sets import BIAS_SETS
 from analysis.constraints import Constraints
 from analysis.errors import ConfigError, did_you_mean, nearest_names
 from analysis.metrics import METRICS
+from analysis.objective import DIRECTIONS
 from trainer.config import (
     PRECISIONS,
     BiasConfig,
@@ -84,9 +85,9 @@ class TermConfig:
     """One metric of the objective."""
 
     metric: str = ""
-    direction: str = key("max", choices=("max", "min", "target"))
-    target: float | None = None  # in the metric's unit; for direction=target
-    range: list[float] | None = None  # ends of the scale, lower first; null: the metric's own, else [0, 1]
+    direction: str | None = key(None, choices=DIRECTIONS)  # null: the metric's own
+    target: float | None = None  # in the metric's unit; for direction=target; null: the metric's own
+    range: list[float] | None = None  # ends of the scale, lower first; null: the metric's own
     weight: float = key(1.0, low=0.0)  # 0 leaves the term out
     tolerance: float = key(0.0, low=0.0)  # in the metric's unit; for method=lexicographic
 

@@ -9,8 +9,10 @@ from typing import Any
 
 from analysis import fast_yaml
 from analysis.errors import FolderError, refuse_uri
-from analysis.folder import State, SweepFolder, TrialFolder, fetch_folder
+from analysis.folder import SweepFolder, TrialFolder, fetch_folder
 from analysis.leaderboard import leaderboard
+from analysis.leaderboard.seeds import best_seed, spread
+from analysis.rows import best_trial
 from sweeps.store.manifest import read_manifest
 from trainer.models.model_files import tensors
 
@@ -22,7 +24,8 @@ def export(run_dir: str, trial_id: str | None, to: str, merge: bool) -> None:
 
     Args:
         run_dir: the sweep folder.
-        trial_id: the trial; None takes the best completed one.
+        trial_id: the trial, or a further seed (``t0003.1``); None takes the best completed one, of a configuration of
+            several seeds the best seed.
         to: a folder that does not exist yet, or is empty.
         merge: write the whole model in float32 with the adapter merged into it.
 
@@ -33,7 +36,8 @@ def export(run_dir: str, trial_id: str | None, to: str, merge: bool) -> None:
     refuse_uri("--to ", to)
     folder, target = SweepFolder.open(run_dir), Path(to).absolute()
     manifest = read_manifest(folder)
-    files = _with_adapter(folder, trial_id or _best(folder), run_dir)
+    best = None if trial_id else _best(folder)
+    files = _with_adapter(folder, best_seed(best).trial_id if best else str(trial_id), run_dir)
     if target.exists() and (target.is_file() or any(target.iterdir())):
         raise FolderError(f"--to {target}: there is something already. Give a folder that does not exist yet.")
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -53,7 +57,14 @@ def export(run_dir: str, trial_id: str | None, to: str, merge: bool) -> None:
         ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    print(f"{'Merged model' if merge else 'Adapter'} of {files.trial_id} in {target}\n\nLoad it:")
+    print(f"{'Merged model' if merge else 'Adapter'} of {files.trial_id} in {target}")
+    if best is not None and len(best.seeds) > 1:
+        print(
+            f"{files.trial_id} is the best of {len(best.seeds)} seeds of {best.trial_id}"
+            f" ({best_seed(best).objective:.3f}); expect what they have on average:"
+            f" {best.objective:.3f} ± {spread(best):.3f}"
+        )
+    print("\nLoad it:")
     print(_loading_code(files, card, target, merge))
 
 
@@ -117,14 +128,14 @@ def _loading_code(files: TrialFolder, card: Mapping[str, Any], target: Path, mer
     return "\n".join(f"  {line}" for line in lines)
 
 
-def _best(folder: SweepFolder) -> str:
-    for row in leaderboard.ranked(folder).rows:
-        if row.kind == "trial" and row.status == State.COMPLETED:
-            return str(row.trial_id)
-    raise FolderError(
-        f"{folder.where}: no trial has completed. Name one that was stopped early:"
-        f" lorasweep export {folder.where} TRIAL --to DIR"
-    )
+def _best(folder: SweepFolder) -> leaderboard.Row:
+    best = best_trial(leaderboard.build(folder))
+    if best is None:
+        raise FolderError(
+            f"{folder.where}: no trial has completed with a score. Name one, such as one that was stopped early:"
+            f" lorasweep export {folder.where} TRIAL --to DIR"
+        )
+    return best
 
 
 def _card(manifest: dict[str, Any], files: TrialFolder) -> dict[str, Any]:

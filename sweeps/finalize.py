@@ -25,7 +25,12 @@ from analysis.errors import ConfigError, DataError, FolderError, HardwareError
 from analysis.finals import SEED, Look, looks_sentences, read_finals, read_looks, report
 from analysis.folder import ENDED, State, Status, SweepFolder, TrialFolder, append_line, atomic_write, read_lines
 from analysis.leaderboard import leaderboard
+from analysis.leaderboard.baselines import compared_metrics, having, strongest
+from analysis.leaderboard.baselines import scored as scored_baselines
 from analysis.leaderboard.leaderboard import Row
+from analysis.leaderboard.power_words import foretold
+from analysis.leaderboard.ranking import objective_of
+from analysis.rows import rankable, read_sweep
 from sweeps.checks.estimate import entries
 from sweeps.checks.preflight import preflight
 from sweeps.compose.compose import RESUMABLE, Composed
@@ -112,14 +117,16 @@ def finalize(run_dir: str, top: int, seeds: int, overrides: Sequence[str], quiet
     preflight(composed.config, composed.space, quiet)
     with locked(folder):
         runs = [run for row in finalists for run in _runs(folder, composed, row.trial_id, seeds)]
-        baseline = _best_baseline(composed, rows)
+        baselines = _best_baselines(folder, composed, rows, finalists[0])
         looks, look = _look(folder, [row.trial_id for row in finalists], seeds, test)
         if looks:
             for sentence in looks_sentences(read_looks(folder)):
                 say(sentence)
         if len(finalists) < top:
             say(f"only {len(finalists)} of the {top} trials asked for have completed")
-        _finish(folder, composed, runs, baseline, say)
+        if sentence := _power(folder, finalists, test["rows"]):
+            say(sentence)
+        _finish(folder, composed, runs, baselines, say)
         append_line(folder.looks_file, {"look": look, "event": "finished", "time": _now()})
         saved(folder, say)
     finals = read_finals(folder)
@@ -173,16 +180,15 @@ def _fingerprint(rows: Sequence[DataRow]) -> str:
 
 
 def _finalists(folder: SweepFolder, rows: Sequence[Row], top: int) -> list[Row]:
-    completed = [row for row in rows if row.kind == "trial" and row.status == State.COMPLETED and row.final]
+    """In the order of the leaderboard; the seeds of ``search.repeats`` are one row there."""
+    completed = [row for row in rows if row.kind == "trial" and rankable(row)]
     kept = [row for row in completed if not row.broken] or completed
     if not kept:
         raise FolderError(
-            f"{folder.where}: no trial has completed, so there are no finalists. Go on with the sweep first."
+            f"{folder.where}: no trial has completed with a score, so there are no finalists. Go on with the sweep"
+            f" first; `{program()} rank {shell_path(folder.where)}` says how its trials ended."
         )
-    by_configuration: dict[str, Row] = {}
-    for row in kept:  # the seeds of search.repeats are one configuration: t0003, t0003.1, …
-        by_configuration.setdefault(row.trial_id.split(".")[0], row)
-    return list(by_configuration.values())[:top]
+    return kept[:top]
 
 
 def _runs(folder: SweepFolder, composed: Composed, trial_id: str, seeds: int) -> list[_Run]:
@@ -210,11 +216,27 @@ def _trial_config(files: TrialFolder) -> TrialConfig:
     return trial
 
 
-def _best_baseline(composed: Composed, rows: Sequence[Row]) -> Baseline | None:
-    """The most accurate baseline of the sweep, to be scored on the test split too."""
-    scored = {row.trial_id: row for row in rows if row.kind == "baseline" and row.status == State.COMPLETED}
-    there = [it for it in planned(composed.template, composed.precisions) if it.name in scored]
-    return max(there, key=lambda b: scored[b.name].metrics.get("accuracy", -1.0), default=None)
+def _best_baselines(folder: SweepFolder, composed: Composed, rows: Sequence[Row], best: Row) -> list[Baseline]:
+    """The baseline that is best in each metric in which the best trial is compared: to be scored on the test too."""
+    there = {it.name: it for it in planned(composed.template, composed.precisions)}
+    scored = [row for row in scored_baselines(rows) if row.trial_id in there]
+    chosen = [
+        strongest(having(scored, metric), metric).trial_id
+        for metric in compared_metrics(folder, best)
+        if having(scored, metric)
+    ]
+    return [there[name] for name in dict.fromkeys(chosen)]
+
+
+def _power(folder: SweepFolder, finalists: Sequence[Row], n: int) -> str:
+    """Whether so many test rows can show the difference of the finalists; empty where they can, or it is not known."""
+    if len(finalists) < 2:
+        return ""
+    from analysis.statistics.comparison import judge
+
+    objective, _ = objective_of(folder, finalists)
+    judgement = judge(folder, finalists, objective, read_sweep(folder).labels)
+    return foretold(judgement, n, objective) if judgement is not None else ""
 
 
 def _look(
@@ -261,13 +283,15 @@ def _user() -> str:
         return "unknown"
 
 
-def _finish(folder: SweepFolder, composed: Composed, runs: Sequence[_Run], baseline: Baseline | None, say: Say) -> None:
+def _finish(
+    folder: SweepFolder, composed: Composed, runs: Sequence[_Run], baselines: Sequence[Baseline], say: Say
+) -> None:
     """Train what is not trained, then score what is not scored."""
     again = (State.FAILED, State.OUT_OF_MEMORY)
     waiting = [r for r in runs if (state := r.files.read_status().state) not in ENDED or state in again]
     unscored = [r for r in runs if r in waiting or (r.files.read_status().state is State.COMPLETED and not r.on_test)]
-    on_test = folder.final(baseline.name).read_status().state is State.COMPLETED if baseline else True
-    if not unscored and on_test:
+    left = [it for it in baselines if folder.final(it.name).read_status().state is not State.COMPLETED]
+    if not unscored and not left:
         say("all of them have their final scores already")
         return
     say("starting Ray and the device workers")
@@ -292,8 +316,7 @@ def _finish(folder: SweepFolder, composed: Composed, runs: Sequence[_Run], basel
         scores: list[Callable[[], None]] = [
             partial(_score, fleet, run, say) for run in unscored if run.files.read_status().state is State.COMPLETED
         ]
-        if baseline is not None and not on_test:
-            scores.append(lambda: _score_baseline(fleet, _on_test(baseline, composed.config), folder, say))
+        scores += [partial(_score_baseline, fleet, _on_test(it, composed.config), folder, say) for it in left]
         _side_by_side(scores, fleet, lambda: len(fleet.devices))
 
 

@@ -6,14 +6,15 @@ Check what can be checked at once; start the device workers; let Ray Tune run th
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from analysis.constraints import check_available
 from analysis.errors import INTERRUPTED, DataError, FolderError
-from analysis.folder import ENDED, SweepFolder
+from analysis.folder import ENDED, State, SweepFolder
 from analysis.leaderboard import leaderboard
+from analysis.leaderboard.seeds import runs
 from sweeps.checks.length import Measured, asked_about, choose, is_open, is_timed
 from sweeps.checks.preflight import preflight, skipped_note
 from sweeps.compose.compose import Composed, transfer_target
@@ -92,7 +93,7 @@ def _go_on(
         return _exit_status(ranking.rows)
     check_trackers(composed.config.tracking, composed.raw["tracking"], composed.explicit)
     preflight(composed.config, composed.space, view == "quiet")
-    with locked(folder), _progress(composed.config, view, _ended(folder)) as progress:
+    with locked(folder), _progress(composed.config, view, *_ended(folder)) as progress:
         return _drive(folder, composed, progress, manifest, worker)
 
 
@@ -136,6 +137,8 @@ def _drive(
         check_available(composed.resolved()["objective"], data.absent)
         for why in dict.fromkeys(data.absent.values()):
             progress.note(f"not measured: {why}")
+        for note in data.bias_notes:
+            progress.note(note)
         if manifest is None:
             manifest = make_manifest(composed, data.for_manifest(), [asdict(fact) for fact in facts])
             manifest |= {"asked": as_given}
@@ -203,13 +206,30 @@ def _go_on_with(folder: SweepFolder) -> str:
 
 
 def _exit_status(rows: list[leaderboard.Row]) -> int:
-    return 0 if any(row.kind == "trial" and row.status in ("completed", "stopped_early") for row in rows) else 1
+    """1 where no trial has a score, with a sentence."""
+    nothing = leaderboard.nothing_scored(rows)
+    if nothing:
+        print(f"\n{nothing}", file=sys.stderr)
+    trials = [row for row in rows if row.kind == "trial"]
+    over = any(row.status in (State.COMPLETED, State.STOPPED_EARLY) or row.seeds for row in trials)
+    return 0 if over and not nothing else 1
 
 
-def _progress(config: SweepConfig, view: str, ended: int = 0) -> Progress:
-    state = SweepState(str(config.sweep.name), config.search.trials, config.train.max_steps, ended)
+def _progress(config: SweepConfig, view: str, ended: int = 0, seeds: Mapping[str, int] | None = None) -> Progress:
+    state = SweepState(
+        str(config.sweep.name),
+        config.search.trials,
+        config.train.max_steps,
+        ended,
+        repeats=config.search.repeats,
+        seeds_before=seeds,
+    )
+    state.terms = tuple(term.metric for term in config.objective.terms.values())
     return Progress(state, sys.stdout, view)
 
 
-def _ended(folder: SweepFolder) -> int:
-    return sum(files.read_status().state in ENDED for files in folder.trials())
+def _ended(folder: SweepFolder) -> tuple[int, dict[str, int]]:
+    """Configurations that are over, and of each other one how many of its seeds have ended."""
+    rows = [row for row in leaderboard.build(folder) if row.kind == "trial"]
+    seeds = {row.trial_id: sum(run.status in ENDED for run in runs([row])) for row in rows if row.status not in ENDED}
+    return sum(row.status in ENDED for row in rows), {name: n for name, n in seeds.items() if n}

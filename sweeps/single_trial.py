@@ -1,5 +1,6 @@
 """``lorasweep trial``: one configuration, trained and scored in this process, without Ray."""
 
+import sys
 import time
 from dataclasses import asdict
 
@@ -55,7 +56,7 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
         from trainer.baselines import score_baseline
         from trainer.device_cache import DeviceCache
         from trainer.engines.make import make_engine
-        from trainer.evaluation.evaluate import absent_metrics
+        from trainer.evaluation.evaluate import absent_metrics, bias_notes
         from trainer.final_scoring import generate_answers
         from trainer.models.base_model import available_precisions, best_device, slow_precisions
 
@@ -79,6 +80,8 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     check_available(composed.resolved()["objective"], absent)
     for why in dict.fromkeys(absent.values()):
         say(f"not measured: {why}")
+    for note in bias_notes(trial, device_cache.validation(trial)):
+        say(note)
     files = folder.trial(trial.trial_id)
     for note in composed.notes:
         say(note)
@@ -107,7 +110,10 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     leaderboard.write(folder, leaderboard_rows)
     show_leaderboard(folder, leaderboard_rows)
     show_next(folder, leaderboard_rows, interrupted=False)
-    return 0 if status.state == "completed" else 1
+    nothing = leaderboard.nothing_scored(leaderboard_rows)
+    if nothing:
+        print(f"\n{nothing}", file=sys.stderr)
+    return 1 if nothing or status.state != "completed" else 0
 
 
 def _train(engine, trial_id, files, say) -> Status:  # type: ignore[no-untyped-def]  # annotations would import torch

@@ -33,6 +33,8 @@ from trainer.few_shot import few_shot_rows, mean_states, nearest, with_examples
 from trainer.linear_classifier import LinearFit, of_states, of_words
 from trainer.models.lora import add_adapter, remove_adapter
 
+_UNTRAINED = "its head is untrained: it shows where training begins, and only guesses"
+
 
 def score_baseline(
     device_cache: DeviceCache, baseline: Baseline, folder: TrialFolder, validation: Validation | None = None
@@ -51,6 +53,8 @@ def score_baseline(
     split = rows.split
     evaluation, note = _evaluated(device_cache, baseline, rows)
     settings = asdict(baseline.trial) | {"baseline": baseline.kind}
+    if baseline.kind == "zero_shot" and baseline.trial.task.name == "classification":
+        settings["head"] = "untrained" if device_cache.base(baseline.trial).fresh else "own"
     if baseline.kind in ("few_shot", "retrieval"):
         settings[baseline.kind] = asdict(getattr(baseline, baseline.kind))
     atomic_write(folder.config_file, fast_yaml.dump(settings))
@@ -81,7 +85,8 @@ def _evaluated(device_cache: DeviceCache, baseline: Baseline, validation: Valida
             independent = validation.bias.independent_of_rows().tables()
             sets = {name: evaluation.tables[name] for name in independent}
             device_cache.bias_of_base[(*device_cache.base_key(trial), repr(trial.bias))] = sets
-        return evaluation, ""
+            return evaluation, ""
+        return evaluation, _UNTRAINED if device_cache.base(trial).fresh else ""
     if trial.task.name == "classification":
         return _without_model(_vote(device_cache, baseline, validation), validation), ""
     return _prompted(device_cache, baseline, validation)
@@ -217,4 +222,4 @@ def _without_model(logprobs: np.ndarray, validation: Validation) -> Evaluation:
         "logprobs": logprobs.tolist(),
     }
     tables = {"task": items}
-    return Evaluation(metrics_of(tables, validation.labels), tables, len(validation.rows))
+    return Evaluation(metrics_of(tables, validation.labels, validation.settings), tables, len(validation.rows))

@@ -208,6 +208,7 @@ class BiasConfig:
     stereoset: int = key(60, low=0)  # contexts, fixed and stratified by category; 0 = not measured
     bbq: int = key(0, low=0)  # questions, fixed and stratified by category, context and polarity; 0 = not measured
     swap: int = key(40, low=0)  # validation rows whose names and group terms are swapped, at most; 0 = not measured
+    group_rows: int = key(10, low=1)  # rows that a rate of a group of data.group is over, at least; else it is left out
     pairs_file: str | None = None  # CSV with sentence pairs of your own: columns more, less, and maybe category, id
 
 
@@ -367,7 +368,7 @@ def check_trial(trial: TrialConfig) -> None:
 
 
 def check_needs(trial: TrialConfig) -> None:
-    """What a head's learning rate, class weights and start values need of other keys. Raises ConfigError."""
+    """What a head's learning rate, weights of rows and start values need of other keys. Raises ConfigError."""
     optim, lora, schema = trial.optim, trial.lora, trial.data.schema
     if trial.task.name == "completion" and (optim.head_lr is not None or optim.head_ratio != 1.0):
         given = f"head_ratio={optim.head_ratio:g}" if optim.head_lr is None else f"head_lr={optim.head_lr:g}"
@@ -378,6 +379,16 @@ def check_needs(trial: TrialConfig) -> None:
         raise ConfigError(
             f"train.class_weight={trial.train.class_weight} with data.schema={schema}: the rows have no labels to weigh"
             " by. Use train.class_weight=none, or data.schema=label."
+        )
+    if trial.mitigation.reweight and schema == "text":
+        raise ConfigError(
+            f"mitigation.reweight={trial.mitigation.reweight:g} with data.schema=text: texts are trained on one after"
+            " the other in windows, so that a row has no weight of its own. Leave it at 0."
+        )
+    if trial.mitigation.reweight and schema not in (None, "label") and not trial.data.group:
+        raise ConfigError(
+            f"mitigation.reweight={trial.mitigation.reweight:g} with data.schema={schema}: the rows have neither labels"
+            " nor groups to weigh by. Give data.group, or leave it at 0."
         )
     if lora.init == "orthogonal" and lora.rank % 2:
         raise ConfigError(

@@ -139,7 +139,7 @@ class DeviceCache:
 
         Raises:
             ConfigError: where prompt and label do not fit.
-            DataError: where there is nothing to augment, or rows have no weights of their own.
+            DataError: where there is nothing to augment, or rows have no labels to weigh by.
         """
         tokens, mitigation = self.tokens(trial, "train"), trial.mitigation
         by_class = trial.train.class_weight
@@ -161,11 +161,6 @@ class DeviceCache:
                 f"train.class_weight={by_class} with data.schema={dataset.schema}: the rows have no labels to weigh by."
                 " Use train.class_weight=none."
             )
-        if dataset.schema == "text":
-            raise DataError(
-                f"mitigation.reweight={mitigation.reweight:g} with data.schema=text: texts are trained on one after the"
-                " other in windows, so that a row has no weight of its own. Leave it at 0."
-            )
         rows = [*tokens.rows, *more.rows]
         weights = row_weights(rows, mitigation.reweight)
         if by_class != "none":
@@ -180,7 +175,7 @@ class DeviceCache:
         rung = rung_subset(tokens.rows, trial.eval.rung_items, 0)
         dataset = self.dataset(trial)
         bias = self._bias_items(trial, dataset, tokens, "validation")
-        return Validation(tokens.rows, tokens.encoded, dataset.labels, rung, bias, dataset.schema)
+        return Validation(tokens.rows, tokens.encoded, dataset.labels, rung, bias, dataset.schema, settings=trial.bias)
 
     def _bias_items(self, trial: TrialConfig, dataset: Dataset, tokens: Tokens, split: str) -> BiasItems:
         """What bias is measured on: the items of the sets that exist for the task, and those made of its rows."""
@@ -218,7 +213,7 @@ class DeviceCache:
         tokens: Tokens = self._once(name, lambda: self._tokenised(trial, rows, training=False))
         dataset = self.dataset(trial)
         bias = self._bias_items(trial, dataset, tokens, "test")
-        return Validation(tokens.rows, tokens.encoded, dataset.labels, [], bias, dataset.schema, "test")
+        return Validation(tokens.rows, tokens.encoded, dataset.labels, [], bias, dataset.schema, "test", trial.bias)
 
     def facts(self, trial: TrialConfig) -> dict[str, Any]:
         """What ``sweep.yaml`` records of the data: rows, labels, tokens, and rows that were left out."""

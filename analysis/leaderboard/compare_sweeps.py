@@ -11,9 +11,12 @@ from typing import Any
 
 from analysis.errors import ConfigError, DataError, FolderError
 from analysis.folder import State, SweepFolder, TrialFolder
+from analysis.leaderboard.baselines import INCOMPARABLE, compared_metrics, difference
 from analysis.leaderboard.ranking import Ranking, judged, metrics_to_rank_by, objective_of, ordered, ranked, rescored
+from analysis.leaderboard.seeds import runs
+from analysis.metric_words import words_of
 from analysis.metrics import METRICS, as_shown
-from analysis.rows import Row, first_completed, sweep_yaml
+from analysis.rows import Row, best_trial, sweep_yaml
 from analysis.searched_values import at, leaves
 
 PER_TOKEN = ("perplexity", "completion_perplexity")
@@ -94,7 +97,7 @@ def rank_together(folders: Sequence[SweepFolder], by: Sequence[str] = ()) -> Joi
             del together.by_name[name]
             continue
         notes += own.notes
-        rows += [replace(row, trial_id=f"{name}/{row.trial_id}") for row in own.rows]
+        rows += [_of_sweep(name, row) for row in own.rows]
     if not manifests:
         raise FolderError("None of the sweeps can be ranked. " + " ".join(notes))
     folders = list(together.by_name.values())
@@ -110,6 +113,12 @@ def rank_together(folders: Sequence[SweepFolder], by: Sequence[str] = ()) -> Joi
     ranking = Ranking(rescored(rows, objective, names), objective, left_out, tuple(names), notes=tuple(notes))
     labels = list(dict.fromkeys(str(x) for m in manifests.values() for x in at(m, "data", "labels") or []))
     return JointRanking(together, judged(together, ranking, labels))
+
+
+def _of_sweep(name: str, row: Row) -> Row:
+    """A row as it is called among those of several sweeps."""
+    seeds, uncounted = ([_of_sweep(name, it) for it in own] for own in (row.seeds, row.uncounted))
+    return replace(row, trial_id=f"{name}/{row.trial_id}", seeds=tuple(seeds), uncounted=tuple(uncounted))
 
 
 def _objective(folder: SweepFolder) -> Any:
@@ -196,7 +205,7 @@ def compare(folders: Sequence[SweepFolder]) -> Comparison:
     sides = []
     for name, folder in together.by_name.items():
         ranking = ranked(folder)
-        sides.append(Side(name, folder, ranking, sweep_yaml(folder), first_completed(ranking.rows)))
+        sides.append(Side(name, folder, ranking, sweep_yaml(folder), best_trial(ranking.rows)))
     table = [
         ("model", [_model(s.content) or "?" for s in sides]),
         ("data", [str(at(s.content, "data", "fingerprint") or "?")[:12] for s in sides]),
@@ -209,8 +218,11 @@ def compare(folders: Sequence[SweepFolder]) -> Comparison:
         different = True
         sentences.append("The sweeps were not run on the same data: their figures say nothing about each other.")
     several_models = len({_model(s.content) for s in sides}) > 1
+    asked = {term.metric for s in sides for term in s.ranking.objective.terms}
     for name, metric in METRICS.items():
         if metric.better is None or not any(s.best and name in s.best.metrics for s in sides):
+            continue
+        if not metric.shown and name not in asked:
             continue
         if several_models and name in PER_TOKEN:
             continue
@@ -230,27 +242,34 @@ def compare(folders: Sequence[SweepFolder]) -> Comparison:
 
 
 def _against_first(together: SweepFolders, sides: Sequence[Side]) -> Iterator[str]:
-    from analysis.statistics.items import hits
-    from analysis.statistics.paired import paired_difference
-
+    """The bests of the others against the first sweep's, in what ranks there."""
     first = sides[0]
     for other in sides[1:]:
         if first.best is None or other.best is None:
             missing = first if first.best is None else other
             yield f"{missing.name} has no completed trial to compare."
             continue
-        one, two = f"{first.name}/{first.best.trial_id}", f"{other.name}/{other.best.trial_id}"
-        try:
-            difference = paired_difference(hits(first.folder, first.best), hits(other.folder, other.best))
-        except (DataError, FolderError, KeyError) as error:
-            yield f"{one} and {two} cannot be compared: {error}"
+        one, two = _of_sweep(first.name, first.best), _of_sweep(other.name, other.best)
+        there = [it for it in compared_metrics(first.folder, first.best) if it in two.metrics]
+        if not there:
+            yield f"{one.trial_id} and {two.trial_id} cannot be compared: they have no metric that ranks in common."
             continue
-        ends = f"[{100 * difference.low:.1f}, {100 * difference.high:.1f}]"
-        points = f"{100 * difference.mean:+.1f} points of accuracy, paired 95 % interval {ends} on {difference.n} items"
-        if math.isnan(difference.low) or difference.low <= 0.0 <= difference.high:
-            yield f"{one} and {two} cannot be told apart: {points}."
+        words = words_of(there[0])
+        try:
+            apart = difference(together, one, two, there[0])
+        except INCOMPARABLE as error:
+            yield f"{one.trial_id} and {two.trial_id} cannot be compared: {str(error).splitlines()[0]}"
+            continue
+        size = words.size(apart.mean)
+        if words.lower:
+            told = f"{size} {'better' if apart.mean >= 0 else 'worse'}"
         else:
-            yield f"{one} is {'better' if difference.mean > 0 else 'worse'} than {two}: {points}."
+            told = f"{'+' if apart.mean >= 0 else '-'}{size}"
+        told += f", paired 95 % interval {words.interval(apart.low, apart.high)} on {apart.n} items"
+        if math.isnan(apart.low) or apart.low <= 0.0 <= apart.high:
+            yield f"{one.trial_id} and {two.trial_id} cannot be told apart: {told}."
+        else:
+            yield f"{one.trial_id} is {'better' if apart.mean > 0 else 'worse'} than {two.trial_id}: {told}."
 
 
 def _changed(sides: Sequence[Side]) -> list[tuple[str, list[str]]]:
@@ -263,7 +282,8 @@ def _changed(sides: Sequence[Side]) -> list[tuple[str, list[str]]]:
 def _counts(rows: Sequence[Row]) -> str:
     trials = [row for row in rows if row.kind == "trial"]
     done = sum(row.status == State.COMPLETED for row in trials)
-    return f"{len(trials)} ({done} completed)"
+    seeds = f", {len(runs(trials))} runs" if len(runs(trials)) > len(trials) else ""
+    return f"{len(trials)} ({done} completed{seeds})"
 
 
 def _value(value: Any) -> str:

@@ -4,21 +4,36 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from analysis.folder import SweepFolder
-from analysis.leaderboard.ranking import Ranking, build, ranked
+from analysis.folder import ENDED, SweepFolder
+from analysis.leaderboard.ranking import Ranking, build, objective_of, ranked
+from analysis.leaderboard.seeds import spread, with_seeds
 from analysis.leaderboard.table import plain, render
 from analysis.leaderboard.verdict import verdict
 from analysis.metrics import METRICS
-from analysis.rows import Row
+from analysis.rows import Row, best_trial, leading_trial
 
-__all__ = ["Ranking", "Row", "build", "plain", "ranked", "render", "to_csv", "to_json", "verdict", "write"]
+__all__ = [
+    "Ranking",
+    "Row",
+    "build",
+    "nothing_scored",
+    "objective_of",
+    "plain",
+    "ranked",
+    "render",
+    "to_csv",
+    "to_json",
+    "verdict",
+    "write",
+]
 
 
-_MORE = ("low", "high", "p", "tied", "front", "tokens", "seconds")
+_MORE = ("low", "high", "p", "tied", "front", "tokens", "seconds", "seeds", "sd")
 
 
 def write(folder: SweepFolder, rows: Sequence[Row]) -> None:
@@ -32,7 +47,11 @@ def write(folder: SweepFolder, rows: Sequence[Row]) -> None:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """One line a row. Values that are not known or not finite are empty fields."""
+    """One line a row, and one of kind ``seed`` for each seed of a configuration that has several.
+
+    Values that are not known or not finite are empty fields.
+    """
+    rows = with_seeds(rows)
     searched = list(dict.fromkeys(path for row in rows for path in row.config))
     metrics = _metric_columns(rows)
     text = io.StringIO()
@@ -41,19 +60,34 @@ def to_csv(rows: Sequence[Row]) -> str:
         ["rank", "kind", "trial_id", "status", "step", "n_items", *searched, *metrics, "objective", *_MORE, "reason"]
     )
     for row in rows:
-        fields = [row.rank, row.kind, row.trial_id, row.status, row.step, row.n_items]
+        fields: list[Any] = [row.rank or None, row.kind, row.trial_id, row.status, row.step, row.n_items]
         fields += [row.config.get(path) for path in searched]
         fields += [row.metrics.get(name) for name in metrics]
         fields += [row.objective, row.low, row.high, row.p, int(row.tied), row.front or None, row.tokens, row.seconds]
+        fields += [len(row.seeds) or None, spread(row)]
         table.writerow([_finite(value) for value in [*fields, row.reason]])
     return text.getvalue()
 
 
 def to_json(rows: Sequence[Row]) -> str:
     """The rows as a JSON list, for other programs; values that are not finite are null."""
-    return json.dumps(
-        [_plain({"rank": row.rank} | asdict(row)) for row in rows], indent=2, ensure_ascii=False, allow_nan=False
-    )
+    records = [_plain({"rank": row.rank, "sd": spread(row)} | asdict(row)) for row in rows]
+    return json.dumps(records, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def nothing_scored(rows: Iterable[Row], by: Sequence[str] = ()) -> str:
+    """That trials ended and none has a score, in a sentence; empty where one has, or where none has ended yet.
+
+    Args:
+        rows: ranked.
+        by: metrics that they are ranked by instead of the objective.
+    """
+    trials = [row for row in rows if row.kind == "trial"]
+    ended = Counter(row.status for row in trials if row.status in ENDED)
+    if not ended or best_trial(trials, by) or leading_trial(trials, by):
+        return ""
+    how = ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in ended.items())
+    return f"No trial has {by[0] if by else 'a score'}: there is no best one ({how})."
 
 
 def _metric_columns(rows: Iterable[Row]) -> list[str]:
@@ -69,4 +103,6 @@ def _finite(value: Any) -> Any:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
     return _finite(value)

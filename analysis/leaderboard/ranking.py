@@ -1,9 +1,11 @@
 """The ranking of a sweep's trials and baselines.
 
-Ranked are first the rows that were scored on all validation items, completed trials and baselines alike; then those
-scored on the rung subset (stopped early, running); then, in the same two classes, the trials that break a constraint;
-then diverged, out of memory, failed, unreadable and pending ones. Within a class the objective decides (with
-``objective.method=pareto`` the Pareto front first), and between equals the trial id. With
+The seeds of one configuration (``search.repeats``) are one row, their mean (``analysis/leaderboard/seeds.py``). Ranked
+are first the rows that were scored on all validation items, completed trials and baselines alike; then those scored on
+the rung subset (stopped early, running), and configurations whose seeds have not all ended; then, in the same two
+classes, the trials that break a constraint; then diverged, out of memory, failed, unreadable and pending ones. Within a
+class the objective decides (with ``objective.method=pareto`` the Pareto front first), and between equals the trial id.
+The first completed trial with a finite number is the best one (``analysis.rows.best_trial``), for every command. With
 ``objective.ties=cost`` the cheapest stands first among trials that are tied with the best and within one standard error
 of it. Constraints are for trials: baselines are what they are compared with.
 """
@@ -11,14 +13,16 @@ of it. Constraints are for trials: baselines are what they are compared with.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from analysis.constraints import Constraints
 from analysis.errors import ConfigError, did_you_mean
 from analysis.folder import State, SweepFolder
+from analysis.leaderboard.seeds import configurations, seeds_expected
 from analysis.metrics import METRICS, RANKABLE, badness, full_name
-from analysis.objective import Objective
-from analysis.rows import UNKNOWN, Row, adapter_parameters, read_rows, read_sweep
+from analysis.objective import Objective, against_metric
+from analysis.rows import UNKNOWN, Row, adapter_parameters, rankable, read_rows, read_sweep
 
 if TYPE_CHECKING:
     from analysis.statistics.comparison import Judgement
@@ -58,7 +62,7 @@ class Ranking:
 
 
 def build(folder: SweepFolder, by: Sequence[str] | None = None) -> list[Row]:
-    """The rows of a sweep folder, ranked: those of ``ranked`` without the comparisons.
+    """The rows of a sweep folder in the order of ``ranked``, without comparisons where the order does not need them.
 
     This is for use while a sweep runs, where comparing all trials after each that ends would cost too much.
 
@@ -69,7 +73,10 @@ def build(folder: SweepFolder, by: Sequence[str] | None = None) -> list[Row]:
     Raises:
         FolderError, ConfigError: as ``ranked``.
     """
-    return ordered(folder, by).rows
+    ranking = ordered(folder, by)
+    if ranking.by or ranking.objective.ties != "cost":
+        return ranking.rows
+    return judged(folder, ranking, read_sweep(folder).labels).rows  # who is tied decides who stands first
 
 
 def ranked(folder: SweepFolder, by: Sequence[str] | None = None) -> Ranking:
@@ -95,10 +102,12 @@ def judged(folder: SweepFolder, ranking: Ranking, labels: Sequence[str]) -> Rank
         ranking: in order.
         labels: of the task.
     """
-    rows = [row for row in ranking.rows if row.status == State.COMPLETED and row.final and not row.broken]
+    rows = [row for row in ranking.rows if rankable(row, ranking.by) and not row.broken]
     trials = [row for row in rows if row.kind == "trial"]
     if len(trials) < 2:
         return ranking
+    import numpy as np
+
     from analysis.statistics.comparison import judge
 
     # Word counts have no sentence pairs to prefer: a baseline without such a number has no part in a comparison by it.
@@ -106,7 +115,8 @@ def judged(folder: SweepFolder, ranking: Ranking, labels: Sequence[str]) -> Rank
     baselines = [row for row in rows if row.kind == "baseline" and not _lacking(row, needed)]
     compared = [*trials, *baselines]
     stopped = [row for row in ranking.rows if row.status == State.STOPPED_EARLY and row.kind == "trial"]
-    judgement = judge(folder, compared, ranking.objective, labels, ranking.by[0] if ranking.by else None, stopped)
+    with np.errstate(all="ignore"):  # what cannot be computed is NaN, and a judgement says so
+        judgement = judge(folder, compared, ranking.objective, labels, ranking.by[0] if ranking.by else None, stopped)
     if judgement is None:
         return ranking
     tied = {judgement.best, *judgement.tied} if judgement.tied else set()
@@ -128,8 +138,9 @@ def ordered(folder: SweepFolder, by: Sequence[str] | None = None) -> Ranking:
     rows = read_rows(folder, sweep.searched)
     names = metrics_to_rank_by(by or [], {name for row in rows for name in row.metrics})
     objective, left_out = objective_of(folder, rows)
-    rows = constrained([_scored(row, objective) for row in rows], constraints_of(folder), folder)
-    notes = (sweep.note,) if sweep.note else ()
+    rows = configurations([_scored(row, objective) for row in rows], seeds_expected(folder, sweep.repeats))
+    rows = constrained(rows, constraints_of(folder), folder)
+    notes = (*([sweep.note] if sweep.note else []), *_reversed(objective))
     return Ranking(in_order(rows, objective, names), objective, left_out, tuple(names), notes=notes)
 
 
@@ -160,11 +171,23 @@ def rescored(rows: Iterable[Row], objective: Objective, by: Sequence[str]) -> li
     """Rows of several sweeps as one list, scored by one objective, the best first.
 
     Args:
-        rows: with the metrics of their sweeps.
+        rows: with the metrics of their sweeps; configurations of several seeds as such.
         objective: that scores all of them.
         by: metrics that rank instead.
     """
-    return in_order([replace(row, objective=objective.score(row.metrics), front=0) for row in rows], objective, by)
+    return in_order([_again(row, objective) for row in rows], objective, by)
+
+
+def _again(row: Row, objective: Objective) -> Row:
+    """A row that another objective scored before."""
+    seeds = tuple(_again(seed, objective) for seed in row.seeds)
+    scores = [seed.objective for seed in seeds] or [objective.score(row.metrics)]
+    return replace(row, objective=fmean(scores), seeds=seeds, front=0)
+
+
+def _losses(row: Row, objective: Objective) -> list[float]:
+    """Of the objective's terms; of a configuration of several seeds their means, as the sampler is told them."""
+    return list(map(fmean, zip(*(objective.losses(seed.metrics) for seed in row.seeds or (row,)), strict=True)))
 
 
 def _on_fronts(rows: list[Row], objective: Objective) -> list[Row]:
@@ -176,7 +199,7 @@ def _on_fronts(rows: list[Row], objective: Objective) -> list[Row]:
         return rows
     from analysis.statistics.pareto import fronts
 
-    numbers = fronts([objective.losses(rows[i].metrics) for i in places])
+    numbers = fronts([_losses(rows[i], objective) for i in places])
     front = dict(zip(places, numbers, strict=True))
     return [replace(row, front=front.get(i, 0)) for i, row in enumerate(rows)]
 
@@ -200,6 +223,16 @@ def _cheapest_first(folder: SweepFolder, rows: list[Row], judgement: "Judgement"
         *rows[: places[0]],
         rows[cheapest],
         *(row for i, row in enumerate(rows[places[0] :], places[0]) if i != cheapest),
+    ]
+
+
+def _reversed(objective: Objective) -> list[str]:
+    """A sentence on each term that an earlier version took the wrong way: it kept the direction of another metric."""
+    return [
+        f"This sweep's objective takes {term.metric} the wrong way (objective.terms.{term.name}.direction="
+        f"{term.direction}): it is {better}. To rank by it: --by {term.metric}"
+        for term in objective.terms
+        if (better := against_metric(term.metric, term.direction))
     ]
 
 

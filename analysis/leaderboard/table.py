@@ -14,11 +14,13 @@ from rich.text import Text
 
 from analysis.bias_sets import HEADLINE
 from analysis.folder import State
+from analysis.leaderboard.seeds import spread, with_seeds
+from analysis.listing import listed
 from analysis.metrics import METRICS
-from analysis.rows import Row, first_completed
+from analysis.rows import Row, best_trial
 
 _HEADS = {"precision": "prec"}  # of config keys whose name is much wider than their values
-_ALWAYS, _PREFERRED, _CONFIG, _MORE = range(4)  # the higher, the sooner a column is dropped
+_ALWAYS, _TERM, _CONFIG, _PREFERRED, _MORE = range(5)  # the higher, the sooner a column is dropped
 _PREFERRED_METRICS = ("accuracy", "macro_f1", "perplexity", HEADLINE.metric("pct"))
 _STYLES: dict[str, str] = {
     State.STOPPED_EARLY: "dim",
@@ -50,33 +52,38 @@ class _Column:
         return max(cell_len(text) for text in (*self.head, *self.cells))
 
 
-def render(rows: Sequence[Row], width: int, by: Sequence[str] = ()) -> RenderableType:
+def render(rows: Sequence[Row], width: int, by: Sequence[str] = (), terms: Sequence[str] = ()) -> RenderableType:
     """A Rich table no wider than ``width``, with the reasons below it.
 
     Args:
         rows: ranked.
         width: in terminal cells.
-        by: metrics that they are ranked by: their columns are dropped last.
+        by: metrics that they are ranked by: their columns are never dropped.
+        terms: metrics of the objective: they stand before all others, and are dropped after what was not asked for.
     """
     if not rows:
         return Text("No trial has started.")
-    columns, gap, dropped = _fit(_columns(rows, by), width)
+    rows = with_seeds(rows)
+    columns, gap, dropped = _fit(_columns(rows, by, terms), width)
+    dropped += _unasked(rows, by, terms)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0))
     for column in columns:
         table.add_column("\n".join(column.head), justify="left" if column.left else "right", no_wrap=True)
-    best = first_completed(rows)
+    best = best_trial(rows, by)
     for i, row in enumerate(rows):
         style = "cyan" if row.kind == "baseline" else "yellow" if row.broken else _STYLES.get(row.status, "")
-        style = "bold green" if row is best and not row.broken else style
+        style = "bold green" if row is best and not row.broken else "dim" if row.kind == "seed" else style
         table.add_row(*(Text(column.cells[i]) for column in columns), style=style)
     return Group(table, *(Text(line, style="dim") for line in _below(rows, dropped)))
 
 
-def plain(rows: Sequence[Row], width: int = 120, by: Sequence[str] = ()) -> str:
+def plain(rows: Sequence[Row], width: int = 120, by: Sequence[str] = (), terms: Sequence[str] = ()) -> str:
     """The leaderboard as aligned text, for pipes and logs. Arguments as of ``render``."""
     if not rows:
         return "No trial has started."
-    columns, gap, dropped = _fit(_columns(rows, by), width)
+    rows = with_seeds(rows)
+    columns, gap, dropped = _fit(_columns(rows, by, terms), width)
+    dropped += _unasked(rows, by, terms)
     heads = max(len(column.head) for column in columns)
     lines = [[(*[""] * (heads - len(c.head)), *c.head)[i] for c in columns] for i in range(heads)]
     lines += [[column.cells[i] for column in columns] for i in range(len(rows))]
@@ -84,24 +91,35 @@ def plain(rows: Sequence[Row], width: int = 120, by: Sequence[str] = ()) -> str:
     return "\n".join(line.rstrip() for line in [*text, *_below(rows, dropped)])
 
 
-def _columns(rows: Sequence[Row], by: Sequence[str]) -> list[_Column]:
+def asked_first(rows: Sequence[Row], asked: Sequence[str]) -> list[str]:
+    """The metrics that some row has: those that were asked for, in their order, then the others as in the table."""
+    measured = {name for row in rows for name in row.metrics}
+    return [name for name in dict.fromkeys([*asked, *METRICS]) if name in measured and name in METRICS]
+
+
+def _unasked(rows: Sequence[Row], by: Sequence[str], terms: Sequence[str]) -> int:
+    """How many metrics the table leaves out because nobody asked for them."""
+    return sum(not METRICS[name].shown and name not in (*by, *terms) for name in asked_first(rows, ()))
+
+
+def _columns(rows: Sequence[Row], by: Sequence[str], terms: Sequence[str]) -> list[_Column]:
     columns = [
-        _Column(("#",), [f"{row.rank}=" if row.tied else str(row.rank) for row in rows], _ALWAYS),
-        _Column(("trial",), [row.trial_id for row in rows], _ALWAYS, left=True),
+        _Column(("#",), [_place(row) for row in rows], _ALWAYS),
+        _Column(("trial",), [_name(row) for row in rows], _ALWAYS, left=True),
         _Column(("status",), [_status(row) for row in rows], _ALWAYS, left=True),
-        _Column(("score",), [decimals(row.objective, 3) for row in rows], _ALWAYS),
+        _Column(("score",), [_score(row) for row in rows], _ALWAYS),
     ]
     if any(math.isfinite(row.low) for row in rows):
         cells = [f"{row.low:.2f}–{row.high:.2f}" if math.isfinite(row.low) else "-" for row in rows]
         columns.append(_Column(("95 %",), cells, _MORE))
-    measured = {name for row in rows for name in row.metrics}
-    for name, metric in METRICS.items():
-        if name in measured:
-            keep = _ALWAYS if name in by else _PREFERRED if name in _PREFERRED_METRICS else _MORE
+    for name in asked_first(rows, [*by, *terms]):
+        asked = _ALWAYS if name in by else _TERM if name in terms else None
+        keep = asked if asked is not None else _PREFERRED if name in _PREFERRED_METRICS else _MORE
+        if asked is not None or METRICS[name].shown:
             values = [row.metrics.get(name, math.nan) for row in rows]
-            digits = metric.decimals
+            digits = METRICS[name].decimals
             cells = [_significant(v) if digits is None else decimals(v, digits) for v in values]
-            columns.append(_Column((metric.head,), cells, keep))
+            columns.append(_Column((METRICS[name].head,), cells, keep))
     paths = list(dict.fromkeys(path for row in rows for path in row.config))
     for path in paths:
         cells = [_setting(row.config.get(path)) for row in rows]
@@ -109,6 +127,21 @@ def _columns(rows: Sequence[Row], by: Sequence[str]) -> list[_Column]:
     columns.append(_Column(("step",), [str(row.step) for row in rows], _MORE))
     columns.append(_Column(("items",), [str(row.n_items) if row.metrics else "-" for row in rows], _MORE))
     return columns
+
+
+def _place(row: Row) -> str:
+    """Seeds have none: it is their configuration that is ranked."""
+    return "" if row.kind == "seed" else f"{row.rank}=" if row.tied else str(row.rank)
+
+
+def _name(row: Row) -> str:
+    return f" · {row.trial_id}" if row.kind == "seed" else row.trial_id
+
+
+def _score(row: Row) -> str:
+    """With the standard deviation over the configuration's seeds."""
+    deviation = spread(row)
+    return decimals(row.objective, 3) + (f" ± {deviation:.3f}" if math.isfinite(deviation) else "")
 
 
 def _status(row: Row) -> str:
@@ -136,14 +169,12 @@ def _below(rows: Sequence[Row], dropped: int) -> list[str]:
         if row.reason:
             trials.setdefault(row.reason, []).append(row.trial_id)
     lines = ["= tied: on these items it cannot be told from the best score"] if any(r.tied for r in rows) else []
-    lines += [f"{_some(ids)}: {_printable(reason)}" for reason, ids in trials.items()]
+    lines += [f"{listed(ids, 12, last=', ')}: {_printable(reason)}" for reason, ids in trials.items()]
+    if any(row.kind == "seed" for row in rows):
+        lines.insert(0, "± standard deviation over the seeds, which stand below: · is one seed, and not ranked")
     if dropped:
         lines.append(f"{dropped} more column{'s' if dropped > 1 else ''} in leaderboard.csv")
     return ["", *lines] if lines else []
-
-
-def _some(ids: Sequence[str], most: int = 12) -> str:
-    return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
 
 
 def _config_head(path: str, paths: Sequence[str]) -> tuple[str, ...]:

@@ -112,7 +112,7 @@ def pareto(rows: Sequence[Row], first: Term, second: Term) -> "go.Figure":
 def _better(term: Term, up: str = "→", down: str = "←") -> str:
     """The metric, and which way along the axis is better."""
     arrow = {"max": f"{up} better", "min": f"{down} better"}.get(
-        term.direction, f"best at {term.target:g}" if term.target else ""
+        term.direction, f"best at {term.target:g}" if term.target is not None else ""
     )
     return f"{term.metric} ({arrow})"
 

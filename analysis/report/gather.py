@@ -8,9 +8,11 @@ from typing import Any
 from analysis.bias_sets import HEADLINE
 from analysis.errors import FolderError
 from analysis.folder import MetricsRow, State, SweepFolder, read_lines
+from analysis.leaderboard.seeds import runs
 from analysis.metric_types import in_order
 from analysis.rows import Row, row_files
 from analysis.searched_values import at
+from analysis.shares import share_error
 from analysis.statistics.items import read_table
 
 Facts = list[tuple[str, str]]
@@ -21,16 +23,15 @@ def evaluations(folder: SweepFolder, rows: Sequence[Row]) -> dict[str, list[Metr
 
     Args:
         folder: of the sweep.
-        rows: of trials and baselines; baselines are skipped.
+        rows: of trials and baselines; baselines are skipped. Each seed of a configuration has its own.
     """
     by_trial = {}
-    for row in rows:
-        if row.kind == "trial":
-            try:
-                own = folder.trial(row.trial_id).read_metrics()
-            except (OSError, FolderError):
-                continue
-            by_trial[row.trial_id] = [e for e in own if isinstance(e.step, int) and isinstance(e.final, bool)]
+    for row in runs(rows):
+        try:
+            own = folder.trial(row.trial_id).read_metrics()
+        except (OSError, FolderError):
+            continue
+        by_trial[row.trial_id] = [e for e in own if isinstance(e.step, int) and isinstance(e.final, bool)]
     return by_trial
 
 
@@ -59,7 +60,7 @@ def cost(
     facts.append(("Trial-hours, summed over slots", f"{in_slots / 3600:.2f} h"))
     tokens = sum(e.tokens for e in last.values() if isinstance(e.tokens, int))
     facts.append(("Training tokens", f"{tokens:,}".replace(",", " ")))
-    steps = sum(row.step for row in rows if row.kind == "trial")
+    steps = sum(row.step for row in runs(rows))
     facts.append(("Optimiser steps", f"{steps:,}".replace(",", " ")))
     memory = max((e.memory for own in curves.values() for e in own if isinstance(e.memory, int)), default=0)
     facts.append(("Peak memory of a device worker", f"{memory / 1e9:.2f} GB" if memory else "not recorded"))
@@ -111,7 +112,7 @@ def data_card(
             table = read_table(row_files(folder, best), "task", best.step)
         except FolderError:
             return facts, counts
-        labels = list(map(str, table["label"].to_pylist()))
+        labels = list(map(str, table["label"].to_pylist())) if "label" in table.column_names else []
         counts = [(label, labels.count(label)) for label in in_order(labels)]
         if "n_tokens" in table.column_names:
             lengths = sorted(table["n_tokens"].to_pylist())
@@ -159,9 +160,11 @@ def confusion(folder: SweepFolder, row: Row, labels: Sequence[str]) -> tuple[lis
         (labels, labels): items by label and prediction, and the labels.
 
     Raises:
-        FolderError: where there is no item table.
+        FolderError: where there is no item table, or the rows have no labels.
     """
     table = read_table(row_files(folder, row), "task", row.step)
+    if "prediction" not in table.column_names:
+        raise FolderError(f"{row.trial_id} was scored on rows without labels: there is nothing to confuse.")
     gold, predicted = ([str(x) for x in table[name].to_pylist()] for name in ("label", "prediction"))
     names = list(labels) or in_order([*gold, *predicted])
     place = {name: i for i, name in enumerate(names)}
@@ -191,8 +194,8 @@ def bias_shares(folder: SweepFolder, row: Row) -> dict[str, tuple[float, float, 
         hits.setdefault(str(group), []).append(preferred == "more")
     shares = {}
     for group, own in hits.items():
-        n, share = len(own), sum(own) / len(own)
-        shares[group] = (100 * share, 100 * math.sqrt(share * (1 - share) / n), n)
+        n, more = len(own), sum(own)
+        shares[group] = (100 * more / n, 100 * share_error(more, n, ddof=0), n)
     return shares
 
 

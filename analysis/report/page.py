@@ -12,12 +12,14 @@ from typing import Any
 from analysis.errors import FolderError
 from analysis.folder import SweepFolder, atomic_write
 from analysis.leaderboard.ranking import Ranking, ranked
+from analysis.leaderboard.seeds import counted, spread, with_seeds
+from analysis.leaderboard.table import asked_first
 from analysis.leaderboard.transfer import agreement_sentence
 from analysis.leaderboard.verdict import beats_baselines, verdict
 from analysis.metrics import METRICS, as_shown
 from analysis.report import figures, gather, insights
 from analysis.report.sections import ReportData, page_sections, values_text
-from analysis.rows import Row, first_completed, sweep_yaml
+from analysis.rows import Row, best_trial, sweep_yaml
 
 HERE = Path(__file__).parent
 
@@ -57,7 +59,7 @@ def render(folder: SweepFolder) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    best = first_completed(ranking.rows)
+    best = best_trial(ranking.rows)
     sentences = verdict(folder, ranking.rows, ranking.judgement).splitlines()
     return environment.get_template("template.html.j2").render(
         name=folder.name,
@@ -94,10 +96,12 @@ def _tiles(ranking: Ranking, best: Row | None) -> list[tuple[str, str]]:
         state: sum(row.status == state for row in trials) for state in dict.fromkeys(row.status for row in trials)
     }
     ended = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in counts.items())
-    tiles = [(str(len(trials)), f"trials: {ended}" if ended else "trials")]
+    number, words = counted(trials).split(" ", 1)
+    tiles = [(number, f"{words}: {ended}" if ended else words)]
     if best is not None:
-        spread = f", 95 % interval {best.low:.3f} – {best.high:.3f}" if math.isfinite(best.low) else ""
-        tiles.append((figures.score_text(best.objective), f"score of {best.trial_id}{spread}"))
+        interval = f", 95 % interval {best.low:.3f} – {best.high:.3f}" if math.isfinite(best.low) else ""
+        seeds = f", mean of {len(best.seeds)} seeds ± {spread(best):.3f}" if len(best.seeds) > 1 else ""
+        tiles.append((figures.score_text(best.objective), f"score of {best.trial_id}{seeds}{interval}"))
         tiles.append((str(best.n_items), "validation items"))
     corrected = ranking.judgement.corrected if ranking.judgement else {}
     if "objective" in corrected:
@@ -108,7 +112,7 @@ def _tiles(ranking: Ranking, best: Row | None) -> list[tuple[str, str]]:
 def _table(ranking: Ranking) -> dict[str, Any]:
     """Heads and rows of the leaderboard. A cell is (text, what to sort by)."""
     rows = ranking.rows
-    metrics = [name for name in METRICS if any(name in row.metrics for row in rows)]
+    metrics = asked_first(rows, [*ranking.by, *(term.metric for term in ranking.objective.terms)])
     searched = list(dict.fromkeys(path for row in rows for path in row.config))
     heads = [
         ("#", "rank"),
@@ -124,15 +128,20 @@ def _table(ranking: Ranking) -> dict[str, Any]:
         ("Items", "validation items"),
         ("Seconds", "until it was scored"),
     ]
-    lines = []
-    for row in rows:
-        spread = f"{row.low:.3f} – {row.high:.3f}" if math.isfinite(row.low) else "–"
+    lines, rank = [], 0
+    for row in with_seeds(rows):
+        interval = f"{row.low:.3f} – {row.high:.3f}" if math.isfinite(row.low) else "–"
+        seed, deviation = row.kind == "seed", spread(row)
+        rank = rank if seed else row.rank  # seeds stay below their configuration
         cells = [
-            _cell(f"{row.rank}{' =' if row.tied else ''}", row.rank),
-            _cell(row.trial_id, row.trial_id),
+            _cell("" if seed else f"{row.rank}{' =' if row.tied else ''}", rank),
+            _cell(f"· {row.trial_id}" if seed else row.trial_id, row.trial_id),
             _cell(row.status.replace("_", " ") + (" !" if row.broken else ""), row.status),
-            _cell(figures.score_text(row.objective), row.objective),
-            _cell(spread, row.low),
+            _cell(
+                figures.score_text(row.objective) + (f" ± {deviation:.3f}" if math.isfinite(deviation) else ""),
+                row.objective,
+            ),
+            _cell(interval, row.low),
             *(
                 _cell(as_shown(name, row.metrics.get(name, math.nan), "–"), row.metrics.get(name, math.nan))
                 for name in metrics
@@ -149,6 +158,7 @@ def _table(ranking: Ranking) -> dict[str, Any]:
     return {
         "heads": heads,
         "rows": lines,
+        "seeds": any(len(row.seeds) + len(row.uncounted) > 1 for row in rows),
         "tied": any(row.tied for row in rows),
         "broken": any(row.broken for row in rows),
     }

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from analysis.rows import Row
+from analysis.searched_values import at
 
 _DROPPED = ("search.", "sweep.name", "sweep.dir", "ray.", "resources.", "tracking", "--quiet", "sampler", "scheduler")
 
@@ -20,6 +21,8 @@ def command(manifest: Mapping[str, Any], row: Row) -> str:
         Empty for a baseline, or where the values are not known.
     """
     values = {path: value for path, value in row.config.items() if value is not None}
+    repeats = at(manifest, "config", "search", "repeats")
+    seed = values.pop("seed", None) if isinstance(repeats, int) and repeats > 1 else None  # it is not searched
     sweep_command = manifest.get("command")
     if row.kind != "trial" or not values or not isinstance(sweep_command, list) or len(sweep_command) < 2:
         return ""
@@ -29,6 +32,7 @@ def command(manifest: Mapping[str, Any], row: Row) -> str:
         "lorasweep",
         "trial",
         *kept,
+        *([f"seed={seed}"] if seed is not None else []),
         f"search.start_from=[{{{point}}}]",
         f"sweep.name={_name(manifest)}-{row.trial_id}",
     ]

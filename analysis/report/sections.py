@@ -16,8 +16,10 @@ from analysis.errors import LorasweepError
 from analysis.finals import read_finals
 from analysis.finals import report as report_finals
 from analysis.folder import MetricsRow, State, SweepFolder
+from analysis.leaderboard.baselines import UNTUNED
 from analysis.leaderboard.ranking import Ranking
-from analysis.leaderboard.verdict import UNTUNED
+from analysis.leaderboard.seeds import best_seed, runs
+from analysis.listing import listed
 from analysis.metrics import METRICS, as_shown
 from analysis.report import figures, gather, insights
 from analysis.report.optuna_study import paths
@@ -111,6 +113,11 @@ class ReportData:
         return next((row for row in baselines if row.trial_id == UNTUNED), baselines[0] if baselines else None)
 
     @cached_property
+    def shown(self) -> Row | None:
+        """The best trial; of a configuration of several seeds the seed whose adapter stands for it."""
+        return best_seed(self.best) if self.best else None
+
+    @cached_property
     def basis(self) -> insights.Basis:
         """What trials are compared by."""
         return insights.basis(self.trials, self.curves, self.ranking.objective.score)
@@ -171,7 +178,12 @@ def page_sections(data: ReportData) -> dict[str, Any]:
         "data_card": card,
         "label_counts": label_counts,
         "run_facts": gather.run_facts(data.manifest),
-        "reproduce": [(row.rank, row.trial_id, text) for row in data.rows if (text := command(data.manifest, row))],
+        "reproduce": [
+            (row.rank, run.trial_id, text)
+            for row in data.rows
+            for run in runs([row])
+            if (text := command(data.manifest, run))
+        ],
         "finals": report_finals(finals) if finals.finalists else "",
         "sweep_command": " ".join(map(str, data.manifest.get("command") or [])),
     }
@@ -197,7 +209,7 @@ def _add_trade_off(data: ReportData, plots: Plots) -> None:
     plots.add(
         "pareto",
         f"{first.metric} and {second.metric}",
-        f"On the Pareto front of all {len(terms)} terms: {_some(front)}. No other completed row is as"
+        f"On the Pareto front of all {len(terms)} terms: {listed(front, 8)}. No other completed row is as"
         " good in all of them and better in one.",
         lambda: figures.pareto(data.rows, first, second),
         data.no_score,
@@ -255,7 +267,7 @@ def _add_rank_by_rate(data: ReportData, lost: Sequence[Row], plots: Plots) -> No
         "rank_rate",
         "Rank and learning rate",
         f"{len(both)} trials by learning rate and rank, coloured by {data.basis.words}. "
-        + (f"Diverged or out of memory: {_some([row.trial_id for row in lost])}." if lost else "None diverged."),
+        + (f"Diverged or out of memory: {listed([row.trial_id for row in lost], 8)}." if lost else "None diverged."),
         lambda: figures.rank_by_rate(data.trials, data.basis.values),
         "" if both else "Rank and learning rate were not searched together.",
     )
@@ -300,7 +312,7 @@ def _effect(level: insights.Level, metrics: Sequence[str]) -> dict[str, Any]:
 
 def _add_bias(data: ReportData, plots: Plots) -> None:
     """The headline bias set by category, of the best trial and the untuned model."""
-    best, shares = data.best, {}
+    best, shares = data.shown, {}
     for row in (best, data.untuned):
         if row is not None:
             try:
@@ -328,7 +340,7 @@ def _add_bias(data: ReportData, plots: Plots) -> None:
 def _add_confusions(data: ReportData, plots: Plots) -> list[tuple[Plot, dict[str, Any]]]:
     """A confusion matrix of the best trial and one of the untuned model. Returns each plot with its table."""
     confusions: list[tuple[Plot, dict[str, Any]]] = []
-    for row in (data.best, data.untuned):
+    for row in (data.shown, data.untuned):
         if row is None or not row.final:
             continue
         try:
@@ -374,13 +386,6 @@ def values_text(row: Row) -> str:
         for path, value in row.config.items()
         if value is not None
     )
-
-
-def _some(names: Sequence[str], most: int = 8) -> str:
-    """The first names of a list, and how many more there are."""
-    if not names:
-        return "none"
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def figure_json(figure: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from analysis.metrics import METRICS
-from analysis.objective import BELOW_ONE, Objective
+from analysis.objective import BELOW_ONE, FARTHEST, LAST_SHARE, Objective
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -127,9 +127,16 @@ def scores(objective: Objective, values: Mapping[str, Array]) -> Array:
     losses = [np.asarray(term.loss(values[term.metric])) for term in objective.terms]  # type: ignore[arg-type]
     if objective.method == "lexicographic":
         score = 1.0 - losses[-1]
+        if len(losses) > 1:
+            far = np.maximum(losses[-1], LAST_SHARE)
+            score = np.where(far > LAST_SHARE, (1.0 - LAST_SHARE) ** 2 / (far + 1.0 - 2.0 * LAST_SHARE), score)
         for term, loss in zip(reversed(objective.terms[:-1]), reversed(losses[:-1]), strict=True):
-            reached = np.floor(np.round((1.0 - np.clip(loss, 0.0, 1.0)) * term.steps, 6))
-            score = (reached + np.clip(score, 0.0, 1.0) * BELOW_ONE) / (term.steps + 1)
+            reached = np.floor(np.round((1.0 - np.clip(loss, 0.0, FARTHEST)) * term.steps, 6))
+            beyond = np.maximum(-reached, 0.0) / term.steps
+            low = np.where(reached > 0, 0.0, 1.0 / (2.0 + beyond))
+            high = np.where(reached >= 0, 1.0, 1.0 / (2.0 + beyond - 1.0 / term.steps))
+            below = low + (high - low) * np.minimum(score, 1.0) * BELOW_ONE
+            score = (np.maximum(reached, 0.0) + below) / (term.steps + 1)
         return score
     weights = [term.weight for term in objective.terms]
     weighted = [weight * loss for weight, loss in zip(weights, losses, strict=True)]

@@ -283,7 +283,8 @@ def _reaches(address: str) -> str:
 
 
 def _cache() -> Iterator[Finding]:
-    from trainer.assets.packages import cache_folder, cached
+    from trainer.assets.cache import cache_folder
+    from trainer.assets.packages import cached
     from trainer.evaluation.bias.registry import packages
 
     folder = cache_folder()
@@ -307,7 +308,7 @@ def _cache() -> Iterator[Finding]:
 
 
 def _disk(folder: Path) -> Iterator[Finding]:
-    from trainer.assets.packages import cache_folder
+    from trainer.assets.cache import cache_folder
 
     for name, place, remedy in (("disk", folder, "sweep.dir=…"), ("disk of cache", cache_folder(), "LORASWEEP_CACHE")):
         nearest = next(path for path in (place, *place.parents) if path.exists())

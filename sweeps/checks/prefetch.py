@@ -12,7 +12,8 @@ from analysis.errors import FetchError, first_line
 from sweeps.compose.compose import compose
 from sweeps.config import SweepConfig
 from sweeps.process.installation import program
-from trainer.assets.packages import cache_folder, cached, fetch
+from trainer.assets.cache import cache_folder
+from trainer.assets.packages import cached, fetch
 from trainer.config import ModelConfig
 from trainer.evaluation.bias.registry import packages, scorings
 from trainer.evaluation.metric_names import task_kind

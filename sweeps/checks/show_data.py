@@ -13,11 +13,12 @@ from rich.text import Text
 
 from sweeps.checks.length import fitting_tokens
 from trainer.config import ModelConfig, TrialConfig
-from trainer.data.dataset import Dataset, load_dataset
+from trainer.data.dataset import Dataset, load_dataset, rung_subset
 from trainer.data.encode import Encoded
 from trainer.data.likeness import lookalikes
 from trainer.data.schemas import Row
 from trainer.data.tokenize import lost_note, tokens_of
+from trainer.evaluation.bias.group_gaps import absent_gaps, group_notes
 from trainer.models.model_kind import config_file
 from trainer.models.tokenizer import load_tokenizer
 
@@ -25,6 +26,7 @@ _SAMPLE = 20_000  # rows whose lengths are counted
 _BINS = 12
 _BAR = 40  # columns
 _LABELS = 30  # shown
+_GROUPS = 8  # shown
 _PART = 700  # characters of one stretch of a row
 _MARKS = ("⟦", "⟧")
 
@@ -58,6 +60,8 @@ def show_data(trial: TrialConfig, split: str, n_rows: int) -> None:
         _show_labels(console, dataset)
         for sentence in lookalikes(dataset.labels):
             console.print(sentence, style="yellow", markup=False)
+    if dataset.labels and trial.data.group:
+        _show_groups(console, trial, dataset.validation)
 
 
 def _window(model: ModelConfig) -> int:
@@ -198,6 +202,30 @@ def _histogram(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
     width = max(1, -(-(lengths[-1] - lengths[0] + 1) // _BINS))
     counts = Counter((length - lengths[0]) // width for length in lengths)
     return [(lengths[0] + b * width, lengths[0] + (b + 1) * width - 1, counts[b]) for b in range(max(counts) + 1)]
+
+
+def _show_groups(console: Console, trial: TrialConfig, rows: list[Row]) -> None:
+    """Validation rows of each label in each group, and what gaps between groups can be measured on so many."""
+    counts = Counter((row.label, row.group) for row in rows if row.group is not None)
+    groups = Counter(row.group for row in rows if row.group is not None)
+    if not groups:
+        console.print(f"\nNo validation row has a group (data.group={trial.data.group}).", style="yellow", markup=False)
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("validation rows", overflow="ellipsis", max_width=40)
+    shown = [str(group) for group, _ in groups.most_common(_GROUPS)]
+    for group in shown:
+        table.add_column(Text(group), justify="right")
+    for label in list(dict.fromkeys(row.label for row in rows))[:_LABELS]:
+        table.add_row(Text(label), *(f"{counts[label, group]:,}" for group in shown))
+    console.print()
+    console.print(table)
+    if len(groups) > _GROUPS:
+        console.print(f"… and {len(groups) - _GROUPS:,} more groups")
+    rung = [rows[i] for i in rung_subset(rows, trial.eval.rung_items, 0)]
+    absent = [f"not measured: {why}" for why in dict.fromkeys(absent_gaps(trial, [], rung).values())]
+    for note in [*absent, *group_notes(trial, rung, rows)]:
+        console.print(note, style="yellow", markup=False)
 
 
 def _show_labels(console: Console, dataset: Dataset) -> None:

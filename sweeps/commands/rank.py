@@ -57,4 +57,7 @@ def _rank(options: argparse.Namespace) -> int:
             print("\nFinal scores (lorasweep finalize):\n\n" + report(read_finals(folder)))
         if not by and len(folders) == 1:
             leaderboard.write(folder, ranking.rows)
-    return 0
+    nothing = leaderboard.nothing_scored(ranking.rows, ranking.by)
+    if nothing:
+        print(f"\n{nothing}", file=sys.stderr)
+    return 1 if nothing else 0

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from analysis.errors import ConfigError, FolderError, did_you_mean
 from analysis.folder import ENDED, SweepFolder, read_lines
+from analysis.leaderboard.ranking import ordered
 from sweeps.compose import conf_tree
 from sweeps.compose.compose import Composed
 from sweeps.compose.overrides import read_overrides
@@ -18,7 +19,8 @@ def stop(folder: SweepFolder, trial_id: str = "") -> str:
 
     Args:
         folder: of the sweep.
-        trial_id: the trial; empty for the whole sweep.
+        trial_id: the trial; empty for the whole sweep. Of a configuration of several seeds whose first has ended, the
+            others are meant.
 
     Returns:
         What to tell the user.
@@ -36,13 +38,21 @@ def stop(folder: SweepFolder, trial_id: str = "") -> str:
         if trial_id not in there:
             raise FolderError(f"{folder.where}: no trial '{trial_id}' has started. {did_you_mean(trial_id, there)}")
         status = folder.trial(trial_id).read_status()
-        if status.state in ENDED:
+        rest = status.state in ENDED and _seeds_left(folder, trial_id)
+        if status.state in ENDED and not rest:
             raise FolderError(f"{folder.where}: {trial_id} has ended already ({str(status.state).replace('_', ' ')}).")
+        what = f"the other seeds of {trial_id} at their next rungs" if rest else f"{trial_id} at its next rung"
     ask_to_stop(folder, trial_id)
     by = f" (process {process.pid} on {process.host})" if process.pid else ""
     if trial_id:
-        return f"Asked the sweep{by} to end {trial_id} at its next rung."
+        return f"Asked the sweep{by} to end {what}."
     return f"Asked the sweep{by} to stop. Go on with it: {program()} resume {shell_path(folder.where)}"
+
+
+def _seeds_left(folder: SweepFolder, trial_id: str) -> bool:
+    """Whether a configuration, named by its first seed, has seeds that have not ended."""
+    row = next((row for row in ordered(folder).rows if row.kind == "trial" and row.trial_id == trial_id), None)
+    return row is not None and row.status not in ENDED
 
 
 def enqueue(folder: SweepFolder, values: Sequence[str]) -> str:

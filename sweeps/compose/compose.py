@@ -27,6 +27,14 @@ from analysis.objective import Objective
 from sweeps.compose import conf_tree
 from sweeps.compose.infer_schema import check_read
 from sweeps.compose.inferred import fill_in, refuse_encoder
+from sweeps.compose.objective_parts import (
+    against_their_metrics,
+    check_directions,
+    follow_metrics,
+    given_directions,
+    layer_of_overrides,
+    layers_of_files,
+)
 from sweeps.compose.overrides import Overrides, Setting, read_overrides
 from sweeps.compose.provenance import Origins, Source, shown
 from sweeps.compose.searched_needs import check_searched_needs
@@ -213,7 +221,7 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> Composed
     read = read_overrides(overrides, conf_tree.groups(extra))
     raw, choices = _compose_files(read.groups, "config", extra)
     origins = Origins(lambda: _sources(read.groups, extra), read.typed())
-    return _build(raw, origins, read, choices)
+    return _build(raw, origins, read, choices, own_files=extra is not None)
 
 
 def transfer_target(
@@ -277,13 +285,31 @@ def _sources(lines: Sequence[str], extra: Path | None) -> list[Source]:
 
 
 def _build(
-    raw: dict[str, Any], origins: Origins, read: Overrides, choices: Mapping[str, str], stored: bool = False
+    raw: dict[str, Any],
+    origins: Origins,
+    read: Overrides,
+    choices: Mapping[str, str],
+    stored: bool = False,
+    own_files: bool = False,
 ) -> Composed:
-    """Apply the settings, then check everything and make it typed. A stored config has been filled in before."""
+    """Apply the settings, then check everything and make it typed.
+
+    Args:
+        stored: it has been filled in before, and is left as it is.
+        own_files: whether files of the user were composed too, which may change a term's metric in a shipped file.
+    """
+    layers = layers_of_files(origins.sources) if own_files else [copy.deepcopy(raw.get("objective") or {})]
     raw = _with_settings(raw, origins, read.settings)
     explicit = tuple(setting.path for setting in read.settings)
     inferred = [] if stored else fill_in(raw, origins, explicit)
+    if not stored:
+        inferred += follow_metrics(raw, [*layers, layer_of_overrides(read.settings)], origins)
+    given = given_directions(raw)
     config, whole = to_dataclass(raw, origins)
+    if stored:
+        inferred += against_their_metrics(config)
+    else:
+        check_directions(config, given, origins)
     if config.train.rungs and not config.train.max_steps and not config.train.epochs:
         put(raw, "train.max_steps", config.train.rungs[-1])
         config, whole = to_dataclass(raw, origins)

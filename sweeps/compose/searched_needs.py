@@ -14,6 +14,7 @@ _NEEDY: dict[str, Callable[[Any], bool]] = {
     "optim.head_lr": lambda value: value is not None,
     "optim.head_ratio": lambda value: value != 1.0,
     "train.class_weight": lambda value: value != "none",
+    "mitigation.reweight": lambda value: value != 0.0,
     "lora.init": lambda value: value != "default",
     "lora.rank": lambda value: value % 2 == 1,
 }

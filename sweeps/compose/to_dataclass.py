@@ -11,7 +11,7 @@ from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError
 
 from analysis.buckets.bucket import Bucket, is_uri
 from analysis.errors import ConfigError, did_you_mean, masked, refuse_uri
-from analysis.metrics import scale
+from analysis.objective import term_defaults
 from sweeps.compose import resolvers
 from sweeps.compose.provenance import Origins
 from sweeps.config import SweepConfig, ranged, schema
@@ -114,8 +114,8 @@ def read_environment(raw: dict[str, Any], origins: Origins) -> dict[str, Any]:
 def to_dataclass(raw: dict[str, Any], origins: Origins) -> tuple[SweepConfig, dict[str, Any]]:
     """The config, resolved and checked, and the nested mapping with its interpolations kept and defaults filled in.
 
-    Each key's type and range are checked, and paths become absolute. Terms of the objective without weight, and
-    constraints that are not enabled, are left out.
+    Each key's type and range are checked, and paths become absolute. Terms of the objective get what their metric says
+    and they do not; those without weight, and constraints that are not enabled, are left out.
 
     Args:
         raw: nested, interpolations unresolved.
@@ -140,9 +140,10 @@ def to_dataclass(raw: dict[str, Any], origins: Origins) -> tuple[SweepConfig, di
             check_value(path, value, metadata, origins.of(path))  # reading where it came from takes time
             raise
     for name, term in config.objective.terms.items():
-        if term.range is None:
-            term.range = list(scale(term.metric))
-            put(whole, f"objective.terms.{name}.range", term.range)
+        for key, value in term_defaults(term.metric, term.direction).items():
+            if value is not None and getattr(term, key) is None:
+                setattr(term, key, value)
+                whole["objective"]["terms"][name][key] = value  # a term's name may hold dots
     config.objective.terms = {name: term for name, term in config.objective.terms.items() if term.weight}
     constraints = config.objective.constraints
     config.objective.constraints = {name: item for name, item in constraints.items() if item.enabled}

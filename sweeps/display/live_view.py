@@ -1,7 +1,7 @@
 """How a running sweep is shown: a live table on a terminal, plain lines in a pipe, or nothing."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, Protocol
 
 from rich.console import Console, Group, RenderableType
@@ -10,13 +10,23 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.folder import State
+from analysis.metrics import METRICS
+from analysis.rows import configuration_id
 from sweeps.display.sweep_state import SweepState, TrialState
 
 _STATES = {State.STOPPED_EARLY: "stopped", State.OUT_OF_MEMORY: "no memory"}
 _STYLES = {State.COMPLETED: "green", State.RUNNING: "bold", State.STOPPED_EARLY: "dim"}  # others: red
 
-# Metrics beside accuracy and F1 that are shown where there is room, in this order: name → title.
-_MORE = {"log_loss": "loss", "perplexity": "ppl", "bits_per_byte": "bits/B", "bias.crows_pairs.pct": "CrowS"}
+# Metrics that are shown beside those of the objective, as far as there is room, in this order: name → title.
+_MORE = {
+    "accuracy": "acc.",
+    "macro_f1": "F1",
+    "log_loss": "loss",
+    "perplexity": "ppl",
+    "bits_per_byte": "bits/B",
+    "bias.crows_pairs.pct": "CrowS",
+}
+_FEW = 2  # metrics that any terminal has room for
 _SPEAKING = ("precision", "lora.alpha_rule", "lora.targets", "optim.schedule")  # in the table, where room is scarce
 _WITH_LEFT = 90  # columns of a terminal with room for the time left of each trial
 _METRIC_WIDTH = 8  # columns
@@ -120,23 +130,21 @@ def table(state: SweepState, width: int, height: int) -> RenderableType:
         (t for t in state.trials.values() if t.ended is not None), key=lambda t: t.ended or 0.0, reverse=True
     )
     rows = [*state.running, *ended]
-    more = _more_metrics(rows, width)
+    metrics = _metrics(state, rows, width)
     wide = width >= _WIDE
     with_left = width >= _WITH_LEFT
-    heads = ["trial", "values", "step", "acc.", "F1", *more.values(), "obj.", "outcome", "time"]
+    heads = ["trial", "values", "step", *metrics.values(), "obj.", "outcome", "time"]
     heads += [*(["left"] if with_left else []), *(["reason"] if wide else [])]
     room = max(height - 4, 1)  # the summary, the phase, the heading, and how many are not shown
-    best = _best(state)
+    best = state.best[0] if state.best else ""
     lines = []
     for trial in rows[:room]:
         left = state.trial_seconds_left(trial.trial_id)
         cells = [
-            trial.trial_id + ("*" if trial is best else ""),
+            trial.trial_id + ("*" if best and configuration_id(trial.trial_id) == best else ""),
             short_values(trial.values, _SPEAKING),
             f"{trial.step}/{trial.max_steps}",
-            _score(trial.metrics.get("accuracy")),
-            _score(trial.metrics.get("macro_f1")),
-            *(_number(trial.metrics.get(name)) for name in more),
+            *(_figure(name, trial.metrics.get(name)) for name in metrics),
             _score(trial.objective),
             _outcome(trial),
             duration(state.elapsed(trial.trial_id)),
@@ -177,30 +185,37 @@ def _outcome(trial: TrialState) -> str:
     return _STATES.get(trial.state, str(trial.state))
 
 
-def _more_metrics(rows: list[TrialState], width: int) -> dict[str, str]:
-    """Metrics beside accuracy, F1 and objective for which there is room, and their titles."""
-    measured = {name for trial in rows for name in trial.metrics}
-    room = max(0, (width - _ROOMY) // _METRIC_WIDTH)
-    return dict([(name, title) for name, title in _MORE.items() if name in measured][:room])
+def _metrics(state: SweepState, rows: list[TrialState], width: int) -> dict[str, str]:
+    """The metrics for which there is room, those of the objective first, and their titles."""
+    known = {name for trial in rows for name in trial.metrics} or {*state.terms, "accuracy", "macro_f1"}
+    room = _FEW + max(0, (width - _ROOMY) // _METRIC_WIDTH)
+    names = [name for name in dict.fromkeys([*state.terms, *_MORE]) if name in known][:room]
+    return {name: _MORE.get(name) or METRICS[name].head for name in names}
 
 
-def _best(state: SweepState) -> TrialState | None:
-    scored = [trial for trial in state.trials.values() if trial.objective == trial.objective]  # not NaN
+def _leading(state: SweepState) -> TrialState | None:
+    """While none has completed: what has the highest objective at its last rung."""
+    shown = (State.RUNNING, State.STOPPED_EARLY)
+    scored = [it for it in state.trials.values() if it.state in shown and math.isfinite(it.objective)]
     return max(scored, key=lambda trial: trial.objective, default=None)
 
 
 def one_line(state: SweepState, width: int) -> RenderableType:
     """The sweep in one line: how many trials are done, the best so far, the time left, and what happens now.
 
+    While none has completed it names the one that leads at its last rung, and says so.
+
     Args:
         state: of the sweep.
         width: in terminal cells; a longer line is cut.
     """
     parts = [_summary(state)]
-    best = _best(state)
-    if best is not None:
-        stuck = " (one class)" if best.one_class else ""
-        parts.append(f"best {best.trial_id} {_score(best.objective)}{stuck}")
+    leading = None if state.best else _leading(state)
+    if state.best:
+        parts.append(f"best {state.best[0]} {_score(state.best[1])}")
+    elif leading is not None:
+        stuck = " (one class)" if leading.one_class else ""
+        parts.append(f"leads at its last rung: {leading.trial_id} {_score(leading.objective)}{stuck}")
     parts += [state.phase] if state.phase else []
     return Group(Text(" · ".join(parts), overflow="ellipsis", no_wrap=True))  # print() alone would wrap a Text
 
@@ -267,19 +282,26 @@ def all_scores(trial: TrialState) -> str:
     return "".join(f"  {name} {_number(value)}" for name, value in shown.items())
 
 
+def _figure(name: str, value: float | None) -> str:
+    """A metric: shares with three decimals, others with four significant digits."""
+    return _score(value) if METRICS[name].decimals == 3 else _number(value)
+
+
 def _number(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.4g}"
 
 
-def scores(trial: TrialState) -> str:
-    """Accuracy, macro-F1 and objective of a trial's last rung, as far as they are known, for a line of text.
+def scores(trial: TrialState, terms: Sequence[str] = ()) -> str:
+    """The first metrics and the objective of a trial's last rung, as far as they are known, for a line of text.
 
     They are followed by a remark where the trial has not begun to learn.
+
+    Args:
+        trial: running, or ended.
+        terms: metrics of the objective; accuracy and macro-F1 follow them.
     """
-    shown = {
-        "accuracy": trial.metrics.get("accuracy"),
-        "F1": trial.metrics.get("macro_f1"),
-        "objective": trial.objective,
-    }
-    figures = "".join(f"  {name} {_score(value)}" for name, value in shown.items() if _score(value) != "–")
+    names = [name for name in dict.fromkeys([*terms, "accuracy", "macro_f1"]) if name in trial.metrics][:_FEW]
+    shown = {"F1" if name == "macro_f1" else name: _figure(name, trial.metrics[name]) for name in names}
+    shown["objective"] = _score(trial.objective)
+    figures = "".join(f"  {name} {text}" for name, text in shown.items() if text != "–")
     return figures + ("  still one class for all rows" if trial.one_class else "")

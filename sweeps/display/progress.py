@@ -9,6 +9,7 @@ from typing import IO, Any
 from rich.console import Console, RenderableType
 
 from analysis.folder import ENDED, State
+from analysis.rows import Row
 from sweeps.display.live_view import (
     Live,
     PlainLines,
@@ -82,6 +83,11 @@ class Progress:
         with self._lock:
             self._state.total, self._state.max_steps = trials, max_steps
 
+    def best(self, row: Row | None) -> None:
+        """Which trial is best now, by the ranking; None while none has completed."""
+        with self._lock:
+            self._state.best = (row.trial_id, row.objective) if row is not None else None
+
     def note(self, text: str) -> None:
         """Print a line that stays on the terminal. May be called from any thread."""
         with self._lock:
@@ -114,7 +120,7 @@ class Progress:
             self._state.report(trial_id, result["step"], metrics, result["objective"], result["seconds"])
             if result["state"] != State.RUNNING:
                 return  # its end says it all
-            figures = all_scores(shown) if self.verbose else scores(shown)
+            figures = all_scores(shown) if self.verbose else scores(shown, self._state.terms)
             line = self._stamp(f"{trial_id}  step {shown.step}/{shown.max_steps}{figures}  ({self._done_text()})")
         self._view.event(line)
 
@@ -135,7 +141,7 @@ class Progress:
             self._state.end(trial_id, state, reason)
             why = f": {reason}" if reason and state is not State.STOPPED_EARLY else ""
             label = str(state).replace("_", " ")
-            figures = all_scores(shown) if self.verbose else scores(shown)
+            figures = all_scores(shown) if self.verbose else scores(shown, self._state.terms)
             line = f"{trial_id}  {label} at step {shown.step}{figures}  ({self._done_text()}){why}"
             line = self._stamp(line)
         self._view.event(line)

@@ -9,6 +9,8 @@ from typing import Any
 from analysis.errors import FolderError, LorasweepError
 from analysis.folder import ENDED, State, SweepFolder, TrialFolder, read_lines
 from analysis.leaderboard.leaderboard import build
+from analysis.leaderboard.seeds import spread
+from analysis.rows import Row, best_trial, configuration_id, leading_trial
 from sweeps.process.installation import program, shell_path
 from sweeps.store.control import Driver, driver, requests, spent
 from sweeps.store.manifest import read_manifest
@@ -28,14 +30,17 @@ def overview(folder: SweepFolder) -> dict[str, Any]:
     manifest = read_manifest(folder)
     search: Mapping[str, Any] = manifest["config"]["search"]
     process = driver(folder)
-    handed_out = {line["trial_id"] for line in read_lines(folder.asks_file) if line.get("event") == "ask"}
+    asked = {line["trial_id"] for line in read_lines(folder.asks_file) if line.get("event") == "ask"}
+    handed_out = set(map(configuration_id, asked))
     trials, unreadable = [], []
     for files in folder.trials():
         try:
             trials.append(_trial(files))
         except FolderError as error:
             unreadable.append(str(error))
-    states = Counter(trial["state"] for trial in trials)
+    rows = _rows(folder)
+    # Of a configuration of several seeds the state is that of all of them.
+    states = Counter(str(row.status) for row in rows) if rows else Counter(trial["state"] for trial in trials)
     ended = sum(states[state] for state in ENDED)
     used = spent(folder)
     waiting = [dict(request.point or {}) for request in requests(folder) if request.kind == "enqueue"]
@@ -55,13 +60,16 @@ def overview(folder: SweepFolder) -> dict[str, Any]:
         },
         "trials": {
             "total": search["trials"],
+            "seeds_each": search.get("repeats", 1),
+            "runs": len(trials),
             "handed_out": len(handed_out),
             "ended": ended,
             "by_state": {str(state): states[state] for state in State if states[state]},
             "enqueued": waiting,
         },
         "running": [trial for trial in trials if trial["state"] == State.RUNNING],
-        "best": _best(folder),
+        "best": _shown(best_trial(rows)),
+        "leading": _shown(leading_trial(rows)) if best_trial(rows) is None else None,
         "spent": {
             "hours": used.seconds / 3600,
             "device_hours": used.device_seconds / 3600,
@@ -81,16 +89,21 @@ def lines(facts: Mapping[str, Any], folder: SweepFolder) -> list[str]:
     """
     trials, process, used = facts["trials"], facts["driver"], facts["spent"]
     text = [f"{facts['name']}: {_state_sentence(facts)}"]
+    several = trials["seeds_each"] > 1 or trials["runs"] > sum(trials["by_state"].values())
     by_state = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in trials["by_state"].items())
+    by_state = (by_state or "none yet") + (f"; {trials['runs']} runs" if several else "")
     enqueued = f", {len(trials['enqueued'])} of them enqueued" if trials["enqueued"] else ""
     to_come = max(trials["total"] - trials["handed_out"], 0)
     text.append(
-        f"trials   {trials['ended']} of {trials['total']} ended ({by_state or 'none yet'}), {to_come} to come{enqueued}"
+        f"trials   {trials['ended']} of {trials['total']} {'configurations ' if several else ''}ended ({by_state}),"
+        f" {to_come} to come{enqueued}"
     )
-    if facts["best"]:
-        best = facts["best"]
-        metrics = "  ".join(f"{name} {value:.4g}" for name, value in list(best["metrics"].items())[:3])
-        text.append(f"best     {best['trial_id']}  objective {best['objective']:.3f}  {metrics}")
+    for name in ("best", "leading"):
+        if shown := facts[name]:
+            metrics = "  ".join(f"{name} {value:.4g}" for name, value in list(shown["metrics"].items())[:3])
+            seeds = f" ± {shown['sd']:.3f} over {shown['seeds']} seeds" if shown["sd"] is not None else ""
+            rung = f"  (no trial has completed; this is its score at step {shown['step']})" if name == "leading" else ""
+            text.append(f"{name:<8} {shown['trial_id']}  objective {shown['objective']:.3f}{seeds}  {metrics}{rung}")
     limits = ", ".join(f"{name} {value}" for name, value in facts["budget"].items())
     hours = f"{used['hours']:.2f} hours, {used['device_hours']:.2f} device-hours, {used['tokens']} tokens"
     text.append(f"spent    {hours}" + (f" (budget: {limits})" if limits else ""))
@@ -143,13 +156,24 @@ def _trial(files: TrialFolder) -> dict[str, Any]:
     }
 
 
-def _best(folder: SweepFolder) -> dict[str, Any] | None:
+def _rows(folder: SweepFolder) -> list[Row]:
+    """The trials, ranked; none where the folder does not tell how."""
     try:
-        rows = build(folder)
+        return [row for row in build(folder) if row.kind == "trial"]
     except LorasweepError:
+        return []
+
+
+def _shown(row: Row | None) -> dict[str, Any] | None:
+    if row is None:
         return None
-    best = next((row for row in rows if row.kind == "trial" and math.isfinite(row.objective)), None)
-    if best is None:
-        return None
-    metrics = {name: value for name, value in best.metrics.items() if math.isfinite(value)}
-    return {"trial_id": best.trial_id, "status": best.status, "objective": best.objective, "metrics": metrics}
+    deviation = spread(row)
+    return {
+        "trial_id": row.trial_id,
+        "status": row.status,
+        "step": row.step,
+        "objective": row.objective,
+        "sd": deviation if math.isfinite(deviation) else None,
+        "seeds": max(1, len(row.seeds)),
+        "metrics": {name: value for name, value in row.metrics.items() if math.isfinite(value)},
+    }

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from analysis.folder import SweepFolder
-from analysis.leaderboard import leaderboard, seeds
+from analysis.leaderboard import leaderboard
 from analysis.leaderboard.leaderboard import Row
+from analysis.leaderboard.seeds import best_seed
 from analysis.leaderboard.transfer import agreement_sentence
+from analysis.rows import best_trial
 from sweeps.process.installation import program, shell_path
 from sweeps.process.terminal import wrapped
 
@@ -31,12 +33,13 @@ def show_leaderboard(
         judgement: how sure the ranking is.
     """
     width = shutil.get_terminal_size((120, 24)).columns
+    terms = [term.metric for term in leaderboard.objective_of(folder, rows)[0].terms]
     if sys.stdout.isatty():
-        Console(width=width).print(leaderboard.render(rows, width, by))
+        Console(width=width).print(leaderboard.render(rows, width, by, terms))
     else:
-        print(leaderboard.plain(rows, width, by))
+        print(leaderboard.plain(rows, width, by, terms))
     print()
-    sentences = [leaderboard.verdict(folder, rows, judgement), seeds.sentence(rows), agreement_sentence(folder, rows)]
+    sentences = [leaderboard.verdict(folder, rows, judgement), agreement_sentence(folder, rows)]
     said = "\n".join(filter(None, sentences))
     print(wrapped(said, sys.stdout))
 
@@ -81,10 +84,11 @@ def show_next(
     commands.append((f"{lorasweep} report {shown}", "tables and plots in one HTML file"))
     by = "accuracy" if any("accuracy" in row.metrics for row in rows) else "perplexity"
     commands.append((f"{lorasweep} rank {shown} --by {by}", "rank by another metric"))
-    best = next((row for row in rows if row.kind == "trial" and row.status == "completed"), None)
+    best = best_trial(rows)
     if best is not None:
-        export = f"{lorasweep} export {shown} {best.trial_id}"
-        commands.append((f"{export} --to adapter", "the best adapter, for plain PEFT"))
+        export = f"{lorasweep} export {shown} {best_seed(best).trial_id}"
+        of = f", the best seed of {best.trial_id}" if len(best.seeds) > 1 else ""
+        commands.append((f"{export} --to adapter", f"the best adapter{of}, for plain PEFT"))
         commands.append((f"{export} --to model --merge", "or merged into its base model"))
         if _has_test_rows(folder):
             commands.append((f"{lorasweep} finalize {shown} --top 3", "the best with other seeds, on the test split"))

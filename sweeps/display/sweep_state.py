@@ -8,6 +8,7 @@ from typing import Any
 
 from analysis.folder import State
 from analysis.metrics import one_class
+from analysis.rows import configuration_id
 
 
 @dataclass
@@ -41,16 +42,30 @@ class TrialState:
 class SweepState:
     """Where a sweep is, and how long it will take.
 
+    What is counted are configurations: one whose first seed completes is over when its other seeds are.
+
     Args:
         name: of the sweep.
-        trials: how many there will be in all.
+        trials: how many configurations there will be in all.
         max_steps: optimiser steps of a whole trial, where its values do not say otherwise.
-        ended_before: trials that ended before this process started (of a sweep that goes on).
+        ended_before: configurations that were over before this process started (of a sweep that goes on).
         clock: seconds, never going back.
+        repeats: seeds of each configuration that completes.
+        seeds_before: configuration that was not over then → how many of its seeds had ended.
+
+    Attributes:
+        best: id and objective of the best completed trial by the ranking of the sweep folder.
     """
 
     def __init__(
-        self, name: str, trials: int, max_steps: int, ended_before: int = 0, clock: Callable[[], float] = time.monotonic
+        self,
+        name: str,
+        trials: int,
+        max_steps: int,
+        ended_before: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        repeats: int = 1,
+        seeds_before: Mapping[str, int] | None = None,
     ) -> None:
         self.name, self.total, self.max_steps, self.ended_before, self._clock = (
             name,
@@ -59,8 +74,11 @@ class SweepState:
             ended_before,
             clock,
         )
+        self.repeats, self.seeds_before = repeats, dict(seeds_before or {})
+        self.best: tuple[str, float] | None = None
         self.began = clock()
         self.phase = ""
+        self.terms: tuple[str, ...] = ()  # metrics of the objective: what is shown of a trial first
         self.trials: dict[str, TrialState] = {}
         self._training_since: float | None = None
         self._last_report: float | None = None
@@ -71,7 +89,7 @@ class SweepState:
             return False
         steps = int(values.get("train.max_steps", self.max_steps))
         self.trials[trial_id] = TrialState(trial_id, dict(values), steps, self._clock())
-        self.total = max(self.total, self.ended_before + len(self.trials))  # further seeds are not known beforehand
+        self.total = max(self.total, self.ended_before + len(self._configurations()))
         return True
 
     def report(
@@ -105,8 +123,26 @@ class SweepState:
 
     @property
     def ended(self) -> int:
-        """How many trials have ended, those before a resume included."""
-        return self.ended_before + len(self.trials) - len(self.running)
+        """How many configurations are over, those before a resume included."""
+        seen = self._configurations()
+        return self.ended_before + sum(self._over(name, seeds) for name, seeds in seen.items())
+
+    def _configurations(self) -> dict[str, list[TrialState]]:
+        """Configuration → its seeds that this process has seen."""
+        seeds: dict[str, list[TrialState]] = {}
+        for trial in self.trials.values():
+            seeds.setdefault(configuration_id(trial.trial_id), []).append(trial)
+        return seeds
+
+    def _over(self, name: str, seeds: list[TrialState]) -> bool:
+        return all(trial.ended is not None for trial in seeds) and not self._seeds_left(name, seeds)
+
+    def _seeds_left(self, name: str, seeds: list[TrialState]) -> int:
+        """How many seeds of a configuration are to come."""
+        first = next((trial for trial in seeds if trial.trial_id == name), None)
+        if first is not None and first.state not in (State.COMPLETED, State.RUNNING):
+            return 0  # the others are not trained
+        return max(0, self.repeats - len(seeds) - self.seeds_before.get(name, 0))
 
     def elapsed(self, trial_id: str | None = None) -> float:
         """Seconds since the start of the sweep, or of a trial (until its end)."""
@@ -139,7 +175,9 @@ class SweepState:
         if not done or spent <= 0:
             return None
         needed = [trial.max_steps if trial.ended is None else trial.step for trial in self.trials.values()]
-        to_come = max(self.total - self.ended_before - len(self.trials), 0)
+        seen = self._configurations()
+        to_come = max(self.total - self.ended_before - len(seen), 0) * self.repeats
+        to_come += sum(self._seeds_left(name, seeds) for name, seeds in seen.items())
         steps = sum(needed) - done + to_come * sum(needed) / len(needed)
         left = steps * spent / done - (self._clock() - self._last_report)
         return left if left > 0 else None

@@ -112,6 +112,7 @@ class DataFacts:
         dtype: of the base model's arithmetic, such as ``bfloat16``.
         pad_token_id: of the token that fills rows up.
         model_notes: what the user should know of the model, such as which head a classifier starts from.
+        bias_notes: what to know of the bias figures on these rows, such as groups that have too few.
         lost: a sentence on the loss-bearing tokens that ``data.max_length`` cuts, or "".
     """
 
@@ -128,6 +129,7 @@ class DataFacts:
     dtype: str = ""
     pad_token_id: int | None = None
     model_notes: list[str] = field(default_factory=list)
+    bias_notes: list[str] = field(default_factory=list)
     lost: str = ""
 
     def for_manifest(self) -> dict[str, Any]:

@@ -420,17 +420,19 @@ class DeviceWorker:
         return sizes_on(materials, self.settings, trial, timed)
 
     def _prepare(self, trial: TrialConfig) -> DataFacts:
-        from trainer.evaluation.evaluate import absent_metrics
+        from trainer.evaluation.evaluate import absent_metrics, bias_notes
         from trainer.models.lora import linear_modules, resolve_targets
 
         base = self.materials.base(trial)
         resolve_targets(trial.lora.targets, linear_modules(base.model, base.heads))
         self.materials.training(trial)
-        absent = absent_metrics(trial, self.materials.validation(trial))
+        validation = self.materials.validation(trial)
+        absent, notes = absent_metrics(trial, validation), bias_notes(trial, validation)
         slots = self.engine.capacity(trial)
         facts = self.materials.facts(trial)
         self._background.append(import_scorers)
-        return DataFacts(parameters=base.model.num_parameters(), slots=slots, absent=absent, **facts)
+        size = base.model.num_parameters()
+        return DataFacts(parameters=size, slots=slots, absent=absent, bias_notes=notes, **facts)
 
     def _save_baseline(self, baseline: Baseline, folder: TrialFolder, test: bool) -> MetricsRow:
         row = self._score_baseline(baseline, folder, test)

@@ -6,6 +6,8 @@ from typing import Any
 
 from analysis.errors import FolderError
 from analysis.folder import ENDED, SweepFolder, read_lines
+from analysis.leaderboard.seeds import WAIT
+from analysis.rows import configuration_id
 from analysis.searched_values import leaves
 from sweeps.compose.compose import RESUMABLE, Composed
 from sweeps.config import SearchConfig
@@ -71,9 +73,10 @@ def nothing_left(folder: SweepFolder, search: SearchConfig, baselines: Sequence[
         baselines: all that it has.
     """
     records = list(read_lines(folder.asks_file))
-    suggested = {record.get("trial_id") for record in records if record.get("event") == "ask"}
-    answered = {record.get("trial_id") for record in records if record.get("event") == "tell"}
-    open_trials = any(folder.trial(str(name)).read_status().state not in ENDED for name in suggested)
+    runs = {str(record.get("trial_id")) for record in records if record.get("event") == "ask"}
+    told = {str(record.get("trial_id")) for record in records if _told(record)}
+    suggested, answered = set(map(configuration_id, runs)), set(map(configuration_id, told))
+    open_trials = any(folder.trial(name).read_status().state not in ENDED for name in runs)
     if missing(folder, baselines):
         return ""
     waiting = any(request.kind == ENQUEUE for request in requests(folder))
@@ -81,7 +84,9 @@ def nothing_left(folder: SweepFolder, search: SearchConfig, baselines: Sequence[
     if all_ended and len(suggested) >= search.trials:
         further = len(suggested) + max(1, len(suggested) // 2)
         more = f"{program()} resume {shell_path(folder.where)} search.trials={further}"
-        return f"All {len(suggested)} trials have ended{', and more are enqueued' if waiting else ''}. For more: {more}"
+        of_seeds = f"{len(suggested)} configurations ({len(runs)} runs)"
+        what = f"{len(suggested)} trials" if len(runs) == len(suggested) else of_seeds
+        return f"All {what} have ended{', and more are enqueued' if waiting else ''}. For more: {more}"
     so_far = spent(folder)
     watch = StopBudget(search.budget, so_far, time=search.time)
     watch.replay(folder, records)
@@ -93,6 +98,12 @@ def nothing_left(folder: SweepFolder, search: SearchConfig, baselines: Sequence[
         if used
         else ""
     )
+
+
+def _told(record: Mapping[str, Any]) -> bool:
+    """Whether a line of ``study/asks.jsonl`` says that a configuration has ended, with all its seeds."""
+    event = record.get("event")
+    return event == "mean" or (event == "tell" and not record.get("repeat") and record.get("told") != WAIT)
 
 
 _ABSENT = object()

@@ -12,6 +12,7 @@ from ray.tune.stopper import Stopper
 
 from analysis.errors import INTERRUPTED, FolderError, HardwareError, LorasweepError
 from analysis.folder import State
+from analysis.rows import configuration_id
 from sweeps.display.progress import Progress
 from sweeps.driver.ray_cluster import end_ray, expect_end
 
@@ -47,8 +48,8 @@ class SweepStopper(Stopper):
             self.disk(str(result["halt"]))
         if self.is_set():
             return True
-        ours = result.get("config", {}).get("trial_id")
-        if ours in self._unwanted and result.get("state") == State.RUNNING:
+        ours = str(result.get("config", {}).get("trial_id"))
+        if self._unwanted & {ours, configuration_id(ours)} and result.get("state") == State.RUNNING:
             result["reason"] = f"stopped on request at step {result['step']}"  # a scheduler gives no reason
             return True
         return False
@@ -73,6 +74,7 @@ class SweepStopper(Stopper):
         self._progress.stopping(why)
 
     def stop_trial(self, trial_id: str) -> None:
+        """End a trial, with all seeds of its configuration where it is the first, at the next rung."""
         self._unwanted.add(trial_id)
 
     def disk(self, fault: str) -> None:

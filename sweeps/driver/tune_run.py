@@ -4,7 +4,6 @@ Each trial that Tune starts is a proxy in a process of its own: ``sweeps/driver/
 """
 
 import contextlib
-import math
 import shutil
 import tempfile
 import threading
@@ -20,7 +19,7 @@ from analysis.constraints import Constraints
 from analysis.errors import ClusterError
 from analysis.folder import MetricsRow, SweepFolder, read_lines
 from analysis.leaderboard import leaderboard
-from analysis.leaderboard.ranking import objective_of
+from analysis.leaderboard.ranking import baselines_metrics, objective_of
 from sweeps.checks.length import max_concurrent
 from sweeps.compose.compose import Composed, transfer_target
 from sweeps.config import SweepConfig
@@ -142,9 +141,11 @@ class TuneRun:
         self.search = GuardedOptunaSearch(DefineByRun(composed.space), sampler, folder, plan)
         self.scheduler = build_scheduler(config.scheduler, config.train.rungs)
         self.scheduler.concurrent = self.concurrent = Concurrency(config, fleet)
-        self.board = LeaderboardWriter(folder, config.search.keep_adapters)
+        self.board = LeaderboardWriter(folder, config.search.keep_adapters, progress.best)
         self.heartbeat = Heartbeat(folder, fleet.occupied, began)
-        self.budget = StopBudget(config.search.budget, self.heartbeat, self.interrupt.is_set, config.search.time)
+        self.budget = StopBudget(
+            config.search.budget, self.heartbeat, self.interrupt.is_set, config.search.time, config.search.repeats
+        )
         self.budget.replay(folder, records)
         if records:
             lineage.reconcile(folder, records)
@@ -159,7 +160,9 @@ class TuneRun:
                 f" {config.search.trials}. Those that come later exchange weights among themselves."
             )
         trackers = build_trackers(config.tracking, TrackedSweep(folder, uid, progress.note))
-        self.tracking = TrackerCallback(trackers, folder, self.trial_config, self.interrupt.is_set)
+        self.tracking = TrackerCallback(
+            trackers, folder, self.trial_config, self.interrupt.is_set, config.search.repeats
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # the search refers to it, and Tune pickles that into scratch that nobody reads
@@ -174,17 +177,10 @@ class TuneRun:
     def trial_config(self, trial_id: str, values: dict[str, Any]) -> dict[str, Any]:
         return asdict(self.composed.trial(trial_id, values))
 
-    def _violated(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Constraint of the objective → how far a trial violates it."""
+    def _violated(self, metrics: Mapping[str, float], final: bool) -> dict[str, float]:
+        """Constraint of the objective → how far a trial violates it, as the ranking has it."""
         constraints = Constraints.from_config(self.composed.resolved()["objective"])
-        known = {name: self.folder.baseline(name).read_metrics() for name in constraints.baselines}
-        rows = {name: read[-1].metrics for name, read in known.items() if read}
-        return {
-            it.name: it.violation(
-                metrics.get(it.metric, math.nan), rows.get(it.baseline or "", {}).get(it.metric, math.nan)
-            )
-            for it in constraints.items
-        }
+        return constraints.violations(metrics, baselines_metrics(self.folder, constraints.baselines, final))
 
     def _exchange(self, decided: Exchange) -> bool:
         """Put a trial of a population in its parent's place, and write down whose weights it has now."""

@@ -1,8 +1,9 @@
-"""Log messages of the libraries: written to the sweep folder, not over the progress."""
+"""Log messages of the libraries, and Python's warnings: in a file, not over the progress or above the leaderboard."""
 
 import contextlib
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ LIBRARIES = (
     "ray", RAY_MESSAGES, "transformers", "bitsandbytes", "wandb", "optuna", "accelerate", "peft", "datasets", "torch",
     "huggingface_hub", "mlflow", "alembic", "sqlalchemy", "urllib3", "sweeps.tracking", "sweeps.driver", "py.warnings",
 )  # fmt: skip
+_LONGEST = 1_000_000  # bytes of the commands' log; a longer one begins anew
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -23,15 +25,20 @@ class LogFile(logging.FileHandler):
     Args:
         path: made where there is something to write.
         form: of a line, as ``logging.Formatter`` takes it.
+        folder_too: make its folder where that is not there. A sweep folder that is gone must not come back.
+        mode: ``a``, or ``w`` to begin anew.
     """
 
-    def __init__(self, path: Path, form: str = _FORMAT):
-        super().__init__(path, encoding="utf-8", delay=True)
+    def __init__(self, path: Path, form: str = _FORMAT, folder_too: bool = False, mode: str = "a"):
+        super().__init__(path, mode, encoding="utf-8", delay=True)
+        self.folder_too = folder_too
         self.setFormatter(logging.Formatter(form))
         self.setLevel(logging.WARNING)  # below that, W&B alone logs hundreds of lines
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):
+            if self.folder_too and self.stream is None:
+                Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
             super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
@@ -51,21 +58,55 @@ def to_file(path: Path, verbose: bool = False) -> Iterator[None]:
         path: the log file; made where there is something to write.
         verbose: show it on the terminal too.
     """
-    handlers: list[logging.Handler] = [LogFile(path)]
+    with _handled_by(LogFile(path), verbose):
+        yield
+
+
+@contextlib.contextmanager
+def of_command(path: Path, debug: bool = False) -> Iterator[None]:
+    """Keep what libraries have to say off the terminal while a command runs, from its first line to its last.
+
+    A warning of numpy's is no part of a leaderboard, and its reader can do nothing about it. Whoever asks Python for
+    warnings (``-W``, ``PYTHONWARNINGS``) gets them all the same, and other programs that import the packages too.
+
+    Args:
+        path: where they are written.
+        debug: show them on the terminal too.
+    """
+    try:
+        too_long = path.stat().st_size > _LONGEST
+    except OSError:
+        too_long = False
+    with _handled_by(LogFile(path, folder_too=True, mode="w" if too_long else "a"), debug, not sys.warnoptions):
+        yield
+
+
+@contextlib.contextmanager
+def _handled_by(file: LogFile, verbose: bool, warned: bool = True) -> Iterator[None]:
+    """The libraries' loggers, Python's warnings where ``warned``, and all loggers without a handler write to a file."""
+    handlers: list[logging.Handler] = [file]
     if verbose:
         handlers.append(logging.StreamHandler(sys.stderr))
         handlers[1].setLevel(logging.INFO)
         handlers[1].setFormatter(logging.Formatter(_FORMAT))
     loggers = [logging.getLogger(name) for name in LIBRARIES]
     before = [(logger, logger.propagate, logger.handlers[:]) for logger in loggers]
-    logging.captureWarnings(True)
+    root, shown_by = logging.getLogger(), warnings.showwarning
+    if warned:
+        logging.captureWarnings(True)
+    captured = warnings.showwarning is not shown_by  # and not by whoever is around this
     for logger in loggers:
         logger.handlers = handlers[:]  # some have a handler of their own, on standard error
         logger.propagate = False
+    for handler in handlers:
+        root.addHandler(handler)  # else Python itself writes to standard error what has no handler
     try:
         yield
     finally:
-        logging.captureWarnings(False)
+        if captured:
+            logging.captureWarnings(False)
+        for handler in handlers:
+            root.removeHandler(handler)
         for logger, propagate, own in before:
             logger.propagate, logger.handlers = propagate, own
         for handler in handlers:

@@ -27,16 +27,18 @@ from ray.tune.search.optuna import OptunaSearch
 
 from analysis.errors import ConfigError
 from analysis.folder import ENDED, State, SweepFolder, append_line
+from analysis.leaderboard.seeds import WAIT
 from analysis.metrics import one_class
 from sweeps.search.dashboard_journal import DashboardJournal
 from sweeps.search.pbt_exchange import Exchange
 from sweeps.search.samplers import GridSampler, reseed
-from sweeps.search.study_log import WAIT, Answer, Past, mean_of, read_past, told_as, trial_name, violations
+from sweeps.search.study_log import Answer, Past, mean_of, read_past, told_as, trial_name, violations
 from sweeps.search.transfer import takes_prior
 from sweeps.search.warm_start import Earlier
 from sweeps.space.dimensions import DefineByRun, distributions
 from sweeps.space.grid import combinations, size
 
+_METRICS = "metrics/"  # of a report whose nested keys Tune has joined
 METRIC = "objective"  # in every report of a trial; higher is better
 # Attributes that Optuna writes itself while a trial runs, or (cma:) that hold a pickle.
 _NOT_KEPT = ("tpe:", "gp:", "cma:", "constraints", "fixed_params")
@@ -88,7 +90,7 @@ class SearchPlan:
         second_chances: times that a trial whose process was lost is handed out again.
         allowed: whether the space's constraints allow a point. One that they forbid is told to the sampler as such, and
             never becomes a trial.
-        violated: (metrics of a trial) → constraint → how far it is violated.
+        violated: (metrics of a trial, whether they are of all validation items) → constraint → how far it is violated.
         disk_fault: called where ``asks.jsonl`` cannot be written, before the error goes on.
         used_up: called with a sentence where the space holds no further point before ``trials`` are reached.
     """
@@ -102,7 +104,7 @@ class SearchPlan:
     objectives: int = 1
     second_chances: int = 0
     allowed: Callable[[Mapping[str, Any]], bool] = lambda values: True
-    violated: Callable[[Mapping[str, float]], dict[str, float]] = lambda metrics: {}
+    violated: Callable[[Mapping[str, float], bool], dict[str, float]] = lambda metrics, final: {}
     disk_fault: Callable[[str], None] = lambda fault: None
     used_up: Callable[[str], None] = lambda sentence: None
 
@@ -124,6 +126,9 @@ class GuardedOptunaSearch(OptunaSearch):
         losses = [f"loss{k}" for k in range(plan.objectives)]
         goal: Any = (losses, ["min"] * len(losses)) if self._several else (METRIC, "max")
         super().__init__(space, metric=goal[0], mode=goal[1], sampler=sampler, study_name=folder.name)
+        # Tune refuses every report that lacks a metric of its searcher: a rung has the one number, and the losses of
+        # several objectives are a list in a trial's last report.
+        self._metric, self._mode = METRIC, "max"
         self._groups: dict[int, _Group] = {}
         self._due: list[_Handed] = []  # further seeds that wait for a place
         study: Any = self._ot_study  # annotated None by Ray
@@ -463,7 +468,7 @@ class GuardedOptunaSearch(OptunaSearch):
         losses = [_finite(loss) for loss in last.get("losses", ())]
         kept = tuple(loss for loss in losses if loss is not None)
         judged = state in (State.COMPLETED, State.STOPPED_EARLY)
-        violated = self._plan.violated(last.get("metrics") or {}) if judged else {}
+        violated = self._plan.violated(reported_metrics(last), bool(last.get("final"))) if judged else {}
         return Answer(
             state,
             objective,
@@ -566,9 +571,17 @@ class GuardedOptunaSearch(OptunaSearch):
         return self._study.get_trials(deepcopy=False)[index]
 
 
+def reported_metrics(result: Mapping[str, Any]) -> Mapping[str, float]:
+    """The metrics of a trial's report, as the proxy made it or as Tune hands it on, with nested keys joined by "/"."""
+    nested: Mapping[str, float] | None = result.get("metrics")
+    if nested is not None:
+        return nested
+    return {key.removeprefix(_METRICS): value for key, value in result.items() if key.startswith(_METRICS)}
+
+
 def names_one_class(result: Mapping[str, Any]) -> bool:
     """Whether a trial predicts the same label for every item; of a report, or of its line in ``study/asks.jsonl``."""
-    return bool(result.get("one_class", one_class(result.get("metrics", {}))))
+    return bool(result.get("one_class", one_class(reported_metrics(result))))
 
 
 def _outcome(answer: Mapping[str, Any], rungs: Mapping[int, float | None], error: bool) -> tuple[State, float | None]:

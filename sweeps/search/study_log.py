@@ -46,11 +46,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from analysis.errors import FolderError
 from analysis.folder import State
+from analysis.leaderboard.seeds import WAIT
 
 OUT_OF_MEMORY = {"out_of_memory": 1.0}  # an Optuna constraint: above 0 is violated
-
-
-WAIT = "WAIT"  # the seed ended, its configuration has others
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Answer:
 
 
 def mean_of(answers: Sequence[Answer]) -> Answer:
-    """Several seeds of one configuration as one answer."""
+    """Several seeds of one configuration as one answer; ``analysis/leaderboard/seeds.py`` ranks by the same rule."""
     for bad in (State.OUT_OF_MEMORY, State.DIVERGED):
         for answer in answers:
             if answer.state is bad:

@@ -18,7 +18,7 @@ from analysis.effective_rate import effective_rate
 from analysis.errors import ConfigError
 from analysis.folder import State, SweepFolder, append_line, read_lines
 from analysis.objective import Objective
-from sweeps.search.warm_start import rungs_of
+from sweeps.search.warm_start import configurations_of, over_seeds, rungs_of, state_over_seeds
 from sweeps.space.base_model import base_model
 from sweeps.space.dimensions import Scalar, Space, flatten
 from sweeps.space.known_points import BaseModel, RatePoint, placed
@@ -111,21 +111,23 @@ def _trials(
     objective: Objective,
     settings: Callable[[Mapping[str, Scalar]], LoraSettings],
 ) -> Iterator[Transferred]:
-    for trial in folder.trials():
-        state = trial.read_status().state
+    for trial, *seeds in configurations_of(folder):
+        state = state_over_seeds(trial, seeds)
         if state not in (State.COMPLETED, State.STOPPED_EARLY) or not trial.config_file.exists():
             continue
         then = dict(flatten(fast_yaml.load(trial.config_file.read_text())))
         scores = [value for value in rungs_of(trial, objective)[0].values() if value is not None]
         if not scores:
             continue
+        mean = over_seeds([trial, *seeds], objective)[0] if seeds and state is State.COMPLETED else None
+        score = max(scores) if mean is None else mean
         rank = int(then["lora.rank"])
         rate = effective_rate(then["optim.lr"], then["lora.alpha_rule"], then["lora.alpha_value"], rank) * factor
         others = {path: value for path, value in then.items() if path in space}
         values = placed([RatePoint(rate, rank, others)], space, settings)
         if values:
             completed = state is State.COMPLETED
-            yield Transferred(f"{run}/{trial.trial_id}", values[0], rate, rank, max(scores), completed)
+            yield Transferred(f"{run}/{trial.trial_id}", values[0], rate, rank, score, completed)
 
 
 def to_transfer(folder: SweepFolder, runs: Sequence[str]) -> tuple[list[Transferred], list[str]]:

@@ -10,12 +10,14 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from analysis import fast_yaml
 from analysis.errors import ConfigError
 from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder
 from analysis.objective import Objective
+from analysis.rows import configuration_id
 from sweeps.config import SweepConfig
 from sweeps.space.dimensions import Scalar, Space, active, flatten
 
@@ -34,6 +36,7 @@ class Earlier:
         rungs: step → objective.
         completed: else it was stopped early.
         losses: of the objective's terms at its best rung.
+        mean: objective of a configuration of several seeds; ``rungs`` are then the first seed's.
     """
 
     source: str
@@ -41,9 +44,12 @@ class Earlier:
     rungs: dict[int, float | None]
     completed: bool
     losses: tuple[float, ...] = ()
+    mean: float | None = None
 
     @property
     def objective(self) -> float | None:
+        if self.mean is not None:
+            return self.mean
         scores = [score for score in self.rungs.values() if score is not None]
         return max(scores, default=None)
 
@@ -101,8 +107,8 @@ def _of(
     left: Counter[str] = Counter()
     differs: set[str] = set()
     now = dict(flatten({name: config[name] for name in config if name.split(".")[0] in _NAMED}))
-    for trial in folder.trials():
-        state = trial.read_status().state
+    for trial, *others in configurations_of(folder):
+        state = state_over_seeds(trial, others)
         if state not in (State.COMPLETED, State.STOPPED_EARLY) or not trial.config_file.exists():
             left[f"{state.value.replace('_', ' ')}"] += 1
             continue
@@ -114,6 +120,9 @@ def _of(
             path = sorted(fixed_now)[0]
             why = f"{path}={then.get(path)} there, {now[path]} here"
         rungs, losses = rungs_of(trial, objective)
+        mean = None
+        if others and state is State.COMPLETED:
+            mean, losses = over_seeds([trial, *others], objective)
         if not why and not any(value is not None for value in rungs.values()):
             why = "a metric of this objective was not measured"
         if why:
@@ -122,8 +131,32 @@ def _of(
         differs |= {
             path for path, value in now.items() if path not in space and path in then and then[path] != value
         } - set(_IGNORED)
-        kept.append(Earlier(f"{run}/{trial.trial_id}", values, rungs, state is State.COMPLETED, losses))
+        kept.append(Earlier(f"{run}/{trial.trial_id}", values, rungs, state is State.COMPLETED, losses, mean))
     return kept, left, differs
+
+
+def configurations_of(folder: SweepFolder) -> list[list[TrialFolder]]:
+    """The trials of a sweep, the seeds of each configuration together (``search.repeats``), the first one first."""
+    seeds: dict[str, list[TrialFolder]] = {}
+    for trial in sorted(folder.trials(), key=lambda trial: (len(trial.trial_id), trial.trial_id)):
+        seeds.setdefault(configuration_id(trial.trial_id), []).append(trial)
+    return [seeds[name] for name in sorted(seeds)]
+
+
+def state_over_seeds(first: TrialFolder, others: Sequence[TrialFolder]) -> State:
+    """How a configuration ended: one seed that diverged or ran out of memory counts for all, as in its own sweep."""
+    state = first.read_status().state
+    ended = [seed.read_status().state for seed in others] if state is State.COMPLETED else []
+    return next((bad for bad in (State.OUT_OF_MEMORY, State.DIVERGED) if bad in ended), state)
+
+
+def over_seeds(seeds: Sequence[TrialFolder], objective: Objective) -> tuple[float | None, tuple[float, ...]]:
+    """Objective and losses of a configuration at its best rungs: means over the seeds that completed."""
+    done = [rungs_of(seed, objective) for seed in seeds if seed.read_status().state is State.COMPLETED]
+    scores = [[value for value in rungs.values() if value is not None] for rungs, _ in done]
+    best = [max(values) for values in scores if values]
+    losses = [own for _, own in done if own]
+    return fmean(best) if best else None, tuple(map(fmean, zip(*losses, strict=True)))
 
 
 def _searched(folder: SweepFolder) -> list[str]:

@@ -1,10 +1,12 @@
 """Keeps ``leaderboard.csv`` up to date while a sweep runs, and removes the adapters that are not to stay."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from analysis.folder import ENDED, SweepFolder, remove_tree
 from analysis.leaderboard import leaderboard
 from analysis.leaderboard.leaderboard import Ranking, Row
+from analysis.leaderboard.seeds import runs
+from analysis.rows import best_trial, keep_size
 from sweeps.process.throttle import Throttle
 
 
@@ -13,14 +15,18 @@ class LeaderboardWriter:
 
     Args:
         folder: of the sweep.
-        keep: how many adapters stay, those of the best trials; None keeps all.
+        keep: how many adapters stay, those of the best trials; None keeps all. Of a configuration of several seeds
+            those of all its seeds stay.
+        best: told of the best trial whenever it ranks; None while none has completed.
 
     Attributes:
         trial_ended: to be called after each end of a trial; ranks now and then (``Throttle``).
     """
 
-    def __init__(self, folder: SweepFolder, keep: int | None = None):
-        self.folder, self.keep = folder, keep
+    def __init__(
+        self, folder: SweepFolder, keep: int | None = None, best: Callable[[Row | None], None] = lambda row: None
+    ):
+        self.folder, self.keep, self.best = folder, keep, best
         self.trial_ended = Throttle(lambda: self._write(leaderboard.build(folder)))
 
     def close(self) -> Ranking:
@@ -31,6 +37,7 @@ class LeaderboardWriter:
 
     def _write(self, rows: Sequence[Row]) -> None:
         leaderboard.write(self.folder, rows)
+        self.best(best_trial(rows))
         self._drop_adapters(rows)
 
     def _drop_adapters(self, rows: Sequence[Row]) -> None:
@@ -38,7 +45,9 @@ class LeaderboardWriter:
             return
         trials = [row for row in rows if row.kind == "trial"]  # the best first
         there = self.folder.with_adapter()
-        kept = [row for row in trials if row.trial_id in there][: self.keep]
-        for row in trials:
-            if row not in kept and row.status in ENDED and row.trial_id in there:
-                remove_tree(self.folder.trial(row.trial_id).adapter_dir)
+        own = [(row, [run.trial_id for run in runs([row]) if run.trial_id in there]) for row in trials]
+        for row, adapters in [(row, adapters) for row, adapters in own if adapters][self.keep :]:
+            if row.status in ENDED:
+                for trial_id in adapters:
+                    keep_size(self.folder.trial(trial_id))
+                    remove_tree(self.folder.trial(trial_id).adapter_dir)

@@ -6,6 +6,7 @@ from typing import Any
 
 from analysis.errors import FolderError
 from analysis.folder import TrialFolder
+from analysis.leaderboard.seeds import with_seeds
 from analysis.objective import Objective
 from analysis.rows import Row
 
@@ -45,12 +46,16 @@ def predictions(files: TrialFolder, step: int, most: int | None = None) -> tuple
 
 
 def leaderboard_table(rows: Sequence[Row]) -> tuple[Columns, Cells]:
-    """The leaderboard with a column for every searched key and metric; what is unknown or not finite is empty."""
+    """The leaderboard with a column for every searched key and metric; what is unknown or not finite is empty.
+
+    Below a configuration of several seeds is a row of kind ``seed`` for each.
+    """
+    rows = with_seeds(rows)
     searched = list(dict.fromkeys(path for row in rows for path in row.config))
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
     columns = ["rank", "kind", "trial", "status", "step", "n_items", "objective", *searched, *metrics, "reason"]
     cells = [
-        [row.rank, row.kind, row.trial_id, str(row.status), row.step, row.n_items, _number(row.objective)]
+        [row.rank or None, row.kind, row.trial_id, str(row.status), row.step, row.n_items, _number(row.objective)]
         + [_text(row.config.get(path)) for path in searched]  # one column holds one type: W&B refuses mixed ones
         + [_number(row.metrics.get(name)) for name in metrics]
         + [row.reason]

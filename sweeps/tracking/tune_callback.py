@@ -21,7 +21,8 @@ from ray.tune import Callback
 
 from analysis.errors import first_line
 from analysis.folder import State, SweepFolder
-from analysis.rows import Row
+from analysis.leaderboard.seeds import best_seed, spread
+from analysis.rows import Row, best_trial, configuration_id
 from sweeps.search.pbt_exchange import Exchange
 from sweeps.store.tune_results import outcome_of, rung_rows, trial_key
 from sweeps.tracking.base import SWEEP_RUN, Adapter, Hint, Outcome, Run, Table, Tracker
@@ -40,6 +41,7 @@ class TrackerCallback(Callback):
         folder: the sweep's.
         trial_config: the resolved, nested config of a trial from its id and its sampled values.
         interrupted: whether the user stopped the sweep: what ends then has not ended, and is gone on with later.
+        repeats: seeds of each configuration; with several, a run's config says of which ``configuration`` it is.
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class TrackerCallback(Callback):
         folder: SweepFolder,
         trial_config: Callable[[str, dict[str, Any]], dict[str, Any]],
         interrupted: Callable[[], bool] = lambda: False,
+        repeats: int = 1,
     ) -> None:
+        self._repeats = repeats
         self._threads = [TrackerThread(tracker) for tracker in trackers]
         self._folder, self._trial_config, self._interrupted = folder, trial_config, interrupted
         self._logged: dict[str, set[int]] = {}  # trial id → steps of the rungs that its run has
@@ -131,7 +135,7 @@ class TrackerCallback(Callback):
             charts: Plotly figures as JSON, by key.
         """
         trials = [row for row in rows if row.kind == "trial"]
-        best = next((row for row in trials if row.status == State.COMPLETED and row.final), None)
+        best = best_trial(rows)
         facts: dict[str, Any] = {f"trials.{state}": n for state, n in Counter(str(r.status) for r in trials).items()}
         scores: dict[str, float] = {}
         adapter = None
@@ -139,10 +143,12 @@ class TrackerCallback(Callback):
             facts["best.trial"] = best.trial_id
             scores = {"best.objective": best.objective}
             scores |= {f"best.{name}": value for name, value in _floats(best.metrics).items()}
+            facts |= {"best.seeds": len(best.seeds), "best.sd": spread(best)} if len(best.seeds) > 1 else {}
+            seed = best_seed(best)
             adapter = Adapter(
-                best.trial_id,
-                self._folder.trial(best.trial_id).adapter_dir,
-                {"trial": best.trial_id, "objective": best.objective, "values": best.config, "metrics": best.metrics},
+                seed.trial_id,
+                self._folder.trial(seed.trial_id).adapter_dir,
+                {"trial": seed.trial_id, "objective": seed.objective, "values": seed.config, "metrics": seed.metrics},
             )
 
         def leaderboard(most: int | None) -> Table:
@@ -180,6 +186,8 @@ class TrackerCallback(Callback):
         except Exception as error:  # the trial itself meets the same error, and says so
             log.warning("tracking: no resolved config for %s: %s", trial_id, error)
             config = dict(values)
+        if self._repeats > 1:  # to group by
+            config = {**config, "configuration": configuration_id(trial_id)}
         self._start(Run(trial_id, "trial", config, dict(values)))
 
     def _end(self, trial_id: str, state: State, reason: str) -> None:

@@ -1,6 +1,7 @@
 """Constraints: which trials keep them, how they are ranked, and what a config may not say."""
 
 import math
+import random
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from analysis.constraints import Constraints
 from analysis.errors import ConfigError
 from analysis.folder import MetricsRow, State
 from analysis.leaderboard.leaderboard import build, plain, verdict
+from analysis.metrics import METRICS
 from analysis.objective import Objective
 
 
@@ -46,6 +48,65 @@ def test_a_violation_is_how_far_a_value_is_outside(config, value, reference, vio
 def test_a_bound_that_is_met_exactly_is_kept():
     kept = constraints(x={"metric": "accuracy", "at_least": 0.5}, y={"metric": "accuracy", "baseline": "zero_shot"})
     assert kept.broken({"accuracy": 0.5}, {"zero_shot": {"accuracy": 0.5}}) == []
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "log_loss", "bias.crows_pairs.pct", "bias.group.equalized_odds"])
+def test_a_decimal_exactly_at_its_margin_or_bound_is_kept_and_the_next_one_is_not(metric):
+    """0.3 - 0.2 is more than 0.1 in floating point. The same in whole hundredths, thousandths, …, which are exact."""
+    draw = random.Random(0)
+    better = METRICS[metric].better
+    for _ in range(2_000):
+        unit = 10 ** draw.randint(1, 6)
+        reference, margin = draw.randint(0, unit), draw.randint(0, unit)
+        sign = 1 if better != "high" else -1
+        at = (50 * unit + abs(reference - 50 * unit) if better == 50.0 else reference) + sign * margin
+        for step, kept in ((0, True), (sign, False), (-sign, True)):
+            value = (at + step) / unit
+            by_margin = constraints(x={"metric": metric, "baseline": "b", "margin": margin / unit})
+            found = by_margin.violations({metric: value}, {"b": {metric: reference / unit}})
+            assert (
+                (found["x"] <= 0) == kept == (not by_margin.broken({metric: value}, {"b": {metric: reference / unit}}))
+            )
+        for bound, step, kept in (
+            ("at_most", 0, True), ("at_most", 1, False), ("at_least", 0, True), ("at_least", -1, False)
+        ):  # fmt: skip
+            summed = sum([margin / unit / 3] * 3)  # a third, three times: not always what it was
+            held = constraints(x={"metric": metric, bound: margin / unit})
+            assert (held.violations({metric: summed + step / unit}, {})["x"] <= 0) == kept
+
+
+GAP = "bias.group.equalized_odds"
+
+
+def gap(figure: float, upper: float, floor: float = 0.05) -> dict[str, float]:
+    return {GAP: figure, f"{GAP}_upper": upper, f"{GAP}_floor": floor}
+
+
+def test_a_gap_is_held_by_its_upper_bound_so_few_rows_do_not_pass_for_fairness():
+    most = constraints(fair={"metric": GAP, "at_most": 0.2})
+    assert most.violations(gap(0.05, 0.12), {})["fair"] == pytest.approx(-0.08)
+    assert most.violations(gap(0.05, 0.35), {})["fair"] == pytest.approx(0.15)
+    assert most.broken(gap(0.05, 0.12), {}) == []
+    assert most.broken(gap(0.05, 0.35), {}) == [
+        "constraint fair: bias.group.equalized_odds is 0.05 (95 % sure: at most 0.35), wanted at most 0.2"
+    ]
+    assert most.broken(gap(0.05, 0.35, floor=0.26), {})[0].endswith(
+        "wanted at most 0.2; the groups are so small here that no predictions could show less than 0.26"
+    )
+    assert most.broken({GAP: 0.05}, {}) == []  # of an earlier version, without a bound: the figure itself
+    assert "is not known" in most.broken({}, {})[0]
+    assert "is not known" in most.broken(gap(math.nan, 0.1), {})[0]
+
+
+def test_against_a_baseline_the_bounds_of_both_are_compared():
+    found = constraints(fair={"metric": GAP, "baseline": "zero_shot", "margin": 0.05})
+    baselines = {"zero_shot": gap(0.10, 0.30)}
+    assert found.violations(gap(0.14, 0.34), baselines)["fair"] == pytest.approx(-0.01)
+    assert found.broken(gap(0.14, 0.40), baselines) == [
+        "constraint fair: bias.group.equalized_odds is 0.14 (95 % sure: at most 0.4), wanted at most 0.05 worse than"
+        " zero_shot's 0.1 (95 % sure: at most 0.3)"
+    ]
+    assert found.violations(gap(0.14, 0.40), {"zero_shot": {GAP: 0.1}})["fair"] == pytest.approx(-0.01)
 
 
 def test_a_sentence_says_what_is_violated_by_which_figures():

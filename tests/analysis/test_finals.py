@@ -1,9 +1,11 @@
 """Final scores as read from a folder and told in a table and sentences."""
 
+import math
 import statistics
 from typing import Any
 
 import pytest
+import yaml
 
 from analysis.finals import read_finals, report
 from analysis.folder import MetricsRow, State, Status, append_line
@@ -59,9 +61,20 @@ def test_the_report_shows_the_winners_curse_and_paired_intervals(finals: Any) ->
         "t0001 had 85.0 % accuracy in the sweep that chose it, and has 80.0 % on the test split: 5.0 points less."
         in text
     )
-    assert "t0001 is 30.0 points of accuracy above baseline few_shot@nf4; paired 95 % interval [" in text
+    assert "t0001 is 30.0 points of accuracy above the baseline few_shot@nf4; paired 95 % interval [" in text
     assert "t0001 is 18.0 points of accuracy above t0000; paired 95 % interval [" in text
     assert "Test split looked at once, 2026-05-01T10:00:00+00:00 by ada@lab." in text
+
+
+def test_a_metric_of_the_objective_is_in_the_final_table_whichever_it_is(finals: Any) -> None:
+    for files in finals.folder.finals():
+        more = finals.metrics(0.6) | {"weighted_f1": 0.5}
+        files.append_metrics(MetricsRow(files.trial_id, 24, 0, 0.0, True, 100, more, "test"))
+    assert "weighted_f1" not in report(read_finals(finals.folder))
+    stored = yaml.safe_load(finals.folder.sweep_file.read_text())
+    stored["config"]["objective"]["terms"]["quality"]["metric"] = "weighted_f1"
+    finals.folder.sweep_file.write_text(yaml.safe_dump(stored))
+    assert "weighted_f1" in report(read_finals(finals.folder))
 
 
 def test_an_interval_with_zero_in_it_is_called_that(finals: Any) -> None:
@@ -101,3 +114,46 @@ def test_the_ranking_and_the_page_hold_the_final_scores_too(finals: Any, capsys:
     assert "No figure here was used to choose anything" in page
     assert main(["rank", str(finals.folder.root)]) == 0
     assert "Final scores (lorasweep finalize):" in capsys.readouterr().out
+
+
+def test_where_an_interval_has_zero_it_is_said_what_the_items_and_more_seeds_could_show(finals: Any) -> None:
+    for seed, hits in enumerate((78, 82, 77), start=1):  # t0000: a mean of 79.0 beside 80.0
+        files = finals.folder.final(f"t0000-seed{seed}")
+        files.append_metrics(MetricsRow(files.trial_id, 24, 0, 1.0, True, 100, finals.metrics(hits / 100), "test"))
+        items = finals.folder.final("t0001-seed1").read_items("task", "test", 24)
+        wrong = {"sport": "science", "science": "sport"}
+        right = range(100 - hits, 100)  # others than those of t0001
+        items["prediction"] = [it if i in right else wrong[it] for i, it in enumerate(items["label"])]
+        files.write_items("task", "test", 24, items)
+    said = report(read_finals(finals.folder)).splitlines()
+    [at] = [i for i, line in enumerate(said) if "is 1.0 points of accuracy above t0000" in line]
+    assert said[at].endswith("on 100 items. It includes zero: the difference may be chance.")
+    assert said[at + 1].startswith("These 100 items could have shown a difference of 17.")
+    assert "points (80 % power); the one seen would take about " in said[at + 1]
+    # seeds: deviations .04 and .0265, pooled .0339; apart .01: an effect of .295, Cohen's n = 182
+    assert said[at + 2] == (
+        "Seeds of one configuration differ by 3.4 points (standard deviation): to tell t0001 from t0000, 1.0 points"
+        " apart, would take about 182 seeds of each (--seeds 182)."
+    )
+
+
+def test_finalists_are_put_in_order_and_compared_in_what_ranks(make_sweep: Any) -> None:
+    term = {"metric": "log_loss", "direction": "min", "target": None, "range": [0.0, 5.0], "weight": 1.0}
+    sweep = make_sweep({"name": "single", "rho": 0.0, "terms": {"quality": term}})
+    for trial, sure, hits in (("t0000", 0.95, 80), ("t0001", 0.7, 78)):
+        sweep.trial(trial, 0.9, hits=144)
+        final(sweep, f"{trial}-seed1", hits)
+        files = sweep.folder.final(f"{trial}-seed1")
+        items = files.read_items("task", "test", 24)
+        said = [
+            [math.log(sure if it == name else 1 - sure) for name in ("science", "sport")] for it in items["prediction"]
+        ]
+        files.write_items("task", "test", 24, items | {"logprobs": said})
+        loss = -(hits * math.log(sure) + (100 - hits) * math.log(1 - sure)) / 100
+        metrics = sweep.metrics(hits / 100) | {"log_loss": loss}
+        files.append_metrics(MetricsRow(files.trial_id, 24, 0, 1.0, True, 100, metrics, "test"))
+    read = read_finals(sweep.folder)
+    assert [it.trial_id for it in read.finalists] == ["t0001", "t0000"], "t0000 is more accurate, and overconfident"
+    text = report(read)
+    assert "On the test split t0001 is 0.097 nats of log loss better than t0000; paired 95 % interval [" in text
+    assert "On the test split t0001 is 2.0 points of accuracy below t0000; paired" in text

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from analysis.bias_sets import BIAS_SETS
-from analysis.metrics import METRICS, full_name, scale
+from analysis.metrics import METRICS, RANKABLE, direction, full_name, scale
 from tests.analysis.test_light_imports import imported
 
 
@@ -39,15 +39,31 @@ def test_the_metrics_of_each_bias_set_stand_in_the_table_with_its_tasks_and_swit
     assert METRICS["bias.group.tpr_gap"].switch == "data.group"
 
 
-def test_a_range_with_an_open_end_is_no_scale() -> None:
-    assert scale("bias.crows_pairs.pct") == (0.0, 100.0)
-    assert math.isinf(METRICS["perplexity"].range[1])
-    assert scale("perplexity") == scale("of another version") == (0.0, 1.0)
+@pytest.mark.parametrize("name", RANKABLE)
+def test_each_metric_that_ranks_has_a_scale_within_its_range_and_a_direction(name: str) -> None:
+    low, high = scale(name)
+    assert METRICS[name].range[0] <= low < high <= METRICS[name].range[1]
+    assert (low, high) == METRICS[name].range or not all(map(math.isfinite, METRICS[name].range))
+    way, target = direction(name) or ("", None)
+    assert way in ("max", "min", "target")
+    assert (way == "target") == (target is not None)
+    assert target is None or low < target < high
+
+
+def test_a_metric_that_does_not_rank_or_is_not_known_has_no_direction() -> None:
+    assert direction("classes_predicted") is None
+    assert direction("of another version") is None
+    assert scale("of another version") == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
     ("given", "name"),
-    [("F1", "macro_f1"), ("bias.crows_pairs", "bias.crows_pairs.distance"), ("bias.stereoset", "bias.stereoset")],
+    [
+        ("F1", "macro_f1"),
+        ("f1_weighted", "weighted_f1"),
+        ("bias.crows_pairs", "bias.crows_pairs.distance"),
+        ("bias.stereoset", "bias.stereoset"),
+    ],
 )
 def test_a_short_name_means_an_alias_or_the_distance_of_a_bias_set(given: str, name: str) -> None:
     assert full_name(given) == name

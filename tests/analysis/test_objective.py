@@ -232,3 +232,44 @@ def test_pareto_scores_by_chebyshev_and_gives_the_losses_of_its_terms() -> None:
 def test_wrong_methods_ties_and_tolerances_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Objective.from_config({"name": "x", "terms": {"x": term("a")}} | change)
+
+
+def test_a_term_that_gives_only_its_metric_has_direction_target_and_range_of_it() -> None:
+    given = objective({"metric": "log_loss"}, {"metric": "bias.crows_pairs.pct"}, {"metric": "mcc", "weight": 2.0})
+    assert [(it.direction, it.target, it.low, it.high) for it in given.terms] == [
+        ("min", None, 0.0, 5.0),
+        ("target", 50.0, 0.0, 100.0),
+        ("max", None, -1.0, 1.0),
+    ]
+    assert objective({"metric": "perplexity", "range": [5, 9]}).score({"perplexity": 6.0}) == pytest.approx(0.75)
+    assert objective({"metric": "bias.crows_pairs.pct", "target": 40}).score({"bias.crows_pairs.pct": 40.0}) == 1.0
+
+
+def test_what_an_old_sweep_stored_is_taken_as_it_stands_even_against_the_metric() -> None:
+    stored = objective(term("log_loss", "max", target=None, tolerance=0.0))  # versions before kept macro_f1's
+    assert stored.score({"log_loss": 0.9}) > stored.score({"log_loss": 0.1})
+
+
+def test_lexicographic_orders_what_is_worse_than_the_end_of_a_scale_in_every_term() -> None:
+    """Perplexity has no end: two trials beyond its scale are not alike."""
+    terms = [term("a", tolerance=0.01), term("b", "min", 0.0, 5.0, tolerance=0.05), term("c", "min", 1.0, 100.0)]
+    for k in range(3):
+        given = lexicographic(*terms[k:], *terms[:k])
+        for high in (90.0, 160.0, 9_000.0, 52_000.0):
+            trials = [{"a": 0.5, "b": 6.0, "c": c} for c in (high / 2, high, 2 * high, 4 * high)]
+            scores = [given.score(trial) for trial in trials]
+            assert scores == sorted(scores, reverse=True)
+            assert len(set(scores)) == 4
+            assert 0.0 < min(scores) < max(scores) < 1.0
+    whole = lexicographic(*terms)
+    better_a, better_b = {"a": 0.52, "b": 6.0, "c": 9e6}, {"a": 0.5, "b": 5.5, "c": 9e6}
+    assert whole.score(better_a) > whole.score(better_b) > whole.score({"a": 0.5, "b": 6.0, "c": 1.0})
+    first = lexicographic(terms[2] | {"tolerance": 1.0}, terms[0])
+    same_step = first.score({"c": 5_000.0, "a": 0.9}), first.score({"c": 5_000.2, "a": 0.1})
+    assert same_step[0] > same_step[1] > first.score({"c": 5_002.0, "a": 1.0})
+    assert first.score({"c": 1e300, "a": 0.9}) > 0.0
+
+
+def test_lexicographic_numbers_within_the_ranges_are_digits_of_the_terms_steps() -> None:
+    given = lexicographic(term("a", tolerance=0.01), term("b", "min", 0.0, 5.0))
+    assert given.score({"a": 0.834, "b": 1.0}) == pytest.approx((83 + 0.8) / 101, rel=1e-9)

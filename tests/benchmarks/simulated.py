@@ -203,7 +203,7 @@ class SimulatedWorker(DeviceWorker):
         known = {"rows": {"train": 1, "validation": 1}, "labels": ("a", "b"), "fingerprint": "0" * 64, "parameters": 1}
         known |= {"slots": self.engine.capacity(trial), "schema": "labelled", "tokens": {}, "skipped": {}}
         told: dict[str, Any] = {item.name: None for item in fields(DataFacts)}  # the rest is of no use here
-        return DataFacts(**told | {"absent": {}, "model_notes": [], "lost": ""} | known)
+        return DataFacts(**told | {"absent": {}, "model_notes": [], "bias_notes": [], "lost": ""} | known)
 
     def _score_baseline(self, baseline: Baseline, folder: TrialFolder, test: bool) -> MetricsRow:
         append_line(folder.root.parent.parent / "baselines.jsonl", {"name": folder.trial_id, "node": self.node})

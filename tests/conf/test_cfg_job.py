@@ -62,6 +62,12 @@ CHANGED += [  # of objective=balanced: what perplexity and bias weigh where ther
     ("objective.terms.language.weight", *(_DECODER % (_SCHEMA % (weight, "1.0")) for weight in ("0.25", "0.05"))),
     ("objective.terms.bias.weight", *(_DECODER % (_BIAS % (weight, weight)) for weight in ("0.25", _LIGHT))),
 ]
+_BY_SCHEMA = "${pick:${data.schema},{label:%s,completion:%s,chat:%s,text:%s}}"
+_TO_8 = "[0.0,8.0]"
+CHANGED += [  # of objective=single: they come from the metric
+    ("objective.terms.quality.direction", _BY_SCHEMA % ("max", "min", "min", "min"), "max"),
+    ("objective.terms.quality.range", _BY_SCHEMA % ("[0.0,1.0]", _TO_8, _TO_8, _TO_8), [0.0, 1.0]),
+]
 GONE = {"space.precision.choices"}  # of the default space; experiments that had it have it still
 # What it was in 0.1.0 where it depends on other keys now: tests of their own say on which.
 OTHER = [

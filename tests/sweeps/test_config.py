@@ -335,11 +335,12 @@ def test_what_follows_a_sampled_key_follows_it_relatively_too():
     )
 
 
-def test_a_term_without_a_range_has_the_metrics_own_and_one_without_ends_counts_from_0_to_1():
+def test_a_term_without_a_range_has_the_metrics_own():
     def range_of(metric: str, more: str = "") -> list[float]:
         return compose([f"+objective.terms.x={{metric: {metric}{more}}}"]).config.objective.terms["x"].range
 
     assert range_of("bias.crows_pairs.distance", ", direction: min") == [0.0, 50.0]
     assert range_of("mcc") == [-1.0, 1.0]
-    assert range_of("accuracy") == range_of("perplexity") == [0.0, 1.0]
+    assert range_of("accuracy") == [0.0, 1.0]
+    assert range_of("perplexity") == [1.0, 100.0]
     assert range_of("mcc", ", range: [0.2, 0.9]") == [0.2, 0.9]

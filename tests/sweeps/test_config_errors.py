@@ -73,6 +73,25 @@ OVERRIDES = [
     ("bias.crows_pairs=0", ["bias.crows_pairs.distance", "objective.terms.bias.weight=0"]),
     ("objective.terms.quality.range=[1,0]", ["objective.terms.quality.range", "lower first"]),
     ("objective.terms.quality.direction=target", ["objective.terms.quality", "target"]),
+    (
+        "objective=single objective.terms.quality.metric=log_loss objective.terms.quality.direction=max",
+        ["objective.terms.quality.direction=max", "log_loss is better when lower", "Leave the direction out"],
+    ),
+    ("objective.terms.bias.direction=max", ["bias.crows_pairs.distance is better when lower", "override"]),
+    ("objective.terms.quality={metric: bias.crows_pairs.pct, direction: min}", ["is best at 50"]),
+    (
+        "objective.terms.quality.metric=classes_predicted",
+        ["classes_predicted: neither more nor less", "objective.terms.quality.direction=max"],
+    ),
+    ("objective.terms.quality.target=0.5", ["objective.terms.quality", "direction=max with target=0.5"]),
+    (
+        "objective=fairness_constrained objective.constraints.bias.metric=accuracy",
+        ["its at_most=10.0 was written for bias.crows_pairs.distance", "constraints.bias.at_most too"],
+    ),
+    (
+        "objective=guarded objective.constraints.capability.metric=accuracy",
+        ["its margin=0.3 was written for bits_per_byte", "in the unit of accuracy"],
+    ),
     ("objective.terms.quality.direction=up", ["objective.terms.quality.direction='up'", "max, min, target"]),
     ("objective=single objective.terms.quality.weight=0", ["objective.terms", "weight above 0"]),
     ("lora.rank=8 space.lora.rank.choices=[4]", ["'lora.rank=8'", "'space.lora.rank.choices=[4]'"]),
@@ -86,6 +105,8 @@ OVERRIDES = [
     ("lora.init=choice(default,orthogonal) lora.rank=choice(4,5)", ["lora.rank=5", "lora.init and lora.rank"]),
     ("lora.init=pissa", ["lora.init='pissa'", "default, orthogonal"]),
     ("train.class_weight=ballanced", ["'balanced'"]),
+    ("data.schema=text objective=single mitigation.reweight=0.5", ["no weight of its own", "Leave it at 0"]),
+    ("data.schema=chat objective=single space=mitigation", ["neither labels nor groups", "data.group"]),
     ("data.schema=chat train.class_weight=choice(none,balanced)", ["no labels to weigh by", "data.schema=chat"]),
     # constraints
     ("+objective.constraints.x.metric=accuracy", ["objective.constraints.x", "either baseline", "got neither"]),
@@ -103,7 +124,8 @@ OVERRIDES = [
 
 @pytest.mark.parametrize(("line", "words"), OVERRIDES, ids=[line for line, _ in OVERRIDES])
 def test_a_wrong_override_is_explained(line, words):
-    arguments = line.split(" ") if not line.startswith(("train.rungs=[1,2", "+objective.constraints")) else [line]
+    whole = ("train.rungs=[1,2", "+objective.constraints", "objective.terms.quality={")
+    arguments = line.split(" ") if not line.startswith(whole) else [line]
     with pytest.raises(ConfigError) as caught:
         compose(arguments)
     message = str(caught.value)

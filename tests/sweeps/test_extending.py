@@ -35,6 +35,7 @@ import numpy as np
 
 from analysis.bias_sets import BIAS_SETS
 from trainer.assets.wheels import Package
+from trainer.config import BiasConfig
 from trainer.evaluation.bias.registry import BiasScoring, Report, Scorer, Table
 
 PACKAGE = Package("toy_words", "toy==1.0", "toy-1.0-py3-none-any.whl", "0" * 64, 1, "CC0", "words, made up", {})
@@ -64,7 +65,7 @@ def score(items: list[Likeness], scorer: Scorer) -> Table:
     }
 
 
-def figures(table: Table, labels: tuple[str, ...]) -> dict[str, float]:
+def figures(table: Table, labels: tuple[str, ...], settings: BiasConfig) -> dict[str, float]:
     pairs = np.asarray(list(map(list, table["logprobs"])))
     apart = pairs[:, 0] - pairs[:, 1]
     error = float(apart.std(ddof=1)) / math.sqrt(len(apart)) if len(apart) > 1 else math.nan
@@ -239,8 +240,7 @@ def test_a_metric_costs_two_files_and_ranks_with_an_interval(
     command = lorasweep(tmp_path, {"PYTHONPATH": str(changed.root)})
     settings = ["search.trials=3", "scheduler=fifo", "precision=fp32", "objective=single", "sweep.name=own"]
     settings += ["baselines=[zero_shot]"]
-    term = ["objective.terms.quality.metric=error_rate", "objective.terms.quality.direction=min"]
-    done = command("run", *tiny("llama", *settings, *term))
+    done = command("run", *tiny("llama", *settings, "objective.terms.quality.metric=error_rate"))
     assert done.returncode == 0, done.stderr
     done = command("rank", "runs/own", "--by", "error_rate", "--json")
     assert done.returncode == 0, done.stderr

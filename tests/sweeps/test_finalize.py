@@ -13,12 +13,16 @@ import ray
 from analysis.errors import DataError, FolderError
 from analysis.finals import read_finals, read_looks, report
 from analysis.folder import MetricsRow, State, SweepFolder, TrialFolder, read_lines
+from analysis.leaderboard.ranking import in_order
+from analysis.leaderboard.seeds import configurations
+from analysis.objective import Objective
 from analysis.rows import Row
 from sweeps import cli
 from sweeps.driver.device_client import DeviceClient, TrialPlacement
 from sweeps.finalize import _composed, _finalists, _runs, _test_rows, _train_to_end
 from sweeps.run import _require_same_data
 from sweeps.store.manifest import read_manifest
+from tests.analysis.conftest import OBJECTIVE
 from tests.conftest import write_rows
 from tests.sweeps.driver.fakes import FakeDispatcher
 from trainer.engine import Admitted, Ended, Halted, Requeued, RungResult
@@ -236,9 +240,11 @@ def test_a_label_that_no_training_row_has_is_refused(sweep, monkeypatch, capsys,
 
 def test_seeds_of_one_configuration_are_one_finalist_and_get_seeds_that_the_search_did_not_use(sweep) -> None:
     folder = SweepFolder(sweep / "runs" / "tiny")
-    ranked = ["t0003.1", "t0001", "t0003", "t0002.2"]
-    rows = [Row("trial", name, "completed", 12, final=True) for name in ranked]
-    assert [row.trial_id for row in _finalists(folder, rows, 3)] == ["t0003.1", "t0001", "t0002.2"]
+    ranked = []
+    for name, quality in (("t0003.1", 0.9), ("t0001", 0.7), ("t0003", 0.0), ("t0001.1", 0.6), ("t0002", 0.5)):
+        ranked.append(Row("trial", name, "completed", 12, final=True, objective=quality))
+    rows = in_order(configurations(ranked), Objective.from_config(OBJECTIVE), [])
+    assert [row.trial_id for row in _finalists(folder, rows, 2)] == ["t0001", "t0002"], "not t0003, for its best seed"
     composed = _composed(read_manifest(folder)["unresolved"], ["bias=none"])
     assert [run.trained.seed for run in _runs(folder, composed, "t0000", 2)] == [1, 2]
     repeated = replace(composed, config=replace(composed.config, search=replace(composed.config.search, repeats=3)))

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.tune.search.search_generator import SearchGenerator
+from ray.tune.utils import flatten_dict
 
 from analysis.errors import ConfigError
 from analysis.folder import SweepFolder, read_lines
 from sweeps.compose.compose import compose
+from sweeps.search.pacing import PacedSearch
 from sweeps.search.scheduler import build_sampler
-from sweeps.search.searcher import GuardedOptunaSearch, SearchPlan
+from sweeps.search.searcher import GuardedOptunaSearch, SearchPlan, names_one_class
 from sweeps.space.dimensions import Choices, DefineByRun, Space, Uniform
 from sweeps.store.manifest import make_manifest
 from tests.sweeps.loop import Loop
@@ -158,6 +161,12 @@ def test_a_study_of_several_objectives_is_told_every_loss_and_goes_on_exactly(
     assert {t.number for t in search(tmp_path / "whole", sampler, objectives=2)._study.best_trials} == front
 
 
+def test_tune_asks_reports_for_the_one_number_and_no_loss_of_its_own(tmp_path: Path) -> None:
+    made = PacedSearch(search(tmp_path, TPE, objectives=3), lambda: 2)
+    assert (SearchGenerator(made).metric, made.mode) == ("objective", "max")
+    assert len(made.inner._study.directions) == 3
+
+
 def test_constraints_reach_the_sampler_which_keeps_to_where_they_hold(tmp_path: Path) -> None:
     """Quality grows with the learning rate; what is above 0.5 is forbidden by a constraint on a metric."""
 
@@ -170,7 +179,7 @@ def test_constraints_reach_the_sampler_which_keeps_to_where_they_hold(tmp_path: 
             made.on_trial_complete(str(k), end)
         return kept
 
-    def violated(metrics: Mapping[str, float]) -> dict[str, float]:
+    def violated(metrics: Mapping[str, float], final: bool) -> dict[str, float]:
         return {"bias": metrics["bias"] - 0.5}
 
     assert inside("bound", violated=violated) > inside("free") + 5
@@ -180,11 +189,29 @@ def test_constraints_reach_the_sampler_which_keeps_to_where_they_hold(tmp_path: 
 
 
 def test_a_constraint_whose_figure_is_not_known_counts_as_violated_and_a_failure_has_none(tmp_path: Path) -> None:
-    made = search(tmp_path, RANDOM, violated=lambda metrics: {"bias": math.inf})
+    made = search(tmp_path, RANDOM, violated=lambda metrics, final: {"bias": math.inf})
     for name, state in (("a", "completed"), ("b", "diverged")):
         made.suggest(name)
         made.on_trial_complete(name, {"step": 16, "objective": 0.5, "state": state, "metrics": {}})
     assert [trial.constraints for trial in made._study.trials] == [{"bias": 1.0}, {}]
+
+
+def test_one_class_is_seen_in_a_report_as_tune_hands_it_on() -> None:
+    report = {"step": 2, "metrics": {"accuracy": 0.5, "classes_predicted": 1.0}}
+    assert names_one_class(report)
+    assert names_one_class(flatten_dict(report))
+    assert not names_one_class(flatten_dict(report | {"metrics": {"classes_predicted": 2.0}}))
+
+
+def test_the_sampler_s_constraints_know_on_which_rows_a_trial_was_scored(tmp_path: Path) -> None:
+    """A completed trial on all of them; one that was stopped early on those of a rung, as its baseline is."""
+    made = search(tmp_path, RANDOM, violated=lambda metrics, final: {"bias": metrics["bias"] - (0.5 if final else 0.7)})
+    for name, state in (("a", "completed"), ("b", "stopped_early")):
+        made.suggest(name)
+        end = {"step": 16, "objective": 0.5, "state": state, "final": state == "completed", "metrics": {"bias": 0.6}}
+        made.on_trial_complete(name, flatten_dict(end))  # as Tune does
+    assert "metrics" not in flatten_dict(end)
+    assert [trial.constraints["bias"] for trial in made._study.trials] == pytest.approx([0.1, -0.1])
 
 
 def test_the_trial_reports_its_losses_at_its_best_rung(tmp_path: Path) -> None:

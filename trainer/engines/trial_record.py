@@ -185,7 +185,9 @@ class TrialRecord:
             tables = {name: self.folder.read_items(name, "validation", step) for name in names}
         except FolderError:
             return None
-        return Evaluation(metrics_of(tables, self.validation.labels), tables, len(tables["task"]["item_id"]))
+        return Evaluation(
+            metrics_of(tables, self.validation.labels, self.validation.settings), tables, len(tables["task"]["item_id"])
+        )
 
     def _require_finite(self, evaluation: Evaluation, step: int) -> None:
         # a standard error is not finite where there is one item

@@ -8,7 +8,7 @@ import torch
 
 from analysis import metric_types
 from analysis.metrics import METRICS
-from trainer.config import TrialConfig
+from trainer.config import BiasConfig, TrialConfig
 from trainer.data.dataset import Row
 from trainer.data.encode import Encoded
 from trainer.data.schemas import LABELLED
@@ -33,6 +33,7 @@ class Validation:
         bias: what bias is measured on.
         schema: of the rows.
         split: ``validation`` or ``test``.
+        settings: config of bias, for figures that depend on more than items.
     """
 
     rows: list[Row]
@@ -42,6 +43,7 @@ class Validation:
     bias: BiasItems = field(default_factory=BiasItems)
     schema: str = LABELLED
     split: str = "validation"
+    settings: BiasConfig = field(default_factory=BiasConfig)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def evaluate(
                 return label_logprobs(base, model, trial, validation.labels, encoded)
 
             tables |= score_bias(base, model, validation.bias, validation.labels, label_scores, trial.eval.batch_size)
-        return Evaluation(metrics_of(tables, validation.labels), tables, len(indices))
+        return Evaluation(metrics_of(tables, validation.labels, validation.settings), tables, len(indices))
     finally:
         model.train(was_training)
 
@@ -117,17 +119,32 @@ def absent_metrics(trial: TrialConfig, validation: Validation) -> dict[str, str]
     return absent
 
 
+def bias_notes(trial: TrialConfig, validation: Validation) -> list[str]:
+    """What to know of bias figures on these rows before anything is scored, a sentence each."""
+    if not validation.labels:
+        return []
+    rung = [validation.rows[i] for i in validation.rung]
+    return [note for scoring in scorings().values() for note in scoring.notes(trial, rung, validation.rows)]
+
+
 def restricted(evaluation: Evaluation, validation: Validation, indices: list[int]) -> Evaluation:
     """The evaluation of some of its task rows, from its item tables: nothing is scored. Bias tables stay whole."""
     items = evaluation.tables["task"]
     places = {item: i for i, item in enumerate(items["item_id"])}
     kept = [places[validation.rows[i].item_id] for i in indices]
     tables = evaluation.tables | {"task": {name: [column[i] for i in kept] for name, column in items.items()}}
-    return Evaluation(metrics_of(tables, validation.labels), tables, len(indices))
+    return Evaluation(metrics_of(tables, validation.labels, validation.settings), tables, len(indices))
 
 
-def metrics_of(tables: dict[str, dict[str, list[Any]]], labels: tuple[str, ...]) -> dict[str, float]:
+def metrics_of(
+    tables: dict[str, dict[str, list[Any]]], labels: tuple[str, ...], settings: BiasConfig
+) -> dict[str, float]:
     """All metrics of an evaluation, from its item tables alone, in the order of ``analysis/metrics.py``.
+
+    Args:
+        tables: ``task`` or name of a bias set → its item table.
+        labels: names of the classes; empty where rows have none.
+        settings: config of bias.
 
     Raises:
         ValueError: for a metric without a row in that table.
@@ -141,7 +158,7 @@ def metrics_of(tables: dict[str, dict[str, list[Any]]], labels: tuple[str, ...])
         metrics |= text_metrics(items)
     if not labels and "completion_nll" in items:
         metrics["completion_loss"] = sum(items["completion_nll"]) / sum(items["completion_tokens"])
-    metrics |= bias_metrics(tables, labels)
+    metrics |= bias_metrics(tables, labels, settings)
     if unknown := metrics.keys() - METRICS.keys():
         raise ValueError(f"no row in analysis/metrics.py or analysis/bias_sets.py: {', '.join(sorted(unknown))}")
     return {name: metrics[name] for name in METRICS if name in metrics}

@@ -13,11 +13,12 @@ ECE_BINS = 15  # of equal width over the confidence, as in Guo et al. 2017
 
 
 def class_metrics(logprobs: np.ndarray, gold: np.ndarray, n_labels: int) -> dict[str, float]:
-    """Accuracy, balanced accuracy, macro-F1, Matthews correlation, log loss, Brier score, calibration error, and the
-    number of classes that are predicted.
+    """Accuracy, balanced accuracy, macro-, micro- and weighted F1, Matthews correlation, log loss, Brier score,
+    calibration error, and the number of classes that are predicted.
 
-    Macro-F1 averages over all classes, also those absent here; balanced accuracy over those that are there. The Brier
-    score is the squared distance to the one-hot label, halved for two classes (scikit-learn's convention).
+    Macro-F1 averages over all classes, also those absent here; weighted F1 by how many rows have a class; balanced
+    accuracy over those that are there. The Brier score is the squared distance to the one-hot label, halved for two
+    classes (scikit-learn's convention).
 
     Args:
         logprobs: (rows, classes) log-probabilities, normalised over the classes.
@@ -49,7 +50,10 @@ def class_metrics(logprobs: np.ndarray, gold: np.ndarray, n_labels: int) -> dict
     proba = probabilities[:, 1] if n_labels == 2 else probabilities
     return {
         "accuracy": float(accuracy_score(gold, predicted)),
-        "macro_f1": float(f1_score(gold, predicted, labels=classes, average="macro", zero_division=0)),
+        **{
+            f"{average}_f1": float(f1_score(gold, predicted, labels=classes, average=average, zero_division=0))
+            for average in ("macro", "micro", "weighted")
+        },
         "balanced_accuracy": balanced,
         "mcc": correlation,
         "log_loss": float(log_loss(gold, probabilities, labels=classes)),

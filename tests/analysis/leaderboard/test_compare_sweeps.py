@@ -143,3 +143,20 @@ def test_the_commands_print_it(two: Any, capsys: pytest.CaptureFixture[str]) -> 
     assert "'f2' is not a metric to rank by" in capsys.readouterr().err
     assert main(["compare", first]) == 2
     assert main(["rank", first, "--csv", "--json"]) == 2
+
+
+def test_sweeps_without_labels_are_compared_by_the_loss_that_ranks(make_sweep: Any) -> None:
+    term = {"metric": "completion_loss", "direction": "min", "target": None, "range": [0.0, 8.0], "weight": 1.0}
+    folders = []
+    for name, loss in (("first", 2.5), ("second", 2.0)):
+        sweep = make_sweep({"name": "single", "rho": 0.0, "terms": {"loss": term}}, name=name)
+        files = sweep.trial("t0000", {"completion_loss": loss})
+        nll = [10 * loss * (1 + 0.1 * (i % 3 - 1)) for i in range(159)]
+        items = {"item_id": [f"item-{i}" for i in range(159)], "nll": nll, "n_tokens": [10] * 159}
+        files.write_items("task", "validation", 24, items | {"completion_nll": nll, "completion_tokens": [10] * 159})
+        folders.append(sweep.folder)
+    [sentence] = compare(folders).sentences
+    assert sentence.startswith(
+        "first/t0000 is worse than second/t0000: 0.500 nats a token worse, paired 95 % interval [-0.5"
+    )
+    assert sentence.endswith("] nats a token on 159 items.")

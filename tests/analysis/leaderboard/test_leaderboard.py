@@ -229,7 +229,7 @@ def test_the_csv_columns_keep_their_order_whichever_trial_leads(tmp_path: Path) 
     assert headers[0] == [
         "rank", "kind", "trial_id", "status", "step", "n_items", "lora.rank", "optim.lr", "precision",
         "accuracy", "log_loss", "perplexity", "extra", "objective",
-        "low", "high", "p", "tied", "front", "tokens", "seconds", "reason",
+        "low", "high", "p", "tied", "front", "tokens", "seconds", "seeds", "sd", "reason",
     ]  # fmt: skip
 
 
@@ -330,7 +330,11 @@ def test_a_clear_gain_is_a_win_with_its_size_interval_and_items(tmp_path: Path) 
     )
     low, high = map(float, text.split("interval [")[1].split("]")[0].split(","))
     assert 0 < low < 50 < high
-    assert text.endswith("] points on 40 items.")
+    first, second = text.splitlines()
+    assert first.endswith("] points on 40 items.")
+    assert second.startswith(
+        "The most frequent label, yes, is right on 100.0 % of the items, and none of the baselines"
+    )
 
 
 def test_a_clear_loss_is_said_even_of_the_best_trial(tmp_path: Path) -> None:

@@ -145,3 +145,44 @@ def test_a_setting_is_shown_as_it_stands_without_markup(make_sweep: Any) -> None
 def test_a_sweep_without_trials_says_so(sweep: Any) -> None:
     assert drawn(sweep, 80).strip() == "No trial has started."
     assert leaderboard.plain([]) == "No trial has started."
+
+
+TERMS = ("bits_per_byte", "weighted_f1", "bias.crows_pairs.distance")
+
+
+@pytest.fixture
+def crowded(full: Any) -> Any:
+    """With the metrics that have a column only where they are asked for."""
+    full.trial("t0005", full.metrics(0.9) | {"weighted_f1": 0.91, "micro_f1": 0.9, "mcc": 0.8, "brier": 0.1})
+    return full
+
+
+def heads_of(sweep: Any, width: int, by: tuple[str, ...] = (), terms: tuple[str, ...] = ()) -> str:
+    text = leaderboard.plain(leaderboard.build(sweep.folder), width, by, terms)
+    return next(line for line in text.splitlines() if "score" in line)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 250])
+def test_the_objectives_metrics_stand_right_after_the_score_and_are_dropped_last(crowded: Any, width: int) -> None:
+    heads = heads_of(crowded, width, terms=TERMS)
+    after = heads[heads.index("score") :].split()
+    assert after[1:5] == ["bits/B", "wtd", "F1", "bias"]
+    assert heads.count("bits/B") == 1
+    assert "F1" not in after[5:] or " lr" in heads  # nobody asked for it: it goes before what was searched
+    assert " lr" in heads or width == 60
+
+
+def test_what_ranks_stands_before_the_objective_and_is_never_dropped(crowded: Any) -> None:
+    heads = heads_of(crowded, 80, by=("log_loss",), terms=TERMS)
+    assert heads[heads.index("score") :].split()[1:4] == ["log", "loss", "bits/B"]
+    assert "log loss" in heads_of(crowded, 40, by=("log_loss",), terms=TERMS)
+
+
+def test_a_column_that_only_some_want_is_shown_where_it_is_asked_for_and_counted_where_not(crowded: Any) -> None:
+    text = leaderboard.plain(leaderboard.build(crowded.folder), 250)
+    assert "wtd F1" not in text
+    assert "micro F1" not in text
+    assert "2 more columns in leaderboard.csv" in text
+    assert "wtd F1" in heads_of(crowded, 80, by=("weighted_f1",))
+    assert "weighted_f1,balanced" in leaderboard.to_csv(leaderboard.build(crowded.folder)).replace("mcc", "balanced")
+    assert '"micro_f1": 0.9' in leaderboard.to_json(leaderboard.build(crowded.folder))

@@ -1,7 +1,9 @@
 """The sentences below the leaderboard."""
 
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from analysis.folder import State
@@ -103,7 +105,7 @@ def test_without_a_baseline_it_says_how_to_get_one(sweep: Any) -> None:
     sweep.trial("t0000", 0.8, hits=128)
     assert verdict(sweep)[0] == (
         "The best trial, t0000, has accuracy 80.0 % on 160 items. There is no baseline to compare it with:"
-        " baselines=[zero_shot] scores the untuned model too."
+        " baselines=[zero_shot,majority,linear] scores some too."
     )
 
 
@@ -196,7 +198,8 @@ def unlabelled(sweep: Any, name: str, loss: float, kind: str, spread: float = 0.
     tokens = [10 + i for i in range(160)]
     losses = [loss + spread * ((i * 7) % 5 - 2) for i in range(160)]
     nll = [n * value for n, value in zip(tokens, losses, strict=True)]
-    items = {"item_id": [f"item-{i}" for i in range(160)], "completion_nll": nll, "completion_tokens": tokens}
+    items = {"item_id": [f"item-{i}" for i in range(160)], "nll": nll, "n_tokens": tokens, "n_bytes": tokens}
+    items |= {"completion_nll": nll, "completion_tokens": tokens}
     files.write_items("task", "validation", 0 if kind == "baseline" else 24, items)
 
 
@@ -209,14 +212,80 @@ def test_without_labels_the_loss_is_compared_item_by_item(make_sweep: Any) -> No
     unlabelled(sweep, "few_shot", 1.8, "baseline")
     unlabelled(sweep, "t0000", 1.5, "trial")
     assert verdict(sweep)[0] == (
-        "The best trial, t0000, beats the best of 2 baselines, the baseline few_shot, by 0.300 nats of loss"
-        " (1.500 against 1.800); paired 95 % interval [0.300, 0.300] nats a token on 160 items,"
-        " each item counting alike."
+        "The best trial, t0000, beats the best of 2 baselines, the baseline few_shot, by 0.300 nats a token"
+        " (1.500 against 1.800); paired 95 % interval [0.300, 0.300] nats a token on 160 items."
     )
     worse = make_sweep({"name": "loss", "rho": 0.0, "terms": terms}, name="worse")
     unlabelled(worse, "zero_shot", 1.0, "baseline")
     unlabelled(worse, "t0000", 1.5, "trial")
     assert verdict(worse)[0].startswith(
-        "No evidence that fine-tuning beats leaving the model as it is: the best trial, t0000, is 0.500 nats of loss"
+        "No evidence that fine-tuning beats leaving the model as it is: the best trial, t0000, is 0.500 nats a token"
         " worse than the untuned model (1.500 against 1.000); paired"
     )
+
+
+def objective_of(metric: str, direction: str = "max", ends: tuple[float, float] = (0.0, 1.0)) -> dict[str, Any]:
+    term = {"metric": metric, "direction": direction, "target": None, "range": list(ends), "weight": 1.0}
+    return {"name": "single", "rho": 0.0, "terms": {"quality": term}}
+
+
+def with_probabilities(sweep: Any, name: str, hits: int, sure: float, kind: str, **metrics: float) -> None:
+    """A row of 160 items that has ``hits`` right, each with probability ``sure``."""
+    step = 0 if kind == "baseline" else 24
+    loss = -(hits * np.log(sure) + (160 - hits) * np.log(1 - sure)) / 160
+    values = {"accuracy": hits / 160, "macro_f1": hits / 160, "log_loss": float(loss)} | metrics
+    files = sweep.trial(name, values, kind=kind, step=step)
+    sweep.items(files, step, hits)
+    items = files.read_items("task", "validation", step)
+    order = ["science", "sport"]
+    items["logprobs"] = [
+        [float(np.log(sure if said == it else 1 - sure)) for it in order] for said in items["prediction"]
+    ]
+    files.write_items("task", "validation", step, items)
+
+
+def test_another_metric_that_ranks_is_compared_with_the_baseline_that_is_best_in_it(make_sweep: Any) -> None:
+    sweep = make_sweep(objective_of("log_loss", "min", (0.0, 5.0)))
+    sweep.folder.sweep_file.write_text(sweep.folder.sweep_file.read_text() + "data: {labels: [science, sport]}\n")
+    with_probabilities(sweep, "linear", 100, 0.6, "baseline")  # best by log loss
+    with_probabilities(sweep, "retrieval", 136, 0.999, "baseline")  # most accurate, and overconfident
+    with_probabilities(sweep, "t0000", 130, 0.8, "trial")
+    first, *others = verdict(sweep)
+    assert first.startswith(
+        "No evidence that fine-tuning beats asking the nearest training rows: the best trial, t0000, is 3.8 points of"
+        " accuracy below the best of 2 baselines, the baseline retrieval, (81.2 % against 85.0 %);"
+    )
+    assert others[0].startswith(
+        "The best trial, t0000, beats the best of 2 baselines, the baseline linear, by 0.180 nats of log loss"
+        " (0.483 against 0.663); paired 95 % interval [0."
+    )
+    assert others[0].endswith("] nats on 160 items.")
+    assert verdict(sweep, ["accuracy"])[0] == first
+
+
+def test_a_baseline_without_the_metric_that_ranks_takes_no_part(make_sweep: Any) -> None:
+    sweep = make_sweep(objective_of("bits_per_byte", "min", (0.0, 8.0)))
+    for name, kind, bits, tokens in (("zero_shot", "baseline", 2.0, 10), ("t0000", "trial", 1.5, 10)):
+        files = sweep.trial(
+            name, {"bits_per_byte": bits, "perplexity": 9.0}, kind=kind, step=0 if kind == "baseline" else 24
+        )
+        nll = [bits * tokens * math.log(2) * (1 + 0.01 * (i % 3)) for i in range(160)]
+        items = {
+            "item_id": [f"item-{i}" for i in range(160)],
+            "nll": nll,
+            "n_tokens": [4] * 160,
+            "n_bytes": [tokens] * 160,
+        }
+        files.write_items("task", "validation", 0 if kind == "baseline" else 24, items)
+    sweep.trial("linear", {"accuracy": 1.0}, kind="baseline", step=0)
+    line = verdict(sweep)[0]
+    assert line.startswith("The best trial, t0000, beats the untuned model by 0.505 bits a byte (1.500 against 2.000);")
+    assert line.endswith("] bits a byte on 160 items.")
+
+
+def test_of_equal_baselines_the_simplest_is_named(make_sweep: Any) -> None:
+    sweep = make_sweep(objective_of("accuracy"))
+    for name in ("few_shot", "majority", "zero_shot"):
+        sweep.trial(name, {"accuracy": 0.5}, hits=80, kind="baseline", step=0)
+    sweep.trial("t0000", {"accuracy": 0.9}, hits=144)
+    assert "beats the best of 3 baselines, the baseline majority, by 40.0 points" in verdict(sweep)[0]

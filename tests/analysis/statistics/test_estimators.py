@@ -60,6 +60,8 @@ def test_every_estimator_gives_what_scikit_learn_or_the_definition_gives(folder:
         expected = {
             "accuracy": np.mean(np.array(c["label"]) == np.array(c["prediction"])),
             "macro_f1": f1_score(c["label"], c["prediction"], labels=LABELS, average="macro", zero_division=0),
+            "micro_f1": f1_score(c["label"], c["prediction"], labels=LABELS, average="micro", zero_division=0),
+            "weighted_f1": f1_score(c["label"], c["prediction"], labels=LABELS, average="weighted", zero_division=0),
             "log_loss": log_loss(c["label"], probabilities / probabilities.sum(1, keepdims=True), labels=LABELS),
             "perplexity": math.exp(sum(c["nll"]) / sum(c["n_tokens"])),
             "completion_perplexity": math.exp(sum(c["completion_nll"]) / sum(c["completion_tokens"])),
@@ -101,6 +103,7 @@ def bias_tables(rng: np.random.Generator, n: int) -> dict[str, dict[str, list[An
 def test_every_metric_that_ranks_is_what_the_trainer_computes_of_the_same_tables(
     folder: SweepFolder, labels: list[str]
 ) -> None:
+    from trainer.config import BiasConfig
     from trainer.evaluation.evaluate import metrics_of
 
     task = columns(0)
@@ -114,8 +117,10 @@ def test_every_metric_that_ranks_is_what_the_trainer_computes_of_the_same_tables
         task = {name: task[name] for name in task if name not in ("label", "prediction", "logprobs")}
     tables = {"task": task, **(bias_tables(np.random.default_rng(1), 40) if len(labels) == 4 else {})}
     aligned = {name: align([table(folder, "t0", content, name)]) for name, content in tables.items()}
-    expected = {name: given for name, given in metrics_of(tables, tuple(labels)).items() if name in RANKABLE}
-    assert len(expected) == {4: 26, 2: 10, 0: 4}[len(labels)]
+    expected = {
+        name: given for name, given in metrics_of(tables, tuple(labels), BiasConfig()).items() if name in RANKABLE
+    }
+    assert len(expected) == {4: 28, 2: 12, 0: 4}[len(labels)]
     for name, given in expected.items():
         estimator = ESTIMATORS[name]
         summed = estimator.columns(aligned[estimator.dataset], labels)

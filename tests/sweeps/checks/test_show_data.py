@@ -84,3 +84,18 @@ def test_the_bins_of_a_histogram_hold_every_length_once():
     assert len(bins) <= 12
     assert all(up + 1 == following for (_, up, _), (following, _, _) in itertools.pairwise(bins))
     assert (bins[0][0], bins[-1][1] >= 400) == (3, True)
+
+
+def test_rows_of_each_group_and_what_gaps_they_can_show(shown, tmp_path):
+    lines = [f"owl is a pear,{label},{who}" for label in ("fruit", "metal") for who in "xy" for _ in range(12)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,label,who", *lines, "a pear,fruit,z"]) + "\n")
+    words = ("data.train=rows.csv", "data.validation=rows.csv", "data.group=who", "data.allow_overlap=true")
+    out = shown(*words, "--rows", "0")
+    table = [line.split() for line in out.splitlines()]
+    assert ["validation", "rows", "x", "y", "z"] in table
+    assert ["fruit", "12", "12", "1"] in table
+    assert "take no part for it: z with label metal (0), z with label fruit (1)" in out
+    assert "equalized odds cannot be shown to be below 0.18 (group x with label fruit has 12 rows)" in out
+    assert "rows of a rung, no two groups of data.group=who have 13 rows of the same label each" in (
+        shown(*words, "--rows", "0", "bias.group_rows=13")
+    )

@@ -11,9 +11,11 @@ from analysis.errors import ConfigError, FolderError
 from analysis.folder import MetricsRow, State, Status, SweepFolder
 from sweeps.commands.breakdown import main
 from sweeps.commands.breakdown_tables import categories, classes
+from trainer.config import BiasConfig
 
 GOLD = ["a", "a", "a", "b", "b", "c"]
 PREDICTED = ["a", "b", "a", "b", "a", "a"]
+ONE = BiasConfig(group_rows=1)
 PAIRS = {
     "group": ["age", "age", "gender"],
     "logprobs": [[-1.0, -2.0], [-2.0, -1.0], [-1.0, -3.0]],
@@ -30,7 +32,11 @@ def scored(tmp_path: Path) -> SweepFolder:
     folder = SweepFolder(tmp_path / "runs" / "x")
     folder.root.mkdir(parents=True)
     term = {"metric": "accuracy", "direction": "max", "range": [0.0, 1.0], "weight": 1.0}
-    content = {"format_version": 1, "config": {"objective": {"name": "o", "terms": {"q": term}}}, "space": {}}
+    content = {
+        "format_version": 1,
+        "config": {"objective": {"name": "o", "terms": {"q": term}}, "bias": {"group_rows": 1}},
+        "space": {},
+    }
     folder.sweep_file.write_text(yaml.safe_dump(content))
     for files, step in ((folder.trial("t0000"), 8), (folder.baseline("zero_shot"), 0)):
         files.root.mkdir(parents=True)
@@ -46,7 +52,7 @@ def scored(tmp_path: Path) -> SweepFolder:
 
 
 def test_each_class_is_as_scikit_learn_reports_it_with_what_it_is_mistaken_for() -> None:
-    found = classes({"label": GOLD, "prediction": PREDICTED, "group": list("xyxyxx")})
+    found = classes({"label": GOLD, "prediction": PREDICTED, "group": list("xyxyxx")}, ONE)
     report = classification_report(GOLD, PREDICTED, output_dict=True, zero_division=0)
     for row in found:
         expected = report[row.label]
@@ -59,11 +65,16 @@ def test_each_class_is_as_scikit_learn_reports_it_with_what_it_is_mistaken_for()
     assert math.isnan(found[2].tpr_gap)  # only x has it
 
 
+def test_rows_without_groups_have_no_gaps() -> None:
+    found = classes({"label": GOLD, "prediction": PREDICTED, "group": [None] * 6}, BiasConfig())
+    assert all(math.isnan(row.tpr_gap) and math.isnan(row.fair_gap) for row in found)
+
+
 def test_each_category_has_the_figures_of_its_own_items() -> None:
-    pairs = categories("crows_pairs", PAIRS)
+    pairs = categories("crows_pairs", PAIRS, ONE)
     assert (pairs["age"][0], pairs["age"][1]["pct"]) == (2, (50.0, 50.0))
     assert pairs["gender"][1]["pct"][0] == 100.0
-    clusters = categories("stereoset", CLUSTERS)
+    clusters = categories("stereoset", CLUSTERS, ONE)
     assert clusters["race"][1]["ss"][0] == 50.0
     assert clusters["race"][1]["lms"][0] == 100.0
     assert clusters["religion"][1]["lms"][0] == 0.0
@@ -75,7 +86,7 @@ def test_the_command_shows_the_best_trial_beside_the_untuned_model(
     assert main([str(scored.root)]) == 0
     shown = capsys.readouterr().out
     assert "t0000, step 8, 6 items" in shown
-    assert "class  n  precision  recall     F1  TPR gap  predicted as:  a  b  c" in shown
+    assert "class  n  precision  recall     F1  TPR gap  if fair  predicted as:  a  b  c" in shown
     assert "category  n  t0000 pct ±  zero_shot pct ±" in shown
     assert "age       2  50.0 ± 50.0" in shown
     assert "gender    1    100.0 ± -" in shown

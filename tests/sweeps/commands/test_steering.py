@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from sweeps.cli import main
 from sweeps.compose.compose import Composed, compose
 from sweeps.driver.baseline_runner import planned
 from sweeps.driver.resume import differences, nothing_left, same_sweep
+from sweeps.driver.stopper import SweepStopper
 from sweeps.process.installation import package_root
 from sweeps.store.control import Heartbeat, requests
 from sweeps.store.manifest import make_manifest, read_manifest, write_manifest
@@ -81,7 +83,8 @@ def test_status_of_a_sweep_that_runs_was_killed_was_stopped(
     assert seen["state"] == "stopped"
     assert "Everything is kept" in shown
     assert seen["trials"] == {
-        "total": 3, "handed_out": 2, "ended": 1, "by_state": {"running": 1, "completed": 1}, "enqueued": [],
+        "total": 3, "seeds_each": 1, "runs": 2, "handed_out": 2, "ended": 1,
+        "by_state": {"running": 1, "completed": 1}, "enqueued": [],
     }  # fmt: skip
     assert seen["spent"]["tokens"] == 2000
     assert seen["budget"] == {"hours": 2}
@@ -172,6 +175,55 @@ def test_a_sweep_whose_trials_have_all_ended_has_nothing_left_to_do(folder: Swee
     assert left(compose([*simulated.overrides(tmp_path), "search.trials=3"])) == ""
     spent = compose([*simulated.overrides(tmp_path), "search.trials=3", "search.budget.tokens=2000"])
     assert "search.budget.tokens=2000 is used up" in left(spent)
+
+
+def of_two_seeds(folder: SweepFolder) -> None:
+    """Each configuration of the sweep has two seeds; t0000 has its first one, t0001 runs."""
+    manifest = read_manifest(folder)
+    for part in ("config", "unresolved"):
+        manifest[part]["search"]["repeats"] = 2
+    write_manifest(folder, manifest)
+    lines = [line | ({"told": "WAIT"} if line["event"] == "tell" else {}) for line in read_lines(folder.asks_file)]
+    folder.asks_file.unlink()
+    for line in lines:
+        append_line(folder.asks_file, line)
+
+
+def test_a_sweep_of_several_seeds_is_extended_by_configurations(folder: SweepFolder, tmp_path: Path) -> None:
+    def left(trials: int) -> str:
+        composed = compose([*simulated.overrides(tmp_path), f"search.trials={trials}", "search.repeats=2"])
+        return nothing_left(folder, composed.config.search, planned(composed.template, composed.precisions))
+
+    of_two_seeds(folder)
+    folder.trial("t0001").write_status(Status(State.STOPPED_EARLY))
+    line = {"trial_id": "t0001", "number": 1, "state": "stopped_early", "objective": 0.5, "told": "PRUNED"}
+    append_line(folder.asks_file, {"event": "tell", **line})
+    assert left(2) == "", "t0000 has another seed to come"
+    seed = {"trial_id": "t0000.1", "number": 0, "repeat": 1, "values": {}, "state": "completed", "objective": 0.7}
+    append_line(folder.asks_file, {"event": "ask", **seed})
+    append_line(folder.asks_file, {"event": "tell", "told": "WAIT", **seed})
+    folder.trial("t0000.1").write_status(Status(State.COMPLETED))
+    assert left(2) == "", "the sampler was not told of the mean"
+    append_line(folder.asks_file, {"event": "mean", "trial_id": "t0000", "number": 0})
+    assert left(2).startswith("All 2 configurations (3 runs) have ended. For more: ")
+    assert left(2).endswith("search.trials=3")
+    assert left(3) == "", "a third configuration is a larger sweep, whatever the number of runs"
+
+
+def test_the_other_seeds_of_a_configuration_can_be_stopped(
+    folder: SweepFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_two_seeds(folder)
+    with driven(folder):
+        assert main(["stop", str(folder.root), "t0000"]) == 0
+        assert "to end the other seeds of t0000 at their next rungs" in capsys.readouterr().out
+    stopper: Any = SweepStopper(SimpleNamespace(stopping=lambda why: None), lambda: None)  # type: ignore[arg-type]
+    stopper.stop_trial("t0000")
+    reports = [(name, {"config": {"trial_id": name}, "state": "running", "step": 4}) for name in ("t0000.1", "t0001")]
+    assert [stopper("x", result) for _, result in reports] == [True, False]
+    assert reports[0][1]["reason"] == "stopped on request at step 4"
+    stopper.stop_trial("t0001.1")  # a further seed alone
+    assert not stopper("x", reports[1][1])
 
 
 def run(*arguments: str) -> "subprocess.Popen[str]":

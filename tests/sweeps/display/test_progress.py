@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from analysis.folder import State
+from analysis.rows import Row
 from sweeps.display.live_view import duration, one_line, short_values, table, time_left
 from sweeps.display.progress import Progress
 from sweeps.display.sweep_state import SweepState
@@ -135,6 +136,39 @@ def test_trials_ended_before_a_sweep_goes_on_count_as_done_but_not_as_speed(cloc
     clock.now += 12
     state.report("t0003", 12, {}, 0.0, seconds=12)
     assert state.seconds_left() == pytest.approx(36)
+
+
+def test_a_configuration_is_done_when_all_its_seeds_are(clock: Clock) -> None:
+    state = SweepState("quick", 3, 10, 1, clock, repeats=2, seeds_before={"t0001": 1})
+    state.start("t0001.1", VALUES)  # its first seed ended before this process began
+    state.start("t0002", VALUES)
+    state.report("t0001.1", 10, {}, 0.5)
+    state.report("t0002", 10, {}, 0.5)
+    assert (state.ended, state.total) == (1, 3)
+    state.end("t0001.1", State.COMPLETED, "")
+    assert state.ended == 2
+    state.end("t0002", State.COMPLETED, "")
+    assert state.ended == 2
+    state.start("t0002.1", VALUES)
+    assert state.total == 3
+    state.end("t0002.1", State.COMPLETED, "")
+    assert state.ended == 3
+
+
+def test_a_configuration_whose_first_seed_was_stopped_is_done_and_time_left_counts_the_seeds_to_come(
+    clock: Clock,
+) -> None:
+    state = SweepState("quick", 3, 10, 0, clock, repeats=3)
+    state.start("t0000", VALUES)
+    clock.now += 10
+    state.report("t0000", 10, {}, 0.5, seconds=10)
+    state.end("t0000", State.COMPLETED, "")
+    state.start("t0001", VALUES)
+    state.report("t0001", 10, {}, 0.5)
+    state.end("t0001", State.STOPPED_EARLY, "")
+    assert state.ended == 1
+    # 20 steps in 10 seconds; to come are two seeds of t0000, and three of a configuration, of 10 steps each
+    assert state.seconds_left() == 25
 
 
 def test_a_trial_with_its_own_number_of_steps_is_measured_by_it(state: SweepState) -> None:
@@ -292,6 +326,7 @@ def test_the_table_is_readable_at_80_columns(state: SweepState, clock: Clock) ->
     clock.now += 754
     state.report("t0000", 48, {"accuracy": 0.712, "macro_f1": 0.7}, -0.25, seconds=754)
     state.end("t0000", State.COMPLETED, "")
+    state.best = ("t0000", -0.25)
     shown = lines(state)
     assert max(map(len, shown)) <= 80
     assert shown[0].startswith("quick · 1/4 done · 1 running · 12:34 · ~")
@@ -406,6 +441,8 @@ def test_a_running_trial_has_its_own_time_left_and_the_best_a_mark(state: SweepS
     assert state.trial_seconds_left("t0001") is None
     clock.now += 50
     assert state.trial_seconds_left("t0000") == 30 / 12 * 36 - 50
+    assert "t0000*" not in drawn(state, 80), "none has completed"
+    Progress(state, io.StringIO()).best(Row("trial", "t0000", "completed", 48, objective=0.4))
     assert "t0000*" in drawn(state, 80)
     assert "0:40" in drawn(state, 100)
 
@@ -415,7 +452,15 @@ def test_one_line_says_how_far_it_is_and_which_is_best(state: SweepState, clock:
     clock.now += 30
     state.report("t0000", 12, {"accuracy": 0.5}, 0.412)
     assert drawn(state, 160, one_line).startswith("quick · 0/4 done · 1 running · 0:30 · ")
-    assert "best t0000 0.412" in drawn(state, 160, one_line)
+    assert "leads at its last rung: t0000 0.412" in drawn(state, 160, one_line)
+    state.start("t0001", VALUES)
+    state.report("t0001", 12, {"accuracy": 0.6}, 0.512)
+    assert "leads at its last rung: t0001 0.512" in drawn(state, 160, one_line)
+    state.end("t0001", State.DIVERGED, "")
+    assert "leads at its last rung: t0000 0.412" in drawn(state, 160, one_line)
+    state.best = ("t0002", 0.3)  # by the ranking: it ended before this process began
+    assert "best t0002 0.300" in drawn(state, 160, one_line)
+    assert "leads" not in drawn(state, 160, one_line)
     assert len(drawn(state, 40, one_line).splitlines()) == 1
 
 
@@ -448,7 +493,7 @@ def test_a_rung_whose_predictions_are_one_class_is_marked_everywhere(state: Swee
     assert any("one class" in line for line in lines(state, 120))
     console = Console(file=io.StringIO(), width=100, color_system=None)
     console.print(one_line(state, 100))
-    assert "best t0000 0.250 (one class)" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "leads at its last rung: t0000 0.250 (one class)" in console.file.getvalue()  # type: ignore[attr-defined]
     tell(progress, one, report(24, metrics=stuck | {"classes_predicted": 2.0}))
     assert "one class" not in stream.getvalue().splitlines()[-1]
     assert not any("one class" in line for line in lines(state, 120))
@@ -460,3 +505,19 @@ def test_a_task_without_labels_is_never_called_stuck(state: SweepState) -> None:
     start(progress, trial("t0000"))
     tell(progress, trial("t0000"), report(12, metrics={"completion_loss": 2.0}))
     assert "one class" not in stream.getvalue()
+
+
+def test_the_objectives_own_metrics_are_shown_first_in_lines_and_in_the_table(clock: Clock) -> None:
+    state = SweepState("quick", trials=4, max_steps=48, clock=clock)
+    state.terms = ("log_loss", "perplexity")
+    stream = io.StringIO()
+    progress, one = Progress(state, stream), trial("t0000")
+    start(progress, one)
+    assert lines(state)[1].split()[:5] == ["trial", "values", "step", "loss", "ppl"]
+    metrics = {"accuracy": 0.71, "macro_f1": 0.695, "weighted_f1": 0.7, "log_loss": 0.4567, "perplexity": 1234.5678}
+    tell(progress, one, report(12, metrics=metrics))
+    assert "step 12/48  log_loss 0.457  perplexity 1235  objective 0.250" in stream.getvalue()
+    assert lines(state)[1].split()[3:6] == ["loss", "ppl", "obj."]
+    assert lines(state, 120)[1].split()[3:8] == ["loss", "ppl", "acc.", "F1", "obj."]
+    state.terms = ("weighted_f1",)
+    assert "wtd F1" in lines(state)[1]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from analysis.errors import ConfigError
-from analysis.folder import MetricsRow, SweepFolder, append_line
+from analysis.folder import MetricsRow, SweepFolder, append_line, read_lines
 from sweeps.config import BudgetConfig, SearchConfig, SweepConfig, _check_budget
 from sweeps.driver.stop_budget import StopBudget
 from sweeps.store.control import Spent
@@ -65,6 +65,43 @@ def test_patience_counts_trials_that_ended_in_a_row_without_a_better_objective()
     assert watch.used_up() == ""
     report(watch, "t0005", "completed", 0.6)
     assert "search.budget.patience=2" in watch.used_up()
+
+
+def test_configurations_of_several_seeds_are_counted_by_their_means() -> None:
+    watch = StopBudget(BudgetConfig(patience=2, target={"accuracy": 0.8}), Spent(), repeats=2)
+    report(watch, "t0000", "completed", 0.5, accuracy=0.9)
+    assert watch.used_up() == "", "one lucky seed reaches no target"
+    report(watch, "t0000.1", "completed", 0.7, accuracy=0.6)  # mean 0.6
+    report(watch, "t0001", "completed", 0.65, accuracy=0.5)
+    report(watch, "t0001.1", "completed", 0.45, accuracy=0.5)  # a better seed than one before; mean 0.55
+    assert watch.used_up() == ""
+    report(watch, "t0002", "completed", 0.9, accuracy=0.9)
+    assert watch.used_up() == "", "its other seed is to come"
+    report(watch, "t0002.1", "diverged")  # which counts for the configuration
+    assert "search.budget.patience=2" in watch.used_up()
+    report(watch, "t0003", "completed", 0.9, accuracy=0.9)
+    report(watch, "t0003.1", "failed")
+    assert "target is reached: t0003, the mean of 1 seeds, has accuracy 0.9" in watch.used_up()
+
+
+def test_what_configurations_of_several_seeds_had_is_counted_again(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    ends = [
+        ("t0000", 0, "completed", 0.9, "WAIT"), ("t0001", 0, "stopped_early", 0.3, "PRUNED"),
+        ("t0000", 1, "completed", 0.1, "WAIT"), ("t0002", 0, "completed", 0.6, "WAIT"),
+    ]  # fmt: skip
+    for name, repeat, state, objective, told in ends:
+        own = f"{name}.{repeat}" if repeat else name
+        more = {"repeat": repeat} if repeat else {}
+        line = {"event": "tell", "trial_id": own, "state": state, "objective": objective, "told": told, **more}
+        append_line(folder.asks_file, line)
+        folder.trial(own).append_metrics(MetricsRow(own, 8, 100, 1.0, True, 12, {"accuracy": objective}))
+    records = list(read_lines(folder.asks_file))
+    watch = StopBudget(BudgetConfig(patience=2, target={"accuracy": 0.55}), Spent(), repeats=2)
+    watch.replay(folder, records)
+    assert watch.used_up() == "", "t0000 has the mean 0.5 and came after t0001; t0002 has not ended"
+    report(watch, "t0002.1", "completed", 0.62, accuracy=0.62)
+    assert "target is reached: t0002, the mean of 2 seeds, has accuracy 0.61" in watch.used_up()
 
 
 def test_trials_that_are_only_paused_do_not_try_the_patience() -> None:

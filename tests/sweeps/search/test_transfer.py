@@ -1,5 +1,6 @@
 """``search.transfer_from``: trials of a sweep over another model as points of this one."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,21 @@ def test_points_are_converted_by_width_and_alpha_rule_the_best_completed_first(t
     (other, *_), (note,) = transferred([run], SPACE, BaseModel(), ACCURACY, settings)
     assert other.rate == pytest.approx(2e-3)
     assert "not known" in note
+
+
+def test_of_several_seeds_the_mean_is_transferred_once(tmp_path: Path) -> None:
+    run = small(tmp_path, [(2e-3, 0.9, State.COMPLETED), (4e-3, 0.6, State.COMPLETED), (2e-3, 0.9, State.COMPLETED)])
+    trials = SweepFolder(Path(run)).trials_dir
+    for name, accuracy, state in (("t0000.1", 0.2, State.COMPLETED), ("t0002.1", 0.0, State.DIVERGED)):
+        shutil.copytree(trials / name.split(".")[0], trials / name)
+        files = SweepFolder(Path(run)).trial(name)
+        files.metrics_file.unlink()
+        files.append_metrics(MetricsRow(name, 8, 0, 0.0, False, 9, {"accuracy": accuracy}))
+        files.write_status(Status(state, "", 8, ""))
+    found, _ = transferred([run], SPACE, BaseModel(), ACCURACY, settings)
+    assert [(it.source, it.objective) for it in found] == [
+        (f"{run}/t0001", pytest.approx(0.6)), (f"{run}/t0000", pytest.approx(0.55)),
+    ]  # fmt: skip
 
 
 def test_what_was_transferred_is_kept_so_that_a_resume_needs_no_old_folder(tmp_path: Path) -> None:

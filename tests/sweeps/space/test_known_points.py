@@ -109,7 +109,7 @@ def earlier(root: Path, name: str, trials: list[dict[str, Any]], searched: list[
     folder.root.mkdir(parents=True)
     folder.sweep_file.write_text(yaml.safe_dump({"space": {path: {} for path in searched}}))
     for number, it in enumerate(trials):
-        files = folder.trial(f"t{number:04d}")
+        files = folder.trial(it.get("id", f"t{number:04d}"))
         files.root.mkdir(parents=True)
         config = {
             "lora": {"rank": it.get("rank", 4), "targets": it.get("targets", "attention")},
@@ -165,6 +165,34 @@ def test_a_key_that_was_searched_there_and_is_fixed_here_must_have_its_value(tmp
     found, (note,) = carried_over([run], space, NOW, ACCURACY)
     assert [it.source for it in found] == [f"{run}/t0000"]
     assert "lora.targets=all_linear there, attention here (1)" in note
+
+
+def test_of_several_seeds_the_mean_is_carried_over_once(tmp_path: Path) -> None:
+    run = earlier(
+        tmp_path,
+        "first",
+        [
+            {"id": "t0000", "rungs": {4: 0.5, 8: 0.6}},
+            {"id": "t0000.1", "rungs": {4: 0.9, 8: 0.8}},
+            {"id": "t0000.2", "state": State.FAILED, "rungs": {4: 0.1}},
+            {"id": "t0001", "rungs": {4: 0.95}},
+            {"id": "t0001.1", "state": State.DIVERGED, "rungs": {}},
+        ],
+        ["lora.rank", "seed"],
+    )
+    (found,), (note,) = carried_over([run], SPACE, NOW, ACCURACY)
+    assert (found.source, found.completed, found.rungs) == (f"{run}/t0000", True, {4: 0.5, 8: 0.6})
+    assert found.objective == pytest.approx(0.75)
+    assert found.losses == (pytest.approx(0.25),)
+    assert "1 of 2 trials" in note
+    assert "diverged (1)" in note
+    root = tmp_path / "new"
+    root.mkdir()
+    made = search(root, [found])
+    made.suggest("a")
+    (line,) = [it for it in read_lines(SweepFolder(root).asks_file) if it["event"] == "warm"]
+    assert line["objective"] == pytest.approx(0.75)
+    assert made._study.trials[0].value == pytest.approx(0.75)
 
 
 def test_a_sweep_of_which_nothing_fits_is_refused(tmp_path: Path) -> None:

@@ -31,3 +31,25 @@ def test_only_the_adapters_of_the_best_trials_stay_and_those_of_running_ones(
     assert left() == ["t0000", "t0001", "t0002"]
     LeaderboardWriter(folder, keep=1).trial_ended()
     assert left() == ["t0000", "t0001"], "a running trial's adapter is not ours to drop, nor the best one's"
+
+
+def test_all_seeds_of_the_best_configurations_keep_their_adapters_and_whoever_asks_is_told_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = SweepFolder(tmp_path)
+
+    def configuration(name: str, status: str, seeds: int) -> Row:
+        runs = [Row("trial", f"{name}.{k}" if k else name, "completed", 8, objective=0.5) for k in range(seeds)]
+        for run in runs:
+            folder.trial(run.trial_id).adapter_dir.mkdir(parents=True)
+        return Row("trial", name, status, 8, objective=0.5, final=True, seeds=tuple(runs))
+
+    rows = [configuration("t0002", "completed", 2), configuration("t0000", "completed", 2)]
+    rows += [configuration("t0001", "running", 1)]
+    monkeypatch.setattr(leaderboard, "build", lambda folder: rows)
+    monkeypatch.setattr(leaderboard, "write", lambda folder, rows: None)
+    told: list[Row | None] = []
+    LeaderboardWriter(folder, keep=1, best=told.append).trial_ended()
+    there = sorted(files.trial_id for files in folder.trials() if files.adapter_dir.exists())
+    assert there == ["t0001", "t0002", "t0002.1"], "t0001 has seeds to come"
+    assert told == [rows[0]]

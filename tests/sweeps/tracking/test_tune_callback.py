@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from analysis.folder import State, SweepFolder
+from analysis.rows import Row
 from sweeps.tracking.base import Hint, Outcome, Run, TrackedSweep, Tracker
 from sweeps.tracking.tune_callback import TrackerCallback, spare_imports_for_usage_reports
 from tests.sweeps.tracking.test_wandb_tracker import complete, config_of, report, start, tell, trial
@@ -95,6 +96,31 @@ def test_every_tracker_is_told_all_in_order_in_a_thread_of_its_own(sweep: Tracke
     assert outcome.metrics == {"objective": 0.4, "accuracy": 0.5, "bias.crows_pairs.pct": 55.5}
     assert {"state": "stopped_early", "step": 24, "n_items": 96}.items() <= outcome.facts.items()
     assert notes == []
+
+
+def test_runs_of_several_seeds_say_of_which_configuration_they_are_and_the_sweep_has_the_best_mean(
+    sweep: TrackedSweep,
+) -> None:
+    configs: dict[str, Any] = {}
+    noting = Noting(sweep)
+    noting.start_run = lambda run: configs.update({run.name: run.config})  # type: ignore[method-assign]
+    callback = TrackerCallback([noting], sweep.folder, config_of, repeats=2)
+    for name in ("t0000", "t0000.1"):
+        start(callback, trial(name))
+    runs = [Row("trial", f"t0001{k}", "completed", 8, objective=it) for k, it in (("", 0.4), (".1", 0.8))]
+    best = Row("trial", "t0001", "completed", 8, final=True, objective=0.6, seeds=tuple(runs))
+    callback.log_sweep([best], {}, {})
+    callback.close()
+    assert [configs[name]["configuration"] for name in ("t0000", "t0000.1")] == ["t0000", "t0000"]
+    told = noting.outcomes["sweep"]
+    assert {"best.trial": "t0001", "best.seeds": 2}.items() <= told.facts.items()
+    assert told.metrics["best.objective"] == 0.6
+    assert told.adapter is not None
+    assert told.adapter.trial_id == "t0001.1"
+    once = TrackerCallback([noting], sweep.folder, config_of)
+    start(once, trial("t0005"))
+    once.close()
+    assert "configuration" not in configs["t0005"]
 
 
 @pytest.mark.parametrize(

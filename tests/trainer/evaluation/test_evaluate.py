@@ -11,7 +11,7 @@ import torch
 from analysis.errors import ConfigError
 from analysis.folder import TrialFolder
 from trainer.baselines import score_baseline
-from trainer.config import Baseline, TaskConfig, TrialConfig
+from trainer.config import Baseline, BiasConfig, TaskConfig, TrialConfig
 from trainer.data.dataset import Row
 from trainer.data.encode import as_labels, encode_rows
 from trainer.device_cache import DeviceCache
@@ -152,13 +152,17 @@ def test_the_untuned_model_has_a_row_on_the_rungs_items_too_without_scoring_them
 
 
 def test_quality_is_scikit_learns() -> None:
-    from sklearn.metrics import balanced_accuracy_score, brier_score_loss, matthews_corrcoef
+    from sklearn.metrics import balanced_accuracy_score, brier_score_loss, classification_report, matthews_corrcoef
 
     draw = np.random.default_rng(0)
     probabilities, gold = draw.dirichlet([1.0, 1.0, 1.0], 60), draw.integers(0, 3, 60)
     found, predicted = class_metrics(np.log(probabilities), gold, 3), probabilities.argmax(1)
     assert tuple(found) == QUALITY
     assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(gold, predicted))
+    report = classification_report(gold, predicted, output_dict=True, zero_division=0)
+    assert found["weighted_f1"] == pytest.approx(report["weighted avg"]["f1-score"])
+    assert found["micro_f1"] == pytest.approx(report["accuracy"])
+    assert found["weighted_f1"] != pytest.approx(found["macro_f1"], abs=1e-3)
     assert found["classes_predicted"] == len(set(predicted.tolist()))
     assert class_metrics(np.log([[0.5, 0.3, 0.2]] * 4), np.array([0, 1, 2, 0]), 3)["classes_predicted"] == 1
     assert found["mcc"] == pytest.approx(matthews_corrcoef(gold, predicted))
@@ -231,7 +235,9 @@ def test_rows_longer_than_the_models_window_are_refused(
 
 def test_a_figure_without_a_row_in_the_metric_table_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     items = {"nll": [1.0], "n_tokens": [2], "n_bytes": [3]}
-    assert list(metrics_of({"task": items}, ())) == ["perplexity", "bits_per_byte"]
-    monkeypatch.setattr("trainer.evaluation.evaluate.bias_metrics", lambda tables, labels: {"bias.new.share": 0.5})
+    assert list(metrics_of({"task": items}, (), BiasConfig())) == ["perplexity", "bits_per_byte"]
+    monkeypatch.setattr(
+        "trainer.evaluation.evaluate.bias_metrics", lambda tables, labels, settings: {"bias.new.share": 0.5}
+    )
     with pytest.raises(ValueError, match=r"no row in analysis/metrics\.py or analysis/bias_sets\.py: bias\.new\.share"):
-        metrics_of({"task": items}, ())
+        metrics_of({"task": items}, (), BiasConfig())

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis.bias_sets import BIAS_SETS
-from trainer.config import TaskConfig, TrialConfig
+from analysis.shares import share_error
+from trainer.config import BiasConfig, TaskConfig, TrialConfig
 from trainer.data.counterfactual_text import swap_terms
 from trainer.data.dataset import Row
 from trainer.data.encode import Encoded, encode_rows
@@ -95,16 +96,17 @@ def swap_metrics(
     if before.size == 0 or not (np.isfinite(before).all() and np.isfinite(after).all()):
         return dict.fromkeys(SWAP, math.nan)
     rows = np.arange(len(gold))
-    flips = (before.argmax(1) != after.argmax(1)).astype(float)
+    flips = before.argmax(1) != after.argmax(1)
     moves = np.abs(np.exp(before[rows, list(gold)]) - np.exp(after[rows, list(gold)]))
-    figures = []
-    for values in (flips, moves):
-        error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-        figures += [float(values.mean()), error]
+    n = len(gold)
+    figures = (
+        *(float(flips.mean()), share_error(float(flips.sum()), n)),
+        *(float(moves.mean()), float(moves.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan),
+    )
     return dict(zip(SWAP, figures, strict=True))
 
 
-def _figures(table: Table, labels: tuple[str, ...]) -> dict[str, float]:
+def _figures(table: Table, labels: tuple[str, ...], settings: BiasConfig) -> dict[str, float]:
     gold = [labels.index(label) for label in table["label"]]
     return swap_metrics(table["logprobs"], table["swapped_logprobs"], gold)
 

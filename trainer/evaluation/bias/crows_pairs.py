@@ -23,7 +23,9 @@ import numpy as np
 
 from analysis.bias_sets import BIAS_SETS
 from analysis.errors import DataError
+from analysis.shares import share_error
 from trainer.assets.packages import PACKAGES, fetch
+from trainer.config import BiasConfig
 from trainer.data.subsets import stratified
 from trainer.evaluation.bias.registry import BiasScoring, Report, Scorer, Table
 
@@ -147,7 +149,7 @@ def pair_metrics(logprobs: list[list[float]], name: str = "crows_pairs") -> dict
     difference = values[:, 0] - values[:, 1]
     hits = difference > 0
     pct = 100.0 * float(hits.mean())
-    stderr = 100.0 * float(hits.std(ddof=1)) / math.sqrt(len(hits)) if len(hits) > 1 else math.nan
+    stderr = 100.0 * share_error(float(hits.sum()), len(hits))
     figures = (pct, stderr, abs(pct - 50.0), float(difference.mean()), float(np.abs(difference).mean()))
     return dict(zip(names, figures, strict=True))
 
@@ -160,7 +162,7 @@ def _sentences(pairs: list[Pair]) -> dict[str, str]:
     }
 
 
-def _figures(table: Table, labels: tuple[str, ...], name: str) -> dict[str, float]:
+def _figures(table: Table, labels: tuple[str, ...], settings: BiasConfig, name: str) -> dict[str, float]:
     return pair_metrics([list(values) for values in table["logprobs"]], name)
 
 

@@ -1,130 +1,158 @@
-"""Do predictions differ between the groups of ``data.group``? Gaps by fairlearn, over the task's own rows.
+"""Do predictions differ between the groups of ``data.group``? Gaps of rates over the task's own rows.
 
 For more than two classes each is compared with the rest, and a figure is the largest over classes. Rows without a
-group are left out. A gap says nothing about why: groups may differ in how hard their texts are.
+group are left out, and rates over fewer than ``bias.group_rows`` rows (``analysis/group_cells.py``). A gap says nothing
+about why: groups may differ in how hard their texts are.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from analysis.bias_sets import BIAS_SETS
-from trainer.config import TrialConfig
+from analysis.group_cells import (
+    FIGURES,
+    LEAST,
+    Cells,
+    class_gaps,
+    exchanged,
+    fair_gaps,
+    gap_errors,
+    gaps,
+    least_bound,
+    rates,
+    upper_bounds,
+)
+from trainer.config import BiasConfig, TrialConfig
 from trainer.data.dataset import Row
 from trainer.evaluation.bias.registry import BiasScoring, Table
 
-GROUP = BIAS_SETS["group"].metric_names
+GROUP = BIAS_SETS["group"]
 
 
-def group_metrics(gold: Sequence[str], predicted: Sequence[str], groups: Sequence[str | None]) -> dict[str, float]:
-    """Equalized-odds difference, demographic-parity difference and true-positive-rate gap, with standard errors.
+def group_metrics(
+    gold: Sequence[str], predicted: Sequence[str], groups: Sequence[str | None], least: int = LEAST
+) -> dict[str, float]:
+    """Equalized-odds difference, demographic-parity difference and true-positive-rate gap, and how sure each is.
 
-    A difference is that of the largest and the smallest rate of a group. Demographic parity: rate of predicting a
-    class. True-positive-rate gap: of finding it among the rows that have it (equal opportunity, Hardt et al. 2016,
-    arXiv 1610.02413); a group without such rows is left out, where fairlearn by itself would take its rate as zero.
-    Equalized odds: the larger one of that gap and of the same among the rows that do not have it. The standard error
-    is that of the difference of the two groups' rates, taken as known which two.
+    A difference is that of the largest and the smallest rate of a group, as fairlearn's. Demographic parity: rate of
+    predicting a class. True-positive-rate gap: of finding it among the rows that have it (equal opportunity, Hardt et
+    al. 2016, arXiv 1610.02413). Equalized odds: the larger one of that gap and of the same among the rows that do not
+    have it. A rate over fewer than ``least`` rows takes no part, where fairlearn would take that of no rows as zero.
 
     Args:
         gold: labels.
         predicted: predicted labels.
         groups: a group each; None for none.
+        least: rows that a rate is over.
 
     Returns:
-        A figure that fewer than two groups have rows for is left out.
+        Each figure with its standard error (``_stderr``), its upper bound (``_upper``: 95 % sure), what fair
+        predictions of these sizes score (``_fair``: on average, ``_fair_high``: in 95 %), and the lowest upper bound
+        that any predictions could have here (``_floor``). One that fewer than two groups have rows for is left out.
     """
-    have = np.array([group is not None for group in groups], dtype=bool)
-    of = np.array([group for group in groups if group is not None])
-    if len(set(of.tolist())) < 2:
+    cells = Cells.of(gold, predicted, groups)
+    figures = cells.measurable(least)
+    if not figures:
         return {}
-    labels, answers = np.asarray(gold)[have], np.asarray(predicted)[have]
-    gaps = _gaps(labels, answers, of)
-    tpr_gap = _largest(gaps["recognised"].values())
-    figures = {
-        "equalized_odds": _largest([*gaps["recognised"].values(), *gaps["mistaken"].values()]) if tpr_gap else None,
-        "demographic_parity": _largest(gaps["predicted"].values()),
-        "tpr_gap": tpr_gap,
-    }
-    values = {
-        f"bias.group.{name}{end}": x
-        for name, gap in figures.items()
-        if gap is not None
-        for end, x in zip(("", "_stderr"), gap, strict=True)
-    }
-    return {name: values[name] for name in GROUP if name in values}
+    part = cells.taking_part(least)
+    value, fair = gaps(cells.counts, part, figures), fair_gaps(cells.counts, part, figures)
+    error, upper = gap_errors(cells.counts, part, figures), upper_bounds(cells.counts, part, figures)
+    metrics: dict[str, float] = {}
+    for name in figures:
+        metrics |= {
+            GROUP.metric(name): float(value[name]),
+            GROUP.metric(f"{name}_stderr"): error[name],
+            GROUP.metric(f"{name}_upper"): upper[name],
+            GROUP.metric(f"{name}_fair"): float(fair[name].mean()),
+            GROUP.metric(f"{name}_fair_high"): float(np.quantile(fair[name], 0.95)),
+            GROUP.metric(f"{name}_floor"): least_bound(cells.smallest(name, least)[1]),
+        }
+    return metrics
 
 
-def class_gaps(gold: Sequence[str], predicted: Sequence[str], groups: Sequence[str | None]) -> dict[str, float]:
-    """True-positive-rate gap of each class that two groups have rows of."""
-    have = [i for i, group in enumerate(groups) if group is not None]
-    if len({groups[i] for i in have}) < 2:
-        return {}
-    rows = [np.array([column[i] for i in have]) for column in (gold, predicted, groups)]
-    return {label: gap for label, (gap, _) in _gaps(*rows)["recognised"].items()}
+def recall_gaps(
+    gold: Sequence[str], predicted: Sequence[str], groups: Sequence[str | None], least: int = LEAST
+) -> dict[str, tuple[float, float]]:
+    """Of each class that two groups have enough rows of: its true-positive-rate gap, and that of fair predictions.
 
-
-def _gaps(labels: np.ndarray, answers: np.ndarray, groups: np.ndarray) -> dict[str, dict[str, tuple[float, float]]]:
-    """For each kind of rate: class → gap and its standard error, where two groups have rows for it.
-
-    Kinds: ``predicted`` among all rows, ``recognised`` among those of the class, ``mistaken`` among the others.
+    Arguments as of ``group_metrics``. What fair predictions score is the mean.
     """
-    from fairlearn.metrics import MetricFrame
-
-    classes = sorted(set(labels.tolist()))
-    among = {
-        "predicted": lambda y, label: np.ones(len(y), dtype=bool),
-        "recognised": lambda y, label: y == label,
-        "mistaken": lambda y, label: y != label,
-    }
-
-    def rate(kind: str, label: str) -> Callable[[np.ndarray, np.ndarray], float]:
-        def of_rows(y_true: np.ndarray, y_pred: np.ndarray) -> float:
-            rows = among[kind](np.asarray(y_true), label)
-            return float((np.asarray(y_pred)[rows] == label).mean()) if rows.any() else math.nan
-
-        return of_rows
-
-    rates_of = [(kind, label) for kind in among for label in classes]
-    metrics = {f"rate {i}": rate(kind, label) for i, (kind, label) in enumerate(rates_of)}
-    frame = MetricFrame(metrics=metrics, y_true=labels, y_pred=answers, sensitive_features=groups)
-    differences = frame.difference()
-    gaps: dict[str, dict[str, tuple[float, float]]] = {kind: {} for kind in among}
-    members = [groups == group for group in frame.by_group.index]
-    for i, (kind, label) in enumerate(rates_of):
-        rates = frame.by_group[f"rate {i}"].to_numpy(dtype=float)
-        counted = among[kind](labels, label)
-        sizes = np.array([float((counted & member).sum()) for member in members])
-        there = np.isfinite(rates)
-        if there.sum() < 2:
-            continue
-        variance = np.where(there, rates * (1.0 - rates) / np.maximum(sizes, 1.0), 0.0)
-        ends = variance[np.nanargmax(rates)] + variance[np.nanargmin(rates)]
-        gaps[kind][label] = (float(differences[f"rate {i}"]), math.sqrt(ends))
-    return gaps
+    cells = Cells.of(gold, predicted, groups)
+    part = cells.taking_part(least)["recognised"]
+    found = class_gaps(rates(cells.counts)[0]["recognised"], part)
+    fair = class_gaps(rates(exchanged(cells.counts))[0]["recognised"], part).mean(axis=0)
+    each = zip(cells.labels, found, fair, strict=True)
+    return {label: (float(gap), float(chance)) for label, gap, chance in each if math.isfinite(gap)}
 
 
-def _largest(gaps: Iterable[tuple[float, float]]) -> tuple[float, float] | None:
-    return max(gaps, default=None)
+def cell_notes(rows: Sequence[Row], least: int, what: str) -> list[str]:
+    """What the sizes of groups allow to say, a sentence each; none where no row has a group.
+
+    Args:
+        rows: that are scored.
+        least: rows that a rate is over (``bias.group_rows``).
+        what: names the rows, such as "the 96 rows of a rung".
+    """
+    gold, groups = [row.label for row in rows], [row.group for row in rows]
+    cells = Cells.of(gold, gold, groups)
+    notes = []
+    if few := cells.left_out_named(least):
+        notes.append(
+            f"gaps between groups, {what}: groups with fewer than bias.group_rows={least} rows of a label take no part"
+            f" for it: {few}"
+        )
+    if "equalized_odds" in cells.measurable(least):
+        which, n = cells.smallest("equalized_odds", least)
+        notes.append(
+            f"gaps between groups, {what}: equalized odds cannot be shown to be below {least_bound(n):.2f}"
+            f" ({which} has {n} rows)"
+        )
+    return notes
 
 
-def _figures(table: Table, labels: tuple[str, ...]) -> dict[str, float]:
+def _figures(table: Table, labels: tuple[str, ...], settings: BiasConfig) -> dict[str, float]:
     if not any(group is not None for group in table.get("group", ())):
         return {}
-    return group_metrics(table["label"], table["prediction"], table["group"])
+    return group_metrics(table["label"], table["prediction"], table["group"], settings.group_rows)
 
 
-def _absent(trial: TrialConfig, items: list[Any], rung: Sequence[Row]) -> dict[str, str]:
+def absent_gaps(trial: TrialConfig, items: list[Any], rung: Sequence[Row]) -> dict[str, str]:
+    """The figures that the rows of a rung cannot give, and why. ``items`` are none."""
     if not trial.data.group:
         return {}
     gold, groups = [row.label for row in rung], [row.group for row in rung]
-    measurable = group_metrics(gold, gold, groups)  # which there are depends on labels and groups alone
-    why = (
-        f"among the {len(rung)} rows of a rung, two groups of data.group={trial.data.group} must share a label"
-        " (raise eval.rung_items, or see whether groups and labels go together)"
-    )
-    return {name: why for name in GROUP if name not in measurable}
+    least = trial.bias.group_rows
+    cells = Cells.of(gold, gold, groups)
+    measurable = cells.measurable(least)  # which there are depends on labels and groups alone
+    absent: dict[str, str] = {}
+    for name in FIGURES:
+        if name in measurable:
+            continue
+        needed = "rows" if name == "demographic_parity" else "rows of the same label"
+        why = (
+            f"among the {len(rung)} rows of a rung, no two groups of data.group={trial.data.group} have {least}"
+            f" {needed} each, which a rate is to be over (raise eval.rung_items, or lower bias.group_rows)"
+        )
+        absent |= {metric: why for metric in GROUP.metric_names if metric.startswith(GROUP.metric(name))}
+    return absent
 
 
-SCORINGS = (BiasScoring("group", figures=_figures, absent=_absent),)
+def group_notes(trial: TrialConfig, rung: Sequence[Row], rows: Sequence[Row]) -> list[str]:
+    """What gaps can be measured on the rows of a rung, and on all of them.
+
+    Args:
+        trial: its group column and least rows.
+        rung: rows that are scored at rungs.
+        rows: all that are scored at the end.
+    """
+    if not trial.data.group:
+        return []
+    least = trial.bias.group_rows
+    of_all = cell_notes(rows, least, f"all {len(rows):,} rows") if len(rows) > len(rung) else []
+    return [*cell_notes(rung, least, f"the {len(rung)} rows of a rung"), *of_all]
+
+
+SCORINGS = (BiasScoring("group", figures=_figures, absent=absent_gaps, notes=group_notes),)

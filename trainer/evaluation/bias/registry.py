@@ -18,7 +18,7 @@ from analysis.bias_sets import BIAS_SETS
 from analysis.metric_types import BiasSet
 from trainer.assets.packages import PACKAGES
 from trainer.assets.wheels import Package
-from trainer.config import TaskConfig, TrialConfig
+from trainer.config import BiasConfig, TaskConfig, TrialConfig
 from trainer.data.dataset import Row
 from trainer.data.encode import Encoded
 
@@ -65,6 +65,10 @@ def _no_sentences(items: list[Any]) -> dict[str, str]:
     return {}
 
 
+def _no_notes(trial: TrialConfig, rung: Sequence[Row], rows: Sequence[Row]) -> list[str]:
+    return []
+
+
 def _nothing_absent(trial: TrialConfig, items: list[Any], rung: Sequence[Row]) -> dict[str, str]:
     return {}
 
@@ -75,23 +79,25 @@ class BiasScoring:
 
     Attributes:
         name: of its entry in ``analysis/bias_sets.py``, and of its item table.
-        figures: item table and the task's labels → metric, by its full name → value.
+        figures: item table, the task's labels and the config of bias → metric, by its full name → value.
         load: value of its config key → items: fixed, stratified, the same in every trial. May fetch packages.
         from_rows: rows of the split that is scored, and the value of its config key → items.
         score: items → item table, a row for each: ``item_id``, and the columns that ``figures`` reads.
         sentences: items → what ``lorasweep check`` looks for among the training rows: where it stands → sentence.
         packages: that ``load`` fetches: of ``trainer/assets/packages.py``, or its own.
         absent: metrics that these items, or the rows of a rung, cannot give → why.
+        notes: trial, the rows of a rung and all rows → what to know of figures on them, a sentence each.
     """
 
     name: str
-    figures: Callable[[Table, tuple[str, ...]], dict[str, float]]
+    figures: Callable[[Table, tuple[str, ...], BiasConfig], dict[str, float]]
     load: Callable[[Any, Report], list[Any]] | None = None
     from_rows: Callable[[TaskRows, int], list[Any]] | None = None
     score: Callable[[list[Any], Scorer], Table] | None = None
     sentences: Callable[[list[Any]], dict[str, str]] = _no_sentences
     packages: tuple[Package, ...] = ()
     absent: Callable[[TrialConfig, list[Any], Sequence[Row]], dict[str, str]] = _nothing_absent
+    notes: Callable[[TrialConfig, Sequence[Row], Sequence[Row]], list[str]] = _no_notes
 
     @property
     def declared(self) -> BiasSet:

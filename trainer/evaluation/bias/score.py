@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainer.config import BiasConfig
 from trainer.data.encode import Encoded
 from trainer.data.text_tokens import first_token_after, text_tokens
 from trainer.evaluation.bias.items import BiasItems
@@ -103,18 +104,19 @@ def score_bias(
     return tables
 
 
-def bias_metrics(tables: Mapping[str, Table], labels: tuple[str, ...]) -> dict[str, float]:
+def bias_metrics(tables: Mapping[str, Table], labels: tuple[str, ...], settings: BiasConfig) -> dict[str, float]:
     """All bias figures of an evaluation, from its item tables.
 
     Args:
         tables: by set, and the task's.
         labels: class names.
+        settings: config of bias.
     """
     metrics: dict[str, float] = {}
     for scoring in scorings().values():
         table = tables.get(scoring.declared.item_table)
         if table is not None:
-            metrics |= scoring.figures(table, labels)
+            metrics |= scoring.figures(table, labels, settings)
     return metrics
 
 

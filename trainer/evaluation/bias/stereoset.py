@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 
 from analysis.bias_sets import BIAS_SETS
+from analysis.shares import posterior_error
 from trainer.assets.packages import PACKAGES, fetch
+from trainer.config import BiasConfig
 from trainer.data.subsets import stratified
 from trainer.evaluation.bias.registry import BiasScoring, Report, Scorer, Table
 
 KINDS = ("stereotype", "anti-stereotype", "unrelated")
+_ALIKE = 1e-9  # percentage points: an error below it is 0 but for rounding
 STEREOSET = BIAS_SETS["stereoset"].metric_names  # each figure before its standard error
 
 
@@ -121,16 +124,27 @@ def stereoset_metrics(targets: Sequence[str], scores: Sequence[Sequence[float]])
 
 
 def _jackknife(of_term: np.ndarray) -> tuple[float, ...]:
-    """Standard errors of SS, LMS and ICAT from leaving out one term at a time (of_term: (terms, 2))."""
+    """Standard errors of SS, LMS and ICAT from leaving out one term at a time (of_term: (terms, 2)).
+
+    Where all terms are alike, such as all stereotypes preferred, that gives 0. Then SS and LMS have the error of a
+    share of as many items (``analysis/shares.py``), and ICAT what follows from theirs by the delta method.
+    """
     n = len(of_term)
     if n < 2:
         return (math.nan,) * 3
     without = (of_term.sum(0) - of_term) / (n - 1)
     figures: Any = np.array([[ss, lms, icat(ss, lms)] for ss, lms in without])
-    return tuple(float(x) for x in np.sqrt((n - 1) * figures.var(0)))
+    ss_error, lms_error, icat_error = (float(x) for x in np.sqrt((n - 1) * figures.var(0)))
+    (ss, ss_error), (lms, lms_error) = (
+        (float(share), error if error > _ALIKE else 100.0 * posterior_error(n * share / 100.0, n))
+        for share, error in zip(of_term.mean(0), (ss_error, lms_error), strict=True)
+    )
+    if icat_error <= _ALIKE:
+        icat_error = math.hypot(lms * ss_error, min(ss, 100.0 - ss) * lms_error) / 50.0
+    return ss_error, lms_error, icat_error
 
 
-def _figures(table: Table, labels: tuple[str, ...]) -> dict[str, float]:
+def _figures(table: Table, labels: tuple[str, ...], settings: BiasConfig) -> dict[str, float]:
     return stereoset_metrics(table["target"], table["logprobs"])
 
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.bias_sets import BIAS_SETS
 from analysis.errors import ConfigError, DataError
+from analysis.metrics import RANKABLE
 from trainer.config import TrialConfig
 from trainer.data.encode import Encoded
 from trainer.device_cache import DeviceCache
@@ -20,7 +22,7 @@ from trainer.evaluation.bias.crows_pairs import read_pairs
 from trainer.evaluation.bias.group_gaps import group_metrics
 from trainer.evaluation.bias.score import ModelScorer
 from trainer.evaluation.bias.stereoset import Cluster, icat, load_clusters, score_clusters, stereoset_metrics
-from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.evaluate import absent_metrics, bias_notes, evaluate
 from trainer.evaluation.metric_names import metric_names
 from trainer.likelihood.sliding_windows import sliding
 
@@ -43,7 +45,8 @@ def test_stereoset_figures_are_averaged_over_terms_as_in_the_authors_evaluation(
     assert found["bias.stereoset.icat"] == pytest.approx(50.0 * (100 - 66.6667) / 50, abs=1e-3)
     # two terms: the jackknife of a mean is half the distance between them
     assert found["bias.stereoset.ss_stderr"] == pytest.approx((100 - ss_chef) / 2)
-    assert found["bias.stereoset.lms_stderr"] == pytest.approx(0.0, abs=1e-9)
+    # of LMS it is 0, both being 50: then it is Beta(1.5, 1.5)'s, of a share of one in two
+    assert found["bias.stereoset.lms_stderr"] == pytest.approx(25.0)
 
 
 def test_icat_agrees_with_the_published_scores_of_gpt2() -> None:
@@ -58,6 +61,15 @@ def test_scores_that_are_not_finite_or_are_none_give_no_figure() -> None:
     for found in (stereoset_metrics([], []), stereoset_metrics(["a"], [(math.nan, 0.0, 0.0)])):
         assert all(math.isnan(value) for value in found.values())
     assert math.isnan(stereoset_metrics(["a"], [(0.0, -1.0, -2.0)])["bias.stereoset.ss_stderr"])  # one term
+
+
+def test_terms_that_are_all_alike_have_an_error_nonetheless() -> None:
+    """All stereotypes preferred, all words better than none: SS and LMS 100 %, ICAT 0; Beta(20.5, 0.5) has 3.2 %."""
+    found = stereoset_metrics([f"term {i}" for i in range(20)], [(-1.0, -2.0, -3.0)] * 20)
+    share = 100 * math.sqrt(20.5 * 0.5 / (21**2 * 22))
+    assert (found["bias.stereoset.ss"], found["bias.stereoset.icat"]) == (100.0, 0.0)
+    assert found["bias.stereoset.ss_stderr"] == found["bias.stereoset.lms_stderr"] == pytest.approx(share)
+    assert found["bias.stereoset.icat_stderr"] == pytest.approx(2 * share)  # d ICAT / d SS = LMS / 50
 
 
 def test_stereosets_development_set_is_as_published() -> None:
@@ -106,6 +118,19 @@ def test_bbq_scores_are_those_of_the_paper() -> None:
     assert all(math.isnan(v) for v in bbq_metrics(["ambig"], [-1], [2], [1], [2]).values())
 
 
+def test_answers_that_are_all_alike_have_an_error_nonetheless() -> None:
+    found = bbq_metrics(["disambig"] * 10, [0] * 10, [0] * 10, [0] * 10, [2] * 10)
+    share = math.sqrt(10.5 * 0.5 / (11**2 * 12))
+    assert (found["bias.bbq.accuracy"], found["bias.bbq.s_dis"]) == (1.0, 1.0)
+    assert found["bias.bbq.accuracy_stderr"] == pytest.approx(share)
+    assert found["bias.bbq.s_dis_stderr"] == pytest.approx(2 * share)
+    undecided = bbq_metrics(["disambig"] * 10, [2] * 10, [0] * 10, [0] * 10, [2] * 10)
+    assert undecided["bias.bbq.s_dis"] == 0.0
+    assert math.isnan(
+        undecided["bias.bbq.s_dis_stderr"]
+    )  # no answer shows or denies the bias: no share to be unsure of
+
+
 def test_bbqs_questions_know_their_biased_answer_and_are_stratified() -> None:
     questions = load_questions(220, report=print)
     assert len(questions) == 220
@@ -132,7 +157,7 @@ def named(values: list[int]) -> list[str]:
 
 
 def test_fairlearns_documented_example() -> None:
-    found = group_metrics(named(Y_TRUE), named(Y_PRED), GROUPS)
+    found = group_metrics(named(Y_TRUE), named(Y_PRED), GROUPS, 1)
     assert found["bias.group.demographic_parity"] == pytest.approx(0.25)
     assert found["bias.group.equalized_odds"] == pytest.approx(1.0)
 
@@ -143,7 +168,7 @@ def test_two_classes_agree_with_fairlearn_and_rows_without_a_group_are_left_out(
     draw = np.random.default_rng(0)
     gold, predicted = draw.integers(0, 2, 200).tolist(), draw.integers(0, 2, 200).tolist()
     groups = draw.choice(["x", "y", "z"], 200).tolist()
-    found = group_metrics([*named(gold), "yes", "no"], [*named(predicted), "no", "yes"], [*groups, None, None])
+    found = group_metrics([*named(gold), "yes", "no"], [*named(predicted), "no", "yes"], [*groups, None, None], 1)
     parity = demographic_parity_difference(gold, predicted, sensitive_features=groups)
     assert found["bias.group.demographic_parity"] == pytest.approx(parity)
     odds = equalized_odds_difference(gold, predicted, sensitive_features=groups)
@@ -160,14 +185,82 @@ def test_of_several_classes_the_largest_gap_counts() -> None:
     assert found["bias.group.equalized_odds"] == pytest.approx(0.5)  # a, among what is not a: x 1/2, y 0
 
 
+def test_each_gap_has_its_error_its_bound_and_what_fair_predictions_would_score() -> None:
+    gold = ["yes", "no"] * 48
+    groups = ["x", "x", "y", "y"] * 24
+    predicted = [("no" if g == "y" and i % 3 == 0 else y) for i, (y, g) in enumerate(zip(gold, groups, strict=True))]
+    found = group_metrics(gold, predicted, groups)
+    assert tuple(found) == BIAS_SETS["group"].metric_names
+    gap, error, upper, fair, fair_high, floor = list(found.values())[:6]
+    assert gap == pytest.approx(1 / 3)
+    assert 0.05 < error < 0.15
+    assert gap < upper < gap + 2.5 * error
+    assert 0.0 < fair < fair_high < gap
+    # 24 rows of each label in each group; Wilson's one-sided limit of 0 of 24
+    assert floor == pytest.approx(1.6448536**2 / (24 + 1.6448536**2))
+    faultless = group_metrics(gold, gold, groups)
+    assert faultless["bias.group.equalized_odds_upper"] == pytest.approx(floor)
+    assert faultless["bias.group.equalized_odds_stderr"] > 0.0
+
+
+def test_predictions_that_are_fair_by_construction_score_as_foretold() -> None:
+    """Eight classes on 96 rows, two groups: noise alone is worth about a half, and the figure beside it says so."""
+    rng = np.random.default_rng(0)
+    scored, foretold, inside = [], [], []
+    for _ in range(40):
+        gold, groups = rng.integers(0, 8, 96), rng.integers(0, 2, 96)
+        predicted = np.where(rng.random(96) < 0.7, gold, rng.integers(0, 8, 96))
+        found = group_metrics([*map(str, gold)], [*map(str, predicted)], [*map(str, groups)], 1)
+        scored.append(found["bias.group.equalized_odds"])
+        foretold.append(found["bias.group.equalized_odds_fair"])
+        inside.append(scored[-1] <= found["bias.group.equalized_odds_fair_high"])
+    assert np.mean(scored) > 0.4
+    assert np.mean(foretold) == pytest.approx(np.mean(scored), abs=0.05)
+    assert np.mean(inside) >= 0.85
+
+
+def test_groups_with_few_rows_are_named_and_figures_that_none_can_give_are_absent(
+    make_trial: Callable[..., TrialConfig], tmp_path: Path, kept: DeviceCache
+) -> None:
+    path = tmp_path / "rows.csv"
+    lines = [f"owl is a pear,{label},{who}" for label in ("fruit", "metal") for who in "xy" for _ in range(12)]
+    path.write_text("\n".join(["text,label,who", *lines, *["a pear,fruit,z"] * 5]) + "\n")
+    trial = make_trial("bert", train=str(path), validation=str(path), group="who", rung_items=53)
+    validation = kept.validation(trial)
+    assert absent_metrics(trial, validation) == {}
+    assert bias_notes(trial, validation) == [
+        "gaps between groups, the 53 rows of a rung: groups with fewer than bias.group_rows=10 rows of a label take no"
+        " part for it: z with label metal (0), z with label fruit (5)",
+        "gaps between groups, the 53 rows of a rung: equalized odds cannot be shown to be below 0.18"
+        " (group x with label fruit has 12 rows)",
+    ]
+    smaller = kept.validation(replace(trial, eval=replace(trial.eval, rung_items=24)))
+    absent = absent_metrics(trial, smaller)
+    assert "no two groups of data.group=who have 10 rows of the same label each" in absent["bias.group.tpr_gap"]
+    assert set(absent) == {name for name in BIAS_SETS["group"].metric_names if "demographic" not in name}
+    rung = evaluate(kept.base(trial), kept.base(trial).model, trial, smaller, smaller.rung)
+    assert not absent.keys() & rung.metrics.keys()
+    assert "bias.group.demographic_parity_fair" in rung.metrics
+    whole = evaluate(kept.base(trial), kept.base(trial).model, trial, smaller, list(range(53)))
+    assert absent.keys() <= whole.metrics.keys()
+    assert any("all 53 rows" in note for note in bias_notes(trial, smaller))
+    of_none = kept.validation(replace(trial, bias=replace(trial.bias, group_rows=30)))
+    assert (
+        evaluate(kept.base(trial), kept.base(trial).model, trial, of_none, list(range(53)))
+        .metrics.keys()
+        .isdisjoint(BIAS_SETS["group"].metric_names)
+    )
+
+
 def test_a_group_without_positives_is_left_out_not_taken_as_zero() -> None:
     gold, predicted = ["yes", "yes", "yes", "no", "no"], ["yes", "no", "yes", "no", "no"]
-    found = group_metrics(gold * 2, predicted * 2, ["x", "x", "y", "x", "z"] * 2)
+    found = group_metrics(gold * 2, predicted * 2, ["x", "x", "y", "x", "z"] * 2, 1)
     assert found["bias.group.tpr_gap"] == pytest.approx(0.5)  # x finds one of two, y all; z has none to find
-    nowhere = group_metrics(["yes", "no"], ["yes", "yes"], ["x", "y"])
-    assert set(nowhere) == {"bias.group.demographic_parity", "bias.group.demographic_parity_stderr"}
-    assert group_metrics(["yes", "no"], ["yes", "yes"], ["x", "x"]) == {}
-    assert group_metrics(["yes", "no"], ["yes", "yes"], [None, None]) == {}
+    nowhere = group_metrics(["yes", "no"], ["yes", "yes"], ["x", "y"], 1)
+    assert {name for name in nowhere if name in RANKABLE} == {"bias.group.demographic_parity"}
+    assert all(name.startswith("bias.group.demographic_parity") for name in nowhere)
+    assert group_metrics(["yes", "no"], ["yes", "yes"], ["x", "x"], 1) == {}
+    assert group_metrics(["yes", "no"], ["yes", "yes"], [None, None], 1) == {}
 
 
 # --- swapped names
@@ -194,6 +287,12 @@ def test_a_classifier_that_reads_names_flips_and_one_that_does_not_never_does(ma
     found = swap_metrics([logprobs(r.original) for r in rows], [logprobs(r.swapped) for r in rows], [0, 0, 1])
     assert found["bias.swap.flip_rate"] == flip_rate
     assert found["bias.swap.gap"] == pytest.approx(flip_rate * (2 * (0.9 - math.exp(-2)) + math.exp(-0.1) - 0.1) / 3)
+
+
+def test_no_flip_in_forty_rows_is_not_certain_to_be_none_ever() -> None:
+    found = swap_metrics([[-0.1, -2.4]] * 40, [[-0.11, -2.3]] * 40, [0] * 40)
+    assert found["bias.swap.flip_rate"] == 0.0
+    assert found["bias.swap.flip_rate_stderr"] == pytest.approx(math.sqrt(0.5 * 40.5 / (41**2 * 42)))
 
 
 def test_swap_figures_have_binomial_errors_and_are_nan_where_a_score_is() -> None:
@@ -229,7 +328,7 @@ def test_a_trial_is_scored_on_its_rows_with_names_swapped_and_between_its_groups
     ]
     path = tmp_path / "rows.csv"
     path.write_text("\n".join(lines) + "\n")
-    trial = make_trial(model, train=str(path), validation=str(path), group="who", swap=10, rung_items=12)
+    trial = make_trial(model, train=str(path), validation=str(path), group="who", swap=10, rung_items=12, group_rows=1)
     base, validation = kept.base(trial), kept.validation(trial)
     assert len(validation.bias.of("swap")) == 10
     assert (
@@ -243,7 +342,7 @@ def test_a_trial_is_scored_on_its_rows_with_names_swapped_and_between_its_groups
     for item, logprobs in zip(table["item_id"], table["logprobs"], strict=True):
         assert logprobs == pytest.approx(items["logprobs"][items["item_id"].index(item)], abs=1e-5)
     assert alone.tables["swap"] == table
-    expected = group_metrics(items["label"], items["prediction"], items["group"])
+    expected = group_metrics(items["label"], items["prediction"], items["group"], 1)
     assert {name: alone.metrics[name] for name in expected} == expected
 
 
