@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.errors import LorasweepError
+from analysis.errors import DataError, LorasweepError
 from analysis.folder import SweepFolder
 from analysis.item_sums import TASK
 from analysis.metrics import METRICS
@@ -290,6 +290,8 @@ def figures(
         left_behind: further configurations that it was chosen among: trials that were stopped early.
         part: the share of the items that those were scored on.
     """
+    if min(scored.sizes.values()) < 2:
+        raise DataError("One item that both were scored on says nothing about others.")
     whole = scored.weighted({name: np.ones((1, n)) for name, n in scored.sizes.items()})
     numbers = scored.mean(scored.score(whole))[:, 0]
     spreads = {name: spread(scored, name) for name in scored.columns}

@@ -219,8 +219,6 @@ def lacking(scored: Scored, metric: str, labels: Sequence[str]) -> str:
     estimator = ESTIMATORS[metric]
     if estimator.no_interval:
         return estimator.no_interval
-    if scored.sizes[estimator.dataset] < 2:
-        return "there is one item"
     if estimator.per_class and scored.classes is not None:
         counts = np.bincount(scored.classes[scored.classes >= 0], minlength=len(labels))
         short = [i for i in np.argsort(counts, kind="stable") if counts[i] < LEAST_OF_CLASS]
