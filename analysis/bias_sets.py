@@ -34,7 +34,7 @@ def _pairs(name: str, *, pct: str, distance: str, signed: str, absolute: str) ->
         "distance": Metric(distance, "low", 1, (0.0, 50.0), estimator=preferred_share(name, neutral=50)),
         "signed": Metric(signed, 0.0, estimator=preference(name), scale=(-5.0, 5.0)),
         "abs": Metric(
-            absolute, "low", range=(0.0, float("inf")), scale=(0.0, 10.0), estimator=absolute_preference(name)
+            absolute, "low", range=(0.0, float("inf")), estimator=absolute_preference(name), scale=(0.0, 10.0)
         ),
     }
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.listing import listed
 from analysis.shares import wilson
 
 Array = np.ndarray
@@ -86,8 +87,8 @@ class Cells:
     def left_out_named(self, least: int = LEAST, most: int = 6) -> str:
         """``left_out`` in words, ``most`` of them by name; empty where there is none."""
         few = self.left_out(least)
-        named = ", ".join(f"{group} with label {label} ({n})" for group, label, n in few[:most])
-        return named + (f" and {len(few) - most} more" if len(few) > most else "")
+        named = [f"{group} with label {label} ({n})" for group, label, n in few]
+        return listed(named, most, last=", ", rest="more") if named else ""
 
     def measurable(self, least: int = LEAST) -> list[str]:
         """The figures that two groups have enough rows for; equalized odds need true positives as well as false."""

@@ -123,7 +123,7 @@ def difference(folder: SweepFolder, best: Row, other: Row, metric: str) -> Diffe
     Raises:
         LorasweepError, OSError, ValueError, KeyError, TypeError: where the item tables cannot be compared.
     """
-    if metric == "accuracy" and not best.seeds and not other.seeds:
+    if metric == "accuracy":
         return paired_difference(_scores(folder, best), _scores(folder, other))
     from analysis.statistics.comparison import judge
 

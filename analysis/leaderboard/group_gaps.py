@@ -5,7 +5,6 @@ import math
 from analysis.bias_sets import BIAS_SETS
 from analysis.errors import LorasweepError
 from analysis.folder import SweepFolder
-from analysis.group_cells import LEAST, Cells
 from analysis.metrics import METRICS
 from analysis.rows import Row, row_files, sweep_yaml
 
@@ -36,6 +35,8 @@ def gap_sentences(folder: SweepFolder, row: Row) -> list[str]:
 
 
 def _left_out(folder: SweepFolder, row: Row) -> list[str]:
+    from analysis.group_cells import LEAST, Cells  # numpy, which a sweep without groups does not need here
+
     try:
         items = row_files(folder, row).read_items("task", "validation", row.step)
         least = int(sweep_yaml(folder).get("config", {}).get("bias", {}).get("group_rows", LEAST))

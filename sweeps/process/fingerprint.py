@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from analysis.listing import listed
 from sweeps.process.installation import PACKAGES, package_root
 
 LIBRARIES = (
@@ -51,9 +52,8 @@ def differences(here: Fingerprint, there: Fingerprint) -> str:
     changed = _different(here.files, there.files)
     parts = []
     if changed:
-        kinds = {name: _kind(here.files.get(name), there.files.get(name)) for name in changed[:_SHOWN]}
-        more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
-        parts.append(", ".join(f"{name} {kind}" for name, kind in kinds.items()) + more)
+        kinds = [f"{name} {_kind(here.files.get(name), there.files.get(name))}" for name in changed]
+        parts.append(listed(kinds, _SHOWN, last=", ", rest="more"))
     for name in _different(here.versions, there.versions):
         parts.append(f"{name} {there.versions.get(name, 'not installed')} instead of {here.versions.get(name, 'none')}")
     return "; ".join(parts)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from analysis.errors import DataError
+from analysis.listing import listed
 from trainer.data.likeness import Shingler, lookalikes, near_rows, normal_form
 
 NEAR = 0.8  # Jaccard similarity
@@ -237,9 +238,8 @@ def _imbalance(result: Audit) -> Iterable[str]:
         )
     few = [label for label in train if validation.get(label, 0) < _FEW]
     if few:
-        named = ", ".join(f"{label!r} {validation.get(label, 0)}" for label in few[:_SHOWN])
-        more = f" and {len(few) - _SHOWN} more" if len(few) > _SHOWN else ""
-        yield f"validation: few rows of {named}{more}: what is said of a class on so few rows is mostly chance."
+        named = listed([f"{label!r} {validation.get(label, 0)}" for label in few], _SHOWN, last=", ", rest="more")
+        yield f"validation: few rows of {named}: what is said of a class on so few rows is mostly chance."
 
 
 def _count(item: tuple[str, int]) -> int:

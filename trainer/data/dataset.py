@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import DataError
+from analysis.listing import listed
 from analysis.metric_types import in_order
 from trainer.config import DataConfig
 from trainer.data.hub import hub_columns, hub_table
@@ -343,8 +344,8 @@ def _check_unseen(train: Sequence[Row], validation: Sequence[Row]) -> None:
 
 
 def _listed(labels: list[str]) -> str:
-    short = [repr(label if len(label) <= 40 else label[:40] + "…") for label in labels[:_SHOWN]]
-    return ", ".join(short) + (f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else "")
+    short = [repr(label if len(label) <= 40 else label[:40] + "…") for label in labels]
+    return listed(short, _SHOWN, last=", ", rest="more")
 
 
 def _fingerprint(train: list[Row], validation: list[Row], schema: str) -> str:

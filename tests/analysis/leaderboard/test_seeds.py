@@ -190,7 +190,7 @@ def test_the_report_lists_seeds_below_their_configuration_and_trains_each_again(
     lines = _table(ranking)["rows"]
     assert [(line["cells"][0], line["cells"][1][0]) for line in lines[:3]] == [
         (("1 =", "1"), "t0000"), (("", "1"), "· t0000"), (("", "1"), "· t0000.1"),
-    ]  # fmt: skip  # tied with t0002: its two seeds are 40 points apart
+    ]  # fmt: skip  # tied: the lucky seed's configuration may be as good, for all that two seeds each can show
     assert _tiles(ranking, ranking.rows[0])[0] == ("3", "configurations (6 runs): 3 completed")
     manifest = {"name": "x", "command": ["lorasweep", "run", "model=m"], "config": {"search": {"repeats": 2}}}
     seed = Row("trial", "t0000.1", "completed", 8, config={"lora.rank": 8, "seed": 1})
