@@ -1,32 +1,33 @@
 """What the best of many shows beyond the truth, because it was chosen by what it shows: the winner's curse.
 
-Two estimates of that, joined. *Halves*: the items are split into two halves of the same class shares, the best row of
-one half is chosen, and its figure there is compared with its figure in the other, over many splits. Both halves are of
+The items are split into two halves of the same class shares, the best row of one half is chosen, and its figure there
+is compared with its figure in the other, over many splits: what a choice by half of the items adds. Both halves are of
 one size, so what few items do to a metric by itself cancels out, other than out of the bag (Tsamardinos, Greasidou and
 Borboudakis 2018, "Bootstrapping the out-of-sample predictions for efficient and accurate cross-validation", Machine
-Learning 107, 1895-1922). Noise of half the items is larger by √2, and so is the difference. That is exact where all
-rows are equally good, and too much where one stands out. *Noise*: the rows' figures are taken for their truths, noise
-as correlated as theirs is put on them, and the best chosen: exact where the rows are far apart, and too little where
-they are equal, for their figures are further apart than their truths. The second counts by the share of the rows'
-spread that is not noise. Measured bias: ``make bench-claims``, BENCHMARKS.md.
+Learning 107, 1895-1922). The same by quarters says how it falls when the items double: by 1/√2 where all rows are
+equally good and only noise chooses, by more where one stands out. It is taken to fall so once more, to all items.
 
-Seeds are not seen by halves of the items. Rows with several have the second estimate alone, with truths that are drawn
-together until they are as far apart as figures are without noise.
+Rows of several seeds differ by their seeds too, which halves of the items do not show. For them the choice is repeated
+with noise as large, and as correlated, as theirs.
+
+Measured bias: ``make bench-claims``, BENCHMARKS.md.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from analysis.item_sums import TASK
-from analysis.statistics.estimators import Scored
+from analysis.statistics.estimators import ESTIMATORS, Scored
 from analysis.statistics.intervals import Spread
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SPLITS = 100
 NOISES = 400
+LEAST_QUARTERED = 16  # items of a set, for a choice by quarters of them
 SCORE = "objective"
 
 
@@ -49,39 +50,33 @@ def optimism(
         part: the share of the items by which those were left behind. The estimate grows by that share of what the
             expected largest of all so many normal numbers is above that of ``trials``.
     """
-    rng = np.random.default_rng(0)
-    noise = {name: _noise(spread, rng_of(name, scored, rng)) for name, spread in spreads.items()}
-    whole = scored.weighted({name: np.ones((1, n)) for name, n in scored.sizes.items()})
-    numbers = scored.mean(scored.score(whole))[trials, 0]
-    disturbance = sum(slopes[name][:, None] * given for name, given in noise.items())
-    disturbance = np.asarray(disturbance)[trials]
-    apart = disturbance - disturbance.mean(axis=0)
-    of_noise = float((apart**2).sum()) / ((len(trials) - 1) * NOISES)
-    seen = float(numbers.var(ddof=1))
-    real = max(0.0, 1.0 - of_noise / seen) if seen > 0 else 0.0
-    several_seeds = scored.runs_of_rows.max() > 1  # halves of the items do not show what is due to seeds
-    kept = np.sqrt(real) if several_seeds else 1.0
-    truths = numbers.mean() + kept * (numbers - numbers.mean())
-    best = np.argmax(truths[:, None] + disturbance, axis=0)
-    each = np.arange(NOISES)
-    parametric = {name: float(given[trials][best, each].mean()) for name, given in noise.items()}
-    parametric[SCORE] = float(disturbance[best, each].mean())
-    if several_seeds:
-        estimate = parametric
-    else:
-        by_halves = _by_halves(scored, trials, rng)
-        estimate = {
-            name: real * value + (1 - real) * by_halves[name] for name, value in parametric.items() if name in by_halves
-        }
+    by_seeds = scored.runs_of_rows.max() > 1
+    estimate = _by_noise(scored, spreads, slopes, trials) if by_seeds else _by_parts(scored, trials)
     more = expected_largest(len(trials) + left_behind) / expected_largest(len(trials)) - 1.0 if left_behind else 0.0
     grown = 1.0 + part * more
     return {name: value * grown for name, value in estimate.items()}
 
 
-def rng_of(metric: str, scored: Scored, rng: np.random.Generator) -> np.random.Generator:
-    """Numbers that are the same for all metrics of a data set: their noise is of the same items."""
-    from analysis.statistics.estimators import ESTIMATORS
+def _by_noise(
+    scored: Scored, spreads: Mapping[str, Spread], slopes: Mapping[str, Array], trials: Sequence[int]
+) -> dict[str, float]:
+    """The choice repeated with noise on truths that are as far apart as the figures are without it."""
+    noise = {name: _noise(spread, _rng_of(name, scored)) for name, spread in spreads.items()}
+    whole = scored.weighted({name: np.ones((1, n)) for name, n in scored.sizes.items()})
+    numbers = scored.mean(scored.score(whole))[trials, 0]
+    disturbance = np.asarray(sum(slopes[name][:, None] * given for name, given in noise.items()))[trials]
+    apart = disturbance - disturbance.mean(axis=0)
+    of_noise = float((apart**2).sum()) / ((len(trials) - 1) * NOISES)
+    seen = float(numbers.var(ddof=1))
+    real = max(0.0, 1.0 - of_noise / seen) if seen > 0 else 0.0
+    truths = numbers.mean() + np.sqrt(real) * (numbers - numbers.mean())
+    best, each = np.argmax(truths[:, None] + disturbance, axis=0), np.arange(NOISES)
+    estimate = {name: float(given[trials][best, each].mean()) for name, given in noise.items()}
+    return estimate | {SCORE: float(disturbance[best, each].mean())}
 
+
+def _rng_of(metric: str, scored: Scored) -> np.random.Generator:
+    """Numbers that are the same for all metrics of a data set: their noise is of the same items."""
     return np.random.default_rng([1, sorted(scored.sizes).index(ESTIMATORS[metric].dataset)])
 
 
@@ -96,28 +91,44 @@ def _noise(spread: Spread, rng: np.random.Generator) -> Array:
     return np.asarray(of_items + scale * rng.standard_normal((len(influences), NOISES)))
 
 
-def _by_halves(scored: Scored, trials: Sequence[int], rng: np.random.Generator) -> dict[str, float]:
-    inside = {
-        name: halves(scored.classes if name == TASK and scored.classes is not None else np.zeros(n, dtype=int), rng)
+def _by_parts(scored: Scored, trials: Sequence[int]) -> dict[str, float]:
+    """From halves of the items, and from quarters how it falls with their number."""
+    rng = np.random.default_rng(0)
+    part = {
+        name: quarters(scored.classes if name == TASK and scored.classes is not None else np.zeros(n, dtype=int), rng)
         for name, n in scored.sizes.items()
     }
-    pairs = []
-    for sides in (inside, {name: ~half for name, half in inside.items()}):
-        values = scored.weighted(sides)
-        given = {name: scored.mean(value)[trials] for name, value in values.items()}
-        given[SCORE] = scored.mean(scored.score(values))[trials]
-        pairs.append(given)
-    each = np.arange(SPLITS)
-    found: dict[str, list[Array]] = {}
-    for one, other in (pairs, pairs[::-1]):
-        chosen = np.argmax(np.where(np.isfinite(one[SCORE]), one[SCORE], -np.inf), axis=0)
-        for name in one:
-            found.setdefault(name, []).append(one[name][chosen, each] - other[name][chosen, each])
-    return {name: float(np.mean(given)) / np.sqrt(2) for name, given in found.items()}
+
+    def values(*of: int) -> dict[str, Array]:
+        weighted = scored.weighted({name: np.isin(own, of) for name, own in part.items()})
+        weighted[SCORE] = scored.score(weighted)
+        return {name: given[trials] for name, given in weighted.items()}
+
+    one, other = values(0, 2), values(1, 3)
+    by_halves = _fall(one, other)
+    if min(scored.sizes.values()) < LEAST_QUARTERED:
+        return {name: value / math.sqrt(2) for name, value in by_halves.items()}
+    by_quarters = _fall(values(0), values(2))[SCORE] + _fall(values(1), values(3))[SCORE]
+    ratio = 2 * by_halves[SCORE] / by_quarters if by_quarters > 0 else 1.0
+    return {name: value * min(max(ratio, 0.0), math.sqrt(0.5)) for name, value in by_halves.items()}
 
 
-def halves(classes: Array, rng: np.random.Generator) -> Array:
-    """(SPLITS, items) whether an item is in the first half: of each class half, and of all items half.
+def _fall(one: Mapping[str, Array], other: Mapping[str, Array]) -> dict[str, float]:
+    """By how much a metric of the best row of one part is less in the other part, on average over splits.
+
+    Args:
+        one, other: metric, and ``objective`` → (trials, SPLITS); either chooses once.
+    """
+    falls: dict[str, list[Array]] = {}
+    for here, there in ((one, other), (other, one)):
+        best = np.argmax(np.where(np.isfinite(here[SCORE]), here[SCORE], -np.inf), axis=0)
+        for name in here:
+            falls.setdefault(name, []).append((here[name] - there[name])[best, np.arange(SPLITS)])
+    return {name: float(np.mean(given)) for name, given in falls.items()}
+
+
+def quarters(classes: Array, rng: np.random.Generator) -> Array:
+    """(SPLITS, items) which of four parts an item is in: each has a quarter of each class; 0 and 2 are a half.
 
     Args:
         classes: (items,) class of each.
@@ -127,7 +138,7 @@ def halves(classes: Array, rng: np.random.Generator) -> Array:
     order = np.lexsort((rng.random((SPLITS, n)), np.broadcast_to(classes, (SPLITS, n))), axis=1)
     place = np.empty_like(order)
     np.put_along_axis(place, order, np.broadcast_to(np.arange(n), (SPLITS, n)), axis=1)
-    return np.asarray((place + rng.integers(2, size=(SPLITS, 1))) % 2 == 0)
+    return np.asarray((place + rng.integers(4, size=(SPLITS, 1))) % 4)
 
 
 def expected_largest(k: int) -> float:

@@ -72,6 +72,16 @@ class World:
     def labels(self) -> tuple[str, ...]:
         return tuple(f"class {i}" for i in range(len(self.shares)))
 
+    def truths(self) -> dict[str, np.ndarray]:
+        """Accuracy and macro-F1 of each trial: a wrong answer is any other class alike."""
+        classes = len(self.shares)
+        f1 = []
+        for accuracy in self.accuracy:
+            wrong = (1 - accuracy) / (classes - 1)
+            confusion = np.array(self.shares)[:, None] * np.where(np.eye(classes, dtype=bool), accuracy, wrong)
+            f1.append((2 * np.diag(confusion) / (confusion.sum(axis=0) + confusion.sum(axis=1))).mean())
+        return {"accuracy": np.array(self.accuracy), "macro_f1": np.array(f1)}
+
     def draw(self, rng: np.random.Generator, n: int) -> dict[str, list[pa.Table]]:
         """Data set → an item table of each trial, over the same items."""
         from scipy.special import ndtri
@@ -326,10 +336,7 @@ def chosen_of(job: tuple[str, str, int, int]) -> Any:
     goal = objective("balanced", "classification")
     world = World(SHARES[share], CHOICES[choice])
     names = ("accuracy", "macro_f1")
-    truth = truths(world.draw, names, world.labels, 5_000, 10)
-    truth = {
-        name: np.array([exactly(truth[name], world.accuracy)[i] for i in range(len(world.accuracy))]) for name in names
-    }
+    truth = world.truths()
     rng, found = np.random.default_rng(n), []
     for _ in range(samples):
         tables = world.draw(rng, n)
@@ -353,12 +360,6 @@ def chosen_of(job: tuple[str, str, int, int]) -> Any:
         covered = got.low[0] <= right["objective"] <= got.high[0]
         found.append([(shown[k] - right[k], shown[k] - got.optimism[k] - right[k], covered) for k in right])
     return np.array(found, dtype=float).reshape(-1, 3, 3)
-
-
-def exactly(values: np.ndarray, accuracies: Sequence[float]) -> np.ndarray:
-    """Truths of trials of the same accuracy are the same: their mean."""
-    known = np.array(accuracies)
-    return np.array([values[known == own].mean() for own in known])
 
 
 def chosen(samples: int, processes: int) -> None:
@@ -398,9 +399,7 @@ def stopped_of(job: tuple[int, int, int]) -> Any:
     goal = objective("balanced", "classification")
     world = World(SHARES["4 equal"], (0.8,) * 60)
     names = ("accuracy", "macro_f1")
-    truth = float(
-        scores(goal, {name: given.mean() for name, given in truths(world.draw, names, world.labels, 5_000, 5).items()})
-    )
+    truth = float(scores(goal, {name: given[0] for name, given in world.truths().items()}))
     rng, found = np.random.default_rng(n), []
     for _ in range(samples):
         task = world.draw(rng, n)["task"]

@@ -10,7 +10,7 @@ from analysis.rows import Row
 from analysis.statistics.comparison import configurations
 from analysis.statistics.estimators import ESTIMATORS
 from analysis.statistics.items import align
-from analysis.statistics.selection import expected_largest, halves
+from analysis.statistics.selection import expected_largest, quarters
 from tests.benchmarks.claims import SHARES, World, compared
 
 F1 = Objective.from_config({"name": "s", "rho": 0.0, "terms": {"q": {"metric": "macro_f1", "range": [0.0, 1.0]}}})
@@ -49,14 +49,17 @@ def test_a_best_that_stands_out_is_hardly_corrected() -> None:
     assert 0.0 <= got.optimism["accuracy"] < 0.003
 
 
-def test_halves_have_half_of_each_class_and_of_all() -> None:
+def test_parts_have_a_quarter_of_each_class_and_two_of_them_half_of_all() -> None:
     classes = np.repeat([0, 1, 2], [50, 7, 3])
-    found = halves(classes, np.random.default_rng(0))
-    assert set(found.sum(axis=1)) == {30}
+    found = quarters(classes, np.random.default_rng(0))
+    for part in range(4):
+        assert set((found == part).sum(axis=1)) == {15}
+        for which, n in enumerate((50, 7, 3)):
+            assert set((found == part)[:, classes == which].sum(axis=1)) <= {n // 4, -(-n // 4)}
     for which, n in enumerate((50, 7, 3)):
-        inside = found[:, classes == which].sum(axis=1)
+        inside = (found % 2 == 0)[:, classes == which].sum(axis=1)
         assert set(inside) <= {n // 2, -(-n // 2)}
-    assert abs(found.mean(axis=0) - 0.5).max() < 0.2
+    assert abs((found % 2 == 0).mean(axis=0) - 0.5).max() < 0.2
 
 
 def test_trials_that_were_stopped_early_raise_the_correction_by_the_part_of_the_items() -> None:
