@@ -289,3 +289,14 @@ def test_of_equal_baselines_the_simplest_is_named(make_sweep: Any) -> None:
         sweep.trial(name, {"accuracy": 0.5}, hits=80, kind="baseline", step=0)
     sweep.trial("t0000", {"accuracy": 0.9}, hits=144)
     assert "beats the best of 3 baselines, the baseline majority, by 40.0 points" in verdict(sweep)[0]
+
+
+def test_the_only_trial_that_completed_has_an_interval_too(sweep: Any) -> None:
+    sweep.trial("t0000", 0.9, hits=144)
+    sweep.trial("zero_shot", 0.5, hits=80, kind="baseline")
+    ranking = leaderboard.ranked(sweep.folder)
+    assert ranking.judgement is not None
+    assert all(row.low < row.high for row in ranking.rows)
+    assert "t0000 has no rival to be compared with." in leaderboard.verdict(
+        sweep.folder, ranking.rows, ranking.judgement
+    )
