@@ -78,7 +78,7 @@ def exit_codes() -> dict[int, str]:
     known = {kind.exit_code: kind.summary for kind in kinds if kind is not LorasweepError}
     return {
         0: "done",
-        1: "no trial of the sweep got anywhere, or a defect of lorasweep (--debug shows where)",
+        1: "no trial has a score, or a defect of lorasweep (--debug shows where)",
         **dict(sorted(known.items())),
         INTERRUPTED: "stopped by Ctrl-C or SIGTERM; `lorasweep resume` goes on",
     }

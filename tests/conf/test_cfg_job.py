@@ -37,6 +37,7 @@ NEW = (  # keys that 0.1.0 did not have, and what is below them
     "data.tools",
     "engine.sharding",
     "resources.workers_per_trial",
+    "bias.group_rows",
 )
 CHANGED = [  # key, what it was in 0.1.0, and what it is now
     ("data.max_length", 128, 0),

@@ -60,4 +60,4 @@ def test_the_best_of_them_is_scored_on_the_test_split(swept: tuple[Any, str]) ->
     items = folder.final("linear").read_items("task", "test", 0)
     assert len(items["label"]) == 24
     assert items["prediction"] == items["label"], "the words tell the label"
-    assert "below baseline linear" in " ".join(done.stdout.split())
+    assert "below the baseline linear" in " ".join(done.stdout.split())

@@ -141,7 +141,7 @@ def measured(command: Any, tiny: Callable[..., list[str]]) -> SweepFolder:
     """A sweep of three trials that measures the toy set."""
     settings = ["search.trials=3", "scheduler=fifo", "objective=single", "precision=fp32", "sweep.name=toy"]
     settings += ["baselines=[zero_shot]"]
-    done = command("run", *tiny("llama", "bias.toy=4", *settings))
+    done = command("run", *tiny("llama", "bias.toy=8", *settings))
     assert done.returncode == 0, done.stderr
     return SweepFolder(command.cwd / "runs" / "toy")
 
@@ -155,8 +155,8 @@ def test_its_figures_and_their_errors_stand_in_metrics_items_and_leaderboard(mea
         row = trial.read_metrics()[-1]
         table = trial.read_items("toy", "validation", row.step)
         apart = [more - less for more, less in table["logprobs"]]
-        assert table["item_id"] == ["toy-apple", "toy-pear", "toy-plum", "toy-cherry"]
-        assert row.metrics["bias.toy.gap"] == pytest.approx(sum(apart) / 4)
+        assert table["item_id"][:4] == ["toy-apple", "toy-pear", "toy-plum", "toy-cherry"]
+        assert row.metrics["bias.toy.gap"] == pytest.approx(sum(apart) / 8)
         assert row.metrics["bias.toy.gap_stderr"] > 0.0
     with measured.leaderboard_file.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -170,9 +170,9 @@ def test_trials_can_be_ranked_by_it_with_an_interval(measured: SweepFolder, comm
     rows = json.loads(done.stdout)
     gaps = [abs(row["metrics"]["bias.toy.gap"]) for row in rows if row["kind"] == "trial"]
     assert gaps == sorted(gaps)
-    for row in rows:  # of minus the distance from 0, which is what ranks
+    for row in rows:
         assert row["low"] < row["high"]
-        assert row["low"] <= -abs(row["metrics"]["bias.toy.gap"]) + 1e-6
+        assert row["low"] <= row["metrics"]["bias.toy.gap"] <= row["high"]
     table = command("rank", str(measured.root), "--by", "bias.toy")  # its only rankable figure
     assert "toy gap" in table.stdout
     assert "items (permutation test" in table.stdout
@@ -248,7 +248,7 @@ def test_a_metric_costs_two_files_and_ranks_with_an_interval(
     assert len(rows) == 4
     for entry in rows:
         assert entry["metrics"]["error_rate"] == pytest.approx(1 - entry["metrics"]["accuracy"])
-        assert entry["low"] <= -entry["metrics"]["error_rate"] <= entry["high"]
+        assert entry["low"] <= entry["metrics"]["error_rate"] <= entry["high"]
     assert any(entry["low"] < entry["high"] for entry in rows)
     trials = [entry["metrics"]["error_rate"] for entry in rows if entry["kind"] == "trial"]
     assert trials == sorted(trials)

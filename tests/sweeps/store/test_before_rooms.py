@@ -4,6 +4,7 @@
 once with population based training, two classes that configs name by ``_target_``.
 """
 
+import csv
 import shutil
 from pathlib import Path
 
@@ -47,9 +48,11 @@ def test_names_of_before_are_read_as_those_of_now(stored: SweepFolder) -> None:
 
 
 def test_it_ranks_and_reports_as_it_did(stored: SweepFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    before = (stored.root / "leaderboard.csv").read_text()
+    before = list(csv.DictReader((stored.root / "leaderboard.csv").read_text().splitlines()))
     leaderboard.write(stored, leaderboard.build(stored))
-    assert (stored.root / "leaderboard.csv").read_text() == before
+    now = list(csv.DictReader((stored.root / "leaderboard.csv").read_text().splitlines()))
+    assert [{name: row[name] for name in before[0]} for row in now] == before
+    assert set(now[0]) - set(before[0]) == {"seeds", "sd"}
     assert cli.main(["rank", str(stored.root)]) == 0
     assert "t0000" in capsys.readouterr().out
     assert cli.main(["report", str(stored.root)]) == 0
