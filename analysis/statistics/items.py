@@ -97,15 +97,6 @@ def read_table(files: TrialFolder, dataset: str, step: int, split: str = "valida
     return table
 
 
-def hits(folder: SweepFolder, row: Row) -> dict[str, float]:
-    """Item id → 1 where the prediction is the label, else 0. Raises FolderError where there is no item table."""
-    table = read_table(row_files(folder, row), "task", row.step)
-    if "prediction" not in table.column_names:
-        raise FolderError(f"{row.trial_id} was scored on rows without labels: they have no right answers.")
-    columns = (table[name].to_pylist() for name in ("item_id", "prediction", "label"))
-    return {str(item): float(prediction == label) for item, prediction, label in zip(*columns, strict=True)}
-
-
 def read_tables(
     folder: SweepFolder, rows: Sequence[Row], dataset: str = "task"
 ) -> tuple[dict[str, pa.Table], dict[str, str]]:

@@ -7,6 +7,7 @@ import pytest
 
 from analysis.objective import Objective
 from analysis.rows import Row
+from analysis.statistics import selection
 from analysis.statistics.comparison import configurations
 from analysis.statistics.estimators import ESTIMATORS
 from analysis.statistics.items import align
@@ -47,6 +48,27 @@ def test_a_best_that_stands_out_is_hardly_corrected() -> None:
     task = world.draw(np.random.default_rng(0), 500)["task"]
     got = compared({"task": task}, ["accuracy"], F1, world.labels, "accuracy", range(8), trials=range(8))
     assert 0.0 <= got.optimism["accuracy"] < 0.003
+
+
+def test_quarters_say_that_more_items_leave_less_to_chance_where_one_stands_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def excess(world: World) -> float:
+        found = []
+        for sample in range(12):
+            task = world.draw(np.random.default_rng(sample), 240)["task"]
+            columns = ESTIMATORS["accuracy"].columns(align(task), world.labels)[..., 0].mean(axis=1)
+            order = np.argsort(-columns, kind="stable")
+            got = compared({"task": task}, ["accuracy"], F1, world.labels, "accuracy", order, trials=range(8))
+            found.append(got.optimism["accuracy"])
+        return float(np.mean(found))
+
+    apart, equal = World(SHARES["4 equal"], (0.86, *(0.78,) * 7)), World(SHARES["4 equal"], (0.8,) * 8)
+    with_quarters = excess(apart), excess(equal)
+    monkeypatch.setattr(selection, "LEAST_QUARTERED", 1_000)  # halves alone, as of equals
+    by_halves = excess(apart), excess(equal)
+    assert with_quarters[0] < 0.8 * by_halves[0]
+    assert with_quarters[1] == pytest.approx(by_halves[1], rel=0.15)
 
 
 def test_parts_have_a_quarter_of_each_class_and_two_of_them_half_of_all() -> None:
