@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from analysis.folder import ENDED, State, SweepFolder, read_lines
 from analysis.rows import UNKNOWN, Row, configuration_id, rankable
@@ -26,13 +27,14 @@ def seeds_expected(folder: SweepFolder, repeats: int) -> Callable[[str], int]:
     """
     if repeats == 1:
         return lambda name: 1
-    told = {
-        str(record.get("trial_id"))
-        for record in read_lines(folder.asks_file)
-        if record.get("event") == "mean"
-        or (record.get("event") == "tell" and not record.get("repeat") and record.get("told") != WAIT)
-    }
+    told = {str(record.get("trial_id")) for record in read_lines(folder.asks_file) if all_ended(record)}
     return lambda name: 1 if name in told else repeats
+
+
+def all_ended(record: Mapping[str, Any]) -> bool:
+    """Whether a line of ``study/asks.jsonl`` says that a configuration has ended, with all its seeds."""
+    event = record.get("event")
+    return event == "mean" or (event == "tell" and not record.get("repeat") and record.get("told") != WAIT)
 
 
 def configurations(rows: Sequence[Row], expected: Callable[[str], int] = lambda name: 1) -> list[Row]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from analysis.errors import FolderError
 from analysis.folder import ENDED, SweepFolder, read_lines
-from analysis.leaderboard.seeds import WAIT
+from analysis.leaderboard.seeds import all_ended
 from analysis.rows import configuration_id
 from analysis.searched_values import leaves
 from sweeps.compose.compose import RESUMABLE, Composed
@@ -74,7 +74,7 @@ def nothing_left(folder: SweepFolder, search: SearchConfig, baselines: Sequence[
     """
     records = list(read_lines(folder.asks_file))
     runs = {str(record.get("trial_id")) for record in records if record.get("event") == "ask"}
-    told = {str(record.get("trial_id")) for record in records if _told(record)}
+    told = {str(record.get("trial_id")) for record in records if all_ended(record)}
     suggested, answered = set(map(configuration_id, runs)), set(map(configuration_id, told))
     open_trials = any(folder.trial(name).read_status().state not in ENDED for name in runs)
     if missing(folder, baselines):
@@ -98,12 +98,6 @@ def nothing_left(folder: SweepFolder, search: SearchConfig, baselines: Sequence[
         if used
         else ""
     )
-
-
-def _told(record: Mapping[str, Any]) -> bool:
-    """Whether a line of ``study/asks.jsonl`` says that a configuration has ended, with all its seeds."""
-    event = record.get("event")
-    return event == "mean" or (event == "tell" and not record.get("repeat") and record.get("told") != WAIT)
 
 
 _ABSENT = object()
