@@ -4,6 +4,7 @@ Each trial that Tune starts is a proxy in a process of its own: ``sweeps/driver/
 """
 
 import contextlib
+import gc
 import shutil
 import tempfile
 import threading
@@ -230,6 +231,9 @@ class TuneRun:
                         self.progress.phase(f"scoring {', '.join(baselines.unscored)}")
                     baselines.finish()
                     self.fleet.close()
+                    # A handle of Ray that is freed while Ray shuts down, beside what follows, ends the process at once.
+                    del tuner
+                    gc.collect()
                     let_go()
                     self._track_sweep()
         except ClusterError as error:

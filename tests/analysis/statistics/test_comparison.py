@@ -350,7 +350,7 @@ def test_trials_that_were_stopped_early_are_counted_and_raise_the_correction(tmp
 
 def test_the_best_rows_own_interval_reaches_down_by_the_correction(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path)
-    rows = simulated(folder, [0.8] * 30, 200, 6, shared=0.0)
+    rows = simulated(folder, [0.8] * 30, 200, 1, shared=0.0)
     found, alone = judged(folder, rows), judged(folder, rows[:2])
     at, uncorrected = found.standings[rows[0].trial_id], alone.standings[rows[0].trial_id]
     excess = rows[0].objective - found.corrected["objective"]
