@@ -80,8 +80,8 @@ def nothing_left(folder: SweepFolder, search: SearchConfig, baselines: Sequence[
     if missing(folder, baselines):
         return ""
     waiting = any(request.kind == ENQUEUE for request in requests(folder))
-    all_ended = suggested and not open_trials and suggested == answered
-    if all_ended and len(suggested) >= search.trials:
+    everything_ended = suggested and not open_trials and suggested == answered
+    if everything_ended and len(suggested) >= search.trials:
         further = len(suggested) + max(1, len(suggested) // 2)
         more = f"{program()} resume {shell_path(folder.where)} search.trials={further}"
         of_seeds = f"{len(suggested)} configurations ({len(runs)} runs)"
@@ -91,7 +91,7 @@ def nothing_left(folder: SweepFolder, search: SearchConfig, baselines: Sequence[
     watch = StopBudget(search.budget, so_far, time=search.time)
     watch.replay(folder, records)
     used = watch.used_up()
-    if all_ended and so_far.closed and so_far.closed == search.time:
+    if everything_ended and so_far.closed and so_far.closed == search.time:
         used = f"search.time={search.time} has no room for another trial"
     return (
         f"{used}. With a larger one it goes on: {program()} resume {shell_path(folder.where)} {used.split('=')[0]}=…"
