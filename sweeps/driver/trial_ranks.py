@@ -566,10 +566,12 @@ def _listen(rank: _Rank, worker: Any, group: str, number: int) -> None:
 def _plain(error: Exception) -> Exception:
     """An error as one that any process can read, of the kind that matters to the worker."""
     from trainer.models.ranks import by_lost_rank
-    from trainer.outcomes import out_of_memory
+    from trainer.outcomes import device_fault, out_of_memory
 
     if isinstance(error, LorasweepError) or disk_fault(error):
         return error
+    if (fault := device_fault(error)) is not None:  # the process is of no more use: all are ended, as where one died
+        return RankLost(f"its GPU failed: {fault}")
     if by_lost_rank(error):
         return RankLost(first_line(error))
     said = f"{type(error).__name__}: {first_line(error)}"

@@ -28,7 +28,7 @@ from trainer.models.base_state import BaseState
 from trainer.models.lm_head import weighted_cross_entropy
 from trainer.models.lora import linear_modules
 from trainer.models.ranks import Interrupted
-from trainer.outcomes import Diverged, ended_by, out_of_memory
+from trainer.outcomes import Diverged, ended_by, out_of_memory, raise_device_fault
 
 # Most tokens of a pass, padding included. On a CPU two passes are faster than a larger one: its tensors do not fit the
 # caches, and the allocator gets the memory of the largest from the system anew each time (BENCHMARKS.md).
@@ -191,6 +191,7 @@ class Pack:
             self.run_pass(group, [slot.next_batch() for slot in group])
             return []
         except Exception as error:
+            raise_device_fault(error)
             for slot in group:
                 slot.forget_micro_steps()
             if len(group) == 1:
