@@ -15,10 +15,10 @@ from analysis.folder import TrialFolder
 from trainer.config import TrialConfig
 from trainer.data.encode import Encoded
 from trainer.engines.batches import MicroBatch, micro_batches
-from trainer.engines.flat_adamw import Stepping
 from trainer.engines.learning_rates import PREFIX, peak_rate, schedule
 from trainer.engines.pack_layers import PackedHead, SlotModule
-from trainer.engines.slot_tensors import Group, Trained, own_pieces
+from trainer.engines.tensors.flat_adamw import Stepping
+from trainer.engines.tensors.slot_tensors import Group, Trained, own_pieces
 from trainer.engines.trial_record import Score, TrialRecord, Weights
 from trainer.evaluation.evaluate import Validation
 from trainer.models.base_model import BaseModel

@@ -19,7 +19,7 @@ from trainer.config import TrialConfig
 from trainer.engines.batches import MicroBatch, batch_of
 from trainer.engines.pack import Pack
 from trainer.engines.slot import Slot
-from trainer.engines.stacks import padded
+from trainer.engines.tensors.stacks import padded
 from trainer.models.base_model import BaseModel
 from trainer.models.lora import linear_modules, linear_shape, resolve_targets
 

@@ -19,10 +19,11 @@ from tests.trainer.packs import CLOSE, EXACT, alone, at_step, distance, drive, f
 from trainer.baselines import score_baseline
 from trainer.config import Baseline, TrialConfig
 from trainer.engine import Admitted, Ended, Full, Refused, RungResult
-from trainer.engines import flat_adamw, lora_kernels, pack, slot
+from trainer.engines import lora_kernels, pack, slot
 from trainer.engines.batches import MicroBatch
-from trainer.engines.flat_adamw import Stepping
 from trainer.engines.hf_engine import HfEngine
+from trainer.engines.tensors import flat_adamw
+from trainer.engines.tensors.flat_adamw import Stepping
 
 
 @pytest.fixture
