@@ -17,7 +17,7 @@ def _mixed(x):
     return x ^ (x >> 16)
 
 
-@triton.jit(do_not_specialize=["module_key", "threshold"])
+@triton.jit(do_not_specialize=["module_key", "threshold", "rows", "blocks"])  # else compiled anew for what 16 divides
 def drop(
     x,
     dropped,
