@@ -3,8 +3,8 @@
 import copy
 import math
 import re
-import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from analysis.folder import TrialFolder
 from trainer.config import TrialConfig
 from trainer.data.encode import Encoded
 from trainer.engines.batches import micro_batches
+from trainer.engines.checkpoints import ADAPTER_FILE, OPTIMIZER_FILE, write_tensors
 from trainer.engines.learning_rates import PREFIX, peak_rate, split_by_rate
 from trainer.engines.pack_layers import PackedHead, SlotModule
-from trainer.engines.trial_record import Score, TrialRecord, Weights
+from trainer.engines.trial_record import Score, TrialRecord, Weights, host_copies
 from trainer.evaluation.evaluate import Validation
 from trainer.models.base_model import BaseModel
 from trainer.models.lora import (
@@ -35,6 +36,7 @@ from trainer.models.lora import (
 )
 from trainer.outcomes import Diverged
 
+_METADATA = {"format": "pt"}
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 # As in Hugging Face Trainer: biases and norms are not decayed.
 _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
@@ -50,7 +52,7 @@ class Slot:
         encoded: training rows.
         validation: what it is scored on.
         score: the sweep's objective, higher is better.
-        checkpoint: a folder that ``save`` wrote, of this engine or the other, or None.
+        checkpoint: a folder that was written after ``snapshot``, of this engine or the other, or None.
 
     Attributes:
         modules: target module → trained tensors, in the model's order.
@@ -83,7 +85,7 @@ class Slot:
         self._batches: list[dict[str, Any]] = []
         self._losses: list[torch.Tensor] = []
         if checkpoint is not None:
-            self.restore(load_file(checkpoint / "adapter_model.safetensors"))
+            self.restore(load_file(checkpoint / ADAPTER_FILE))
             self.record.load(checkpoint)
         self.waited = 0
         self.spoiled = False
@@ -162,7 +164,7 @@ class Slot:
 
     def weights(self) -> Weights:
         """A copy on the CPU, by the keys of a PEFT adapter file."""
-        return {key: p.detach().cpu().clone().contiguous() for key, p in self._tensors.values()}
+        return host_copies(dict(self._tensors.values()), pinned=False)  # kept for long
 
     @torch.no_grad()
     def restore(self, weights: Weights) -> None:
@@ -170,21 +172,35 @@ class Slot:
         for key, parameter in self._tensors.values():
             parameter.copy_(weights[key])
 
-    def save(self, to: Path) -> None:
-        """A plain PEFT adapter, the optimiser's moments, the best rung; the counters last.
-
-        Of the last whole optimiser step: micro-steps since then have only added to gradients, and are done again.
-        """
-        shutil.rmtree(to, ignore_errors=True)
-        self._write(self.weights(), to)
-        moments = {
-            f"{name}|{m}": torch.as_tensor(self.optimizer.state[parameter][m]).detach().cpu().contiguous()
+    def moments(self) -> dict[str, torch.Tensor]:
+        """The optimiser's state, as a checkpoint names it; the tensors themselves, which change with the next step."""
+        return {
+            f"{name}|{m}": torch.as_tensor(self.optimizer.state[parameter][m]).detach()
             for name, parameter in self.parameters()
             if parameter in self.optimizer.state
             for m in _MOMENTS
         }
-        save_file(moments, to / "optimizer.safetensors")
-        self.record.save(to)
+
+    def snapshot(self, to: Path) -> Callable[[], None]:
+        """Copy what a checkpoint holds: a plain PEFT adapter, the optimiser's moments, the best rung, the counters.
+
+        Of the last whole optimiser step: micro-steps since then have only added to gradients, and are done again.
+
+        Returns:
+            A call that writes it, the counters last; any thread may make it, once.
+        """
+        weights = dict(self._tensors.values())
+        copies = host_copies({**weights, **self.moments()})
+        adapter = {key: copies.pop(key) for key in weights}
+
+        def write() -> dict[str, str]:
+            self._write_config(to)
+            return {
+                ADAPTER_FILE: write_tensors(to / ADAPTER_FILE, adapter, _METADATA),
+                OPTIMIZER_FILE: write_tensors(to / OPTIMIZER_FILE, copies),
+            }
+
+        return self.record.checkpoint(to, write)
 
     def write_best(self) -> None:
         """The best rung's adapter into the trial's folder; nothing where there was no rung."""
@@ -194,7 +210,10 @@ class Slot:
 
     def _write(self, weights: Weights, to: Path) -> None:
         to.mkdir(parents=True)
-        save_file(weights, to / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(weights, to / ADAPTER_FILE, metadata=_METADATA)
+        self._write_config(to)
+
+    def _write_config(self, to: Path) -> None:
         config = copy.copy(self.config)
         config.inference_mode = True
         config.save_pretrained(str(to))
@@ -250,7 +269,7 @@ class Slot:
             step = torch.zeros((), device=parameter.device if fused else "cpu")
             optimizer.state[parameter] = {"step": step, **moments}
         if checkpoint is not None:
-            kept = load_file(checkpoint / "optimizer.safetensors")
+            kept = load_file(checkpoint / OPTIMIZER_FILE)
             for name, parameter in self.parameters():
                 for m, value in optimizer.state[parameter].items():
                     value.copy_(kept[f"{name}|{m}"])

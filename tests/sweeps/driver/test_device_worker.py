@@ -59,9 +59,9 @@ class FakeEngine:
     def steps(self, trial_id: str) -> int:
         return self.done
 
-    def checkpoint(self, trial_id: str, to: Path) -> None:
+    def snapshot(self, trial_id: str, to: Path) -> Callable[[], None]:
         self.checkpoints.append(to)
-        self._checkpoint()
+        return self._checkpoint
 
     def release(self, trial_id: str) -> None:
         self.released.append(trial_id)
