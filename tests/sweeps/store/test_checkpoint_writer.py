@@ -1,0 +1,123 @@
+"""The thread that writes checkpoints: its order, its room, and what it lets go of."""
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from analysis.folder import TrialFolder
+from sweeps.store.checkpoint_writer import KEPT_CHECKPOINTS, MOST_SNAPSHOTS, CheckpointWriter, complete
+from sweeps.store.node_copy import NodeCopy
+from trainer.engines.checkpoints import seal
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    opened = threading.Event()
+    yield opened
+    opened.set()
+
+
+def test_one_after_the_other_in_the_order_given_with_what_was_raised(gate: threading.Event) -> None:
+    told: list[tuple[str, str]] = []
+    writer = CheckpointWriter(lambda: None)
+
+    def put(trial_id: str, write: Callable[[], object]) -> None:
+        def gated() -> None:
+            assert gate.wait(30)
+            write()
+
+        writer.put(trial_id, gated, lambda error: told.append((trial_id, str(error or ""))))
+
+    put("a", lambda: None)
+    put("b", lambda: 1 / 0)
+    put("a", lambda: None)
+    assert told == []
+    gate.set()
+    writer.wait("a")
+    assert told == [("a", ""), ("b", "division by zero"), ("a", "")]
+    writer.wait("nobody")
+
+
+def test_it_says_when_there_is_room_again(gate: threading.Event) -> None:
+    seen: list[bool] = []
+    writer = CheckpointWriter(lambda: seen.append(writer.full))
+    for i in range(MOST_SNAPSHOTS):
+        assert not writer.full
+        writer.put(str(i), lambda: gate.wait(30), lambda error: None)
+    assert writer.full
+    gate.set()
+    for i in range(MOST_SNAPSHOTS):
+        writer.wait(str(i))
+    assert not writer.full
+    gives_up = threading.Event()
+    while len(seen) < MOST_SNAPSHOTS and not gives_up.wait(0.01):
+        pass
+    assert seen == [False] * MOST_SNAPSHOTS
+
+
+def test_a_snapshot_is_freed_when_it_is_written(gate: threading.Event) -> None:
+    class Snapshot:
+        def __call__(self) -> None:
+            pass
+
+    snapshot = Snapshot()
+    held = weakref.ref(snapshot)
+    freed: list[bool] = []
+
+    def then(error: Exception | None) -> None:
+        gc.collect()
+        freed.append(held() is None)
+
+    writer = CheckpointWriter(lambda: None)
+    writer.put("other", lambda: gate.wait(30), lambda error: None)
+    writer.put("a", snapshot, then)
+    del snapshot
+    gate.set()
+    writer.wait("a")
+    assert freed == [True]
+
+
+def checkpoint(folder: TrialFolder, step: int, scored: int) -> None:
+    folder.checkpoint_dir(step).mkdir(parents=True, exist_ok=True)
+    seal(folder.checkpoint_dir(step), {"step": step, "scored": scored})
+
+
+@pytest.mark.parametrize(
+    ("before", "step", "scored", "kept"),
+    [
+        ({2: 2, 4: 4}, 5, 4, [2, 4, 5]),  # it pushes out no rung's
+        ({2: 2, 4: 4, 5: 4}, 6, 4, [2, 4, 6]),  # but the one between the same rungs
+        ({2: 2, 4: 4, 6: 4}, 8, 8, [4, 6, 8]),
+        ({4: 4, 6: 4, 8: 8}, 10, 10, [8, 10]),
+        ({2: 2, 3: 2}, 4, 2, [2, 4]),
+        ({1: 0}, 2, 2, [1, 2]),
+        ({2: 2, 4: 4, 6: 6}, 4, 4, [2, 4]),  # what came after it was damaged
+    ],
+)
+def test_two_checkpoints_of_rungs_are_kept_and_one_between_them(
+    before: dict[int, int], step: int, scored: int, kept: list[int], tmp_path: Path
+) -> None:
+    folder = TrialFolder(tmp_path)
+    for at, rung in before.items():
+        checkpoint(folder, at, rung)
+    complete(NodeCopy(), folder, step, lambda: checkpoint(folder, step, scored))
+    assert folder.checkpoints() == kept
+
+
+def test_older_ones_go_only_when_the_new_one_is_sealed(tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path)
+    before = list(range(1, KEPT_CHECKPOINTS + 1))
+    for step in before:
+        checkpoint(folder, step, step)
+
+    def full() -> None:
+        assert folder.checkpoints() == before
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        complete(NodeCopy(), folder, 3, full)
+    assert folder.checkpoints() == before
