@@ -1,7 +1,12 @@
 """The thread that writes checkpoints: its order, its room, and what it lets go of."""
 
 import gc
+import os
+import random
+import subprocess
+import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from analysis.folder import TrialFolder
+from sweeps.process.installation import package_root
 from sweeps.store.checkpoint_writer import KEPT_CHECKPOINTS, MOST_SNAPSHOTS, CheckpointWriter, complete
 from sweeps.store.node_copy import NodeCopy
-from trainer.engines.checkpoints import seal
+from trainer.engines.checkpoints import fault, seal
 
 
 @pytest.fixture
@@ -121,3 +127,49 @@ def test_older_ones_go_only_when_the_new_one_is_sealed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space"):
         complete(NodeCopy(), folder, 3, full)
     assert folder.checkpoints() == before
+
+
+_ENDLESS = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+from analysis.folder import TrialFolder
+from sweeps.store.checkpoint_writer import CheckpointWriter, complete
+from sweeps.store.node_copy import NodeCopy
+from trainer.engines.checkpoints import write_tensors
+from trainer.engines.trial_record import Best, TrialRecord
+
+folder = TrialFolder(Path(sys.argv[1]))
+record = TrialRecord(SimpleNamespace(trial_id="t0000"), folder, None, None)
+writer = CheckpointWriter(lambda: None)
+tensors = {str(i): torch.randn(1 << 18) for i in range(16)}  # 16 MiB
+record.best = Best(1, 0.5, tensors, None)
+while True:
+    record.step = record.scored = step = record.step + 1
+    to = folder.checkpoint_dir(step)
+    files = lambda to=to: {name: write_tensors(to / name, tensors) for name in ("adapter", "optimizer")}
+    write = record.checkpoint(to, files)
+    tell = lambda error, step=step: print(error or step, flush=True)
+    writer.put("t0000", lambda step=step, write=write: complete(NodeCopy(), folder, step, write), tell)
+    writer.wait("t0000")
+"""
+
+
+@pytest.mark.heavy
+def test_a_process_that_is_killed_at_any_moment_leaves_the_checkpoint_that_it_told_of(tmp_path: Path) -> None:
+    """``kill -9``, eight times; every checkpoint that counts is whole."""
+    chance = random.Random(5)
+    environment = {**os.environ, "PYTHONPATH": package_root(), "OMP_NUM_THREADS": "1"}
+    for kill in range(8):
+        folder = TrialFolder(tmp_path / f"t{kill}")
+        arguments = [sys.executable, "-c", _ENDLESS, str(folder.root)]
+        with subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            told = [process.stdout.readline() for _ in range(chance.randint(1, 4))]
+            time.sleep(chance.uniform(0, 0.2))
+            process.kill()
+            told += process.stdout.readlines()
+        there = folder.checkpoints()
+        assert int(told[-1]) in there, (told, there)
+        assert [fault(folder.checkpoint_dir(step)) for step in there] == [""] * len(there)
