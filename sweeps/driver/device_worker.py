@@ -676,8 +676,10 @@ class DeviceWorker:
     def _not_saved(self, rung: RungResult, error: Exception) -> None:
         """A rung's checkpoint cannot be written: its trial's end, not its neighbours'; no trial's on a full disk."""
         trial_id = rung.trial_id
-        self._writing.discard(trial_id)
         del self._unsaved[trial_id]
+        self._writing.discard(trial_id)
+        if trial_id in self._abandoned:  # it is another worker's by now
+            return
         if isinstance(error, RankLost):  # its rung is scored again
             self._post(Requeued(trial_id, str(error)))
             return

@@ -6,6 +6,7 @@ and uploads where the sweep folder is in a bucket. Only then is anybody told.
 
 import queue
 import threading
+import traceback
 from collections.abc import Callable
 
 from analysis.folder import TrialFolder
@@ -13,7 +14,7 @@ from sweeps.store.node_copy import NodeCopy
 from trainer.engines.checkpoints import remove, scored_rung
 
 KEPT_CHECKPOINTS = 2  # of rungs; a third is kept where a worker left between two of them
-MOST_SNAPSHOTS = 4  # in memory at a time; each takes three times its adapter
+MOST_SNAPSHOTS = 4  # in memory at a time, each three times its adapter; one more where a slot is given up meanwhile
 
 
 class CheckpointWriter:
@@ -55,7 +56,10 @@ class CheckpointWriter:
 
     def _run(self) -> None:
         while True:
-            self._write_next()
+            try:
+                self._write_next()
+            except Exception:  # of ``then``: those that come after are still to be written
+                traceback.print_exc()
 
     def _write_next(self) -> None:  # a call of its own, so that no snapshot is held while the next one is waited for
         trial_id, write, then = self._jobs.get()

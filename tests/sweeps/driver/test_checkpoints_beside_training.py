@@ -259,12 +259,15 @@ def test_a_worker_that_leaves_waits_for_what_is_being_written_and_writes_what_wa
     assert sorted(engine.released) == sorted(there)
 
 
+@pytest.mark.parametrize("in_the_end", ["written", "broken"])
 def test_a_trial_that_was_given_back_without_its_checkpoint_is_not_written_afterwards(
-    tmp_path: Path, gate: threading.Event
+    in_the_end: str, tmp_path: Path, gate: threading.Event
 ) -> None:
     """The disk hangs; what waits behind is another worker's by now. What is told later is heard by nobody."""
     there = folders(tmp_path, 2)
     engine = GatedEngine(list(there), gate)
+    if in_the_end == "broken":
+        engine._checkpoint = lambda: [gate.wait(30), 1 / 0]  # type: ignore[assignment, return-value]
 
     async def run() -> None:
         device = await admitted(engine, there)
@@ -278,7 +281,8 @@ def test_a_trial_that_was_given_back_without_its_checkpoint_is_not_written_after
         assert all(device._events[name].empty() for name in there)
 
     asyncio.run(run())
-    assert engine.written == ["t0000"], "which was under way"
+    assert engine.written == (["t0000"] if in_the_end == "written" else []), "which was under way"
+    assert engine.ended == [], "no adapter is written"
     assert there["t0001"].checkpoints() == []
 
 
@@ -286,17 +290,22 @@ def test_a_trial_that_was_given_back_without_its_checkpoint_is_not_written_after
 def test_an_engine_that_breaks_loses_no_rung_that_was_reached(
     error: Exception, kind: type, tmp_path: Path, gate: threading.Event
 ) -> None:
+    """One of them waits for room yet."""
+
     def broken() -> list[Event]:
+        assert len(engine.checkpoints) == MOST_SNAPSHOTS
         gate.set()
         raise error
 
-    there = folders(tmp_path, 2)
-    engine = GatedEngine(["t0000"], gate, broken)
+    there = folders(tmp_path, MOST_SNAPSHOTS + 2)
+    *at_rung, _ = there
+    engine = GatedEngine(at_rung, gate, broken)
 
     async def run() -> None:
         device = await admitted(engine, there)
-        assert await event_of(device, "t0000") == rung("t0000")
-        assert there["t0000"].checkpoints() == [2]
+        for name in at_rung:
+            assert await event_of(device, name) == rung(name)
+            assert there[name].checkpoints() == [2]
         for name in there:
             assert type(await event_of(device, name)) is kind
 

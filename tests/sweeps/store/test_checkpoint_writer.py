@@ -31,20 +31,20 @@ def test_one_after_the_other_in_the_order_given_with_what_was_raised(gate: threa
     told: list[tuple[str, str]] = []
     writer = CheckpointWriter(lambda: None)
 
-    def put(trial_id: str, write: Callable[[], object]) -> None:
+    def put(trial_id: str, step: str, write: Callable[[], object]) -> None:
         def gated() -> None:
             assert gate.wait(30)
             write()
 
-        writer.put(trial_id, gated, lambda error: told.append((trial_id, str(error or ""))))
+        writer.put(trial_id, gated, lambda error: told.append((step, str(error or ""))))
 
-    put("a", lambda: None)
-    put("b", lambda: 1 / 0)
-    put("a", lambda: None)
+    put("a", "a's first", lambda: None)
+    put("b", "b's first", lambda: 1 / 0)
+    put("a", "a's second", lambda: None)
     assert told == []
     gate.set()
     writer.wait("a")
-    assert told == [("a", ""), ("b", "division by zero"), ("a", "")]
+    assert told == [("a's first", ""), ("b's first", "division by zero"), ("a's second", "")]
     writer.wait("nobody")
 
 
@@ -63,6 +63,17 @@ def test_it_says_when_there_is_room_again(gate: threading.Event) -> None:
     while len(seen) < MOST_SNAPSHOTS and not gives_up.wait(0.01):
         pass
     assert seen == [False] * MOST_SNAPSHOTS
+
+
+def test_one_that_cannot_be_told_of_does_not_stop_the_next(capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[str] = []
+    writer = CheckpointWriter(lambda: None)
+    writer.put("a", lambda: None, lambda error: told.remove("nothing"))
+    writer.put("b", lambda: None, lambda error: told.append("b"))
+    writer.wait("a")
+    writer.wait("b")
+    assert told == ["b"]
+    assert "ValueError" in capsys.readouterr().err
 
 
 def test_a_snapshot_is_freed_when_it_is_written(gate: threading.Event) -> None:
