@@ -140,8 +140,8 @@ class PackedEngine:
     def steps(self, trial_id: str) -> int:
         return self._find(trial_id)[1].record.step
 
-    def checkpoint(self, trial_id: str, to: Path) -> None:
-        self._find(trial_id)[1].save(to)
+    def snapshot(self, trial_id: str, to: Path) -> Callable[[], None]:
+        return self._find(trial_id)[1].snapshot(to)
 
     def release(self, trial_id: str) -> None:
         self._remove(trial_id)
