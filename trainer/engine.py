@@ -121,9 +121,13 @@ class Engine(Protocol):
     Attributes:
         patience: seconds that are well spent waiting until all slots that rest have been told to go on or to end: in
             a pack, a step's time, since slots that go on together are trained and scored together.
+        pass_cost: what one more pass was measured to cost, in tokens that take as long; None: not yet, or it is not
+            used. It decides the last bits of results: where others have measured something else, it is set to that
+            before a trial is admitted.
     """
 
     patience: float
+    pass_cost: float | None
 
     def capacity(self, trial: TrialConfig) -> int:
         """Trials like this one that the device takes side by side."""

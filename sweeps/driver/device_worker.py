@@ -175,10 +175,14 @@ class DeviceWorker:
         with self._naming_node():
             return await self._on_engine_thread(partial(self._sizes, trial, timed))
 
-    async def prepare(self, trial: TrialConfig) -> DataFacts:
-        """Load what a trial needs, so that bad input is found before the sweep starts. Raises LorasweepError."""
+    async def prepare(self, trial: TrialConfig, pass_cost: float | None = None) -> DataFacts:
+        """Load what a trial needs, so that bad input is found before the sweep starts. Raises LorasweepError.
+
+        Args:
+            pass_cost: what another worker measured, and this one is to use too (``engine.pass_cost``).
+        """
         with self._naming_node():
-            return await self._on_engine_thread(partial(self._prepare, trial))
+            return await self._on_engine_thread(partial(self._agree_and_prepare, trial, pass_cost))
 
     @contextlib.contextmanager
     def _naming_node(self) -> Iterator[None]:
@@ -471,6 +475,14 @@ class DeviceWorker:
 
         return sizes_on(materials, self.settings, trial, timed)
 
+    def _agree_and_prepare(self, trial: TrialConfig, pass_cost: float | None) -> DataFacts:
+        if pass_cost is not None:
+            self.engine.pass_cost = pass_cost
+        facts = self._prepare(trial)
+        if facts.pass_cost is not None:  # for the engine that takes this one's place if it breaks
+            self.settings = replace(self.settings, pass_cost=facts.pass_cost)
+        return facts
+
     def _prepare(self, trial: TrialConfig) -> DataFacts:
         from trainer.evaluation.evaluate import absent_metrics, bias_notes
         from trainer.models.lora import linear_modules, resolve_targets
@@ -483,8 +495,8 @@ class DeviceWorker:
         slots = self.engine.capacity(trial)
         facts = self.materials.facts(trial)
         self._background.append(import_scorers)
-        size = base.model.num_parameters()
-        return DataFacts(parameters=size, slots=slots, absent=absent, bias_notes=notes, **facts)
+        size, cost = base.model.num_parameters(), self.engine.pass_cost
+        return DataFacts(parameters=size, slots=slots, absent=absent, bias_notes=notes, pass_cost=cost, **facts)
 
     def _save_baseline(self, baseline: Baseline, folder: TrialFolder, test: bool) -> MetricsRow:
         row = self._score_baseline(baseline, folder, test)

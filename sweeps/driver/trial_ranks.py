@@ -357,6 +357,7 @@ class _EngineOnRanks:
     def __init__(self, worker: RanksWorker):
         self.worker = worker
         self.patience = 0.0
+        self.pass_cost: float | None = None
         self._proceeds = False
         self._trial: TrialConfig | None = None
         self._step = 0

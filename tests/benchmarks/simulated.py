@@ -95,6 +95,7 @@ class SimulatedEngine:
         self.node, self.note_steps = node, note_steps
         self.slots: dict[str, SimulatedSlot] = {}
         self.patience = 0.0
+        self.pass_cost: float | None = None
 
     def capacity(self, trial: TrialConfig) -> int:
         return self.capacity_

@@ -52,6 +52,7 @@ class HfEngine:
         self.activation_checkpointing = activation_checkpointing
         self.run: _Run | None = None
         self.patience = 0.0
+        self.pass_cost: float | None = None
 
     def admit(self, trial: TrialConfig, folder: TrialFolder, checkpoint: Path | None) -> Admission:
         if self.run is not None:
