@@ -1,7 +1,8 @@
 """Three ways to add many adapters' low-rank products to one base layer's output.
 
 The rows of the batch are sorted by slot; each slot's rows are a segment. ``loop`` is the reference: per slot what PEFT
-computes, in the same order of operations. ``bmm`` needs equal segments; ``grouped`` takes ragged ones in one call.
+computes, in the same order of operations. ``bmm`` is one batched product, for which short segments are filled up;
+``grouped`` takes ragged ones as they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,7 @@ class Routing:
         tokens: of the longest row; 0 in scoring.
         shared_keys: (segments,) from ``shared_key``, or None where no layer needs them.
         row_p: (rows,) float64, the probability of dropout of each; None where nothing is dropped.
-        there: ``index``, ``row_slots`` and ``row_ends``, where they are on the device already.
+        there: ``index``, ``row_slots``, ``row_ends``, ``spread`` and ``collected``, where they are there already.
     """
 
     segments: tuple[Segment, ...]
@@ -96,6 +97,28 @@ class Routing:
         """(segments,) int32: rows up to and with those of each segment."""
         return self._there("row_ends", [segment.stop for segment in self.segments], torch.int32)
 
+    @cached_property
+    def spread(self) -> torch.Tensor:
+        """(segments · most rows,) rows so that every segment has as many; those that fill it up are some row."""
+        return self._there("spread", self.rows_spread, torch.int64)
+
+    @cached_property
+    def collected(self) -> torch.Tensor:
+        """(rows,) where each row is in ``spread``."""
+        return self._there("collected", self.rows_collected, torch.int64)
+
+    @property
+    def rows_spread(self) -> list[int]:
+        """``spread`` on the host."""
+        most = max(self.counts)
+        return [min(segment.start + i, segment.stop - 1) for segment in self.segments for i in range(most)]
+
+    @property
+    def rows_collected(self) -> list[int]:
+        """``collected`` on the host."""
+        most = max(self.counts)
+        return [k * most + i for k, n in enumerate(self.counts) for i in range(n)]
+
     @property
     def slot_of_rows(self) -> list[int]:
         """The slot of each row."""
@@ -143,20 +166,26 @@ def loop(
     return output if in_place else pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
-def bmm(output: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """The same for equal segments in one batched product.
+def bmm(
+    output: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor, routing: Routing
+) -> torch.Tensor:
+    """The same in one batched product. Segments with fewer rows than another are filled up with rows that do not count.
 
     Args:
-        output: (slots · rows, …, d_out).
-        x: after dropout, (slots · rows, …, d_in).
-        a: (slots, rank, d_in), zero beyond a slot's own rank.
-        b: (slots, rank, d_out), transposed, zero likewise.
-        scale: (slots,)
+        output: (rows, …, d_out).
+        x: after dropout, (rows, …, d_in).
+        a: (segments, rank, d_in), zero beyond a slot's own rank.
+        b: (segments, rank, d_out), transposed, zero likewise.
+        scale: (segments,)
+        routing: which rows belong to which segment.
     """
-    low = torch.bmm(x.reshape(len(a), -1, x.shape[-1]), a.transpose(1, 2))
+    rows = x if routing.equal else x.index_select(0, routing.spread)
+    low = torch.bmm(rows.reshape(len(a), -1, x.shape[-1]), a.transpose(1, 2))
     low = (low * scale[:, None, None]).to(low.dtype)
-    added = torch.bmm(low, b)
-    return (output + added.view(output.shape)).to(output.dtype)
+    added = torch.bmm(low, b).view(*rows.shape[:-1], -1)
+    if not routing.equal:
+        added = added.index_select(0, routing.collected)
+    return (output + added).to(output.dtype)
 
 
 def grouped(
@@ -189,9 +218,8 @@ def grouped(
 def choose(routing: Routing, device: torch.device, autocast: bool, widths: Sequence[int] = ()) -> str:
     """The kernel for a batch on a layer.
 
-    With ``auto``: one segment needs no stack; equal segments go to ``bmm``; ragged ones to ``grouped`` where the GPU
-    has a fast one for them, else to ``loop``. On a CPU it is always ``loop``, whose products are large enough to fill
-    the cores.
+    With ``auto``: one segment needs no stack; equal segments go to ``bmm``, and ragged ones too, but for where the GPU
+    has a fast ``grouped`` for them. On a CPU it is always ``loop``, whose products are large enough to fill the cores.
 
     Args:
         routing: of the batch; names the kernel that the config sets.
@@ -201,13 +229,10 @@ def choose(routing: Routing, device: torch.device, autocast: bool, widths: Seque
     """
     fits = grouped_fits(widths, 2 if autocast else 4)
     if routing.kernel != "auto":
-        able = {"bmm": routing.equal, "grouped": fits}.get(routing.kernel, True)
-        return routing.kernel if able else "loop"
+        return "bmm" if routing.kernel == "grouped" and not fits else routing.kernel
     if len(routing.segments) == 1 or device.type == "cpu":
         return "loop"
-    if routing.equal:
-        return "bmm"
-    return "grouped" if autocast and fits and grouped_is_fast(device) else "loop"
+    return "grouped" if not routing.equal and autocast and fits and grouped_is_fast(device) else "bmm"
 
 
 def grouped_fits(widths: Sequence[int], element_bytes: int) -> bool:

@@ -125,7 +125,7 @@ class PackedLora:
             return lora_kernels.grouped(output, x, self.a, self.b, self.scale, routing)
         whole = len(routing.segments) == routing.n_slots
         a, b, scale = (t if whole else t[routing.index] for t in (self.a, self.b, self.scale))
-        return lora_kernels.bmm(output, x, a, b, scale)
+        return lora_kernels.bmm(output, x, a, b, scale, routing)
 
 
 class PerSlot:
@@ -217,7 +217,7 @@ class PackedHead(nn.Module):
         if routing is None:
             result: torch.Tensor = self.original(x, *args, **kwargs)
             return result
-        if self._stacked and routing.equal and len(routing.segments) > 1 and not args and not kwargs:
+        if self._stacked and len(routing.segments) > 1 and not args and not kwargs:
             return self._all_at_once(x, routing)
         # split() instead of slices: the gradient of each slice would be a tensor of zeros as large as the whole
         parts = zip(routing.slots, x.split(routing.counts), strict=True)
@@ -237,5 +237,6 @@ class PackedHead(nn.Module):
             result: torch.Tensor = torch.func.functional_call(self.slots[0], parameters, (rows,))
             return result
 
-        results = torch.func.vmap(apply)(own, x.view(len(routing.segments), -1, *x.shape[1:]))
-        return results.flatten(0, 1)
+        rows = x if routing.equal else x.index_select(0, routing.spread)
+        results = torch.func.vmap(apply)(own, rows.view(len(routing.segments), -1, *x.shape[1:])).flatten(0, 1)
+        return results if routing.equal else results.index_select(0, routing.collected)

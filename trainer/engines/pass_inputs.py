@@ -75,6 +75,9 @@ def pass_inputs(
         "row_slots": np.repeat(np.array(places), rows),
         "row_ends": ends.astype(np.int32),
     }
+    if min(rows) < max(rows):
+        ragged = Routing(segments, n_slots, None, kernel)
+        arrays |= {"spread": np.array(ragged.rows_spread), "collected": np.array(ragged.rows_collected)}
     lengths = np.concatenate([batch.lengths for batch in batches])
     if needs_mask and lengths.min() < width:
         arrays["mask"] = (np.arange(width) < lengths[:, None]).astype(np.int64)
@@ -109,7 +112,7 @@ def pass_inputs(
         width,
         there.get("shared_keys"),
         there.get("row_p"),
-        {name: there[name] for name in ("index", "row_slots", "row_ends")},
+        there,
     )
     return PassInputs(
         there["ids"],

@@ -42,21 +42,23 @@ def test_gradients_of_the_loop(p: float) -> None:
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5])
-def test_gradients_of_bmm(p: float) -> None:
-    where = routing([2, 2])
+@pytest.mark.parametrize("counts", [[2, 2], [3, 1]])
+def test_gradients_of_bmm(counts: list[int], p: float) -> None:
+    where = routing(counts)
     scale = torch.tensor([0.7, 2.0], dtype=torch.float64)
 
     def run(output: torch.Tensor, x: torch.Tensor, *ab: torch.Tensor) -> torch.Tensor:
         dropped = drop(x, where.keys, KEY, p) if p else x
-        return bmm(output, dropped, torch.stack(ab[::2]), torch.stack([b.T for b in ab[1::2]]), scale)
+        return bmm(output, dropped, torch.stack(ab[::2]), torch.stack([b.T for b in ab[1::2]]), scale, where)
 
     assert torch.autograd.gradcheck(run, tensors([3, 3], 4, torch.float64))
 
 
 def test_bmm_and_grouped_are_the_loop() -> None:
-    """Values and gradients, float32, slots of different ranks padded to 8; grouped also with ragged rows."""
+    """Values and gradients, float32, slots of different ranks padded to 8; also with ragged rows."""
     ranks, scale = [2, 8, 5], torch.tensor([0.5, 2.0, 1.0])
-    for counts, kernels in (([2, 2, 2], (bmm, grouped)), ([3, 0, 1], (grouped,))):
+    every = (bmm, grouped)
+    for counts, kernels in (([2, 2, 2], every), ([3, 1, 2], every), ([1, 4, 1], every), ([3, 0, 1], (grouped,))):
         where = routing(counts, dropout=False)
         given = tensors(ranks, sum(counts), torch.float32)
         slots = [SlotLora(given[2 + 2 * k], given[3 + 2 * k], float(scale[k]), 0.0) for k in range(3)]
@@ -66,8 +68,7 @@ def test_bmm_and_grouped_are_the_loop() -> None:
         for kernel in kernels:
             a = torch.stack([torch.nn.functional.pad(s.a, (0, 0, 0, 8 - len(s.a))) for s in slots])
             b = torch.stack([torch.nn.functional.pad(s.b.T, (0, 0, 0, 8 - s.b.shape[1])) for s in slots])
-            more = (where,) if kernel is grouped else ()
-            got = kernel(given[0], given[1], a, b, scale, *more)
+            got = kernel(given[0], given[1], a, b, scale, where)
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
             gradients = torch.autograd.grad((got * weights).sum(), given, allow_unused=True)
             for mine, theirs in zip(gradients, wanted, strict=True):
@@ -127,7 +128,7 @@ def test_the_kernel_is_chosen_by_shape_and_device(capability: Callable[[tuple[in
     assert choose(routing([2]), gpu, True) == "loop"
     assert choose(routing([2, 2]), gpu, True) == "bmm"
     assert choose(routing([2, 1]), gpu, True, (64, 256)) == "grouped"
-    assert choose(routing([2, 1]), gpu, False, (64, 256)) == "loop"
+    assert choose(routing([2, 1]), gpu, False, (64, 256)) == "bmm"
 
 
 def test_ragged_segments_are_grouped_only_where_the_gpu_has_a_kernel_for_that(
@@ -135,17 +136,17 @@ def test_ragged_segments_are_grouped_only_where_the_gpu_has_a_kernel_for_that(
 ) -> None:
     gpu, ragged = torch.device("cuda"), routing([2, 1])
     for numbers, kernel in (
-        ((8, 0), "loop"),
-        ((8, 9), "loop"),
+        ((8, 0), "bmm"),
+        ((8, 9), "bmm"),
         ((9, 0), "grouped"),
         ((10, 3), "grouped"),
-        ((12, 0), "loop"),
+        ((12, 0), "bmm"),
     ):
         capability(numbers)
         assert choose(ragged, gpu, True) == kernel, numbers
     capability((9, 4))
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert choose(ragged, gpu, True) == "loop", "gfx942 is no Hopper"
+    assert choose(ragged, gpu, True) == "bmm", "gfx942 is no Hopper"
 
 
 def test_rows_that_are_not_multiples_of_16_bytes_are_not_grouped_though_the_config_says_so(
@@ -153,7 +154,7 @@ def test_rows_that_are_not_multiples_of_16_bytes_are_not_grouped_though_the_conf
 ) -> None:
     capability((9, 0))
     gpu, auto, forced = torch.device("cuda"), routing([2, 1]), replace(routing([2, 1]), kernel="grouped")
-    for widths, bf16, kernel in (((64, 12), True, "loop"), ((12, 64), True, "loop"), ((64, 12), False, "grouped")):
+    for widths, bf16, kernel in (((64, 12), True, "bmm"), ((12, 64), True, "bmm"), ((64, 12), False, "grouped")):
         assert choose(forced, gpu, bf16, widths) == kernel
         if bf16:
             assert choose(auto, gpu, bf16, widths) == kernel

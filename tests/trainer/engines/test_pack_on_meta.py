@@ -93,10 +93,9 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 def filled(kind: str, kernel: str, n: int, ragged: bool = False, **changes: Any) -> Pack:
     """A pack of so many slots on the device without values."""
-    with META:
-        make = AutoModelForSequenceClassification if kind == "bert" else AutoModelForCausalLM
-        in_bf16[:] = [kernel == "grouped"]  # which there is for bf16 alone
-        model = make.from_config(MODELS[kind](), dtype=torch.bfloat16 if in_bf16[0] else torch.float32)
+    make = AutoModelForSequenceClassification if kind == "bert" else AutoModelForCausalLM
+    in_bf16[:] = [kernel == "grouped"]  # which there is for bf16 alone
+    model = make.from_config(MODELS[kind](), dtype=torch.bfloat16 if in_bf16[0] else torch.float32).to(META)
     model.requires_grad_(False)
     heads = frozenset({"classifier"}) if kind == "bert" else frozenset[str]()
     behaviour = Behaviour(needs_mask=kind == "bert")
@@ -109,7 +108,7 @@ def filled(kind: str, kernel: str, n: int, ragged: bool = False, **changes: Any)
             rows = [replace(row, completion=row.completion[: 1 + j % 3]) for j, row in enumerate(rows)]
         if kind == "bert":
             rows = [replace(row, context=row.tokens, completion=()) for row in rows]
-        trial = make_trial(i, "bf16", Setting(n, 4 + (i % 3 if kernel == "grouped" else 0), 16))
+        trial = make_trial(i, "bf16", Setting(n, 4 + (i % 3 if ragged else 0), 16))
         trial = replace(trial, task=TaskConfig(name=task), lora=replace(trial.lora, **changes))
         pack.add(make_slot(base, trial, rows))
     assert pack.step() == []
@@ -122,6 +121,7 @@ CASES = [
     ("gpt2", "bmm", True, {}),
     ("gpt2", "grouped", True, {"dropout": 0.1}),
     ("bert", "bmm", False, {"dropout": 0.1}),
+    ("bert", "bmm", True, {}),
 ]
 
 
