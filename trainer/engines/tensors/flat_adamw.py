@@ -3,7 +3,7 @@
 The operators do not grow with the slots, so that a GPU is not kept waiting for Python: PyTorch's ``_foreach`` operators
 take a list of tensors and a number for each of them. Values are those of ``torch.nn.utils.clip_grad_norm_`` and of
 ``torch.optim.AdamW`` (Loshchilov & Hutter 2019, arXiv 1711.05101; eps 1e-8) in their order of operations, bit for bit
-where a slot's pieces are its parameters.
+where a slot's pieces are its parameters. On a GPU a kernel of ours does the same in one launch, where it can be used.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ import torch
 
 from trainer.engines.tensors.slot_tensors import Piece
 from trainer.engines.tensors.transfer import to_device
+from trainer.engines.triton_kernels import adamw
 
 _EPS = 1e-8
 _CLIP_EPS = 1e-6  # that of clip_grad_norm_
@@ -72,6 +73,16 @@ def step(slots: Sequence[Stepping], factors: torch.Tensor) -> None:
     rates = [piece.rate * slot.factor for piece, slot in zip(pieces, owners, strict=True)]
 
     of_slots = factors.unbind()
+    if adamw.usable_on(factors.device):
+        columns = [
+            (rate, 1 - rate * piece.decay, slot.beta1, slot.beta2, 1 - slot.beta1**slot.step, _root(slot))
+            for rate, piece, slot in zip(rates, pieces, owners, strict=True)
+        ]
+        which = np.repeat(np.arange(len(slots)), [len(slot.pieces) for slot in slots])
+        there = to_device({"columns": np.array(columns), "which": which}, factors.device)
+        each = factors.index_select(0, there["which"])
+        adamw.step(parameters, gradients, averages, squares, there["columns"], each)
+        return
     torch._foreach_mul_(gradients, [factor for factor, slot in zip(of_slots, slots, strict=True) for _ in slot.pieces])
     if any(piece.decay for piece in pieces):
         torch._foreach_mul_(parameters, [1 - rate * piece.decay for rate, piece in zip(rates, pieces, strict=True)])
@@ -80,7 +91,7 @@ def step(slots: Sequence[Stepping], factors: torch.Tensor) -> None:
     torch._foreach_addcmul_(squares, gradients, gradients, [1 - slot.beta2 for slot in owners])
     torch._foreach_copy_(gradients, squares)
     torch._foreach_sqrt_(gradients)
-    torch._foreach_div_(gradients, [(1 - slot.beta2**slot.step) ** 0.5 for slot in owners])
+    torch._foreach_div_(gradients, [_root(slot) for slot in owners])
     torch._foreach_add_(gradients, _EPS)
     torch._foreach_addcdiv_(
         parameters,
@@ -89,3 +100,8 @@ def step(slots: Sequence[Stepping], factors: torch.Tensor) -> None:
         [-(rate / (1 - slot.beta1**slot.step)) for rate, slot in zip(rates, owners, strict=True)],
     )
     torch._foreach_zero_(gradients)
+
+
+def _root(slot: Stepping) -> float:
+    """The root of the second moment's bias correction."""
+    return float((1 - slot.beta2**slot.step) ** 0.5)
