@@ -127,7 +127,7 @@ def _kernel_fault(device: torch.device, dtype: torch.dtype, of_p: torch.dtype | 
     numbers = torch.arange(rows * tokens * features, dtype=torch.float64, device=device)
     values = (numbers.sin() * 3).to(dtype).view(rows, tokens, features)
     keys = row_keys(1, 2, torch.arange(rows, device=device))
-    p: float | torch.Tensor = 0.1 if of_p is None else torch.tensor([0.0, 0.1, 0.5], dtype=of_p, device=device)
+    p: float | torch.Tensor = 0.15 if of_p is None else torch.tensor([0.0, 0.1, 0.5], dtype=of_p, device=device)
     for x in (values, values.view(tokens, rows, features).transpose(0, 1)):
         results = []
         for function in (_drop_by_operators, dropout.drop):
