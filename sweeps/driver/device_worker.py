@@ -111,6 +111,7 @@ class DeviceWorker:
         self._abandoned: set[str] = set()  # given back while the engine was still busy with them
         self._undecided: set[str] = set()  # posted a rung, and not yet told to go on or to end
         self._resting: set[str] = set()  # the same, however long it takes
+        self._told = 0.0  # when a rung was posted last, by this process's clock
         self._unsaved: dict[str, RungResult] = {}  # of trials at a rung that has no checkpoint yet, the oldest first
         self._writing: set[str] = set()  # those of them of which a snapshot was taken
         self._write_errors: dict[str, Exception] = {}  # of those, why they could not be written
@@ -357,14 +358,15 @@ class DeviceWorker:
         Args:
             idle: whether no slot trained meanwhile: then their checkpoints are worth the same wait.
         """
-        waits = self._undecided or (idle and self._unsaved)
-        until = time.monotonic() + (min(self.engine.patience, _PATIENCE) if waits else 0.0)
+        began = time.monotonic()
         while self._undecided or (idle and self._unsaved):
-            try:
-                self._commands.get(timeout=max(0.0, until - time.monotonic()))()
-            except queue.Empty:
+            told = max(began, self._told) if self._undecided else began
+            left = told + min(self.engine.patience, _PATIENCE) - time.monotonic()
+            if left <= 0 and self._commands.empty():
                 self._undecided.clear()
                 return
+            with contextlib.suppress(queue.Empty):
+                self._commands.get(timeout=max(0.0, left))()
 
     def _broken(self, error: Exception) -> "list[Event | Halted]":
         """The engine itself failed: so have the trials in it, and the next ones find a new engine."""
@@ -710,6 +712,7 @@ class DeviceWorker:
             return
         if trial_id not in self._abandoned:
             self._saved[trial_id] = event.row.step
+            self._told = time.monotonic()
             self._undecided.add(trial_id)
             self._resting.add(trial_id)
             self._tell(event)

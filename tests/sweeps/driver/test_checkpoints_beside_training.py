@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -162,16 +163,37 @@ def test_slots_that_reached_a_rung_together_go_on_together(tmp_path: Path, gate:
         device = await admitted(engine, there)
         first.set()
         assert await event_of(device, "t0000") == rung("t0000")
+        began = time.monotonic()
         assert await device.proceed("t0000")
         later.set()
         for name in ("t0001", "t0002"):
             assert await event_of(device, name) == rung(name)
             assert await device.proceed(name)
         await asyncio.to_thread(until, lambda: any(engine.calls))
+        assert device._told > began
         await device.leave(10)
 
     asyncio.run(run())
     assert next(call for call in engine.calls if call) == list(there)
+
+
+def test_a_decision_is_waited_for_from_when_its_rung_was_told(tmp_path: Path) -> None:
+    """Which may be later than the wait for the checkpoints began."""
+    device, decided = worker(FakeEngine()), threading.Event()
+
+    def decide() -> None:
+        device._undecided.discard("t0000")
+        decided.set()
+
+    device._undecided.add("t0000")
+    device._told = time.monotonic() + 30
+    threading.Timer(0.2, lambda: device._commands.put(decide)).start()
+    device._await_decisions(False)
+    assert decided.is_set()
+    device._undecided.add("t0000")
+    device._told = 0.0
+    device._await_decisions(False)
+    assert device._undecided == set(), "not for ever"
 
 
 def test_a_trial_is_told_at_once_though_the_engine_is_busy_with_others(tmp_path: Path, gate: threading.Event) -> None:
