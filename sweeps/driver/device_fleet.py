@@ -332,7 +332,7 @@ class DeviceFleet:
                 member.client = member.client.at(answer.where)
             elif isinstance(answer, DataFacts):
                 self._require_same(member, answer)
-                if self._first and self._data and answer.pass_cost != self._data.pass_cost:
+                if self._first and self._data and self._data.pass_cost not in (None, answer.pass_cost):
                     # Both measured it at the same time: the first that was heard counts.
                     member.asked = member.client.prepare(self._first, self._data.pass_cost)
                     return

@@ -56,6 +56,7 @@ def ragged(tmp_path: Path) -> Path:
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(1800)
 def test_a_sweep_measures_once_and_a_resume_and_a_single_trial_take_what_was_recorded(
     lorasweep: Any, tiny: Callable[..., list[str]], reading: Any, ragged: Path, tmp_path: Path
 ) -> None:

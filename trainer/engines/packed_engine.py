@@ -185,9 +185,9 @@ class PackedEngine:
         if key not in self._budgets:
             slot = self._slot(trial, TrialFolder(Path("probe")), pack, None)
             self._budgets[key] = measure(pack, slot, self.device_cache.gpu_share, held_bytes(self._trials()))
-        cost = pass_cost(self.settings, pack.base.device)
+        cost = pass_cost(self.settings, pack.base.device) if self.pass_cost is None else self.pass_cost
         if cost is None:
-            cost = self.pass_cost = self.pass_cost or self._budgets[key].pass_cost
+            cost = self.pass_cost = self._budgets[key].pass_cost
         pack.pass_cost = cost  # the probe is not to be cut
         return self._budgets[key]
 
