@@ -4,12 +4,12 @@ Imports torch. Nothing is written but into a folder that is gone afterwards.
 """
 
 import gc
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,7 +20,7 @@ from trainer.config import EngineConfig, TrialConfig
 from trainer.data.dataset import Dataset, Row
 from trainer.data.encode import Encoded
 from trainer.device_cache import DeviceCache
-from trainer.engines.batches import cut_by_length, micro_batches, pass_cost
+from trainer.engines.batches import MicroBatch, cut_by_length, micro_batches, pass_cost
 from trainer.engines.pack import Pack
 from trainer.engines.slot import Slot
 from trainer.engines.slot_budget import SlotBudget, measure
@@ -180,11 +180,11 @@ class Prober:
             return 0.0
         return max(0.0, (sum(seconds[1:]) - sum(foretold[1:])) / len(seconds[1:]))
 
-    def _padded(self, batches: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    def _padded(self, batches: Sequence[MicroBatch]) -> tuple[int, int]:
         """(tokens with padding, passes) of micro-batches of one slot."""
         cost = pass_cost(self.settings, self.device)
         passes = [rows for batch in batches for [(_, rows)] in cut_by_length([batch], cost)]
-        return sum(rows["input_ids"].numel() for rows in passes), len(passes)
+        return sum(math.prod(rows.shape) for rows in passes), len(passes)
 
     def n_validation(self, trial: TrialConfig) -> int:
         """Items that a completed trial is scored on, estimated from the sample; a long text is several items."""
@@ -212,7 +212,7 @@ class Prober:
             rungs=tuple(trial.train.rungs),
             rung_seconds=rung * probe.item_seconds + probe.bias_seconds,
             final_seconds=(n_validation - rung) * probe.item_seconds,
-            tokens=sum(sum(batch["lengths"]) for batch in batches) / _BATCHES,
+            tokens=sum(sum(batch.lengths) for batch in batches) / _BATCHES,
         )
 
     def sizes(self, trial: TrialConfig, timed: bool = True) -> Sizes:

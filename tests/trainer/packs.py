@@ -117,10 +117,7 @@ def furthest(some: Sequence[Weights], others: Sequence[Weights]) -> float:
 def held_bytes(slots: Sequence[Slot]) -> int:
     """Memory of slots' weights, gradients and moments, a stack that several lie in counted once."""
     held: dict[int, int] = {}
-    for slot in slots:
-        for _, parameter in slot.parameters():
-            state = slot.optimizer.state[parameter]
-            for tensor in (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"]):
-                if tensor is not None:
-                    held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    for one in (one for slot in slots for one in slot.tensors.values()):
+        for tensor in (one.parameter, one.gradient, *one.moments.values()):
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     return sum(held.values())

@@ -2,7 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from analysis.errors import ConfigError
 from trainer.config import TaskConfig
@@ -47,6 +51,16 @@ class Encoded:
     def tokens(self) -> tuple[int, ...]:
         """The whole row."""
         return self.context + self.completion
+
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """The whole row as an array, kept: a row is trained on many times."""
+        return np.array(self.tokens, dtype=np.int64)
+
+    @cached_property
+    def target_ids(self) -> NDArray[np.int64]:
+        """``targets()`` as an array, kept likewise."""
+        return np.array(self.targets(), dtype=np.int64)
 
     @property
     def length(self) -> int:

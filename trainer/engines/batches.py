@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 from trainer.config import EngineConfig, TrialConfig
 from trainer.data.encode import Encoded
 from trainer.engines.data_order import rows_for_step
-from trainer.likelihood.log_likelihood import pad
 from trainer.models.ranks import ALONE, Ranks
 
 # The fixed cost of one more pass, in tokens that take as long: 25 to 100 for MiniLM on a CPU, fewer for larger models
@@ -21,7 +21,64 @@ _PASS_COST = {"cpu": 128.0}
 _LEAST_SAVED = 0.05  # share of a pass's tokens that a cut must save at least
 
 
-def micro_batches(trial: TrialConfig, encoded: list[Encoded], pad_token: int, step: int) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some rows of a trial's optimiser step, padded on the right to the longest, on the host.
+
+    Attributes:
+        input_ids: (rows, longest) int64.
+        labels: completion: (rows, longest) int64, -100 where no loss is borne; classification: (rows,) int64.
+        samples: (rows,) int64, each row's place in the whole step.
+        weights: (rows,) float32, in the loss; None where all are 1.
+        lengths: each row's tokens.
+        step: optimiser steps done.
+        denominator: loss-bearing tokens (or rows) of the whole step, so that the losses of its micro-batches add up to
+            its token mean.
+    """
+
+    input_ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    samples: NDArray[np.int64]
+    weights: NDArray[np.float32] | None
+    lengths: tuple[int, ...]
+    step: int
+    denominator: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows, and tokens of the longest."""
+        return len(self.lengths), self.input_ids.shape[1]
+
+    def only(self, rows: list[int]) -> "MicroBatch":
+        """Some of the rows, padded to the longest of them."""
+        lengths = tuple(self.lengths[r] for r in rows)
+        width = max(lengths)
+        labels = self.labels[rows]
+        return replace(
+            self,
+            input_ids=self.input_ids[rows, :width],
+            labels=labels[:, :width] if labels.ndim == 2 else labels,
+            samples=self.samples[rows],
+            weights=None if self.weights is None else self.weights[rows],
+            lengths=lengths,
+        )
+
+    def tensors(self) -> dict[str, Any]:
+        """The same with tensors, by the names of a model's arguments; with ``attention_mask`` (rows, longest)."""
+        mask = np.arange(self.shape[1]) < np.array(self.lengths)[:, None]
+        return {
+            "input_ids": torch.from_numpy(self.input_ids),
+            "attention_mask": torch.from_numpy(mask.astype(np.int64)),
+            "labels": torch.from_numpy(self.labels),
+            "samples": torch.from_numpy(self.samples),
+            "weights": None if self.weights is None else torch.from_numpy(self.weights),
+            "lengths": list(self.lengths),
+            "step": self.step,
+            "denominator": self.denominator,
+        }
+
+
+def micro_batches(trial: TrialConfig, encoded: list[Encoded], pad_token: int, step: int) -> list[MicroBatch]:
     """One optimiser step's rows, cut into ``train.accumulation`` micro-batches.
 
     Args:
@@ -29,12 +86,6 @@ def micro_batches(trial: TrialConfig, encoded: list[Encoded], pad_token: int, st
         encoded: all training rows.
         pad_token: id.
         step: optimiser steps done.
-
-    Returns:
-        Per micro-batch: ``input_ids`` and ``attention_mask`` (rows, longest); ``labels``: completion (rows, longest)
-        with -100 where no loss is borne, classification (rows,); ``samples`` (rows,): each row's place in the whole
-        step; ``weights`` (rows,): in the loss, None where all are 1; ``step``; ``denominator``: loss-bearing tokens (or
-        rows) of the whole step, so that micro-batch losses add up to its token mean; ``lengths``: each row's tokens.
     """
     train = trial.train
     chosen = rows_for_step(len(encoded), train.batch_size, trial.seed, step)
@@ -43,13 +94,12 @@ def micro_batches(trial: TrialConfig, encoded: list[Encoded], pad_token: int, st
     denominator = _denominator(rows, completion)
     size = train.batch_size // train.accumulation
     return [
-        _micro_batch(rows[at : at + size], range(at, at + size), completion, pad_token)
-        | {"step": step, "denominator": denominator}
+        _micro_batch(rows[at : at + size], at, completion, pad_token, step, denominator)
         for at in range(0, len(rows), size)
     ]
 
 
-def batch_of(trial: TrialConfig, rows: list[Encoded], pad_token: int) -> dict[str, Any]:
+def batch_of(trial: TrialConfig, rows: list[Encoded], pad_token: int) -> MicroBatch:
     """Any rows as one micro-batch of step 0, for measuring what such a batch costs.
 
     Args:
@@ -58,8 +108,7 @@ def batch_of(trial: TrialConfig, rows: list[Encoded], pad_token: int) -> dict[st
         pad_token: id.
     """
     completion = trial.task.name == "completion"
-    batch = _micro_batch(rows, range(len(rows)), completion, pad_token)
-    return batch | {"step": 0, "denominator": _denominator(rows, completion)}
+    return _micro_batch(rows, 0, completion, pad_token, 0, _denominator(rows, completion))
 
 
 def _denominator(rows: Sequence[Encoded], completion: bool) -> int:
@@ -67,19 +116,29 @@ def _denominator(rows: Sequence[Encoded], completion: bool) -> int:
     return sum(row.n_bearing for row in rows) if completion else len(rows)
 
 
-def _micro_batch(rows: list[Encoded], samples: range, completion: bool, pad_token: int) -> dict[str, Any]:
-    batch: dict[str, Any] = pad([row.tokens for row in rows], pad_token)
+def _micro_batch(
+    rows: list[Encoded], first: int, completion: bool, pad_token: int, step: int, denominator: int
+) -> MicroBatch:
+    lengths = tuple(len(row.ids) for row in rows)
+    ids = np.full((len(rows), max(lengths)), pad_token, dtype=np.int64)
+    for own, row in zip(ids, rows, strict=True):
+        own[: len(row.ids)] = row.ids
     if completion:
-        labels = torch.full_like(batch["input_ids"], -100)
-        for r, row in enumerate(rows):
-            at = len(row.context)
-            labels[r, at : at + len(row.completion)] = torch.tensor(row.targets())
+        labels = np.full_like(ids, -100)
+        for own, row in zip(labels, rows, strict=True):
+            own[len(row.context) : len(row.ids)] = row.target_ids
     else:
-        labels = torch.tensor([row.target for row in rows])
-    lengths = [len(row.tokens) for row in rows]
-    weights = torch.tensor([row.weight for row in rows]) if any(row.weight != 1.0 for row in rows) else None
-    places = torch.tensor(list(samples))
-    return batch | {"labels": labels, "samples": places, "weights": weights, "lengths": lengths}
+        labels = np.array([row.target for row in rows])
+    weights = [row.weight for row in rows]
+    return MicroBatch(
+        ids,
+        labels,
+        np.arange(first, first + len(rows)),
+        np.array(weights, dtype=np.float32) if any(weight != 1.0 for weight in weights) else None,
+        lengths,
+        step,
+        denominator,
+    )
 
 
 def pass_cost(settings: EngineConfig, device: torch.device) -> float:
@@ -93,7 +152,7 @@ def pass_cost(settings: EngineConfig, device: torch.device) -> float:
     return _PASS_COST.get(device.type, math.inf) if cuts else math.inf
 
 
-def cut_by_length(batches: Sequence[dict[str, Any]], cost: float) -> list[list[tuple[int, dict[str, Any]]]]:
+def cut_by_length(batches: Sequence[MicroBatch], cost: float) -> list[list[tuple[int, MicroBatch]]]:
     """Cut micro-batches of several slots into passes of rows that are about as long as each other, to save padding.
 
     Args:
@@ -103,18 +162,19 @@ def cut_by_length(batches: Sequence[dict[str, Any]], cost: float) -> list[list[t
     Returns:
         Passes, the longest rows first. Each holds (index of a batch, that batch's rows in this pass), ascending.
     """
-    lengths = np.array([n for batch in batches for n in batch["lengths"]])
-    places = [(k, r) for k, batch in enumerate(batches) for r in range(len(batch["lengths"]))]
+    lengths = np.array([n for batch in batches for n in batch.lengths])
+    cost = max(cost, _LEAST_SAVED * lengths.size * lengths.max())
     order = np.argsort(-lengths, kind="stable")
-    cuts = _cuts(lengths[order], max(cost, _LEAST_SAVED * lengths.size * lengths.max()))
+    cuts = _cuts(lengths[order], cost) if cost < math.inf else []
     if not cuts:
         return [list(enumerate(batches))]
+    places = [(k, r) for k, batch in enumerate(batches) for r in range(len(batch.lengths))]
     passes = []
     for chosen in np.split(order, cuts):
         rows: dict[int, list[int]] = {}
         for k, r in (places[i] for i in sorted(chosen)):
             rows.setdefault(k, []).append(r)
-        passes.append([(k, _rows_of(batches[k], own)) for k, own in rows.items()])
+        passes.append([(k, batches[k].only(own)) for k, own in rows.items()])
     return passes
 
 
@@ -127,33 +187,22 @@ def _cuts(lengths: NDArray[np.int64], cost: float) -> list[int]:
     return [*_cuts(lengths[:at], cost), at, *(at + cut for cut in _cuts(lengths[at:], cost))]
 
 
-def _rows_of(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
-    """Some of a micro-batch's rows, padded to the longest of them."""
-    lengths = [batch["lengths"][r] for r in rows]
-    width = max(lengths)
-    part = {"lengths": lengths, "weights": None if batch["weights"] is None else batch["weights"][rows]}
-    part |= {name: batch[name][rows, :width] for name in ("input_ids", "attention_mask")}
-    labels = batch["labels"][rows]
-    part |= {"labels": labels[:, :width] if labels.dim() == 2 else labels, "samples": batch["samples"][rows]}
-    return batch | part
-
-
-def part_of(batch: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+def part_of(batch: MicroBatch, ranks: Ranks) -> MicroBatch:
     """A process's rows of a micro-batch, with the keys and the denominator of the whole.
 
     Where there are fewer rows than processes, one without a row gets another's, which counts nothing there: all
     processes must make as many passes.
     """
-    mine = ranks.share(len(batch["lengths"]))
-    part = _rows_of(batch, mine or [0])
-    if not mine:
-        nothing = -100 if part["labels"].dim() == 2 else 0
-        part |= {"labels": torch.full_like(part["labels"], nothing), "weights": torch.zeros(1)}
-    return part
+    mine = ranks.share(len(batch.lengths))
+    part = batch.only(mine or [0])
+    if mine:
+        return part
+    nothing = -100 if part.labels.ndim == 2 else 0
+    return replace(part, labels=np.full_like(part.labels, nothing), weights=np.zeros(1, dtype=np.float32))
 
 
 class MicroBatches(torch.utils.data.Dataset[dict[str, Any]]):
-    """All micro-batches from one optimiser step to another, for a DataLoader with ``batch_size=None``.
+    """All micro-batches from one optimiser step to another as tensors, for a DataLoader with ``batch_size=None``.
 
     Args:
         trial, encoded, pad_token: as for ``micro_batches``.
@@ -181,8 +230,8 @@ class MicroBatches(torch.utils.data.Dataset[dict[str, Any]]):
         if index >= len(self):
             raise IndexError(index)
         batch = micro_batches(self.trial, self.encoded, self.pad_token, self.start + step)[micro]
-        batch["tokens"] = sum(batch["lengths"])
-        return batch if self.ranks.alone else part_of(batch, self.ranks)
+        part = batch if self.ranks.alone else part_of(batch, self.ranks)
+        return part.tensors() | {"tokens": sum(batch.lengths)}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))

@@ -6,8 +6,11 @@ values depend on the tensor's shape and on the device.
 """
 
 import zlib
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from trainer.models.behaviour import PLAIN, Behaviour
@@ -15,8 +18,10 @@ from trainer.models.behaviour import PLAIN, Behaviour
 _MASK = 0xFFFFFFFF
 _SIGN = 1 << 31
 
+Lanes = TypeVar("Lanes", torch.Tensor, NDArray[np.int64])
 
-def _mix(x: torch.Tensor) -> torch.Tensor:
+
+def _mix(x: Lanes) -> Lanes:
     """A 32-bit finaliser on int64 lanes ("lowbias32", Wellons 2018, "Prospecting for hash functions")."""
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
@@ -44,6 +49,23 @@ def row_keys(seed: int, step: int, samples: torch.Tensor) -> torch.Tensor:
     """
     base = _mix(_mix(torch.tensor(seed & _MASK)) ^ (step & _MASK))
     return _mix(base.to(samples.device) ^ _mix(samples.to(torch.int64) + 1))
+
+
+def packed_row_keys(
+    seeds: NDArray[np.integer], steps: NDArray[np.integer], samples: NDArray[np.integer]
+) -> NDArray[np.int64]:
+    """What ``row_keys`` gives, for rows of many trials at once and without torch's cost of an operator.
+
+    Args:
+        seeds: (rows,) of each row's trial.
+        steps: (rows,) optimiser steps done by each row's trial.
+        samples: (rows,) each row's place in its trial's batch; -1 gives the trial's ``shared_key``.
+
+    Returns:
+        (rows,)
+    """
+    base = _mix(_mix(seeds.astype(np.int64) & _MASK) ^ (steps.astype(np.int64) & _MASK))
+    return _mix(base ^ _mix(samples.astype(np.int64) + 1))
 
 
 def shared_key(seed: int, step: int) -> torch.Tensor:

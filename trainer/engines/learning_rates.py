@@ -3,8 +3,12 @@
 The schedule multiplies the rate of every group by the same factor.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+import torch
+from transformers import get_scheduler
 
 from trainer.config import OptimConfig
 from trainer.models.lora import within
@@ -46,3 +50,18 @@ def split_by_rate(groups: Iterable[Mapping[str, Any]], rates: Mapping[int, float
             by_rate.setdefault(rates[id(parameter)], []).append(parameter)
         split += [{**group, "params": own, "lr": rate} for rate, own in by_rate.items()]
     return split
+
+
+def schedule(optim: OptimConfig, max_steps: int) -> Callable[[int], float]:
+    """The schedule: optimiser steps done → the factor on every peak learning rate in the next one.
+
+    Args:
+        optim: its schedule and warm-up.
+        max_steps: of the trial.
+    """
+    named = "constant_with_warmup" if optim.schedule == "constant" else optim.schedule
+    stand_in = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    warmup = math.ceil(optim.warmup * max_steps)
+    scheduler = get_scheduler(named, stand_in, num_warmup_steps=warmup, num_training_steps=max_steps)
+    factor: Callable[[int], float] = scheduler.lr_lambdas[0]
+    return factor

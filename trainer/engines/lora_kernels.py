@@ -4,8 +4,8 @@ The rows of the batch are sorted by slot; each slot's rows are a segment. ``loop
 computes, in the same order of operations. ``bmm`` needs equal segments; ``grouped`` takes ragged ones in one call.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 
@@ -29,7 +29,8 @@ class Routing:
     """Which rows of a batch belong to which slot.
 
     It does not change, so that a layer that is recomputed in the backward pass gives the same result. Its tensors are
-    copied to the device once a pass, not once a layer: each copy waits for the device.
+    on the device once a pass, not once a layer: in training they come with the rows, in one copy
+    (``trainer/engines/pass_inputs.py``); in scoring they are copied where they are first asked for, which waits.
 
     Attributes:
         segments: ascending in slot and row, without gaps, none empty.
@@ -39,6 +40,8 @@ class Routing:
         device: of the rows.
         tokens: of the longest row; 0 in scoring.
         shared_keys: (segments,) from ``shared_key``, or None where no layer needs them.
+        row_p: (rows,) float64, the probability of dropout of each; None where nothing is dropped.
+        there: ``index``, ``row_slots`` and ``row_ends``, where they are on the device already.
     """
 
     segments: tuple[Segment, ...]
@@ -48,13 +51,15 @@ class Routing:
     device: torch.device | str = "cpu"
     tokens: int = 0
     shared_keys: torch.Tensor | None = None
+    row_p: torch.Tensor | None = None
+    there: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def only(self, i: int) -> "Routing":
         """That of one segment's rows alone."""
         segment = self.segments[i]
         keys = None if self.keys is None else self.keys[segment.start : segment.stop]
         shared = None if self.shared_keys is None else self.shared_keys[i : i + 1]
-        alone = (Segment(segment.slot, 0, segment.stop - segment.start),)
+        alone = (Segment(segment.slot, 0, segment.stop - segment.start),)  # row_p: the loop kernel asks the slot
         return Routing(alone, self.n_slots, keys, self.kernel, self.device, self.tokens, shared)
 
     @cached_property
@@ -80,20 +85,32 @@ class Routing:
     @cached_property
     def index(self) -> torch.Tensor:
         """(segments,) the slot of each."""
-        return torch.tensor(self.slots, device=self.device)
+        return self._there("index", self.slots, torch.int64)
 
     @cached_property
     def row_slots(self) -> torch.Tensor:
         """(rows,) the slot of each."""
-        rows = [segment.slot for segment in self.segments for _ in range(segment.start, segment.stop)]
-        return torch.tensor(rows, device=self.device)
+        return self._there("row_slots", self.slot_of_rows, torch.int64)
 
     @cached_property
     def row_ends(self) -> torch.Tensor:
         """(n_slots,) int32: rows up to and with those of each slot."""
+        return self._there("row_ends", self.ends_of_slots, torch.int32)
+
+    @property
+    def slot_of_rows(self) -> list[int]:
+        """The slot of each row."""
+        return [slot for slot, n in zip(self.slots, self.counts, strict=True) for _ in range(n)]
+
+    @property
+    def ends_of_slots(self) -> list[int]:
+        """Rows up to and with those of each slot of the pack."""
         rows = dict(zip(self.slots, self.counts, strict=True))
-        ends = list(accumulate(rows.get(k, 0) for k in range(self.n_slots)))
-        return torch.tensor(ends, dtype=torch.int32, device=self.device)
+        return list(accumulate(rows.get(k, 0) for k in range(self.n_slots)))
+
+    def _there(self, name: str, values: list[int], dtype: torch.dtype) -> torch.Tensor:
+        there = self.there.get(name)
+        return torch.tensor(values, dtype=dtype, device=self.device) if there is None else there
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,29 @@ to the same.
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from trainer.engine import Event, never
-from trainer.engines.batches import cut_by_length
+from trainer.engines.batches import MicroBatch, cut_by_length
+from trainer.engines.flat_adamw import clip_factors, gradient_norms
+from trainer.engines.flat_adamw import step as adamw_step
 from trainer.engines.interruption import interruptible
-from trainer.engines.keyed_dropout import row_keys, shared_key
 from trainer.engines.lora_kernels import Routing, Segment
 from trainer.engines.pack_layers import PackedHead, PackedLora, PerSlot
+from trainer.engines.pass_inputs import PassInputs, pass_inputs
 from trainer.engines.slot import Slot
+from trainer.engines.stacks import Stacks
+from trainer.engines.transfer import Reading, to_device
 from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.likelihood.log_likelihood import SlotModel, Together
 from trainer.models.base_model import BaseModel
 from trainer.models.base_state import BaseState
-from trainer.models.lm_head import weighted_cross_entropy
 from trainer.models.lora import linear_modules
+from trainer.models.masks import padding_is_known
 from trainer.models.ranks import Interrupted
 from trainer.outcomes import Diverged, ended_by, out_of_memory
 
@@ -34,6 +40,30 @@ from trainer.outcomes import Diverged, ended_by, out_of_memory
 # caches, and the allocator gets the memory of the largest from the system anew each time (BENCHMARKS.md).
 _PASS = {"cpu": 1 << 12}
 _NEAR = 2  # optimiser steps that a slot waits at a rung for others, to be scored in one pass with them
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """What a number is: of which trial, after how many optimiser steps."""
+
+    trial_id: str
+    step: int
+    what: str
+
+
+class _Unread:
+    """A step's numbers, on their way from the device.
+
+    Args:
+        noted: what the numbers of each tensor are, and the tensor.
+    """
+
+    def __init__(self, noted: list[tuple[list[_Noted], torch.Tensor]]):
+        self._noted = [each for of, _ in noted for each in of]
+        self._reading = Reading([values for _, values in noted])
+
+    def numbers(self) -> Iterable[tuple[_Noted, float]]:
+        return zip(self._noted, self._reading.numbers(), strict=True)
 
 
 class Pack:
@@ -63,25 +93,25 @@ class Pack:
         self._layers: dict[str, PackedLora] = {}
         self._heads: dict[str, PackedHead] = {}
         self._per_slot: list[PerSlot] = []
+        self._stacks: Stacks | None = None
+        self._placed: list[Slot] | None = None  # the slots that layers and stacks know; None: to be told anew
+        self._late = base.device.type != "cpu"  # whether a step's numbers are looked at during the next
+        self._noted: list[tuple[list[_Noted], torch.Tensor]] = []
+        self._unread: _Unread | None = None
 
     def add(self, slot: Slot) -> None:
-        """Add a slot. Raises MemoryError or RuntimeError where it does not fit; then the pack is as before."""
+        """Add a slot. It gets its place beside the others in the next pass, so that many can be added at once."""
         if not self.slots:
             self._attach()
         self.slots.append(slot)
-        try:
-            self._restack()
-        except (MemoryError, RuntimeError):
-            self.remove(slot)
-            raise
 
     def remove(self, slot: Slot) -> None:
         """Remove a slot. With the last one, the base model is as it was before the pack."""
         self.slots.remove(slot)
-        if self.slots:
-            self._restack()
-        else:
+        self._let_go()
+        if not self.slots:
             self._detach()
+        self._noted = []
 
     @property
     def rank_multiple(self) -> int:
@@ -94,7 +124,7 @@ class Pack:
         modules = dict(model.named_modules())
         behaviour = self.base.behaviour
         self._layers = {
-            name: PackedLora(name, modules[name], lambda: self._routing, self.rank_multiple, behaviour.layout(name))
+            name: PackedLora(name, modules[name], lambda: self._routing, behaviour.layout(name))
             for name in linear_modules(model, self.base.heads)
         }
         self._per_slot = [
@@ -107,7 +137,7 @@ class Pack:
             )
             for name, arguments in behaviour.by_slot.items()
         ]
-        self._heads = {name: PackedHead(modules[name], lambda: self._routing) for name in self.base.heads}
+        self._heads = {name: PackedHead(modules[name], name, lambda: self._routing) for name in self.base.heads}
         for name, head in self._heads.items():
             model.set_submodule(name, head)
         if self.checkpointed:
@@ -117,47 +147,129 @@ class Pack:
         if self._before is not None:
             self._before.restore()
         self._before, self._layers, self._heads, self._per_slot = None, {}, {}, []
+        self._stacks = None
+
+    def _let_go(self) -> None:
+        """Let no layer hold what a slot has: its memory is to be free, and the stacks may move."""
+        for layer in self._layers.values():
+            layer.let_go()
+        for head in self._heads.values():
+            head.let_go()
+        self._placed = None
 
     def _restack(self) -> None:
+        """Give slots that were added or removed since the last pass their places.
+
+        Raises:
+            MemoryError, RuntimeError: where the device has no room. A later call tries again.
+        """
+        if self._placed == self.slots:
+            return
+        self._let_go()
+        scale = torch.empty(0)
+        if self.rank_multiple:
+            self._stacks = self._stacks or Stacks(self.rank_multiple, self.base.device)
+            pieces = self._stacks.lay_out([list(slot.tensors.values()) for slot in self.slots])
+            for slot, own in zip(self.slots, pieces, strict=True):
+                slot.pieces = own
+            scales = np.array([slot.scale for slot in self.slots], dtype=np.float32)
+            scale = to_device({"scale": scales}, self.base.device)["scale"]
         for name, layer in self._layers.items():
-            layer.restack([slot.modules.get(name) for slot in self.slots], self.base.device)
+            layer.lay_out([slot.modules.get(name) for slot in self.slots], self._stacks, scale)
         for name, head in self._heads.items():
-            head.slots = [slot.heads[name] for slot in self.slots]
-        for slot in self.slots:
-            slot.lay_out_moments()
+            head.lay_out([slot.heads[name] for slot in self.slots], self._stacks)
+        self._placed = list(self.slots)
 
     # --- training
+
+    def place(self) -> list[Event]:
+        """Give slots that were added their places.
+
+        Returns:
+            Where there is no memory for all, the end of the youngest, which stays until it is removed.
+        """
+        try:
+            self._restack()
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            youngest = self.slots[-1]
+            return [ended_by(error, youngest.trial.trial_id, youngest.record.step)]
+        return []
 
     def step(self) -> list[Event]:
         """Do one micro-step of every slot that trains; of slots whose micro-steps are all done, the optimiser step.
 
+        On a GPU whether losses were finite is looked at a step later, when the next is under way: the device would
+        stand still meanwhile. At a rung it is looked at once.
+
         Returns:
             The ends of slots that diverged, or ran out of memory alone. They stay in the pack until they are removed.
         """
+        self._restack()
         training = [slot for slot in self.slots if self.trains(slot)]
         events: list[Event] = []
         for group in self._passes(training):
             events += self._try_pass(group)
         lost = {event.trial_id for event in events}
-        ready = [slot for slot in training if slot.ready and slot.trial.trial_id not in lost]
-        updated = []
-        for i, slot in enumerate(ready):
-            try:
-                updated.append((slot, slot.update()))
-            except Exception as error:
-                slot.spoiled = True
-                events.append(ended_by(error, slot.trial.trial_id, slot.record.step))
-                for other in ready[i + 1 :]:  # they repeat this step, with the memory that this slot leaves
-                    other.forget_micro_steps()
-                break
-        if updated:
-            checked = torch.stack([values for _, values in updated]).tolist()  # one wait for the device
-            for (slot, _), (loss, norm) in zip(updated, checked, strict=True):
-                try:
-                    slot.count((loss, norm))
-                except Diverged as error:
-                    events.append(ended_by(error, slot.trial.trial_id, slot.record.step))
+        events += self._update([slot for slot in training if slot.ready and slot.trial.trial_id not in lost])
+        noted, self._noted = self._noted, []
+        before, self._unread = self._unread, _Unread(noted) if noted else None
+        lost = {event.trial_id for event in events}
+        going_on = [slot for slot in training if self.trains(slot) and slot.trial.trial_id not in lost]
+        for slot in going_on:
+            slot.next_batch()  # made while the device works
+        events += self._diverged(before, events)
+        if not self._late or len(going_on) < len(training):
+            events += self._diverged(self._unread, events)
+            self._unread = None
         return events
+
+    def _update(self, ready: list[Slot]) -> list[Event]:
+        """The optimiser step of slots; where that fails, of half of them, down to the one whose fault it is."""
+        if not ready:
+            return []
+        try:
+            steps = [slot.stepping() for slot in ready]
+            norms = gradient_norms(steps)
+            factors = clip_factors(steps, norms)
+        except Exception as error:  # nothing is changed yet
+            if len(ready) > 1:
+                half = len(ready) // 2
+                return [*self._update(ready[:half]), *self._update(ready[half:])]
+            ready[0].forget_micro_steps()
+            return [ended_by(error, ready[0].trial.trial_id, ready[0].record.step)]
+        try:
+            adamw_step(steps, factors)
+        except Exception as error:
+            for slot in ready:
+                slot.spoiled = True
+            return [ended_by(error, slot.trial.trial_id, slot.record.step) for slot in ready]
+        self._note(ready, "gradient norm", norms)
+        for slot in ready:
+            slot.count()
+        return []
+
+    def _note(self, slots: Sequence[Slot], what: str, values: torch.Tensor) -> None:
+        of = [_Noted(slot.trial.trial_id, slot.record.step, what) for slot in slots]
+        self._noted.append((of, values))
+
+    def _diverged(self, unread: "_Unread | None", events: Sequence[Event]) -> list[Event]:
+        """The ends of slots with a number that is not finite, but for those that have ended already.
+
+        Args:
+            unread: of one step.
+            events: of this one.
+        """
+        over = {event.trial_id for event in events} if unread else set()
+        there = {slot.trial.trial_id for slot in self.slots}
+        ends: list[Event] = []
+        for noted, value in unread.numbers() if unread else ():
+            if not math.isfinite(value) and noted.trial_id in there - over:
+                over.add(noted.trial_id)
+                error = Diverged(f"the {noted.what} was {value} in step {noted.step + 1}")
+                ends.append(ended_by(error, noted.trial_id, noted.step))
+        return ends
 
     @property
     def busy(self) -> bool:
@@ -174,7 +286,7 @@ class Pack:
         group: list[Slot] = []
         rows = width = 0
         for slot in slots:
-            n, w = slot.next_batch()["input_ids"].shape
+            n, w = slot.next_batch().shape
             if group and self.pass_tokens and (rows + n) * max(width, w) > self.pass_tokens:
                 yield group
                 group, rows, width = [], 0, 0
@@ -199,92 +311,66 @@ class Pack:
         if no_memory:
             if self.base.device.type == "cuda":
                 torch.cuda.empty_cache()
-            shapes = [slot.next_batch()["input_ids"].shape for slot in group]
+            shapes = [slot.next_batch().shape for slot in group]
             self.pass_tokens = max(1, sum(n for n, _ in shapes) * max(w for _, w in shapes) // 2)
         events: list[Event] = []
         for smaller in (group[: len(group) // 2], group[len(group) // 2 :]):
             events += self._try_pass(smaller)
         return events
 
-    def run_pass(self, slots: list[Slot], batches: list[dict[str, Any]]) -> None:
+    def run_pass(self, slots: list[Slot], batches: list[MicroBatch]) -> None:
         """Forward and backward over one micro-batch of each slot; gradients are added up in place.
 
         Rows that differ enough in length go in several passes (``cut_by_length``).
 
         Args:
-            slots: of this pack.
+            slots: of this pack, in its order.
             batches: one of each slot, from ``micro_batches``.
         """
-        losses: dict[int, torch.Tensor] = {}
+        self._restack()
         for part in cut_by_length(batches, self.pass_cost):
-            own = self._one_pass([slots[k] for k, _ in part], [batch for _, batch in part])
-            for (k, _), loss in zip(part, own, strict=True):
-                losses[k] = losses[k] + loss if k in losses else loss
-        for k, slot in enumerate(slots):
-            slot.note(losses[k])
+            own = [slots[k] for k, _ in part]
+            self._note(own, "loss", self._one_pass(own, [batch for _, batch in part]))
+        for slot in slots:
+            slot.micro += 1
 
-    def _one_pass(self, slots: list[Slot], batches: list[dict[str, Any]]) -> list[torch.Tensor]:
-        """Forward and backward over some rows of each slot. Returns each slot's loss over them, a scalar in nats."""
+    def _one_pass(self, slots: list[Slot], batches: list[MicroBatch]) -> torch.Tensor:
+        """Forward and backward over some rows of each slot. Returns (slots,) each one's loss over them, in nats."""
         places = {id(slot): k for k, slot in enumerate(self.slots)}
-        counts = [len(batch["input_ids"]) for batch in batches]
-        ends = torch.tensor(counts).cumsum(0).tolist()
-        keys = shared = None
-        if any(slot.trial.lora.dropout for slot in slots):
-            of_slots = [row_keys(s.trial.seed, b["step"], b["samples"]) for s, b in zip(slots, batches, strict=True)]
-            keys = torch.cat(of_slots).to(self.base.device)
-            if self.base.behaviour.shared:
-                of_slots = [shared_key(s.trial.seed, b["step"]) for s, b in zip(slots, batches, strict=True)]
-                shared = torch.cat(of_slots).to(self.base.device)
-        segments = tuple(
-            Segment(places[id(slot)], end - n, end) for slot, n, end in zip(slots, counts, ends, strict=True)
+        behaviour, model = self.base.behaviour, self.base.model
+        inputs = pass_inputs(
+            slots,
+            batches,
+            [places[id(slot)] for slot in slots],
+            len(self.slots),
+            self.kernel,
+            needs_mask=behaviour.needs_mask,
+            shared_keys=bool(behaviour.shared),
         )
-        ids = self._stack_rows(batches, "input_ids", self.base.pad_token).to(self.base.device)
-        mask = self._stack_rows(batches, "attention_mask", 0).to(self.base.device)
-        model: Any = self.base.model
-        model.train()
-        routing = Routing(segments, len(self.slots), keys, self.kernel, self.base.device, ids.shape[1], shared)
-        with self._routed(routing):
-            summed = (
-                self._completion_losses(batches, ids, mask) if self._logits else self._class_losses(batches, ids, mask)
-            )
-            losses = [loss / batch["denominator"] for loss, batch in zip(summed, batches, strict=True)]
-            torch.stack(losses).sum().backward()
-        return [loss.detach() for loss in losses]
+        if not model.training:
+            model.train()
+        with self._routed(inputs.routing), padding_is_known():
+            each = self._completion_losses(inputs) if self._logits else self._class_losses(inputs)
+            if inputs.weights is not None:
+                each = each * inputs.weights
+            losses = _summed(each, inputs.counts) / inputs.denominators
+            losses.sum().backward()
+        return losses.detach()
 
-    def _stack_rows(self, batches: list[dict[str, Any]], name: str, fill: int) -> torch.Tensor:
-        """All batches' rows, padded on the right to the longest, on the CPU."""
-        width = max(batch[name].shape[1] for batch in batches)
-        return torch.cat([torch.nn.functional.pad(b[name], (0, width - b[name].shape[1]), value=fill) for b in batches])
-
-    def _completion_losses(
-        self, batches: list[dict[str, Any]], ids: torch.Tensor, mask: torch.Tensor
-    ) -> list[torch.Tensor]:
+    def _completion_losses(self, inputs: PassInputs) -> torch.Tensor:
+        """(positions,) of those that bear loss."""
         assert self._logits is not None
-        # (rows, tokens): the token that each position predicts
-        targets = self._stack_rows(batches, "labels", -100).roll(-1, 1)
-        targets[:, -1] = -100
-        bears = targets != -100  # on the CPU, so that nothing waits for the device
-        here = bears.sum(1).split([len(batch["labels"]) for batch in batches])
+        assert inputs.bearing is not None
         with self.base.arithmetic():
-            hidden = self._logits.hidden(ids, mask).flatten(0, 1)
-        weights = [
-            None if batch["weights"] is None else batch["weights"].repeat_interleave(own).to(self.base.device)
-            for batch, own in zip(batches, here, strict=True)
-        ]
-        hidden = hidden.index_select(0, bears.flatten().nonzero()[:, 0].to(self.base.device))
-        return self._logits.summed(
-            hidden, targets[bears].to(self.base.device), [int(own.sum()) for own in here], weights
-        )
+            hidden = self._logits.hidden(inputs.ids, inputs.mask).flatten(0, 1)
+        return self._logits.token_losses(hidden.index_select(0, inputs.bearing), inputs.targets)
 
-    def _class_losses(self, batches: list[dict[str, Any]], ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+    def _class_losses(self, inputs: PassInputs) -> torch.Tensor:
+        """(rows,)"""
         model: Any = self.base.model
         with self.base.arithmetic():
-            logits = model(input_ids=ids, attention_mask=mask).logits
-        targets = torch.cat([batch["labels"] for batch in batches]).to(self.base.device)
-        sizes = [len(batch["labels"]) for batch in batches]
-        weights = [None if b["weights"] is None else b["weights"].to(self.base.device) for b in batches]
-        parts = zip(logits.split(sizes), targets.split(sizes), weights, strict=True)
-        return [weighted_cross_entropy(part, target, weight) for part, target, weight in parts]
+            logits = model(input_ids=inputs.ids, attention_mask=inputs.mask).logits
+        return torch.nn.functional.cross_entropy(logits.float(), inputs.targets, reduction="none")
 
     # --- scoring
 
@@ -357,6 +443,7 @@ class Pack:
 
     def _models(self, slots: list[Slot]) -> dict[str, SlotModel]:
         """Trial id → the model to score it as. Slots with the same items share a ``Together``."""
+        self._restack()
         places = {slot.trial.trial_id: self.slots.index(slot) for slot in slots}
         alike: dict[str, list[int]] = {}
         for slot in slots:
@@ -392,3 +479,10 @@ class Pack:
         self, models: dict[str, SlotModel], slot: Slot, indices: list[int], known: Evaluation | None
     ) -> Evaluation:
         return evaluate(self.base, models[slot.trial.trial_id], slot.trial, slot.validation, indices, known)
+
+
+def _summed(each: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """(slots,) the sums of so many values of each slot."""
+    if len(set(counts)) == 1 and counts[0]:
+        return each.view(len(counts), -1).sum(1)
+    return torch.stack([own.sum() for own in each.split(counts)])

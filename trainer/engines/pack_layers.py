@@ -14,16 +14,7 @@ from torch import nn
 from trainer.engines import lora_kernels
 from trainer.engines.keyed_dropout import by_row, drop, drop_shared, module_key
 from trainer.engines.lora_kernels import Routing, Segment, SlotLora
-
-
-def padded(rank: int, multiple: int) -> int:
-    """The rank of a stack: the largest rank of its slots, rounded up.
-
-    Args:
-        rank: the largest.
-        multiple: to which it is rounded up; 0 where nothing is stacked, which leaves it as it is.
-    """
-    return -(-rank // multiple) * multiple if multiple else rank
+from trainer.engines.stacks import Stacks
 
 
 class SlotModule:
@@ -50,15 +41,13 @@ class PackedLora:
 
     ``a``: (slots, r_max, d_in) and ``b``: (slots, r_max, d_out), transposed, are zero beyond a slot's own rank, and for
     slots that leave the module alone. There the gradient is zero too, because each is multiplied by the other's zeros.
-    A slot's part of each stack is contiguous, so that its optimiser can step all its tensors at once. Where only the
-    loop kernel can run, nothing is stacked: products of transposed rows round differently from PEFT's.
+    Where only the loop kernel can run, nothing is stacked: products of transposed rows round differently from PEFT's.
 
     Args:
         name: the layer's full name in the base model, which keys dropout and start values.
         layer: linear, ``Conv1D``, or a quantised linear layer.
         routing: gives the routing of the current batch; None leaves the layer alone.
         layout: how the layer's input holds the rows (``by_row``).
-        rank_multiple: r_max is rounded up to it (strides for ``grouped``); 0: no stack, for the loop kernel alone.
     """
 
     def __init__(
@@ -66,46 +55,30 @@ class PackedLora:
         name: str,
         layer: nn.Module,
         routing: Callable[[], Routing | None],
-        rank_multiple: int,
         layout: str = "rows",
     ):
-        self.name, self.routing, self.rank_multiple, self.layout = name, routing, rank_multiple, layout
+        self.name, self.routing, self.layout = name, routing, layout
         self.key = module_key(name)
         self.slots: list[SlotModule | None] = []
-        self.a = self.b = self.scale = self.p = torch.empty(0)
+        self.a = self.b = self.scale = torch.empty(0)
         layer.register_forward_hook(self)
 
-    def restack(self, slots: list[SlotModule | None], device: torch.device) -> None:
-        """Lay the slots' tensors and gradients out anew; their values do not change.
+    def lay_out(self, slots: list[SlotModule | None], stacks: Stacks | None, scale: torch.Tensor) -> None:
+        """Take the slots' tensors where they lie now.
 
         Args:
             slots: one for each slot of the pack; None where a slot leaves this layer alone.
-            device: of the stacks.
+            stacks: of the pack; None for the loop kernel alone.
+            scale: (slots,) the factors on B A x.
         """
         self.slots = slots
-        present = [slot for slot in slots if slot is not None]
-        if not present or not self.rank_multiple:
-            return
-        rank = padded(max(slot.rank for slot in present), self.rank_multiple)
-        d_in, d_out = present[0].a.shape[1], present[0].b.shape[0]
-        self.a = torch.zeros(len(slots), rank, d_in, device=device, requires_grad=True)
-        self.b = torch.zeros(len(slots), rank, d_out, device=device, requires_grad=True)
-        self.a.grad, self.b.grad = torch.zeros_like(self.a), torch.zeros_like(self.b)
-        self.scale = torch.tensor([slot.scale if slot else 0.0 for slot in slots], device=device)
-        self.p = torch.tensor([slot.p if slot else 0.0 for slot in slots], device=device)
-        for k, slot in enumerate(slots):
-            if slot is None:
-                continue
-            own = slice(slot.rank)
-            for parameter, value, gradient in (
-                (slot.a, self.a.data[k, own], self.a.grad[k, own]),
-                (slot.b, self.b.data[k, own].T, self.b.grad[k, own].T),
-            ):
-                value.copy_(parameter.data)
-                if parameter.grad is not None:
-                    gradient.copy_(parameter.grad)
-                parameter.data = value
-                parameter.grad = gradient
+        if stacks is not None and any(slots):
+            self.a, self.b, self.scale = stacks.leaf("a", self.name), stacks.leaf("b", self.name), scale
+
+    def let_go(self) -> None:
+        """Forget the slots and the stack, whose memory is to be free."""
+        self.slots = []
+        self.a = self.b = self.scale = torch.empty(0)
 
     def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
         routing = self.routing()
@@ -146,8 +119,8 @@ class PackedLora:
         if kernel == "loop":
             slots = [SlotLora(slot.a, slot.b, slot.scale, slot.p) if slot else None for slot in self.slots]
             return lora_kernels.loop(output, x, slots, routing, self.key)
-        if routing.keys is not None and any(self.slots[k].p for k in routing.slots if self.slots[k]):  # type: ignore[union-attr]
-            x = drop(x, routing.keys, self.key, self.p[routing.row_slots])
+        if routing.keys is not None and routing.row_p is not None:
+            x = drop(x, routing.keys, self.key, routing.row_p)
         if kernel == "grouped":
             return lora_kernels.grouped(output, x, self.a, self.b, self.scale, routing)
         whole = len(routing.segments) == routing.n_slots
@@ -211,19 +184,58 @@ class PackedHead(nn.Module):
 
     Args:
         original: the base model's head.
+        name: its full name in the base model.
         routing: gives the routing of the current batch, or None.
     """
 
-    def __init__(self, original: nn.Module, routing: Callable[[], Routing | None]):
+    def __init__(self, original: nn.Module, name: str, routing: Callable[[], Routing | None]):
         super().__init__()
-        self.original = original
+        self.original, self.name = original, name
         self._routing = routing
         self.slots: list[nn.Module] = []
+        self._stacked: dict[str, torch.Tensor] = {}  # name of a parameter in the head → (slots, *its shape)
+
+    def lay_out(self, slots: list[nn.Module], stacks: Stacks | None) -> None:
+        """Take the slots' copies where they lie now.
+
+        Args:
+            slots: the copy of each slot of the pack.
+            stacks: of the pack; None where slots share no memory.
+        """
+        self.slots = slots
+        if stacks is not None:
+            self._stacked = {
+                part: stacks.leaf("head", f"{self.name}.{part}") for part, _ in slots[0].named_parameters()
+            }
+
+    def let_go(self) -> None:
+        """Forget the slots and the stack, whose memory is to be free."""
+        self.slots, self._stacked = [], {}
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         routing = self._routing()
         if routing is None:
             result: torch.Tensor = self.original(x, *args, **kwargs)
             return result
-        pieces = [self.slots[s.slot](x[s.start : s.stop], *args, **kwargs) for s in routing.segments]
-        return torch.cat(pieces)
+        if self._stacked and routing.equal and len(routing.segments) > 1 and not args and not kwargs:
+            return self._all_at_once(x, routing)
+        # split() instead of slices: the gradient of each slice would be a tensor of zeros as large as the whole
+        parts = zip(routing.slots, x.split(routing.counts), strict=True)
+        pieces = [self.slots[k](part, *args, **kwargs) for k, part in parts]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _all_at_once(self, x: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """One batched product for all slots, whatever the head is made of."""
+        shapes = {part: parameter.shape for part, parameter in self.slots[0].named_parameters()}
+        whole = len(routing.segments) == routing.n_slots
+        own = {
+            part: (stack if whole else stack[routing.index]).view(-1, *shapes[part])
+            for part, stack in self._stacked.items()
+        }
+
+        def apply(parameters: dict[str, torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = torch.func.functional_call(self.slots[0], parameters, (rows,))
+            return result
+
+        results = torch.func.vmap(apply)(own, x.view(len(routing.segments), -1, *x.shape[1:]))
+        return results.flatten(0, 1)

@@ -82,6 +82,9 @@ class PackedEngine:
                 return events
 
     def _advance(self, pack: Pack, leaving: Callable[[], bool]) -> list[Event]:
+        unplaced = pack.place()
+        if unplaced:
+            return self._settled(unplaced)
         done = [s for s in pack.slots if not s.resting and not s.due and s.record.done]
         events = pack.finish(done, leaving)
         began = time.monotonic()

@@ -4,22 +4,21 @@ import copy
 import math
 import re
 import shutil
-import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import get_scheduler
 
 from analysis.folder import TrialFolder
 from trainer.config import TrialConfig
 from trainer.data.encode import Encoded
-from trainer.engines.batches import micro_batches
-from trainer.engines.learning_rates import PREFIX, peak_rate, split_by_rate
+from trainer.engines.batches import MicroBatch, micro_batches
+from trainer.engines.flat_adamw import Stepping
+from trainer.engines.learning_rates import PREFIX, peak_rate, schedule
 from trainer.engines.pack_layers import PackedHead, SlotModule
+from trainer.engines.slot_tensors import Group, Trained, own_pieces
 from trainer.engines.trial_record import Score, TrialRecord, Weights
 from trainer.evaluation.evaluate import Validation
 from trainer.models.base_model import BaseModel
@@ -32,10 +31,9 @@ from trainer.models.lora import (
     peft_config,
     scaling,
     start_head,
+    suffix,
 )
-from trainer.outcomes import Diverged
 
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 # As in Hugging Face Trainer: biases and norms are not decayed.
 _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 
@@ -55,8 +53,11 @@ class Slot:
     Attributes:
         modules: target module → trained tensors, in the model's order.
         heads: task head → the slot's own copy.
+        scale: the factor on B A x.
         resting: whether it waits after a rung.
         waited: for how many steps of the pack it has waited at a rung, to be scored with others.
+        tensors: PEFT's name → trained parameter with gradient and moments, in PEFT's order.
+        pieces: the memory of ``tensors`` that the optimiser steps.
         micro: micro-steps done of the current optimiser step.
         spoiled: whether an optimiser step failed half-way, so that the trial can go on only from a checkpoint.
     """
@@ -76,19 +77,20 @@ class Slot:
         self.config: LoraConfig = peft_config(base.model, trial.lora, trial.task.name, base.heads)
         self.modules: dict[str, SlotModule] = {}
         self.heads: dict[str, nn.Module] = {}
-        self._tensors: dict[str, tuple[str, nn.Parameter]] = {}  # PEFT's name of the parameter → (its key, itself)
+        self.tensors: dict[str, Trained] = {}
         self._make_tensors()
+        self.pieces = own_pieces(self.tensors.values())
         self.resting = False
         self.micro = 0
-        self._batches: list[dict[str, Any]] = []
-        self._losses: list[torch.Tensor] = []
+        self._updates = 0  # of the moments
+        self._batches: list[MicroBatch] = []
         if checkpoint is not None:
             self.restore(load_file(checkpoint / "adapter_model.safetensors"))
+            self._restore_moments(load_file(checkpoint / "optimizer.safetensors"))
             self.record.load(checkpoint)
         self.waited = 0
         self.spoiled = False
-        self.optimizer = self._make_optimizer(checkpoint)
-        self.scheduler = self._make_scheduler()
+        self._factor = schedule(trial.optim, trial.train.max_steps)
 
     # --- rungs
 
@@ -108,67 +110,51 @@ class Slot:
 
     # --- training
 
-    def next_batch(self) -> dict[str, Any]:
+    def next_batch(self) -> MicroBatch:
         """The micro-batch that comes next (see ``micro_batches``)."""
         if not self._batches:
             self._batches = micro_batches(self.trial, self.encoded, self.base.pad_token, self.record.step)
         return self._batches[self.micro]
-
-    def note(self, loss: torch.Tensor) -> None:
-        """Note that a micro-step's gradient is in place; ``loss`` is a scalar."""
-        self._losses.append(loss)
-        self.micro += 1
 
     @property
     def ready(self) -> bool:
         """Whether all micro-steps of the optimiser step are done."""
         return self.micro == self.trial.train.accumulation
 
+    @torch.no_grad()
     def forget_micro_steps(self) -> None:
         """Start the current optimiser step over, after a pass that failed."""
         self.micro = 0
-        self._losses = []
-        self.optimizer.zero_grad(set_to_none=False)
+        torch._foreach_zero_([one.gradient for one in self.tensors.values()])
 
-    def update(self) -> torch.Tensor:
-        """Clip the gradient, step the optimiser, advance the schedule.
+    def stepping(self) -> Stepping:
+        """The optimiser step that comes next, with the learning rate that the schedule has for it."""
+        optim = self.trial.optim
+        factor = self._factor(self.record.step)
+        return Stepping(self.pieces, self.trial.train.clip, factor, optim.beta1, optim.beta2, self._updates + 1)
 
-        Returns:
-            (2,) the largest of the step's losses, and the gradient's norm, both still on the device.
-        """
-        trained = [parameter for _, parameter in self.parameters()]
-        norm = torch.nn.utils.clip_grad_norm_(trained, self.trial.train.clip)
-        self.optimizer.step()
-        self.scheduler.step()
-        self.optimizer.zero_grad(set_to_none=False)  # in a pack gradients are views into the stack, and must stay
-        checked = torch.stack([torch.stack(self._losses).abs().max(), norm.to(self._losses[0].device)])
-        self._losses, self.micro = [], 0
-        return checked
-
-    def count(self, checked: tuple[float, float]) -> None:
-        """Count an optimiser step, given what ``update`` returned. Raises Diverged where a number is not finite."""
-        for what, value in zip(("loss", "gradient norm"), checked, strict=True):
-            if not math.isfinite(value):
-                raise Diverged(f"the {what} was {value} in step {self.record.step + 1}")
-        self.record.tokens += sum(sum(batch["lengths"]) for batch in self._batches)
+    def count(self) -> None:
+        """Count an optimiser step that was made."""
+        self.record.tokens += sum(sum(batch.lengths) for batch in self._batches)
         self.record.step += 1
-        self._batches = []
+        self._updates += 1
+        self._batches, self.micro = [], 0
 
     # --- tensors
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Trained parameters with PEFT's names, in PEFT's order."""
-        return [(name, parameter) for name, (_, parameter) in self._tensors.items()]
+        return [(name, one.parameter) for name, one in self.tensors.items()]
 
     def weights(self) -> Weights:
         """A copy on the CPU, by the keys of a PEFT adapter file."""
-        return {key: p.detach().cpu().clone().contiguous() for key, p in self._tensors.values()}
+        return {one.key: one.parameter.detach().cpu().clone().contiguous() for one in self.tensors.values()}
 
     @torch.no_grad()
     def restore(self, weights: Weights) -> None:
         """Copy weights into the trained tensors, in place."""
-        for key, parameter in self._tensors.values():
-            parameter.copy_(weights[key])
+        for one in self.tensors.values():
+            one.parameter.copy_(weights[one.key])
 
     def save(self, to: Path) -> None:
         """A plain PEFT adapter, the optimiser's moments, the best rung; the counters last.
@@ -177,14 +163,21 @@ class Slot:
         """
         shutil.rmtree(to, ignore_errors=True)
         self._write(self.weights(), to)
-        moments = {
-            f"{name}|{m}": torch.as_tensor(self.optimizer.state[parameter][m]).detach().cpu().contiguous()
-            for name, parameter in self.parameters()
-            if parameter in self.optimizer.state
-            for m in _MOMENTS
-        }
-        save_file(moments, to / "optimizer.safetensors")
+        save_file(self.moments(), to / "optimizer.safetensors")
         self.record.save(to)
+
+    def moments(self) -> Weights:
+        """A copy of the optimiser's state on the CPU, as it is stored: each parameter's moments and count of steps."""
+        held = {f"{name}|{m}": kept for name, one in self.tensors.items() for m, kept in one.moments.items()}
+        steps = {f"{name}|step": torch.tensor(float(self._updates)) for name in self.tensors}
+        return {name: kept.detach().cpu().clone().contiguous() for name, kept in (held | steps).items()}
+
+    @torch.no_grad()
+    def _restore_moments(self, kept: Weights) -> None:
+        for name, one in self.tensors.items():
+            for m, value in one.moments.items():
+                value.copy_(kept[f"{name}|{m}"])
+            self._updates = int(kept[f"{name}|step"])
 
     def write_best(self) -> None:
         """The best rung's adapter into the trial's folder; nothing where there was no rung."""
@@ -203,7 +196,7 @@ class Slot:
         trial, model = self.trial, self.base.model
         device = self.base.device
         alpha, rslora = scaling(trial.lora)
-        scale = alpha / (math.sqrt(trial.lora.rank) if rslora else trial.lora.rank)
+        self.scale = scale = alpha / (math.sqrt(trial.lora.rank) if rslora else trial.lora.rank)
         linear = set(linear_modules(model, self.base.heads))
         targets = tuple(f".{target}" for target in self.config.target_modules or ())
         for name, module in model.named_modules():
@@ -214,67 +207,19 @@ class Slot:
                 self.heads[name] = head
                 for part, parameter in head.named_parameters():
                     named = f"{PREFIX}{name}.modules_to_save.{ADAPTER}.{part}"
-                    self._tensors[named] = (f"{PREFIX}{name}.{part}", parameter)
+                    self._train(named, f"{PREFIX}{name}.{part}", f"{name}.{part}", "head", parameter)
             elif name in linear and f".{name}".endswith(targets):
                 d_in, d_out = linear_shape(module)
                 a, b = initial_values(trial.lora, d_in, d_out, trial.seed, name)
                 tensors = SlotModule(a.to(device), b.to(device), scale, trial.lora.dropout)
                 self.modules[name] = tensors
                 for letter, parameter in (("A", tensors.a), ("B", tensors.b)):
-                    self._tensors[f"{PREFIX}{name}.lora_{letter}.{ADAPTER}.weight"] = (
-                        f"{PREFIX}{name}.lora_{letter}.weight",
-                        parameter,
-                    )
+                    layer = f"{PREFIX}{name}.lora_{letter}"
+                    self._train(f"{layer}.{ADAPTER}.weight", f"{layer}.weight", name, letter.lower(), parameter)
 
-    # --- optimiser
-
-    def _make_optimizer(self, checkpoint: Path | None) -> torch.optim.AdamW:
-        optim, fused = self.trial.optim, self.base.device.type == "cuda"  # on a GPU one kernel steps many tensors
-        groups: list[dict[str, Any]] = [
-            {"params": [p for name, p in self.parameters() if not _NOT_DECAYED.search(name.lower())]},
-            {
-                "params": [p for name, p in self.parameters() if _NOT_DECAYED.search(name.lower())],
-                "weight_decay": 0.0,
-            },
-        ]
-        rates = {id(p): peak_rate(optim, name, p.dim(), self.base.heads) for name, p in self.parameters()}
-        optimizer = torch.optim.AdamW(
-            split_by_rate(groups, rates),
-            lr=optim.lr,
-            betas=(optim.beta1, optim.beta2),
-            weight_decay=optim.weight_decay,
-            fused=fused,
-        )
-        for _, parameter in self.parameters():  # not in the first step: a slot takes all its memory on admission
-            moments = {m: torch.zeros_like(parameter.data) for m in _MOMENTS if m != "step"}
-            step = torch.zeros((), device=parameter.device if fused else "cpu")
-            optimizer.state[parameter] = {"step": step, **moments}
-        if checkpoint is not None:
-            kept = load_file(checkpoint / "optimizer.safetensors")
-            for name, parameter in self.parameters():
-                for m, value in optimizer.state[parameter].items():
-                    value.copy_(kept[f"{name}|{m}"])
-        return optimizer
-
-    def lay_out_moments(self) -> None:
-        """Give the moments the strides of their parameters, whose place may be in a pack's stack now."""
-        for _, parameter in self.parameters():
-            state = self.optimizer.state[parameter]
-            for m in _MOMENTS:
-                if m != "step" and state[m].stride() != parameter.stride():
-                    state[m] = torch.empty_like(parameter.data).copy_(state[m])
-
-    def _make_scheduler(self) -> Any:
-        """The learning-rate schedule of the whole trial, advanced to the current step."""
-        optim, total = self.trial.optim, self.trial.train.max_steps
-        scheduler = get_scheduler(
-            "constant_with_warmup" if optim.schedule == "constant" else optim.schedule,
-            optimizer=self.optimizer,
-            num_warmup_steps=math.ceil(optim.warmup * total),
-            num_training_steps=total,
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch warns, as the optimiser's steps were done before the checkpoint
-            for _ in range(self.record.step):
-                scheduler.step()
-        return scheduler
+    def _train(self, name: str, key: str, place: str, part: str, parameter: nn.Parameter) -> None:
+        optim = self.trial.optim
+        layers = "" if part == "head" else suffix(place)
+        group = Group(part, layers, decayed=not _NOT_DECAYED.search(name.lower()))
+        rate = peak_rate(optim, name, parameter.dim(), self.base.heads)
+        self.tensors[name] = Trained(key, place, group, rate, optim.weight_decay * group.decayed, parameter)

@@ -6,20 +6,20 @@ AdamW's two moments in float32; more of the first two where a stack pads them) p
 pays as long as sharing the fixed cost of a pass is worth it.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import psutil
 import torch
 
 from trainer.config import TrialConfig
-from trainer.engines.batches import batch_of
+from trainer.engines.batches import MicroBatch, batch_of
 from trainer.engines.pack import Pack
-from trainer.engines.pack_layers import padded
 from trainer.engines.slot import Slot
+from trainer.engines.stacks import padded
 from trainer.models.base_model import BaseModel
 from trainer.models.lora import linear_modules, linear_shape, resolve_targets
 
@@ -139,13 +139,13 @@ def measure(pack: Pack, slot: Slot, gpu_share: float = 1.0) -> SlotBudget:
         seconds = [_least_time(partial(pack.run_pass, [slot], [batch]), pack.base.device) for batch in timed]
     finally:
         pack.remove(slot)
-    once = timed[0]["input_ids"]
+    once = timed[0].shape
     per_token = max(_slope(seconds, timed), 0.0)
     modules = dict(pack.base.model.named_modules())
     names = linear_modules(pack.base.model, pack.base.heads)
     heads = [p for name in pack.base.heads for p in modules[name].parameters()]
     return SlotBudget(
-        fixed=max(seconds[0] - per_token * once.numel(), 0.0),
+        fixed=max(seconds[0] - per_token * math.prod(once), 0.0),
         per_token=per_token,
         bytes_per_token=max(_slope(kept, counted), 1.0),
         bytes_free=_SHARE * _free_bytes(pack.base.device, gpu_share),
@@ -153,20 +153,20 @@ def measure(pack: Pack, slot: Slot, gpu_share: float = 1.0) -> SlotBudget:
         head_parameters=sum(p.numel() for p in heads),
         columns=padded(trial.lora.rank, pack.rank_multiple) * len(slot.modules),
         rank_multiple=pack.rank_multiple,
-        width=once.shape[1],
+        width=once[1],
         max_length=trial.data.max_length,
         most=_MOST.get(pack.base.device.type, 1),
     )
 
 
-def _slope(measured: Sequence[float], batches: Sequence[Mapping[str, Any]]) -> float:
+def _slope(measured: Sequence[float], batches: Sequence[MicroBatch]) -> float:
     """What one more token adds.
 
     Args:
         measured: seconds or bytes of two passes.
         batches: of the two passes.
     """
-    fewer, more = (batch["input_ids"].numel() for batch in batches)
+    fewer, more = (math.prod(batch.shape) for batch in batches)
     return (measured[1] - measured[0]) / (more - fewer)
 
 

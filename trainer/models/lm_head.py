@@ -87,48 +87,29 @@ class TokenLogits:
         """(positions, vocabulary) of chosen hidden states, (positions, width)."""
         return self._head(hidden) if self.separable else hidden
 
-    def summed(
-        self, hidden: torch.Tensor, targets: torch.Tensor, counts: list[int], weights: list[torch.Tensor | None]
-    ) -> list[torch.Tensor]:
-        """Cross-entropy summed over each slot's positions, in chunks whose logits are computed again in the backward.
+    def token_losses(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of each position, in chunks whose logits are computed again in the backward pass.
+
+        A position's loss does not depend on the others, so that a pack's slots share one pass over all of them.
 
         Args:
-            hidden: (positions, width), sorted by slot.
+            hidden: (positions, width)
             targets: (positions,) token ids.
-            counts: positions of each slot.
-            weights: of each slot's positions in its sum; None where all are 1.
 
         Returns:
-            For each slot a scalar, in nats.
+            (positions,) in nats, float32.
         """
         size = max(1, _LOGITS // self.vocabulary)
-        sums: list[torch.Tensor | None] = [None] * len(counts)
-        ends = torch.tensor(counts).cumsum(0).tolist()
-        for at in range(0, len(targets), size):
-            stop = min(at + size, len(targets))
-            pieces = []
-            for k, (count, end) in enumerate(zip(counts, ends, strict=True)):
-                first, last = max(at, end - count), min(stop, end)
-                if first < last:
-                    weight = weights[k]
-                    part = None if weight is None else weight[first - end + count : last - end + count]
-                    pieces.append((k, first - at, last - at, part))
-            arguments = (hidden[at:stop], targets[at:stop], [piece[1:] for piece in pieces])
-            whole = at == 0 and stop == len(targets)  # with one chunk, computing it twice saves no memory
-            losses = self._chunk(*arguments) if whole else checkpoint(self._chunk, *arguments, use_reentrant=False)
-            for (k, *_), loss in zip(pieces, losses, strict=True):
-                before = sums[k]
-                sums[k] = loss if before is None else before + loss
-        return [hidden.new_zeros(()) if loss is None else loss for loss in sums]
+        if len(targets) <= size:  # with one chunk, computing it twice saves no memory
+            return self._losses(hidden, targets)
+        # split() instead of slices: the gradient of each slice would be a tensor of zeros as large as the whole
+        chunks = zip(hidden.split(size), targets.split(size), strict=True)
+        return torch.cat([checkpoint(self._losses, part, target, use_reentrant=False) for part, target in chunks])
 
-    def _chunk(
-        self, hidden: torch.Tensor, targets: torch.Tensor, pieces: list[tuple[int, int, torch.Tensor | None]]
-    ) -> tuple[torch.Tensor, ...]:
+    def _losses(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         with self.base.arithmetic():
             logits = self.logits(hidden)
-        return tuple(
-            weighted_cross_entropy(logits[first:last], targets[first:last], weights) for first, last, weights in pieces
-        )
+        return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
 def weighted_cross_entropy(

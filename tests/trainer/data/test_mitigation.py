@@ -130,7 +130,8 @@ def test_weights_are_those_of_pytorchs_weighted_loss(make_trial, grouped: Path, 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0 if step == 0 else (5 - step) / 4)
     model.train()
     for step in range(5):
-        for batch in micro_batches(trial, encoded, base.tokenizer.pad_token_id, step):
+        for made in micro_batches(trial, encoded, base.tokenizer.pad_token_id, step):
+            batch = made.tensors()
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             loss = torch.nn.functional.cross_entropy(logits, batch["labels"], weight=of_class, reduction="sum")
             (loss / batch["denominator"]).backward()

@@ -411,7 +411,8 @@ def _train(
     schedule = get_scheduler(trial.optim.schedule, optimizer, num_warmup_steps=1, num_training_steps=STEPS)
     model.train()
     for step in range(STEPS):
-        (batch,) = micro_batches(trial, materials.training(trial), 2, step)
+        (made,) = micro_batches(trial, materials.training(trial), 2, step)
+        batch = made.tensors()
         options: dict[str, Any] = {"use_cache": False} if completion else {}
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **options).logits
         targets = batch["labels"]

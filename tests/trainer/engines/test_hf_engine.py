@@ -113,7 +113,8 @@ def test_a_trial_equals_a_plain_peft_training_loop(
     schedule = get_scheduler(trial.optim.schedule, optimizer, num_warmup_steps=1, num_training_steps=6)
     peft_model.train()
     for step in range(trial.train.max_steps):
-        for batch in micro_batches(trial, materials.training(trial), base.tokenizer.pad_token_id, step):
+        for made in micro_batches(trial, materials.training(trial), base.tokenizer.pad_token_id, step):
+            batch = made.tensors()
             routing.keys = row_keys(trial.seed, step, batch["samples"])
             logits = peft_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             targets = batch["labels"]
@@ -307,7 +308,7 @@ def test_four_bit_on_a_cpu_trains_and_saves_the_same_before_and_after_evaluation
     validation = materials.validation(trial)
     everything = list(range(len(validation.rows)))
     peft_model = add_adapter(base.model, trial.lora, "completion", base.heads, trial.seed)
-    batch = micro_batches(trial, materials.training(trial), base.tokenizer.pad_token_id, 0)[0]
+    batch = micro_batches(trial, materials.training(trial), base.tokenizer.pad_token_id, 0)[0].tensors()
 
     def gradient() -> tuple[float, float]:
         peft_model.train()

@@ -1,9 +1,17 @@
 """Keyed dropout: what a mask depends on, and what it must not depend on."""
 
+import numpy as np
 import pytest
 import torch
 
-from trainer.engines.keyed_dropout import DropoutKeys, KeyedDropout, keep_mask, row_keys
+from trainer.engines.keyed_dropout import (
+    DropoutKeys,
+    KeyedDropout,
+    keep_mask,
+    packed_row_keys,
+    row_keys,
+    shared_key,
+)
 
 
 def masks(
@@ -30,6 +38,27 @@ def test_a_mask_is_the_hash_of_its_row_module_and_place_below_p(p: float) -> Non
     ]
     assert keep_mask(keys, module, shape, p).view(2, -1).tolist() == expected
     assert keep_mask(keys, module, shape, torch.tensor([p, p], dtype=torch.float64)).view(2, -1).tolist() == expected
+
+
+def test_keys_of_many_trials_at_once_are_those_of_each_trial_alone() -> None:
+    seeds = np.array([0, 1, 7, 2**31 - 1, 2**32 - 1, 2**40 + 3, -5, 11])
+    steps = np.array([0, 3, 3, 70_000, 2**32 + 9, 1, 2, 2**31])
+    samples = np.array([0, 5, -1, 900, 2**31, 2**32 - 1, 2**35, -1])
+    each = [
+        row_keys(seed, step, torch.tensor([sample])).item()
+        for seed, step, sample in zip(seeds.tolist(), steps.tolist(), samples.tolist(), strict=True)
+    ]
+    keys = packed_row_keys(seeds, steps, samples)
+    assert keys.dtype == np.int64
+    assert keys.tolist() == each
+    assert keys[2] == shared_key(7, 3).item()
+    assert packed_row_keys(*(x.astype(np.int32) for x in (seeds[1:3], steps[1:3], samples[1:3]))).tolist() == each[1:3]
+
+
+def test_a_row_key_is_the_hash_of_seed_step_and_sample() -> None:
+    expected = lowbias32(lowbias32(lowbias32(7) ^ 3) ^ lowbias32(900 + 1))
+    assert row_keys(7, 3, torch.tensor([900])).tolist() == [expected]
+    assert packed_row_keys(np.array([7]), np.array([3]), np.array([900])).tolist() == [expected]
 
 
 def test_padding_and_neighbours_do_not_change_a_rows_mask() -> None:

@@ -113,12 +113,7 @@ def test_groups_of_an_optimiser_are_those_of_pefts_lora_plus(
     }
     remove_adapter(model)
     slot = Slot(trial, TrialFolder(tmp_path), base, materials.training(trial), materials.validation(trial), score, None)
-    own = {id(p): name for name, p in slot.parameters()}
-    assert {
-        own[id(p)]: (group["initial_lr"], group["weight_decay"])  # the schedule starts at 0
-        for group in slot.optimizer.param_groups
-        for p in group["params"]
-    } == expected
+    assert {name: (one.rate, one.decay) for name, one in slot.tensors.items()} == expected
     assert len(set(expected.values())) == 2
 
 
@@ -132,12 +127,10 @@ def test_a_head_has_its_own_rate_or_its_ratio_and_all_follow_one_schedule(
         base = materials.base(trial)
         rows = materials.training(trial), materials.validation(trial)
         slot = Slot(trial, TrialFolder(tmp_path), base, *rows, score, None)
-        slot.scheduler.step()
-        names = {id(p): name for name, p in slot.parameters()}
+        slot.count()
         found: tuple[set[float], set[float]] = (set(), set())
-        for group in slot.optimizer.param_groups:
-            for p in group["params"]:
-                found["modules_to_save" in names[id(p)]].add(group["lr"])
+        for name, one in slot.tensors.items():
+            found["modules_to_save" in name].add(one.rate * slot.stepping().factor)
         return found
 
     third = pytest.approx(1e-3 / 3)  # after the first of three steps of warm-up

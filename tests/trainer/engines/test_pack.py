@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,7 +19,9 @@ from tests.trainer.packs import CLOSE, EXACT, alone, at_step, distance, drive, f
 from trainer.baselines import score_baseline
 from trainer.config import Baseline, TrialConfig
 from trainer.engine import Admitted, Ended, Full, Refused, RungResult
-from trainer.engines import lora_kernels, pack, slot
+from trainer.engines import flat_adamw, lora_kernels, pack, slot
+from trainer.engines.batches import MicroBatch
+from trainer.engines.flat_adamw import Stepping
 from trainer.engines.hf_engine import HfEngine
 
 
@@ -205,43 +208,49 @@ def test_a_probed_device_gives_the_untuned_model_its_own_head(model, trials, mat
 
 
 def _mean_across_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    update = slot.Slot.update
+    norms = pack.gradient_norms
 
-    def wrong(self: slot.Slot) -> torch.Tensor:
-        for _, parameter in self.parameters():
-            parameter.grad.mul_(1 / 2)
-        return update(self)
+    def wrong(slots: list[Stepping]) -> torch.Tensor:
+        for piece in (piece for slot in slots for piece in slot.pieces):
+            piece.gradient.mul_(1 / 2)
+        return norms(slots)
 
-    monkeypatch.setattr(slot.Slot, "update", wrong)
+    monkeypatch.setattr(pack, "gradient_norms", wrong)
 
 
 def _clipping_across_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    everybody: list[slot.Slot] = []
-    add, update = pack.Pack.add, slot.Slot.update
+    factors = pack.clip_factors
+    monkeypatch.setattr(pack, "clip_factors", lambda slots, norms: factors(slots, norms.norm().expand_as(norms)))
 
-    def remember(self: pack.Pack, newcomer: slot.Slot) -> None:
-        everybody.append(newcomer)
-        add(self, newcomer)
 
-    def wrong(self: slot.Slot) -> torch.Tensor:
-        gradients = [p.grad for one in everybody for _, p in one.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        for _, parameter in self.parameters():
-            parameter.grad.mul_((self.trial.train.clip / norm).clamp(max=1.0))
-        return update(self)
+def _one_slots_rate_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = pack.adamw_step
 
-    monkeypatch.setattr(pack.Pack, "add", remember)
-    monkeypatch.setattr(slot.Slot, "update", wrong)
+    def wrong(slots: list[Stepping], factors: torch.Tensor) -> None:
+        rate = slots[0].pieces[0].rate
+        step([replace(s, pieces=[replace(p, rate=rate) for p in s.pieces]) for s in slots], factors)
+
+    monkeypatch.setattr(pack, "adamw_step", wrong)
+
+
+def _one_count_of_steps_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = pack.adamw_step
+    monkeypatch.setattr(pack, "adamw_step", lambda slots, f: step([replace(s, step=1000) for s in slots], f))
+
+
+def _gradients_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flat_adamw.torch, "_foreach_zero_", lambda gradients: None)
 
 
 def _padding_in_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     micro_batches = slot.micro_batches
 
-    def wrong(*args: Any) -> list[dict[str, Any]]:
-        batches = micro_batches(*args)
-        for batch in batches:
-            batch["labels"] = batch["labels"].masked_fill(batch["attention_mask"] == 0, 0)
-        return batches
+    def wrong(*args: Any) -> list[MicroBatch]:
+        def spoiled(batch: MicroBatch) -> MicroBatch:
+            padding = np.arange(batch.shape[1]) >= np.array(batch.lengths)[:, None]
+            return replace(batch, labels=np.where(padding, 0, batch.labels))
+
+        return [spoiled(batch) for batch in micro_batches(*args)]
 
     monkeypatch.setattr(slot, "micro_batches", wrong)
 
@@ -252,29 +261,45 @@ def _dropout_ignored_in_backward(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "mistake", [_mean_across_slots, _clipping_across_slots, _padding_in_the_loss, _dropout_ignored_in_backward]
+    "mistake",
+    [
+        _mean_across_slots,
+        _clipping_across_slots,
+        _one_slots_rate_for_all,
+        _one_count_of_steps_for_all,
+        _gradients_that_stay,
+        _padding_in_the_loss,
+        _dropout_ignored_in_backward,
+    ],
 )
-def test_a_known_mistake_is_seen(mistake, trials, materials, tmp_path, monkeypatch) -> None:  # noqa: F811
+@pytest.mark.parametrize("kernel", ["loop", "bmm"])
+def test_a_known_mistake_is_seen(mistake, kernel, trials, materials, tmp_path, monkeypatch) -> None:  # noqa: F811
     # AdamW does not feel a gradient's scale: a mean shows only where it lifts the clipping, as it does at 2.0 here.
     clip = 2.0 if mistake is _mean_across_slots else 0.2
     two = trials(2, ragged=mistake is _padding_in_the_loss, clip=clip)
     expected = alone(materials, two, tmp_path / "alone")
-    assert furthest(together(materials, two, tmp_path / "right"), expected) <= CLOSE
+    assert furthest(together(materials, two, tmp_path / "right", kernel), expected) <= CLOSE
     mistake(monkeypatch)
-    assert furthest(together(materials, two, tmp_path / "wrong"), expected) > 2 * CLOSE
+    assert furthest(together(materials, two, tmp_path / "wrong", kernel), expected) > 2 * CLOSE
 
 
 def test_what_stands_in_padded_rows_of_a_never_matters(trials, materials, tmp_path, monkeypatch) -> None:  # noqa: F811
     """The usual initialisation there is a fault in stacks that are trained whole; here only a slot's own rows are."""
     two = trials(2)
     expected = together(materials, two, tmp_path / "right", "bmm")
-    restack = pack.PackedLora.restack
+    lay_out = pack.Stacks.lay_out
 
-    def wrong(self: Any, slots: list[Any], device: torch.device) -> None:
-        restack(self, slots, device)
-        for k, one in enumerate(slots):
-            if one is not None:
-                torch.nn.init.kaiming_uniform_(self.a.data[k, one.rank :]) if self.a.shape[1] > one.rank else None
+    def wrong(self: Any, slots: list[Any]) -> Any:
+        pieces = lay_out(self, slots)
+        for group, stack in self._stacks.items():
+            for k, tensors in enumerate(slots):
+                [rank] = {len(one.parameter) for one in tensors if one.group.part == "a"}
+                if group.part == "a" and stack.rank > rank:
+                    torch.nn.init.kaiming_uniform_(stack.parameters[k, rank:])
+                    spoiled.append(stack.rank - rank)
+        return pieces
 
-    monkeypatch.setattr(pack.PackedLora, "restack", wrong)
+    spoiled: list[int] = []
+    monkeypatch.setattr(pack.Stacks, "lay_out", wrong)
     assert furthest(together(materials, two, tmp_path / "wrong", "bmm"), expected) <= EXACT
+    assert spoiled

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,49 +18,45 @@ from tests.trainer.engines.test_pack_equivalence import materials  # noqa: F401 
 from tests.trainer.packs import CLOSE, alone, at_step, drive, furthest, packed_engine
 from trainer.config import EngineConfig, TrialConfig
 from trainer.engines import batches
-from trainer.engines.batches import cut_by_length
+from trainer.engines.batches import MicroBatch, cut_by_length
 from trainer.engines.pack import Pack
 
-Batch = dict[str, Any]
 
-
-def batch(lengths: list[int], completion: bool, first: int = 1) -> Batch:
+def batch(lengths: list[int], completion: bool, first: int = 1) -> MicroBatch:
     """Rows whose tokens are all different, so that it shows where each of them went."""
     width = max(lengths)
-    ids = torch.arange(len(lengths) * width).view(-1, width) + first
-    mask = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
-    return {
-        "input_ids": ids * mask,
-        "attention_mask": mask,
-        "labels": ids * mask + 7 if completion else torch.arange(len(lengths)),
-        "samples": torch.arange(len(lengths)),
-        "weights": torch.rand(len(lengths)),
-        "lengths": lengths,
-        "step": 3,
-        "denominator": 11,
-    }
+    ids = np.arange(len(lengths) * width).reshape(-1, width) + first
+    mask = np.arange(width) < np.array(lengths)[:, None]
+    return MicroBatch(
+        input_ids=ids * mask,
+        labels=ids * mask + 7 if completion else np.arange(len(lengths)),
+        samples=np.arange(len(lengths)),
+        weights=np.random.default_rng(0).random(len(lengths), dtype=np.float32),
+        lengths=tuple(lengths),
+        step=3,
+        denominator=11,
+    )
 
 
-def rows_of(part: Batch) -> dict[int, tuple[Any, ...]]:
+def rows_of(part: MicroBatch) -> dict[int, tuple[Any, ...]]:
     """Place in the step → everything that a row has, without padding."""
+    tensors = part.tensors()
     return {
         int(sample): (
-            part["input_ids"][r, :n].tolist(),
-            part["attention_mask"][r].sum().item() == n == part["lengths"][r],
-            part["labels"][r, :n].tolist() if part["labels"].dim() == 2 else part["labels"][r].item(),
-            part["weights"][r].item(),
-            part["step"],
-            part["denominator"],
+            tensors["input_ids"][r, :n].tolist(),
+            tensors["attention_mask"][r].sum().item() == n == part.lengths[r],
+            tensors["labels"][r, :n].tolist() if part.labels.ndim == 2 else part.labels[r].item(),
+            tensors["weights"][r].item(),
+            part.step,
+            part.denominator,
         )
-        for r, (sample, n) in enumerate(zip(part["samples"], part["lengths"], strict=True))
+        for r, (sample, n) in enumerate(zip(part.samples, part.lengths, strict=True))
     }
 
 
-def padded(parts: list[list[tuple[int, Batch]]]) -> int:
+def padded(parts: list[list[tuple[int, MicroBatch]]]) -> int:
     """Tokens of all passes, with their padding: a pass is as wide as its longest row."""
-    return sum(
-        sum(len(b["lengths"]) for _, b in part) * max(b["input_ids"].shape[1] for _, b in part) for part in parts
-    )
+    return sum(sum(b.shape[0] for _, b in part) * max(b.shape[1] for _, b in part) for part in parts)
 
 
 @pytest.mark.parametrize("completion", [True, False])
@@ -76,7 +73,7 @@ def test_every_row_is_in_one_pass_and_each_cut_saves_more_than_it_costs(
     parts = cut_by_length(given, cost)
     for k, whole in enumerate(given):
         found = [rows_of(part) for passed in parts for i, part in passed if i == k]
-        assert sum(len(rows) for rows in found) == len(whole["lengths"])
+        assert sum(len(rows) for rows in found) == len(whole.lengths)
         assert {s: row for rows in found for s, row in rows.items()} == rows_of(whole)
     for passed in parts:
         assert [k for k, _ in passed] == sorted({k for k, _ in passed}), "a pass's rows are sorted by slot"
@@ -121,8 +118,8 @@ def test_a_trial_whose_passes_are_cut_is_the_trial_alone(
     passes: list[int] = []
     one_pass = Pack._one_pass
 
-    def noted(self: Pack, slots: list[Any], given: list[Batch]) -> Any:
-        passes.append(sum(len(b["lengths"]) for b in given))
+    def noted(self: Pack, slots: list[Any], given: list[MicroBatch]) -> Any:
+        passes.append(sum(len(b.lengths) for b in given))
         return one_pass(self, slots, given)
 
     differing = [{"dropout": 0.3}, {"rank": 3, "batch_size": 8, "accumulation": 2}, {"dropout": 0.1, "reweight": 0.7}]
@@ -151,7 +148,7 @@ def test_on_a_cpu_passes_stay_small() -> None:
     def passes(device: str) -> list[int]:
         base: Any = SimpleNamespace(device=torch.device(device), autocast=None)
         slots: list[Any] = [
-            SimpleNamespace(next_batch=lambda n=n: {"input_ids": torch.zeros(n, 256)}) for n in (4, 12, 4, 32, 1)
+            SimpleNamespace(next_batch=lambda n=n: SimpleNamespace(shape=(n, 256))) for n in (4, 12, 4, 32, 1)
         ]
         return [len(group) for group in Pack(base, "classification")._passes(slots)]
 

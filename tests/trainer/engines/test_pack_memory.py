@@ -40,24 +40,33 @@ def too_little_room(monkeypatch: pytest.MonkeyPatch, where: str, most: int, sinc
             return route(self, *args)
 
         monkeypatch.setattr(pack.Pack, "_route", tight_route)
-    else:
-        update, present = slot.Slot.update, []
-        restack = pack.Pack._restack
+    elif where == "places":
+        lay_out = pack.PackedLora.lay_out
 
-        def remember(self: pack.Pack) -> None:
-            present[:] = self.slots
-            restack(self)
-
-        def tight_update(self: slot.Slot) -> torch.Tensor:
-            if crowded(present) and self.record.step == 0:
+        def tight_places(self: Any, slots: list[Any], *more: Any) -> None:
+            if len(slots) > most:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return update(self)
+            lay_out(self, slots, *more)
 
-        monkeypatch.setattr(pack.Pack, "_restack", remember)
-        monkeypatch.setattr(slot.Slot, "update", tight_update)
+        monkeypatch.setattr(pack.PackedLora, "lay_out", tight_places)
+    else:
+        norms, update = pack.gradient_norms, pack.Pack._update
+        present: list[slot.Slot] = []
+
+        def remember(self: pack.Pack, ready: list[slot.Slot]) -> Any:
+            present[:] = self.slots
+            return update(self, ready)
+
+        def tight_norms(steps: list[Any]) -> torch.Tensor:
+            if crowded(present):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return norms(steps)
+
+        monkeypatch.setattr(pack.Pack, "_update", remember)
+        monkeypatch.setattr(pack, "gradient_norms", tight_norms)
 
 
-@pytest.mark.parametrize("where", ["pass", "scoring", "optimiser"])
+@pytest.mark.parametrize("where", ["places", "pass", "scoring", "optimiser"])
 def test_the_youngest_slots_make_room_and_are_trained_later_with_the_same_results(
     where,
     trials,  # noqa: F811
@@ -72,8 +81,7 @@ def test_the_youngest_slots_make_room_and_are_trained_later_with_the_same_result
     assert set(states(events).values()) == {State.COMPLETED}
     requeued = [trial_id for trial_id, seen in events.items() if any(isinstance(e, Requeued) for e in seen)]
     assert len(requeued) == 2
-    if where != "optimiser":  # there the slot that failed is half-way through its step, and goes itself
-        assert requeued == ["t0002", "t0003"]
+    assert requeued == ["t0002", "t0003"]
     expected = alone(materials, four, tmp_path / "alone")
     assert furthest([at_step(tmp_path, t, 8) for t in four], expected) <= EXACT
 
@@ -95,7 +103,7 @@ def test_what_a_slot_held_is_free_when_it_has_made_room(trials, materials, tmp_p
         assert isinstance(engine.admit(trial, TrialFolder(tmp_path / trial.trial_id), None), Admitted)
     for _ in range(2):
         assert engine.advance(lambda: True) == []
-    held = [weakref.ref(value) for value in next(iter(engine._find("t0002")[1].optimizer.state.values())).values()]
+    held = [weakref.ref(t) for one in engine._find("t0002")[1].tensors.values() for t in one.moments.values()]
     too_little_room(monkeypatch, "pass", most=2)
     [event] = engine.advance()
     assert event.trial_id == "t0002"
@@ -129,16 +137,16 @@ def test_a_slot_that_broke_off_half_way_through_a_step_starts_from_its_checkpoin
 ) -> None:
     two = trials(2)
     expected = alone(materials, two, tmp_path / "alone")
-    update, broke = slot.Slot.update, []
+    step, broke = pack.adamw_step, []
 
-    def half_way(self: slot.Slot) -> torch.Tensor:
-        if self.trial.trial_id == "t0000" and self.record.step == 5 and not broke:
-            broke.append(self)
-            self.optimizer.step()
+    def half_way(steps: list[Any], factors: torch.Tensor) -> None:
+        if steps[0].step == 6 and not broke:
+            broke.append(steps)
+            step(steps[:1], factors[:1])
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return update(self)
+        step(steps, factors)
 
-    monkeypatch.setattr(slot.Slot, "update", half_way)
+    monkeypatch.setattr(pack, "adamw_step", half_way)
     drive(packed_engine(materials), two, tmp_path / "right")
     assert furthest([at_step(tmp_path / "right", t, 8) for t in two], expected) <= EXACT
     broke.clear()
