@@ -13,7 +13,6 @@ import torch
 from tests.benchmarks import pack
 from tests.benchmarks.packs import host_time, steps
 from tests.benchmarks.packs.steps import OUT_OF_MEMORY, Setting, alone_losses, encoded, load, make_trial
-from trainer.engines.batches import batch_of
 from trainer.models.base_model import BaseModel
 from trainer.models.lora import add_adapter, remove_adapter
 
@@ -61,7 +60,7 @@ def test_alone_has_the_same_loss_and_gradient_with_logits_of_all_positions_and_o
     try:
         model.train()
         trained = [p for p in model.parameters() if p.requires_grad]
-        losses = [of() for of in alone_losses(base, model, batch_of(trial, encoded(16)[:2], 2))]
+        losses = [of() for of in alone_losses(base, model, encoded(16)[:2])]
         gradients = [torch.autograd.grad(loss, trained) for loss in losses]
     finally:
         hook.remove()

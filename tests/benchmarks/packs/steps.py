@@ -18,7 +18,6 @@ from tests.conftest import _tokenizer
 from tests.trainer.packs import held_bytes
 from trainer.config import DataConfig, LoraSettings, ModelConfig, TrainConfig, TrialConfig
 from trainer.data.encode import Encoded
-from trainer.engines.batches import batch_of
 from trainer.engines.pack import Pack
 from trainer.engines.slot import Slot
 from trainer.engines.slot_budget import SlotBudget, kept_bytes, measure
@@ -187,10 +186,8 @@ def step(pack: Pack) -> None:
 
 
 def empty(pack: Pack) -> None:
-    """Take all slots out at once: one by one, each would lay out the others anew, and may find no room for it."""
-    if pack.slots:
-        del pack.slots[1:]
-        pack.remove(pack.slots[0])
+    for slot in list(pack.slots):
+        pack.remove(slot)
 
 
 def wait(device: torch.device) -> None:
@@ -240,22 +237,25 @@ def alone(base: BaseModel, trial: TrialConfig, rows: list[Encoded], least: float
             optimizer.step()
             optimizer.zero_grad()
 
-        losses = alone_losses(base, model, batch_of(trial, rows[: trial.train.batch_size], base.pad_token))
+        losses = alone_losses(base, model, rows[: trial.train.batch_size])
         return Alone(*(seconds(lambda loss=loss: one_step(loss), base.device, least) for loss in losses))
     finally:
         remove_adapter(model)
 
 
-def alone_losses(base: BaseModel, model: Any, batch: dict[str, Any]) -> tuple[Callable[[], torch.Tensor], ...]:
+def alone_losses(base: BaseModel, model: Any, rows: list[Encoded]) -> tuple[Callable[[], torch.Tensor], ...]:
     """The same loss of a batch in two ways: PEFT's own, and with logits only where the loss is.
 
     Args:
         base: the base model.
         model: PEFT's, around it.
-        batch: from ``batch_of``.
+        rows: of equal length.
     """
-    inputs = {name: batch[name].to(base.device) for name in ("input_ids", "attention_mask", "labels")}
-    targets = batch["labels"].roll(-1, 1)  # (rows, tokens): the token that each position predicts
+    ids = torch.tensor([row.context + row.completion for row in rows])
+    labels = torch.tensor([(-100,) * len(row.context) + row.completion for row in rows])
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    inputs = {name: tensor.to(base.device) for name, tensor in batch.items()}
+    targets = labels.roll(-1, 1)  # (rows, tokens): the token that each position predicts
     targets[:, -1] = -100
     bears_loss = (targets != -100).flatten()
     places = bears_loss.nonzero()[:, 0].to(base.device)
