@@ -13,6 +13,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may ask a model hub
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests side by side would spin for each other
+if os.environ.get("LORASWEEP_TEST_DEVICE", "cpu") == "cpu":
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported: its kernels run on CPUs then
 
 WORDS = {"fruit": "apple pear plum cherry", "metal": "iron copper zinc tin", "bird": "wren owl hawk crow"}
 

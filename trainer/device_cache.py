@@ -74,7 +74,7 @@ class DeviceCache:
         return ("base", repr(trial.model), trial.precision, trial.task.name, head)
 
     def base(self, trial: TrialConfig) -> BaseModel:
-        """The base model at the trial's precision, with its task head. At most four are kept.
+        """The base model at the trial's precision, with its task head. The four that were used last are kept.
 
         Raises:
             ModelError, HardwareError: see ``load_base``.
@@ -85,6 +85,7 @@ class DeviceCache:
         if name not in self._kept and len(bases) >= _BASES:
             del self._kept[bases[0]]
         base: BaseModel = self._once(name, lambda: self._loaded(trial, labels))
+        self._kept[name] = self._kept.pop(name)  # in the order of their last use
         return base
 
     def _loaded(self, trial: TrialConfig, labels: tuple[str, ...]) -> BaseModel:

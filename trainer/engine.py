@@ -81,6 +81,25 @@ class Halted:
     reason: str
 
 
+@dataclass(frozen=True)
+class DeviceFailed:
+    """The GPU answers its device worker's process no more, which ends: admit the trial again, on another worker, to go
+    on from its last checkpoint.
+
+    Attributes:
+        reason: what the GPU's library said, in a line.
+        alone: whether no other trial was on the worker, so that it may be this one's doing.
+    """
+
+    trial_id: str
+    reason: str
+    alone: bool
+
+
+class DeviceFault(Exception):
+    """The GPU answers this process no more: every further call fails, whatever trial it is for. No trial is blamed."""
+
+
 class RankLost(Exception):
     """Another process of a trial that several train does not answer any more: no fault of the trial's is known."""
 

@@ -155,7 +155,12 @@ class Cluster:
         """Start the dispatcher, beside this process."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         make = ray.remote(Dispatcher).options(
-            num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=10_000, scheduling_strategy=here
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
+            max_concurrency=10_000,
+            scheduling_strategy=here,
+            runtime_env={"env_vars": visible_gpus(0)},
         )
         return DispatcherClient(make.remote())
 

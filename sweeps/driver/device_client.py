@@ -18,11 +18,12 @@ from analysis.folder import MetricsRow, State, TrialFolder
 from sweeps.checks.simulate import Sizes
 from sweeps.driver.device_facts import DataFacts, NodeFaults, StartCheck, WorkerFacts
 from trainer.config import Baseline, TrialConfig
-from trainer.engine import Admission, Admitted, Ended, Event, Full, Halted, Refused, RungResult
+from trainer.engine import Admission, Admitted, DeviceFailed, Ended, Event, Full, Halted, Refused, RungResult
 
 LOST = (RayActorError, ActorUnschedulableError, OutOfMemoryError)  # the worker's process is gone, or cannot be reached
 LIVES = 3  # device workers that may die by themselves under a trial, between two rungs, before it counts as the cause
 _ALONE_AFTER = 2  # losses: then the trial gets a device to itself, so that it takes no neighbour with it
+_DEVICE_FAILURES = 2  # times that a GPU may fail under a trial that is alone there, between two rungs, likewise
 _DIE_SECONDS = 5.0  # for a worker that hangs to end itself
 
 T = TypeVar("T")
@@ -108,10 +109,10 @@ class DeviceClient:
 
     def admit(
         self, trial: TrialConfig, folder: TrialFolder, alone: bool = False, heard: int = 0
-    ) -> Reply[Admission | Ended | Halted]:
+    ) -> Reply[Admission | Ended | Halted | DeviceFailed]:
         return Reply(self.actor.admit.remote(trial, str(folder.root), alone, heard))
 
-    def next_event(self, trial_id: str, proceed: bool) -> Reply[Event | Halted | None]:
+    def next_event(self, trial_id: str, proceed: bool) -> Reply[Event | Halted | DeviceFailed | None]:
         return Reply(self.actor.next_event.remote(trial_id, proceed))
 
     def take_over(self, trial: TrialConfig, donor: TrialFolder, step: int) -> Reply[str | None]:
@@ -214,7 +215,8 @@ class TrialPlacement:
     Where a worker is lost, or hangs for ``rung_timeout``, the trial goes on from its last checkpoint, on whichever
     worker has room, or waits until one has. A node that goes is nobody's fault. But a worker's process that dies by
     itself may die of the trial: one that loses two workers before its next rung is recorded gets a device to itself,
-    and it ends where three died by themselves.
+    and it ends where three died by themselves. A worker whose GPU failed says so before it ends: then the trial ends
+    where that happened twice while it was alone there.
 
     Attributes:
         dispatcher: gives it a worker.
@@ -226,6 +228,7 @@ class TrialPlacement:
         where: node and device of the last worker that had it.
         notes: what went wrong and was mended.
         lost: names of workers lost since the last recorded rung.
+        failed_alone: how many of them lost their GPU while no other trial was there.
     """
 
     dispatcher: DispatcherClient
@@ -237,6 +240,7 @@ class TrialPlacement:
     where: str = ""
     notes: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    failed_alone: int = 0
 
     def next_event(self) -> RungResult | Ended | Halted:
         """Find a slot where the trial has none, train to its next rung or its end, and wait for that.
@@ -261,6 +265,7 @@ class TrialPlacement:
     def rung_recorded(self) -> None:
         """The trial will not train to its last rung again: losses are counted from here."""
         self.lost.clear()
+        self.failed_alone = 0
 
     def leave(self) -> None:
         """Free the trial's slot, where it has one."""
@@ -291,6 +296,8 @@ class TrialPlacement:
             if isinstance(admission, Full):
                 self._full = device.name
                 return None
+            if isinstance(admission, DeviceFailed):
+                return self._device_failed(device, admission)
             if not isinstance(admission, Admitted):
                 self.dispatcher.release(self.trial.trial_id)
                 if isinstance(admission, Refused):
@@ -304,6 +311,8 @@ class TrialPlacement:
             self._heard = event.row.step
             return event
         self.device = None
+        if isinstance(event, DeviceFailed):
+            return self._device_failed(device, event)
         if isinstance(event, Ended | Halted):
             self.dispatcher.release(self.trial.trial_id)
             return event
@@ -321,13 +330,24 @@ class TrialPlacement:
         if len(self.lost) < LIVES:
             self.notes.append(f"its device worker ({device.where}) {how}: went on from its last checkpoint")
             return None
-        self.dispatcher.release(self.trial.trial_id)
-        rows = self.folder.read_metrics()
         memory = isinstance(error, OutOfMemoryError) or "running low on memory" in str(error)
         how = "the node's memory ran out" if memory else f"it {how}"
-        return Ended(
-            self.trial.trial_id,
+        return self._taken_for_cause(
             State.OUT_OF_MEMORY if memory else State.FAILED,
             f"its device worker was lost {len(self.lost)} times before the next rung, in the end alone: {how}",
-            rows[-1].step if rows else 0,
         )
+
+    def _device_failed(self, device: DeviceClient, event: DeviceFailed) -> Ended | None:
+        """Note a worker whose GPU failed. Returns how the trial ended where it is taken for the cause."""
+        self.lost.append(device.name)
+        self.failed_alone += event.alone
+        if self.failed_alone < _DEVICE_FAILURES:
+            self.notes.append(f"its GPU ({device.where}) failed: {event.reason}. Went on from its last checkpoint")
+            return None
+        reason = f"its GPU failed {self.failed_alone} times before the next rung, with no other trial on it"
+        return self._taken_for_cause(State.FAILED, f"{reason}: {event.reason}")
+
+    def _taken_for_cause(self, state: State, reason: str) -> Ended:
+        self.dispatcher.release(self.trial.trial_id)
+        rows = self.folder.read_metrics()
+        return Ended(self.trial.trial_id, state, reason, rows[-1].step if rows else 0)

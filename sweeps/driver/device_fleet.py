@@ -126,6 +126,7 @@ class DeviceFleet:
         self._deaths: Counter[str] = Counter()  # id of a node → workers that died while they started, in a row
         self._lost: dict[str, tuple[str, float]] = {}  # name of a lost worker → its node's id, until when to wait
         self._verdicts: dict[str, bool] = {}  # name of a worker that died → whether it died by itself
+        self._last_words: dict[str, HardwareError] = {}  # name of a worker that ended itself → why
         self._trials = Trials({}, frozenset())
         self._told: Reply[Trials] | None = None
         self._without_since: float | None = None  # since when there is no device
@@ -219,6 +220,7 @@ class DeviceFleet:
             precision: that it needs.
 
         Raises:
+            HardwareError: where the GPU failed under several workers.
             RayError: one of ``LOST``, where several workers died of it, or the sweep is over.
         """
         lost: list[str] = []
@@ -233,6 +235,8 @@ class DeviceFleet:
                     if len(lost) >= LIVES:
                         lost = self._died_by_themselves(lost)
                         if len(lost) >= LIVES:
+                            if said := self._last_words.get(member.client.name):
+                                raise said from None
                             raise
                     self._gone(member)
 
@@ -359,8 +363,14 @@ class DeviceFleet:
             if member.leaves:
                 self._verdicts[name] = False
             else:
-                told = member.dies.done and isinstance(_error_of(member.dies), ActorDiedError)
-                self._lost[name] = node_id, self._clock() + (_CERTAIN if told else _CERTAIN_AT_LAST)
+                error = _error_of(member.dies) if member.dies.done else None
+                if isinstance(error, HardwareError):
+                    self._last_words[name], self._verdicts[name] = error, True
+                    if member.data is not None:
+                        self.note(f"{error}. Another one takes its place")
+                else:
+                    told = isinstance(error, ActorDiedError)
+                    self._lost[name] = node_id, self._clock() + (_CERTAIN if told else _CERTAIN_AT_LAST)
                 if member.data is None and node_id in self._nodes:
                     self._died_early(member)
         member.client.kill()  # where it only could not be reached
@@ -375,7 +385,9 @@ class DeviceFleet:
             why = last_line(error) if error else "it cannot be reached"
             self.note(f"{node}: a device worker died while it started ({why}). It is started again.")
             return
-        self._refuse(member, could_not_start(node, error or RayError("it cannot be reached"), self.elastic))
+        if not isinstance(error, LorasweepError):
+            error = could_not_start(node, error or RayError("it cannot be reached"), self.elastic)
+        self._refuse(member, error)
 
     def _refuse(self, member: _Member, error: LorasweepError) -> None:
         """Use its node no more."""
@@ -610,10 +622,10 @@ def following_cluster(
         fleet.close(seconds)
 
 
-def _error_of(reply: Reply[None]) -> RayError | None:
+def _error_of(reply: Reply[None]) -> RayError | LorasweepError | None:
     try:
         reply.get()
-    except RayError as error:
+    except (RayError, LorasweepError) as error:
         return error
     return None
 

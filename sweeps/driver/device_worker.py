@@ -3,6 +3,8 @@
 One thread owns the engine. The actor's methods only queue commands for it and wait for what comes back, so that many
 trial proxies can wait at the same time.
 
+A worker whose GPU answers it no more gives its trials back too, and ends its process: a new one's calls are answered.
+
 A worker whose machine is about to go leaves: it checkpoints each of its trials between two optimiser steps and gives
 them back (``leave``). It does so by itself on SIGTERM; then its process ends. A raylet that gets SIGTERM as well ends
 its workers within a tenth of a second: who stops a whole node drains it first (``ray drain-node``).
@@ -13,6 +15,7 @@ import contextlib
 import os
 import queue
 import shutil
+import sys
 import threading
 import time
 import traceback
@@ -40,6 +43,8 @@ from trainer.config import Baseline, EngineConfig, TrialConfig
 from trainer.engine import (
     Admission,
     Admitted,
+    DeviceFailed,
+    DeviceFault,
     Ended,
     Engine,
     Event,
@@ -62,6 +67,7 @@ _GRACE = 20.0  # seconds to leave in, on SIGTERM: SIGKILL mostly comes after 30,
 _HEARD = 5.0  # seconds more in which the proxies of trials that rest may ask, and hear where they stand
 _PATIENCE = 1.0  # seconds at most that slots wait for the decisions on others
 _NOT_SAVED = "its checkpoint could not be written"
+_LAST_SECONDS = 1.0  # until a worker whose GPU failed ends, in which all hear why
 
 
 class DeviceWorker:
@@ -88,7 +94,7 @@ class DeviceWorker:
         self.settings, self.slots = engine, slots
         self._engine: Engine | None = None
         self._materials: DeviceCache | None = None
-        self._events: dict[str, asyncio.Queue[Event | Halted]] = {}
+        self._events: dict[str, asyncio.Queue[Event | Halted | DeviceFailed]] = {}
         self._folders: dict[str, TrialFolder] = {}
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._background: deque[Callable[[], None]] = deque()  # work for when no trial is here
@@ -96,6 +102,8 @@ class DeviceWorker:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._saved: dict[str, int] = {}  # of each trial here: the step of its last checkpoint
         self._leaving = False
+        self._last_words: asyncio.Future[None] | None = None
+        self._failed_device = False
         self._given_back: list[str] = []
         self._abandoned: set[str] = set()  # given back while the engine was still busy with them
         self._undecided: set[str] = set()  # posted a rung, and not yet told to go on or to end
@@ -197,8 +205,8 @@ class DeviceWorker:
 
     async def admit(
         self, trial: TrialConfig, folder: str, alone: bool = False, heard: int = 0
-    ) -> Admission | Ended | Halted:
-        """Start a trial, or go on from its last whole checkpoint. Ended or Halted: it could not even be set up.
+    ) -> Admission | Ended | Halted | DeviceFailed:
+        """Start a trial, or go on from its last whole checkpoint. Otherwise it could not even be set up.
 
         Args:
             alone: give it the device to itself, because it may be what workers die of.
@@ -206,12 +214,12 @@ class DeviceWorker:
         """
         if self._leaving:
             return Full()
-        admission: Admission | Ended | Halted = await self._on_engine_thread(
+        admission: Admission | Ended | Halted | DeviceFailed = await self._on_engine_thread(
             partial(self._admit, trial, self._copy.folder(folder), alone, heard)
         )
         return admission
 
-    async def next_event(self, trial_id: str, proceed: bool = False) -> Event | Halted | None:
+    async def next_event(self, trial_id: str, proceed: bool = False) -> Event | Halted | DeviceFailed | None:
         """Wait for a trial's next event. None where it has no slot here.
 
         ``Requeued`` where the worker leaves, to a trial that rests too.
@@ -273,8 +281,10 @@ class DeviceWorker:
         os._exit(1)
 
     async def stay(self) -> None:
-        """Never answered: whoever waits hears when the process is gone."""
-        await asyncio.Event().wait()
+        """Never answered: whoever waits hears when the process is gone. Raises HardwareError where its GPU failed."""
+        self._loop = asyncio.get_running_loop()
+        self._last_words = self._loop.create_future()
+        await self._last_words
 
     async def _on_engine_thread(self, work: Callable[[], Any], when_free: bool = False) -> Any:
         self._loop = asyncio.get_running_loop()
@@ -284,6 +294,8 @@ class DeviceWorker:
             try:
                 result, error = work(), None
             except BaseException as raised:
+                if self._ends_with_device(raised):
+                    return  # whoever asked hears that the process is gone
                 result, error = None, raised
             assert self._loop is not None
             self._loop.call_soon_threadsafe(_settle, answer, result, error)
@@ -314,7 +326,8 @@ class DeviceWorker:
                 if self._folders:
                     events = self.engine.advance(self._called, lambda: self._leaving)
             except Exception as error:
-                events = self._broken(error)
+                if not self._ends_with_device(error):
+                    events = self._broken(error)
             for event in events:
                 self._post(event)
             if not events:
@@ -342,6 +355,29 @@ class DeviceWorker:
         if disk_fault(error):
             return [self._halted(trial_id, error) for trial_id in self._folders]
         return [self._failed(trial_id, error, "the engine broke") for trial_id in self._folders]
+
+    def _ends_with_device(self, error: BaseException) -> bool:
+        """Whether an error says that the GPU answers this process no more. Then all trials hear so, and it ends."""
+        fault = _device_fault(error)
+        if fault is None:
+            return False
+        if self._failed_device:
+            return True
+        self._failed_device = self._leaving = True
+        traceback.print_exception(error)
+        alone = len(self._folders) == 1
+        for trial_id in list(self._folders):
+            self._post(DeviceFailed(trial_id, str(fault), alone))
+        threading.Thread(target=self._end_process, args=(str(fault),), name="end", daemon=True).start()
+        return True
+
+    def _end_process(self, reason: str) -> None:
+        time.sleep(_LAST_SECONDS / 2)  # the answers are being sent
+        words = HardwareError(f"{self.node}: a device worker ended itself, because its GPU failed: {reason}")
+        if self._last_words is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(_settle, self._last_words, None, words)
+        time.sleep(_LAST_SECONDS / 2)
+        os._exit(1)
 
     def _halted(self, trial_id: str, error: Exception) -> Halted:
         return Halted(trial_id, f"{self.node}: {str(error).strip() or type(error).__name__}")
@@ -458,7 +494,7 @@ class DeviceWorker:
 
     def _admit(
         self, trial: TrialConfig, folder: TrialFolder, alone: bool = False, heard: int = 0
-    ) -> Admission | Ended | Halted:
+    ) -> Admission | Ended | Halted | DeviceFailed:
         if trial.trial_id in self._folders:  # the proxy died that had this slot: the trial goes on from its last rung
             self._end(trial.trial_id, State.STOPPED_EARLY)
         # A proxy that was killed while it gave a slot back: its trial has ended, and nobody will free the slot.
@@ -478,6 +514,9 @@ class DeviceWorker:
         except Exception as error:  # such as no memory left for another base model
             if disk_fault(error):
                 return self._halted(trial.trial_id, error)
+            without_others = not self._folders
+            if self._ends_with_device(error):
+                return DeviceFailed(trial.trial_id, str(_device_fault(error)), without_others)
             from trainer.outcomes import out_of_memory
 
             state = State.OUT_OF_MEMORY if out_of_memory(error) else State.FAILED
@@ -532,7 +571,8 @@ class DeviceWorker:
             if not isinstance(admission, Admitted):
                 raise LorasweepError(f"its slot was refused ({admission})")
         except Exception as error:
-            self._post(self._failed(trial.trial_id, error, "while it took over another trial's weights"))
+            if not self._ends_with_device(error):
+                self._post(self._failed(trial.trial_id, error, "while it took over another trial's weights"))
 
     def _end(self, trial_id: str, state: State) -> None:
         if trial_id in self._folders:
@@ -570,9 +610,9 @@ class DeviceWorker:
     def _requeued(self, trial_id: str) -> Requeued:
         return Requeued(trial_id, f"its device worker on {self.node} left")
 
-    def _post(self, event: Event | Halted) -> None:
-        if event.trial_id in self._abandoned:  # its proxy was told to go elsewhere
-            return
+    def _post(self, event: Event | Halted | DeviceFailed) -> None:
+        if event.trial_id in self._abandoned or event.trial_id not in self._folders:
+            return  # its proxy was told to go elsewhere
         if isinstance(event, RungResult):
             try:
                 self._checkpoint(event.trial_id, event.row.step)
@@ -581,6 +621,8 @@ class DeviceWorker:
             except RankLost as error:  # its rung is scored again
                 event = Requeued(event.trial_id, str(error))
             except Exception as error:  # this trial's end, not its neighbours'; no trial's where the disk is full
+                if self._ends_with_device(error):  # which has told this trial too
+                    return
                 traceback.print_exc()
                 trial_id = event.trial_id
                 disk = disk_fault(error)
@@ -592,7 +634,7 @@ class DeviceWorker:
                 self._copy.save(self._folders[event.trial_id])
             except OSError as error:
                 event = self._halted(event.trial_id, error)
-        if isinstance(event, Requeued | Ended | Halted):
+        if isinstance(event, Requeued | Ended | Halted | DeviceFailed):
             folder = self._folders[event.trial_id]
             self._forget(event.trial_id)
             self._copy.leave(folder)
@@ -625,6 +667,14 @@ def _usable(copy: NodeCopy, folder: TrialFolder, heard: int) -> tuple[list[int],
             break
         damaged.append(f"the checkpoint of step {steps.pop()} is damaged ({what})")
     return steps, damaged
+
+
+def _device_fault(error: BaseException) -> DeviceFault | None:
+    if isinstance(error, DeviceFault) or "torch" not in sys.modules:
+        return error if isinstance(error, DeviceFault) else None
+    from trainer.outcomes import device_fault
+
+    return device_fault(error)
 
 
 def _in_actor() -> bool:

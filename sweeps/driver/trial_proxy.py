@@ -18,6 +18,7 @@ from analysis.folder import MetricsRow, State, SweepFolder
 from analysis.objective import Objective
 from sweeps.compose.trial_template import TrialTemplate
 from sweeps.driver.device_client import LOST, DeviceClient, DispatcherClient, TrialPlacement, device_named
+from sweeps.process.visible_gpus import hide_gpus
 from sweeps.search.lineage import exchanged_values
 from trainer.config import TrialConfig
 from trainer.engine import Ended, Halted, RungResult
@@ -27,6 +28,10 @@ class TrialProxy(tune.Trainable):
     """Tune's config is ``{"trial_id": …, "values": {dotted path: value}}``."""
 
     asked_last = ""  # name of the device worker that was asked for a slot last
+
+    def __init__(self, *arguments: Any, **named: Any):
+        hide_gpus()
+        super().__init__(*arguments, **named)
 
     def setup(  # type: ignore[override]  # with_parameters gives what comes after config
         self,

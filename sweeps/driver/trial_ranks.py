@@ -34,6 +34,7 @@ from sweeps.driver.device_facts import DataFacts, WorkerFacts
 from sweeps.driver.device_worker import DeviceWorker
 from sweeps.process.logs import of_worker
 from sweeps.process.threads import thread_counts
+from sweeps.process.visible_gpus import hide_gpus, visible_gpus
 from trainer.config import Baseline, EngineConfig, TrialConfig
 from trainer.engine import Admission, Admitted, Ended, Engine, Event, Halted, RankLost, Requeued, never
 
@@ -103,7 +104,7 @@ class RanksWorker(DeviceWorker):
         cpus: float = 1.0,
     ):
         os.environ.update(_RAY_TRAIN)
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # here alone: a runtime environment would be the ranks' too
+        hide_gpus()  # here alone: a runtime environment would be the ranks' too
         self.ranks, self.cpus = ranks, cpus
         self._fit: _Fit | None = None
         self._number = 0
@@ -326,7 +327,9 @@ class _Fit:
                     name=self.group,
                     storage_path=scratch,
                     failure_config=FailureConfig(max_failures=0),
-                    worker_runtime_env={"env_vars": {**_RAY_TRAIN, **thread_counts(worker.threads)}},
+                    worker_runtime_env={
+                        "env_vars": {**_RAY_TRAIN, **thread_counts(worker.threads), **visible_gpus(worker.gpus)}
+                    },
                     logging_config=LoggingConfig(log_level="ERROR"),
                 ),
             ).fit()
@@ -563,10 +566,12 @@ def _listen(rank: _Rank, worker: Any, group: str, number: int) -> None:
 def _plain(error: Exception) -> Exception:
     """An error as one that any process can read, of the kind that matters to the worker."""
     from trainer.models.ranks import by_lost_rank
-    from trainer.outcomes import out_of_memory
+    from trainer.outcomes import device_fault, out_of_memory
 
     if isinstance(error, LorasweepError) or disk_fault(error):
         return error
+    if (fault := device_fault(error)) is not None:  # the process is of no more use: all are ended, as where one died
+        return RankLost(f"its GPU failed: {fault}")
     if by_lost_rank(error):
         return RankLost(first_line(error))
     said = f"{type(error).__name__}: {first_line(error)}"

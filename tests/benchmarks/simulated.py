@@ -36,7 +36,7 @@ from analysis.folder import MetricsRow, State, Status, TrialFolder, append_line,
 from sweeps.driver.device_facts import DataFacts, WorkerFacts
 from sweeps.driver.device_worker import DeviceWorker
 from trainer.config import Baseline, TrialConfig
-from trainer.engine import Admission, Admitted, Ended, Event, Full, Requeued, RungResult, never
+from trainer.engine import Admission, Admitted, DeviceFault, Ended, Event, Full, Requeued, RungResult, never
 
 NOISE = 0.01  # standard deviation or so of a rung's accuracy
 ITEMS = 12
@@ -124,6 +124,10 @@ class SimulatedEngine:
         if self._asked(slot, "evict"):
             del self.slots[slot.trial.trial_id]
             return [Requeued(slot.trial.trial_id, "memory ran out")]
+        if self._asked(slot, "gpu"):
+            raise DeviceFault("CUDA error: an illegal memory access was encountered")
+        if self._asked(slot, "gpu_always", for_ever=True):
+            raise DeviceFault("CUDA error: device-side assert triggered")
         before, rung = next((a, b) for a, b in pairwise([0, *slot.trial.train.rungs]) if a <= slot.step < b)
         while slot.step < rung:
             if self.seconds:
@@ -143,10 +147,11 @@ class SimulatedEngine:
         line = {"trial_id": slot.trial.trial_id, "node": self.node, "pid": os.getpid(), **what}
         append_line(slot.folder.root.parent.parent / f"{file}.jsonl", line)
 
-    def _asked(self, slot: SimulatedSlot, fault: str) -> bool:
+    def _asked(self, slot: SimulatedSlot, fault: str, for_ever: bool = False) -> bool:
         file = slot.folder.root.parent / fault
         if file.exists() and file.read_text() == slot.trial.trial_id:
-            file.unlink()
+            if not for_ever:
+                file.unlink()
             return True
         return False
 

@@ -121,3 +121,28 @@ def held_bytes(slots: Sequence[Slot]) -> int:
         for tensor in (one.parameter, one.gradient, *one.moments.values()):
             held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     return sum(held.values())
+
+
+def allocator_rounding(nbytes: int) -> int:
+    """Most bytes by which torch's allocator on a GPU may count a tensor larger than it is.
+
+    It gives blocks of 512 bytes. What is left of a block is split off, but for 1 MiB or less of one that is larger than
+    that (``round_size`` and ``should_split`` in c10/cuda/CUDACachingAllocator.cpp).
+    """
+    whole = -(-nbytes // 512) * 512
+    return whole - nbytes + (1 << 20 if whole > 1 << 20 else 0)
+
+
+def most_rounded(work: Callable[[], object]) -> int:
+    """Most bytes by which the allocator counts too many for what a pass keeps for its backward pass; 0 on a CPU."""
+    if DEVICE.type != "cuda":
+        return 0
+    saved: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        work()
+    return sum(allocator_rounding(nbytes) for nbytes in saved.values())

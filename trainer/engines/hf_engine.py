@@ -29,7 +29,7 @@ from trainer.engines.trial_record import Score, TrialRecord
 from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.models.lora import add_adapter, remove_adapter
 from trainer.models.ranks import Interrupted, by_lost_rank
-from trainer.outcomes import ended_by
+from trainer.outcomes import ended_by, raise_device_fault
 
 
 class HfEngine:
@@ -224,6 +224,7 @@ class _Run:
         except Exception as error:
             if not self.ranks.alone and by_lost_rank(error):  # it goes on from its last checkpoint
                 raise
+            raise_device_fault(error)
             self._count()
             self._save_best()
             return ended_by(error, self.trial.trial_id, self.record.step)

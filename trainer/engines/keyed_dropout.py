@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from trainer.engines.triton_kernels import dropout
+from trainer.engines.triton_kernels.usable import usable
 from trainer.models.behaviour import PLAIN, Behaviour
 
 _MASK = 0xFFFFFFFF
@@ -92,11 +94,48 @@ def drop(x: torch.Tensor, keys: torch.Tensor, module_key: int, p: "float | torch
         module_key: 32-bit key of the module.
         p: probability of dropping; for rows that differ in it, (rows,).
     """
+    if _on_gpu(x) and dropout.fits(x, p):
+        of_p = p.dtype if isinstance(p, torch.Tensor) else None
+        if usable("dropout", _kernel_fault, x.device, x.dtype, of_p):
+            return dropout.drop(x, keys, module_key, p)
+    return _drop_by_operators(x, keys, module_key, p)
+
+
+def _on_gpu(x: torch.Tensor) -> bool:
+    return x.is_cuda
+
+
+def _drop_by_operators(x: torch.Tensor, keys: torch.Tensor, module_key: int, p: "float | torch.Tensor") -> torch.Tensor:
     kept = keep_mask(keys, module_key, x.shape, p)
     if isinstance(p, torch.Tensor):
         keep_probability = (1.0 - p).to(x.dtype).view(-1, *[1] * (x.dim() - 1))
         return x * kept / keep_probability
     return x * kept / (1.0 - p)
+
+
+def _kernel_fault(device: torch.device, dtype: torch.dtype, of_p: torch.dtype | None) -> str | None:
+    """What is wrong with the kernel's results on a device, if anything is.
+
+    Args:
+        device: tried on a little tensor there.
+        dtype: of the inputs.
+        of_p: type of the probabilities, one for each row; None for one number.
+    """
+    rows, tokens, features = 3, 37, 72  # several blocks a row, the last one not full
+    numbers = torch.arange(rows * tokens * features, dtype=torch.float64, device=device)
+    values = (numbers.sin() * 3).to(dtype).view(rows, tokens, features)
+    keys = row_keys(1, 2, torch.arange(rows, device=device))
+    p: float | torch.Tensor = 0.1 if of_p is None else torch.tensor([0.0, 0.1, 0.5], dtype=of_p, device=device)
+    for x in (values, values.view(tokens, rows, features).transpose(0, 1)):
+        results = []
+        for function in (_drop_by_operators, dropout.drop):
+            leaf = x.detach().requires_grad_()
+            y = function(leaf, keys, 0x9E3779B9, p)
+            (gradient,) = torch.autograd.grad(y, leaf, x + 1)
+            results.append((y, gradient))
+        if not all(torch.equal(*pair) for pair in zip(*results, strict=True)):
+            return f"its results for {dtype} differ from theirs"
+    return None
 
 
 def drop_shared(x: torch.Tensor, key: torch.Tensor, module_key: int, p: float) -> torch.Tensor:

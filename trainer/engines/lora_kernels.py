@@ -6,8 +6,7 @@ computes, in the same order of operations. ``bmm`` needs equal segments; ``group
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import accumulate
+from functools import cache, cached_property
 
 import torch
 from torch.nn.functional import grouped_mm, linear
@@ -94,19 +93,13 @@ class Routing:
 
     @cached_property
     def row_ends(self) -> torch.Tensor:
-        """(n_slots,) int32: rows up to and with those of each slot."""
-        return self._there("row_ends", self.ends_of_slots, torch.int32)
+        """(segments,) int32: rows up to and with those of each segment."""
+        return self._there("row_ends", [segment.stop for segment in self.segments], torch.int32)
 
     @property
     def slot_of_rows(self) -> list[int]:
         """The slot of each row."""
         return [slot for slot, n in zip(self.slots, self.counts, strict=True) for _ in range(n)]
-
-    @property
-    def ends_of_slots(self) -> list[int]:
-        """Rows up to and with those of each slot of the pack."""
-        rows = dict(zip(self.slots, self.counts, strict=True))
-        return list(accumulate(rows.get(k, 0) for k in range(self.n_slots)))
 
     def _there(self, name: str, values: list[int], dtype: torch.dtype) -> torch.Tensor:
         there = self.there.get(name)
@@ -169,7 +162,10 @@ def bmm(output: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor,
 def grouped(
     output: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor, routing: Routing
 ) -> torch.Tensor:
-    """The same for ragged segments in one grouped product. The rank must be a multiple of 8 (strides of 16 bytes).
+    """The same for ragged segments in one grouped product. Rows must be multiples of 16 bytes: ``grouped_fits``.
+
+    Slots without rows are left out: with an empty group the fast kernel's backward pass hangs (pytorch#152668), or
+    leaves in that group's gradient what was in the memory before (#172439, #193633).
 
     Args:
         output: (rows, …, d_out).
@@ -179,6 +175,8 @@ def grouped(
         scale: (slots,)
         routing: slots may have no rows.
     """
+    if len(routing.segments) < routing.n_slots:
+        a, b = a.index_select(0, routing.index), b.index_select(0, routing.index)
     flat = x.reshape(-1, x.shape[-1])
     ends = routing.row_ends * (len(flat) // len(x))
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else flat.dtype
@@ -188,21 +186,41 @@ def grouped(
     return (output + added.view(output.shape)).to(output.dtype)
 
 
-def choose(routing: Routing, device: torch.device, autocast: bool) -> str:
-    """The kernel for a batch.
+def choose(routing: Routing, device: torch.device, autocast: bool, widths: Sequence[int] = ()) -> str:
+    """The kernel for a batch on a layer.
 
     With ``auto``: one segment needs no stack; equal segments go to ``bmm``; ragged ones to ``grouped`` where the GPU
-    has it (bf16), else to ``loop``. On a CPU it is always ``loop``, whose products are large enough to fill the cores.
+    has a fast one for them, else to ``loop``. On a CPU it is always ``loop``, whose products are large enough to fill
+    the cores.
 
     Args:
         routing: of the batch; names the kernel that the config sets.
         device: of the rows.
         autocast: whether products run in bf16.
+        widths: d_in and d_out of the layer.
     """
+    fits = grouped_fits(widths, 2 if autocast else 4)
     if routing.kernel != "auto":
-        return routing.kernel if routing.kernel != "bmm" or routing.equal else "loop"
+        able = {"bmm": routing.equal, "grouped": fits}.get(routing.kernel, True)
+        return routing.kernel if able else "loop"
     if len(routing.segments) == 1 or device.type == "cpu":
         return "loop"
     if routing.equal:
         return "bmm"
-    return "grouped" if autocast else "loop"
+    return "grouped" if autocast and fits and grouped_is_fast(device) else "loop"
+
+
+def grouped_fits(widths: Sequence[int], element_bytes: int) -> bool:
+    """Whether rows of these widths are multiples of 16 bytes, as ``grouped_mm`` wants all its operands' to be."""
+    return all(width * element_bytes % 16 == 0 for width in widths)
+
+
+@cache
+def grouped_is_fast(device: torch.device) -> bool:
+    """Whether a GPU has a kernel of its own for ``grouped_mm`` in bf16: NVIDIA's of compute capability 9 and 10.
+
+    Others get a loop that waits for the device at each call (PyTorch's ``ATen/native/cuda/GroupedBlas.cpp``).
+    """
+    if device.type != "cuda" or torch.version.hip is not None:  # ROCm's numbers mean other chips
+        return False
+    return torch.cuda.get_device_capability(device)[0] in (9, 10)

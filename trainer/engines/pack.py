@@ -34,7 +34,7 @@ from trainer.models.base_state import BaseState
 from trainer.models.lora import linear_modules
 from trainer.models.masks import padding_is_known
 from trainer.models.ranks import Interrupted
-from trainer.outcomes import Diverged, ended_by, out_of_memory
+from trainer.outcomes import Diverged, ended_by, out_of_memory, raise_device_fault
 
 # Most tokens of a pass, padding included. On a CPU two passes are faster than a larger one: its tensors do not fit the
 # caches, and the allocator gets the memory of the largest from the system anew each time (BENCHMARKS.md).
@@ -234,6 +234,7 @@ class Pack:
             norms = gradient_norms(steps)
             factors = clip_factors(steps, norms)
         except Exception as error:  # nothing is changed yet
+            raise_device_fault(error)
             if len(ready) > 1:
                 half = len(ready) // 2
                 return [*self._update(ready[:half]), *self._update(ready[half:])]
@@ -303,6 +304,7 @@ class Pack:
             self.run_pass(group, [slot.next_batch() for slot in group])
             return []
         except Exception as error:
+            raise_device_fault(error)
             for slot in group:
                 slot.forget_micro_steps()
             if len(group) == 1:

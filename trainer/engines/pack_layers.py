@@ -115,7 +115,7 @@ class PackedLora:
         autocast = torch.is_autocast_enabled(x.device.type)
         if not autocast:
             x = x.to(torch.float32)  # as the adapters, and as in PEFT; autocast casts by itself
-        kernel = lora_kernels.choose(routing, x.device, autocast)
+        kernel = lora_kernels.choose(routing, x.device, autocast, (x.shape[-1], output.shape[-1]))
         if kernel == "loop":
             slots = [SlotLora(slot.a, slot.b, slot.scale, slot.p) if slot else None for slot in self.slots]
             return lora_kernels.loop(output, x, slots, routing, self.key)

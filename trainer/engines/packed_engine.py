@@ -15,7 +15,7 @@ from trainer.engine import Admission, Admitted, Ended, Event, Full, Refused, Req
 from trainer.engines.batches import pass_cost
 from trainer.engines.pack import Pack
 from trainer.engines.slot import Slot
-from trainer.engines.slot_budget import SlotBudget, measure
+from trainer.engines.slot_budget import SlotBudget, fit, free_bytes, held_bytes, measure
 from trainer.engines.trial_record import Score
 from trainer.outcomes import out_of_memory
 
@@ -52,7 +52,7 @@ class PackedEngine:
         try:
             pack = self._pack(trial)
             budget = self._budget(pack, trial)
-            if not alone and not budget.holds(pack, trial, None if self.slots else self._n_slots()):
+            if not alone and not self._holds(pack, budget, trial):
                 return Full()
             slot = self._slot(trial, folder, pack, checkpoint)
             pack.add(slot)
@@ -181,9 +181,29 @@ class PackedEngine:
         key = self.device_cache.base_key(trial)
         if key not in self._budgets:
             slot = self._slot(trial, TrialFolder(Path("probe")), pack, None)
-            self._budgets[key] = measure(pack, slot, self.device_cache.gpu_share)
+            self._budgets[key] = measure(pack, slot, self.device_cache.gpu_share, held_bytes(self._trials()))
         pack.pass_cost = pass_cost(self.settings, pack.base.device)  # the probe is not to be cut
         return self._budgets[key]
+
+    def _holds(self, pack: Pack, budget: SlotBudget, trial: TrialConfig) -> bool:
+        """Whether one more slot fits the device, beside those of all packs.
+
+        Args:
+            pack: to which the slot would be added.
+            budget: of its base model.
+            trial: of the slot.
+        """
+        if self.slots is None and self._n_slots() >= budget.slots(trial):
+            return False
+        with_it = [*self._trials(without=pack), (budget, [*(slot.trial for slot in pack.slots), trial])]
+        room = free_bytes(self.device_cache.device, self.device_cache.gpu_share, held_bytes(self._trials()))
+        return fit(with_it, room)
+
+    def _trials(self, without: Pack | None = None) -> list[tuple[SlotBudget, list[TrialConfig]]]:
+        """The trials of each pack, or of each but one, with the budget of its base model."""
+        packs = [pack for pack in self._packs if pack.slots and pack is not without]
+        by_pack = [[slot.trial for slot in pack.slots] for pack in packs]
+        return [(self._budgets[self.device_cache.base_key(trials[0])], trials) for trials in by_pack]
 
     def _find(self, trial_id: str) -> tuple[Pack, Slot]:
         for pack in self._packs:

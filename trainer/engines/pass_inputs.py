@@ -68,13 +68,12 @@ def pass_inputs(
     ends = np.cumsum(rows)
     width = max(batch.shape[1] for batch in batches)
     segments = tuple(Segment(p, int(end) - n, int(end)) for p, n, end in zip(places, rows, ends, strict=True))
-    routing = Routing(segments, n_slots, None, kernel)
     arrays: dict[str, NDArray[Any]] = {
         "ids": _stacked([batch.input_ids for batch in batches], width, base.pad_token),
         "denominators": np.array([batch.denominator for batch in batches], dtype=np.float32),
         "index": np.array(places),
         "row_slots": np.repeat(np.array(places), rows),
-        "row_ends": np.array(routing.ends_of_slots, dtype=np.int32),
+        "row_ends": ends.astype(np.int32),
     }
     lengths = np.concatenate([batch.lengths for batch in batches])
     if needs_mask and lengths.min() < width:

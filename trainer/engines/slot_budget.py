@@ -40,7 +40,7 @@ class SlotBudget:
         fixed: seconds of a pass, whatever the number of tokens.
         per_token: seconds that each token adds, padding included.
         bytes_per_token: of activations kept for the backward pass, in the probe.
-        bytes_free: memory for slots and their activations.
+        bytes_free: memory for slots and their activations, when it was measured, as if no slot were there.
         widths: linear layer → parameters of an adapter of rank 1 on it.
         head_parameters: of a slot's own task head.
         columns: the probe's ranks, summed over layers. A trial with one more keeps one more float32 a token.
@@ -68,7 +68,27 @@ class SlotBudget:
         return trial.train.batch_size // trial.train.accumulation * width
 
     def pack_bytes(self, trials: Sequence[TrialConfig]) -> float:
-        """Predicted bytes of a pack of these trials, without the base model: adapters with optimisers, and a pass.
+        """Predicted bytes of a pack of these trials, without the base model: what its slots hold, and a pass."""
+        return self.held_bytes(trials) + self.pass_bytes(trials)
+
+    def held_bytes(self, trials: Sequence[TrialConfig]) -> float:
+        """Predicted bytes that the slots of a pack hold between passes: adapters with gradients and optimisers."""
+        total = 0.0
+        for own, weights in self._ranks(trials):
+            total += _WEIGHT_BYTES * (self._parameters(weights) + self.head_parameters)
+            total += _MOMENT_BYTES * (self._parameters(own) + self.head_parameters)
+        return total
+
+    def pass_bytes(self, trials: Sequence[TrialConfig]) -> float:
+        """Predicted bytes of activations that a pass of these trials keeps for its backward pass."""
+        total = 0.0
+        for trial, (_, weights) in zip(trials, self._ranks(trials), strict=True):
+            kept = self.bytes_per_token + 4 * (sum(weights.values()) - self.columns)
+            total += self.tokens(trial) * max(kept, 1.0)
+        return total
+
+    def _ranks(self, trials: Sequence[TrialConfig]) -> list[tuple[dict[str, int], dict[str, int]]]:
+        """Of each trial: layer → its own rank, and layer → the rank of its part of the stack, if there is one.
 
         A layer's stack has a part for every slot, of the largest rank among the trials that target the layer.
         """
@@ -77,15 +97,8 @@ class SlotBudget:
         for trial, names in zip(trials, targeted, strict=True):
             largest |= {name: max(largest.get(name, 0), trial.lora.rank) for name in names}
         stacked = {name: padded(rank, self.rank_multiple) for name, rank in largest.items()}
-        total = 0.0
-        for trial, names in zip(trials, targeted, strict=True):
-            own = dict.fromkeys(names, trial.lora.rank)
-            weights = stacked if self.rank_multiple else own
-            total += _WEIGHT_BYTES * (self._parameters(weights) + self.head_parameters)
-            total += _MOMENT_BYTES * (self._parameters(own) + self.head_parameters)
-            kept = self.bytes_per_token + 4 * (sum(weights.values()) - self.columns)
-            total += self.tokens(trial) * max(kept, 1.0)
-        return total
+        each = [dict.fromkeys(names, trial.lora.rank) for trial, names in zip(trials, targeted, strict=True)]
+        return [(own, stacked if self.rank_multiple else own) for own in each]
 
     def _parameters(self, ranks: Mapping[str, int]) -> int:
         return sum(rank * self.widths[name] for name, rank in ranks.items())
@@ -102,27 +115,48 @@ class SlotBudget:
             k += 1
         return max(1, min(max(k, _LEAST), int(self.bytes_free / self.pack_bytes([trial]))))
 
-    def holds(self, pack: Pack, trial: TrialConfig, n_slots: int | None) -> bool:
-        """Whether one more slot fits beside those of the pack.
 
-        Args:
-            pack: to which the slot would be added.
-            trial: of the slot.
-            n_slots: slots in use on the device; None where the config sets their number.
-        """
-        if n_slots is not None and n_slots >= self.slots(trial):
-            return False
-        trials = [slot.trial for slot in pack.slots] + [trial]
-        return self.pack_bytes(trials) <= self.bytes_free
+# The packs of a device: of each, what its base model's passes cost, and its trials.
+Packs = Sequence[tuple[SlotBudget, Sequence[TrialConfig]]]
 
 
-def measure(pack: Pack, slot: Slot, gpu_share: float = 1.0) -> SlotBudget:
+def held_bytes(packs: Packs) -> float:
+    """Predicted bytes that the slots of all packs of a device hold between passes."""
+    return sum(budget.held_bytes(trials) for budget, trials in packs)
+
+
+def fit(packs: Packs, bytes_free: float) -> bool:
+    """Whether packs fit a device side by side. They train in turns, so that only one's activations are there at a time.
+
+    Args:
+        packs: with the slots that are to be there.
+        bytes_free: as ``free_bytes`` gives them.
+    """
+    largest = max((budget.pass_bytes(trials) for budget, trials in packs), default=0.0)
+    return held_bytes(packs) + largest <= bytes_free
+
+
+def free_bytes(device: torch.device, gpu_share: float, held: float = 0.0) -> float:
+    """Memory for slots and their activations now, as if no slot were there.
+
+    Base models count as used, those too that no pack trains on just now; so does what others have on the device.
+
+    Args:
+        device: of the packs.
+        gpu_share: of a GPU's memory that this process may use.
+        held: by the slots that are there.
+    """
+    return _SHARE * (_free_bytes(device, gpu_share) + held)
+
+
+def measure(pack: Pack, slot: Slot, gpu_share: float = 1.0, held: float = 0.0) -> SlotBudget:
     """Measure what passes cost on a device, with a trial's own rows. Slots in the pack are not changed.
 
     Args:
         pack: of the trial's base model.
         slot: a slot of the trial made for this; of no other use afterwards.
         gpu_share: of a GPU's memory that this process may use.
+        held: bytes that slots on the device hold.
     """
     trial = slot.trial
     rows = trial.train.batch_size // trial.train.accumulation
@@ -148,7 +182,7 @@ def measure(pack: Pack, slot: Slot, gpu_share: float = 1.0) -> SlotBudget:
         fixed=max(seconds[0] - per_token * math.prod(once), 0.0),
         per_token=per_token,
         bytes_per_token=max(_slope(kept, counted), 1.0),
-        bytes_free=_SHARE * _free_bytes(pack.base.device, gpu_share),
+        bytes_free=free_bytes(pack.base.device, gpu_share, held),
         widths={name: sum(linear_shape(modules[name])) for name in names},
         head_parameters=sum(p.numel() for p in heads),
         columns=padded(trial.lora.rank, pack.rank_multiple) * len(slot.modules),
@@ -215,7 +249,10 @@ def kept_bytes(work: Callable[[], object], base: BaseModel, adapters: Iterable[t
 
 
 def _free_bytes(device: torch.device, gpu_share: float) -> float:
-    """What may still be allocated; of a GPU that is shared, no more than is left of this process's share."""
+    """What may still be allocated; of a GPU that is shared, no more than is left of this process's share.
+
+    What other processes have not taken yet of their shares is free as well, but not for this one.
+    """
     if device.type == "cuda":
         allocated = torch.cuda.memory_allocated(device)
         free, total = torch.cuda.mem_get_info(device)

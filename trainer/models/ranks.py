@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from trainer.engine import RankLost, never
+from trainer.outcomes import device_fault, out_of_memory
 
 # By which accelerate and Trainer would take over: they must see one process, since gradients are summed here.
 _LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK")
@@ -22,7 +23,9 @@ _OF_PEERS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by p
 
 
 def by_lost_rank(error: BaseException) -> bool:
-    """Whether an error comes of another process that is gone or hangs."""
+    """Whether an error comes of another process that is gone or hangs, not of this one's memory or device."""
+    if out_of_memory(error) or device_fault(error) is not None:
+        return False
     if isinstance(error, (RankLost, dist.DistError)):
         return True
     return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _OF_PEERS)

@@ -13,7 +13,7 @@ from analysis.folder import MetricsRow, State, TrialFolder
 from sweeps.driver import device_client
 from sweeps.driver.device_client import DeviceClient, Reply, TrialPlacement
 from tests.sweeps.driver.fakes import FakeDispatcher
-from trainer.engine import Admitted, Ended, Full, Halted, Refused, Requeued, RungResult
+from trainer.engine import Admitted, DeviceFailed, Ended, Full, Halted, Refused, Requeued, RungResult
 
 TRIAL: Any = SimpleNamespace(trial_id="t0000", precision="fp32")
 
@@ -185,3 +185,42 @@ def test_a_trial_says_at_its_next_device_which_rung_it_has_heard_of(tmp_path: Pa
     placement, _ = placed(tmp_path, actor)
     assert [placement.next_event(), placement.next_event()] == [rung(4), rung(6)]
     assert [call[4] for call in actor.calls if call[0] == "admit"] == [0, 4]
+
+
+LOST = "CUDA error: an illegal memory access was encountered"
+
+
+def failed(alone: bool) -> DeviceFailed:
+    return DeviceFailed("t0000", LOST, alone)
+
+
+def test_a_trial_alone_under_which_its_gpu_failed_twice_has_failed_with_what_the_gpu_said(tmp_path: Path) -> None:
+    actor = Actor(admit=[Admitted(), failed(alone=True)], next_event=[failed(alone=True)])
+    placement, dispatcher = placed(tmp_path, actor)
+    event = placement.next_event()
+    assert event == Ended(
+        "t0000", State.FAILED, f"its GPU failed 2 times before the next rung, with no other trial on it: {LOST}", 0
+    )
+    assert placement.notes == [f"its GPU (node 0: CPU) failed: {LOST}. Went on from its last checkpoint"]
+    assert dispatcher.released == 1
+
+
+def test_a_trial_among_others_is_not_blamed_for_their_gpu_until_it_was_alone(tmp_path: Path) -> None:
+    among, by_itself = [failed(alone=False)] * 2, [failed(alone=True)] * 2
+    actor = Actor(admit=[Admitted()] * 4, next_event=[*among, *by_itself])
+    placement, dispatcher = placed(tmp_path, actor)
+    assert isinstance(placement.next_event(), Ended)
+    assert alone(actor) == [False, False, True, True]
+    assert dispatcher.asked[-1][2] == ["device 0"] * 3, "the dispatcher gives it another worker"
+
+    actor = Actor(admit=[Admitted()] * 4, next_event=[*among, by_itself[0], rung(4)])
+    placement, _ = placed(tmp_path, actor)
+    assert placement.next_event() == rung(4)
+
+
+def test_failures_of_a_gpu_count_until_the_rung_is_recorded(tmp_path: Path) -> None:
+    actor = Actor(admit=[Admitted()] * 3, next_event=[failed(alone=True), rung(4), failed(alone=True), rung(8)])
+    placement, _ = placed(tmp_path, actor)
+    assert placement.next_event() == rung(4)
+    placement.rung_recorded()
+    assert placement.next_event() == rung(8)

@@ -256,3 +256,26 @@ def test_a_gpu_that_this_machine_has_not_is_not_waited_for() -> None:
     assert "Demand for a node with 1 GPU is announced" in joins.notes[0]
     joins.cluster.join("b", CPU=4, GPU=1)
     assert joins.begin().taking == ["b"]
+
+
+def test_a_worker_that_ended_itself_as_its_gpu_failed_is_replaced_and_says_so_and_nobody_waits_for_a_verdict() -> None:
+    words = HardwareError("a: a device worker ended itself, because its GPU failed: CUDA error: unspecified …")
+    sweep = Following("a").begin()
+    sweep.cluster.started[0].die(words)
+    sweep.look(6)
+    assert sweep.cluster.verdicts == {"a/0": True}
+    assert sweep.notes[-2:] == [f"{words}. Another one takes its place", "a takes trials"]
+    assert sweep.taking == ["a"]
+
+
+def test_a_gpu_that_fails_whenever_a_worker_starts_is_given_up_with_what_it_said() -> None:
+    words = HardwareError("a: a device worker ended itself, because its GPU failed: CUDA error: unspecified …")
+    sweep = Following("a")
+    sweep.cluster.facts["a"] = None  # no answer
+    for number in range(3):
+        sweep.look()
+        sweep.cluster.started[number].die(words)
+        sweep.look()
+    assert len(sweep.cluster.started) == 3
+    with pytest.raises(HardwareError, match="unspecified"):
+        sweep.fleet.assemble()

@@ -9,11 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import sweeps.driver.device_client
 import sweeps.driver.trial_proxy
+from analysis.errors import HardwareError
 from analysis.folder import MetricsRow, State, Status, TrialFolder
 from analysis.objective import Objective, Term
+from sweeps.driver import device_worker
 from sweeps.driver.device_client import DeviceClient
 from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.trial_proxy import TrialProxy
@@ -23,7 +26,7 @@ from sweeps.store.node_copy import NodeCopy
 from tests.benchmarks.simulated import SimulatedEngine
 from tests.sweeps.driver.fakes import FakeDispatcher
 from trainer.config import EngineConfig
-from trainer.engine import Admitted, Ended, Event, Full, Halted, Requeued, RungResult
+from trainer.engine import Admitted, DeviceFailed, DeviceFault, Ended, Event, Full, Halted, Requeued, RungResult
 from trainer.engines.checkpoints import seal
 
 TRIAL: Any = SimpleNamespace(trial_id="t0000", precision="fp32", train=SimpleNamespace(max_steps=4))
@@ -532,3 +535,79 @@ def test_a_trial_that_took_over_weights_is_admitted_elsewhere_with_the_values_it
     record(proxy.placement.folder, Exchange("t0000", "t0001", 2, {"optim.lr": 1e-3}, {"optim.lr": 2e-3}))
     assert proxy.step()["step"] == 3
     assert admitted == [{"optim.lr": 1e-3, "lora.rank": 4}, {"optim.lr": 2e-3, "lora.rank": 4}]
+
+
+def ends_with_device(
+    monkeypatch: pytest.MonkeyPatch, engine: FakeEngine, tmp_path: Path, *trial_ids: str
+) -> tuple[list[Any], list[int], Any]:
+    """What trials hear of a worker on which an error of the GPU comes, how its process ends, and its last words."""
+    statuses: list[int] = []
+    monkeypatch.setattr(device_worker, "_LAST_SECONDS", 0.2)
+    monkeypatch.setattr(device_worker.os, "_exit", statuses.append)
+
+    async def run() -> tuple[list[Any], Any]:
+        device = worker(engine)
+        stays = asyncio.ensure_future(device.stay())
+        engine.held = threading.Event()
+        heard: list[Any] = []
+        for trial_id in trial_ids:
+            trial: Any = SimpleNamespace(trial_id=trial_id)
+            heard.append(await device.admit(trial, str(tmp_path / trial_id)))
+        engine.held.set()
+        await device.proceed("nobody")  # wakes the engine's thread
+        asked = [
+            device.next_event(it) for it, admitted in zip(trial_ids, heard, strict=True) if admitted == Admitted(0)
+        ]
+        heard = [it for it in heard if it != Admitted(0)]
+        heard += await asyncio.wait_for(asyncio.gather(*asked), timeout=30)
+        assert await device.admit(TRIAL, str(tmp_path)) == Full(), "it takes none any more"
+        with pytest.raises(HardwareError) as words:
+            await asyncio.wait_for(stays, timeout=30)
+        return heard, words.value
+
+    heard, words = asyncio.run(run())
+    until = time.monotonic() + 30
+    while not statuses and time.monotonic() < until:
+        time.sleep(0.01)
+    return heard, statuses, words
+
+
+LOST = "CUDA error: an illegal memory access was encountered"
+
+
+@pytest.mark.parametrize("error", [DeviceFault(LOST), torch.AcceleratorError(f"{LOST}\nCUDA kernel errors might be …")])
+@pytest.mark.parametrize("trial_ids", [["t0000"], ["t0000", "t0001"]])
+def test_a_worker_whose_gpu_answers_no_more_gives_its_trials_back_says_why_and_ends(
+    trial_ids: list[str], error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost() -> list[Event]:
+        engine.held.wait()
+        raise error
+
+    engine: Any = FakeEngine(advance=lost)
+    if len(trial_ids) > 1:  # the second one is admitted while the first trains
+        engine = FakeEngine(advance=lambda: [] if not engine.held.is_set() else lost())
+    heard, statuses, words = ends_with_device(monkeypatch, engine, tmp_path, *trial_ids)
+    assert heard == [DeviceFailed(it, LOST, alone=len(trial_ids) == 1) for it in trial_ids]
+    assert statuses == [1]
+    assert str(words) == f"beta: a device worker ended itself, because its GPU failed: {LOST}"
+    assert (engine.ended, engine.checkpoints) == ([], []), "nothing is asked of the device"
+
+
+def test_a_gpu_that_fails_while_a_trial_is_set_up_or_its_rung_is_saved_is_no_trials_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*arguments: Any) -> Any:
+        raise torch.AcceleratorError(LOST)
+
+    engine: Any = FakeEngine(advance=lambda: [RungResult(it, row(2)) for it in ("t0000", "t0001")], checkpoint=lost)
+    engine.advance = lambda until, leaving: [] if not engine.held.is_set() else engine._advance()
+    heard, statuses, _ = ends_with_device(monkeypatch, engine, tmp_path, "t0000", "t0001")
+    assert heard == [DeviceFailed(it, LOST, alone=False) for it in ("t0000", "t0001")]
+    assert statuses == [1]
+
+    engine = FakeEngine()
+    engine.admit = lost
+    heard, statuses, _ = ends_with_device(monkeypatch, engine, tmp_path, "t0000")
+    assert heard == [DeviceFailed("t0000", LOST, alone=True)]
+    assert statuses == [1]

@@ -129,27 +129,65 @@ def test_a_node_or_image_without_lorasweep_is_told_in_a_sentence(bed, lorasweep,
 
 
 ASK = """
-import json, os, ray, sys
+import json, os, ray, sys, time
 from analysis.objective import Objective
-from sweeps.config import RayConfig, ResourcesConfig, SweepConfig
+from sweeps.config import EngineConfig, RayConfig, ResourcesConfig, SweepConfig
 from sweeps.driver.cluster_nodes import Cluster, gpu_share, seats
 from sweeps.driver.ray_cluster import ray_running
+from sweeps.driver.trial_proxy import TrialProxy
+
+class Proxy(TrialProxy):
+    def setup(self, config): pass
+
+    def shown(self): return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+def shown(actor):
+    return ray.get(actor.__ray_call__.remote(lambda self: os.environ.get("CUDA_VISIBLE_DEVICES")))
+
+def of_ranks(worker):  # the processes that a worker starts for one trial, by what the system says of them
+    call = lambda work: ray.get(worker.__ray_call__.remote(work))
+    call(lambda self: self._commands.put(self._start_group))
+    while len(processes := call(lambda self: dict(self._fit.processes) if self._fit else {})) < 2:
+        time.sleep(0.2)
+    found = [open(f"/proc/{pid}/environ").read() for pid in processes.values()]
+    call(lambda self: self._commands.put(self._end_group))
+    return [dict(it.partition("=")[::2] for it in one.split("\\0")).get("CUDA_VISIBLE_DEVICES") for one in found]
+
 found = {}
-for share in (0.0, 0.5):
-    config = SweepConfig(ray=RayConfig(address=sys.argv[1]), resources=ResourcesConfig(gpus_per_trial=share))
+cases = {"none": (0.0, None), "half": (0.5, None), "ranks": (0.0, 2)}
+for name in sys.argv[2:]:
+    share, processes = cases[name]
+    resources = ResourcesConfig(gpus_per_trial=share, workers_per_trial=processes)
+    engine = EngineConfig(name="hf" if processes else "packed")
+    config = SweepConfig(ray=RayConfig(address=sys.argv[1]), resources=resources, engine=engine)
     with ray_running(config):
         cluster = Cluster(config, Objective("single", 0.05, ()))
         nodes = cluster.nodes()
         claimed = [seat for node in nodes for seat in seats(node, gpu_share(nodes, config), config)]
-        devices = [cluster.start(seat) for seat in claimed]
-        asked = [it.actor.__ray_call__.remote(lambda self: os.environ.get("CUDA_VISIBLE_DEVICES")) for it in devices]
-        found[share] = ray.get(asked)
+        devices = [cluster.start(seat).actor for seat in claimed]
+        found[name] = [shown(it) for it in devices]
+        if processes:
+            found[name] += of_ranks(devices[0])
+        if name == "none":
+            found["dispatcher"] = shown(cluster.dispatcher().actor)
+            found["proxy"] = ray.get(ray.remote(num_cpus=0)(Proxy).remote().shown.remote())
 print(json.dumps(found))
 """
 
 
+def shown(bed, *cases: str) -> dict:
+    """Case → the CUDA_VISIBLE_DEVICES of its device workers, or ranks; and of what else the driver starts."""
+    asked = subprocess.run(
+        [sys.executable, "-c", ASK, bed.address, *cases], env={**os.environ, **bed.environment}, capture_output=True,
+        text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert asked.returncode == 0, asked.stderr
+    return json.loads(asked.stdout.splitlines()[-1])
+
+
 def test_a_gpu_that_torch_does_not_see_is_refused_and_one_that_is_not_wanted_is_hidden(bed, lorasweep, tiny, tmp_path):
-    bed.join("graphics", gpus=1)
+    of_the_node = {"CUDA_VISIBLE_DEVICES": "0", "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
+    bed.join("graphics", gpus=1, environment=of_the_node)
     command = lorasweep(tmp_path, bed.environment)
     overrides = tiny("llama", "search.trials=1", "tracking=none", "baselines=[]", "sweep.name=n")
     done = command("run", *overrides, f"ray.address={bed.address}")
@@ -161,12 +199,13 @@ def test_a_gpu_that_torch_does_not_see_is_refused_and_one_that_is_not_wanted_is_
     assert checked["graphics"]["state"] == "wrong"
     assert "has a GPU for Ray" in checked["graphics"]["faults"]["device"]
 
-    asked = subprocess.run(
-        [sys.executable, "-c", ASK, bed.address], env={**os.environ, **bed.environment}, capture_output=True, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
-    assert asked.returncode == 0, asked.stderr
-    assert json.loads(asked.stdout.splitlines()[-1]) == {"0.0": [""], "0.5": ["0", "0"]}
+    assert shown(bed, "none", "half") == {"none": [""], "half": ["0", "0"], "dispatcher": "", "proxy": ""}
+
+
+@pytest.mark.heavy
+def test_processes_that_train_a_trial_together_on_cpus_see_no_gpu(bed):
+    bed.join("graphics", gpus=1, environment={"CUDA_VISIBLE_DEVICES": "0"})
+    assert shown(bed, "ranks") == {"ranks": ["", "", ""]}
 
 
 def test_a_node_that_others_use_is_told_as_busy(bed, lorasweep, tmp_path):

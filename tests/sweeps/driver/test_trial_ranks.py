@@ -14,12 +14,13 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from analysis.folder import State, SweepFolder, TrialFolder
 from analysis.objective import Objective
 from sweeps.config import ResourcesConfig, SweepConfig
 from sweeps.driver.cluster_nodes import Node, seats
-from sweeps.driver.trial_ranks import RanksWorker, _Answer, _EngineOnRanks
+from sweeps.driver.trial_ranks import RanksWorker, _Answer, _EngineOnRanks, _plain
 from trainer.config import EngineConfig
 from trainer.engine import Admitted, Ended, Halted, RankLost, Requeued
 
@@ -121,6 +122,16 @@ def worker(*answers: _Answer, lives: bool = True) -> tuple[Any, Fit]:
     for answer in answers:
         made._answers.put(answer)
     return made, fit
+
+
+def test_a_rank_whose_gpu_answers_no_more_counts_as_lost_and_says_why() -> None:
+    error = _plain(torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors might be …"))
+    assert isinstance(error, RankLost)
+    made, fit = worker(_Answer(1, 0, error=error))
+    with pytest.raises(RankLost, match="its GPU failed: CUDA error: unspecified launch failure"):
+        made.on_ranks("advance")
+    assert fit.killed
+    assert isinstance(_plain(RuntimeError("NCCL error …\nCuda failure 'out of memory'")), MemoryError)
 
 
 OUT: Any = ([Ended("t0000", State.OUT_OF_MEMORY, "no room", 4)], 4)

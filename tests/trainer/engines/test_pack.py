@@ -211,7 +211,7 @@ def _mean_across_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     norms = pack.gradient_norms
 
     def wrong(slots: list[Stepping]) -> torch.Tensor:
-        for piece in (piece for slot in slots for piece in slot.pieces):
+        for piece in (piece for stepping in slots for piece in stepping.pieces):
             piece.gradient.mul_(1 / 2)
         return norms(slots)
 
