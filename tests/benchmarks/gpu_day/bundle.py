@@ -92,7 +92,7 @@ def copy(name: str, site: Path) -> None:
 def pack_up(site: Path, to: Path) -> None:
     """The folder as a tar.xz, its files at the top."""
     to.parent.mkdir(parents=True, exist_ok=True)
-    with lzma.open(to, "wb", preset=6) as stream, tarfile.open(fileobj=stream, mode="w|") as archive:
+    with lzma.open(to, "wb", preset=3) as stream, tarfile.open(fileobj=stream, mode="w|") as archive:
         for path in sorted(site.rglob("*")):
             archive.add(path, path.relative_to(site).as_posix(), recursive=False)
 
