@@ -392,6 +392,8 @@ def _check_engine(config: SweepConfig) -> None:
         raise ConfigError(f"engine.kernel={engine.kernel} with engine=hf: only packs have kernels. Use engine=packed.")
     if not engine.cut_by_length:
         raise ConfigError("engine.cut_by_length=false with engine=hf: only packs cut their passes. Leave it out.")
+    if engine.pass_cost is not None:
+        raise ConfigError(f"engine.pass_cost={engine.pass_cost:g} with engine=hf: only packs cut their passes.")
     if isinstance(config.resources.slots, int) and config.resources.slots > 1:
         raise ConfigError(
             f"resources.slots={config.resources.slots} with engine=hf, which trains one trial at a time."

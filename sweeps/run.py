@@ -128,6 +128,8 @@ def _drive(
         for note in composed.notes:
             progress.note(note)
         data = fleet.begin(composed.trial("t0000", composed.start[0] if composed.start else {}))
+        if data.pass_cost is not None and composed.config.engine.pass_cost is None:
+            composed = composed.with_values({"engine.pass_cost": data.pass_cost})  # for all workers, and a resume
         for note in data.model_notes:
             progress.note(note)
         if data.skipped:

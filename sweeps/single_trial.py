@@ -87,6 +87,8 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
         say(note)
     admission = engine.admit(trial, files, None)
     assert not isinstance(admission, Refused)  # the only slot is free, and what cannot run has raised
+    if engine.pass_cost is not None:
+        composed = composed.with_values({"engine.pass_cost": engine.pass_cost})
     data = device_cache.facts(trial)
     for note in data["model_notes"]:
         say(note)

@@ -136,7 +136,9 @@ class EngineConfig:
 
     name: str = key("packed", choices=("packed", "hf"))
     kernel: str = key("auto", choices=KERNELS)  # packed: of the LoRA products; auto chooses by shape
-    cut_by_length: bool = True  # packed, CPU: short rows get passes of their own where that saves padding
+    cut_by_length: bool = True  # packed: short rows get passes of their own where that saves padding
+    # packed: what one more pass costs, in tokens that take as long; null: 128 on a CPU, on a GPU measured
+    pass_cost: float | None = key(None, above=0.0)
     activation_checkpointing: bool = False  # recompute activations in the backward pass: less memory, more time
     sharding: str = key("auto", choices=SHARDINGS)  # hf over several devices: the base whole on each, or in parts
 

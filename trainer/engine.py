@@ -2,8 +2,8 @@
 
 A trial is admitted to a slot, trained to its next rung, and rests there until it is told to proceed or to end. Between
 any two optimiser steps it can be checkpointed and released, to go on elsewhere as if nothing had happened. One thread
-owns an engine. ``trainer/engines/packed_engine.py`` has many slots on one base model;
-``trainer/engines/hf_engine.py`` is the reference: one slot, Hugging Face Trainer and PEFT.
+owns an engine; what it took for a checkpoint, any thread may write. ``trainer/engines/packed_engine.py`` has many slots
+on one base model; ``trainer/engines/hf_engine.py`` is the reference: one slot, Hugging Face Trainer and PEFT.
 """
 
 from collections.abc import Callable
@@ -111,15 +111,23 @@ def never() -> bool:
     return False
 
 
+def written() -> None:
+    """What ``Engine.snapshot`` returns where all is written already."""
+
+
 class Engine(Protocol):
     """What a device worker drives. No method may be called from a second thread.
 
     Attributes:
         patience: seconds that are well spent waiting until all slots that rest have been told to go on or to end: in
             a pack, a step's time, since slots that go on together are trained and scored together.
+        pass_cost: what one more pass was measured to cost, in tokens that take as long; None: not yet, or it is not
+            used. It decides the last bits of results: where others have measured something else, it is set to that
+            before a trial is admitted.
     """
 
     patience: float
+    pass_cost: float | None
 
     def capacity(self, trial: TrialConfig) -> int:
         """Trials like this one that the device takes side by side."""
@@ -150,11 +158,16 @@ class Engine(Protocol):
         """Optimiser steps that the trial has done."""
         ...
 
-    def checkpoint(self, trial_id: str, to: Path) -> None:
-        """Write adapter and optimiser state (safetensors) and counters (JSON, last) as of ``steps``.
+    def snapshot(self, trial_id: str, to: Path) -> Callable[[], None]:
+        """Take what a checkpoint holds as of ``steps``; training may go on while it is written.
 
         Of a slot that rests or trains, at a rung or between two. Not of one whose trial is done: after its last rung
-        it holds the best rung's adapter.
+        it holds the best rung's adapter. An engine with one slot may write at once, since none waits for it.
+
+        Returns:
+            A call that writes adapter and optimiser state (safetensors) and counters (JSON) to ``to``, and flushes
+            them to the disk. The counters come last: without them it is no checkpoint. Any thread may make the call,
+            once; it raises OSError and what else writing raises.
         """
         ...
 

@@ -27,6 +27,9 @@ def command(manifest: Mapping[str, Any], row: Row) -> str:
     if row.kind != "trial" or not values or not isinstance(sweep_command, list) or len(sweep_command) < 2:
         return ""
     kept = [str(word) for word in sweep_command[2:] if not str(word).startswith(_DROPPED)]
+    cost = at(manifest, "config", "engine", "pass_cost")  # it was measured then, and decides the last bits
+    if isinstance(cost, int | float) and not any(word.startswith("engine.pass_cost=") for word in kept):
+        kept.append(f"engine.pass_cost={cost:g}")
     point = ",".join(f"{path}: {_plain(value)}" for path, value in values.items())
     words = [
         "lorasweep",

@@ -128,6 +128,7 @@ class Prober:
         with tempfile.TemporaryDirectory(prefix="lorasweep-probe-") as folder:
             slot = Slot(trial, TrialFolder(Path(folder)), base, encoded, validation, _no_score, None)
             budget = measure(pack, slot, self.gpu_share)
+            pack.pass_cost = self._pass_cost(budget)
             besides = self._besides(pack, slot, budget)
         probed = time.perf_counter()
         bare = replace(validation, bias=BiasItems())
@@ -167,7 +168,7 @@ class Prober:
         try:
             while pack.trains(slot) and len(seconds) <= _STEPS and sum(seconds) < _SOON:
                 batches = micro_batches(slot.trial, slot.encoded, slot.base.pad_token, slot.record.step)
-                tokens, passes = self._padded(batches)
+                tokens, passes = self._padded(batches, budget)
                 foretold.append(tokens * budget.per_token + passes * budget.fixed)
                 began, step = time.perf_counter(), slot.record.step
                 while slot.record.step == step:
@@ -180,9 +181,12 @@ class Prober:
             return 0.0
         return max(0.0, (sum(seconds[1:]) - sum(foretold[1:])) / len(seconds[1:]))
 
-    def _padded(self, batches: Sequence[MicroBatch]) -> tuple[int, int]:
+    def _pass_cost(self, budget: SlotBudget) -> float:
+        return pass_cost(self.settings, self.device) or budget.pass_cost
+
+    def _padded(self, batches: Sequence[MicroBatch], budget: SlotBudget) -> tuple[int, int]:
         """(tokens with padding, passes) of micro-batches of one slot."""
-        cost = pass_cost(self.settings, self.device)
+        cost = self._pass_cost(budget)
         passes = [rows for batch in batches for [(_, rows)] in cut_by_length([batch], cost)]
         return sum(math.prod(rows.shape) for rows in passes), len(passes)
 
@@ -203,7 +207,7 @@ class Prober:
         encoded, base = self.device_cache.training(trial), self.device_cache.base(trial)
         pad = base.pad_token
         batches = [batch for step in range(_BATCHES) for batch in micro_batches(trial, encoded, pad, step)]
-        padded, passes = (counted / _BATCHES for counted in self._padded(batches))
+        padded, passes = (counted / _BATCHES for counted in self._padded(batches, probe.budget))
         rung = min(trial.eval.rung_items, n_validation)
         return Cost(
             pack=trial.precision,

@@ -104,8 +104,8 @@ class DeviceClient:
     def sizes(self, trial: TrialConfig, timed: bool) -> Reply[Sizes]:
         return Reply(self.actor.sizes.remote(trial, timed))
 
-    def prepare(self, trial: TrialConfig) -> Reply[DataFacts]:
-        return Reply(self.actor.prepare.remote(trial))
+    def prepare(self, trial: TrialConfig, pass_cost: float | None = None) -> Reply[DataFacts]:
+        return Reply(self.actor.prepare.remote(trial, pass_cost))
 
     def admit(
         self, trial: TrialConfig, folder: TrialFolder, alone: bool = False, heard: int = 0

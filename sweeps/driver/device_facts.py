@@ -114,6 +114,7 @@ class DataFacts:
         model_notes: what the user should know of the model, such as which head a classifier starts from.
         bias_notes: what to know of the bias figures on these rows, such as groups that have too few.
         lost: a sentence on the loss-bearing tokens that ``data.max_length`` cuts, or "".
+        pass_cost: what one more pass was measured to cost there, in tokens that take as long; None: it was not.
     """
 
     rows: dict[str, int]
@@ -131,7 +132,8 @@ class DataFacts:
     model_notes: list[str] = field(default_factory=list)
     bias_notes: list[str] = field(default_factory=list)
     lost: str = ""
+    pass_cost: float | None = None
 
     def for_manifest(self) -> dict[str, Any]:
         """What ``sweep.yaml`` says of data and model: everything but what depends on the device or the metrics."""
-        return {name: value for name, value in asdict(self).items() if name not in ("slots", "absent")}
+        return {name: value for name, value in asdict(self).items() if name not in ("slots", "absent", "pass_cost")}

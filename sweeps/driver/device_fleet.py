@@ -319,7 +319,7 @@ class DeviceFleet:
             if member.facts is None:
                 member.asked = self._facts(member.client)
             elif member.data is None and self._first is not None and not member.leaves:
-                member.asked = member.client.prepare(self._first)
+                member.asked = member.client.prepare(self._first, self._data.pass_cost if self._data else None)
         elif member.asked.done:
             self._answered(member, member.asked)
 
@@ -332,6 +332,10 @@ class DeviceFleet:
                 member.client = member.client.at(answer.where)
             elif isinstance(answer, DataFacts):
                 self._require_same(member, answer)
+                if self._first and self._data and answer.pass_cost != self._data.pass_cost:
+                    # Both measured it at the same time: the first that was heard counts.
+                    member.asked = member.client.prepare(self._first, self._data.pass_cost)
+                    return
                 member.data = answer
                 self._data = self._data or answer
                 self._deaths.pop(member.seat.node_id, None)

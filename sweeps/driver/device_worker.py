@@ -5,6 +5,10 @@ trial proxies can wait at the same time.
 
 A worker whose GPU answers it no more gives its trials back too, and ends its process: a new one's calls are answered.
 
+Of a trial at a rung the engine's thread takes a snapshot; another thread writes its checkpoint
+(``sweeps/store/checkpoint_writer.py``) while the device's other trials train. The trial rests until its checkpoint is
+sealed, and nobody hears of the rung before. Whatever frees or moves a slot waits for that (``_finish_saving``).
+
 A worker whose machine is about to go leaves: it checkpoints each of its trials between two optimiser steps and gives
 them back (``leave``). It does so by itself on SIGTERM; then its process ends. A raylet that gets SIGTERM as well ends
 its workers within a tenth of a second: who stops a whole node drains it first (``ray drain-node``).
@@ -14,7 +18,6 @@ import asyncio
 import contextlib
 import os
 import queue
-import shutil
 import sys
 import threading
 import time
@@ -38,6 +41,7 @@ from sweeps.process import gc_pause
 from sweeps.process.logs import of_worker
 from sweeps.process.termination import on_sigterm
 from sweeps.search.lineage import take_over
+from sweeps.store.checkpoint_writer import CheckpointWriter, complete
 from sweeps.store.node_copy import NodeCopy
 from trainer.config import Baseline, EngineConfig, TrialConfig
 from trainer.engine import (
@@ -61,7 +65,6 @@ from trainer.preload import import_libraries, import_scorers
 if TYPE_CHECKING:
     from trainer.device_cache import DeviceCache
 
-KEPT_CHECKPOINTS = 2  # of rungs; a third is kept where a worker left between two of them
 _DISK_SECONDS = 20.0  # for a node's look at the sweep folder and the config's files
 _GRACE = 20.0  # seconds to leave in, on SIGTERM: SIGKILL mostly comes after 30, as by default in Kubernetes and SLURM
 _HEARD = 5.0  # seconds more in which the proxies of trials that rest may ask, and hear where they stand
@@ -108,6 +111,10 @@ class DeviceWorker:
         self._abandoned: set[str] = set()  # given back while the engine was still busy with them
         self._undecided: set[str] = set()  # posted a rung, and not yet told to go on or to end
         self._resting: set[str] = set()  # the same, however long it takes
+        self._unsaved: dict[str, RungResult] = {}  # of trials at a rung that has no checkpoint yet, the oldest first
+        self._writing: set[str] = set()  # those of them of which a snapshot was taken
+        self._write_errors: dict[str, Exception] = {}  # of those, why they could not be written
+        self._writer = CheckpointWriter(lambda: self._commands.put(self._save_rungs))
         self._copy = NodeCopy()  # of the sweep folder, where that is in a bucket
         self._log_file: Path | None = None  # of the sweep, here
         self._successors: dict[str, TrialConfig] = {}  # of trials that rest: how they go on from another one's weights
@@ -168,10 +175,14 @@ class DeviceWorker:
         with self._naming_node():
             return await self._on_engine_thread(partial(self._sizes, trial, timed))
 
-    async def prepare(self, trial: TrialConfig) -> DataFacts:
-        """Load what a trial needs, so that bad input is found before the sweep starts. Raises LorasweepError."""
+    async def prepare(self, trial: TrialConfig, pass_cost: float | None = None) -> DataFacts:
+        """Load what a trial needs, so that bad input is found before the sweep starts. Raises LorasweepError.
+
+        Args:
+            pass_cost: what another worker measured, and this one is to use too (``engine.pass_cost``).
+        """
         with self._naming_node():
-            return await self._on_engine_thread(partial(self._prepare, trial))
+            return await self._on_engine_thread(partial(self._agree_and_prepare, trial, pass_cost))
 
     @contextlib.contextmanager
     def _naming_node(self) -> Iterator[None]:
@@ -335,22 +346,31 @@ class DeviceWorker:
                     self._background.popleft()()
                 else:
                     self._commands.get()()  # nothing trains: wait
+            idle = self._folders.keys() <= self._resting | self._unsaved.keys()
             while not self._commands.empty():
                 self._commands.get()()
-            self._await_decisions()
+            self._await_decisions(idle)
 
-    def _await_decisions(self) -> None:
-        """Slots that reached a rung together go on together: wait for what Tune says to them, though not for long."""
-        until = time.monotonic() + (min(self.engine.patience, _PATIENCE) if self._undecided else 0.0)
-        while self._undecided:
+    def _await_decisions(self, idle: bool) -> None:
+        """Slots that reached a rung together go on together: wait for what Tune says to them, though not for long.
+
+        Args:
+            idle: whether no slot trained meanwhile: then their checkpoints are worth the same wait.
+        """
+        waits = self._undecided or (idle and self._unsaved)
+        until = time.monotonic() + (min(self.engine.patience, _PATIENCE) if waits else 0.0)
+        while self._undecided or (idle and self._unsaved):
             try:
                 self._commands.get(timeout=max(0.0, until - time.monotonic()))()
             except queue.Empty:
                 self._undecided.clear()
+                return
 
     def _broken(self, error: Exception) -> "list[Event | Halted]":
         """The engine itself failed: so have the trials in it, and the next ones find a new engine."""
         traceback.print_exc()
+        for trial_id in list(self._unsaved):
+            self._finish_saving(trial_id)
         self._engine = self._materials = None
         if disk_fault(error):
             return [self._halted(trial_id, error) for trial_id in self._folders]
@@ -455,6 +475,14 @@ class DeviceWorker:
 
         return sizes_on(materials, self.settings, trial, timed)
 
+    def _agree_and_prepare(self, trial: TrialConfig, pass_cost: float | None) -> DataFacts:
+        if pass_cost is not None:
+            self.engine.pass_cost = pass_cost
+        facts = self._prepare(trial)
+        if facts.pass_cost is not None:  # for the engine that takes this one's place if it breaks
+            self.settings = replace(self.settings, pass_cost=facts.pass_cost)
+        return facts
+
     def _prepare(self, trial: TrialConfig) -> DataFacts:
         from trainer.evaluation.evaluate import absent_metrics, bias_notes
         from trainer.models.lora import linear_modules, resolve_targets
@@ -467,8 +495,8 @@ class DeviceWorker:
         slots = self.engine.capacity(trial)
         facts = self.materials.facts(trial)
         self._background.append(import_scorers)
-        size = base.model.num_parameters()
-        return DataFacts(parameters=size, slots=slots, absent=absent, bias_notes=notes, **facts)
+        size, cost = base.model.num_parameters(), self.engine.pass_cost
+        return DataFacts(parameters=size, slots=slots, absent=absent, bias_notes=notes, pass_cost=cost, **facts)
 
     def _save_baseline(self, baseline: Baseline, folder: TrialFolder, test: bool) -> MetricsRow:
         row = self._score_baseline(baseline, folder, test)
@@ -498,7 +526,7 @@ class DeviceWorker:
         if trial.trial_id in self._folders:  # the proxy died that had this slot: the trial goes on from its last rung
             self._end(trial.trial_id, State.STOPPED_EARLY)
         # A proxy that was killed while it gave a slot back: its trial has ended, and nobody will free the slot.
-        for ended in [name for name in self._resting if self._folders[name].read_status().state in ENDED]:
+        for ended in [name for name in list(self._resting) if self._folders[name].read_status().state in ENDED]:
             self._end(ended, State.STOPPED_EARLY)
         if self._leaving or self._alone in self._folders or (alone and self._folders):
             return Full()
@@ -532,6 +560,7 @@ class DeviceWorker:
         return admission
 
     def _proceed(self, trial_id: str) -> bool:
+        self._finish_saving(trial_id)
         self._undecided.discard(trial_id)
         self._resting.discard(trial_id)
         if trial_id not in self._folders:
@@ -545,6 +574,7 @@ class DeviceWorker:
         return True
 
     def _take_over(self, trial: TrialConfig, donor: TrialFolder, step: int) -> str | None:
+        self._finish_saving(trial.trial_id)
         folder = self._folders.get(trial.trial_id)
         if folder is None:
             return None
@@ -575,6 +605,7 @@ class DeviceWorker:
                 self._post(self._failed(trial.trial_id, error, "while it took over another trial's weights"))
 
     def _end(self, trial_id: str, state: State) -> None:
+        self._finish_saving(trial_id)
         if trial_id in self._folders:
             folder = self._folders[trial_id]
             self._forget(trial_id)
@@ -593,6 +624,9 @@ class DeviceWorker:
     def _give_back(self) -> None:
         """Checkpoint, release and requeue every trial; those that rest first, which have their checkpoint already."""
         for trial_id in sorted(self._folders, key=lambda it: it not in self._resting):
+            self._finish_saving(trial_id)
+            if trial_id not in self._folders:  # that could not be written, and its proxy heard why
+                continue
             try:
                 step = self.engine.steps(trial_id)
                 if step != self._saved[trial_id] and trial_id not in self._abandoned:
@@ -613,22 +647,13 @@ class DeviceWorker:
     def _post(self, event: Event | Halted | DeviceFailed) -> None:
         if event.trial_id in self._abandoned or event.trial_id not in self._folders:
             return  # its proxy was told to go elsewhere
-        if isinstance(event, RungResult):
-            try:
-                self._checkpoint(event.trial_id, event.row.step)
-                self._undecided.add(event.trial_id)
-                self._resting.add(event.trial_id)
-            except RankLost as error:  # its rung is scored again
-                event = Requeued(event.trial_id, str(error))
-            except Exception as error:  # this trial's end, not its neighbours'; no trial's where the disk is full
-                if self._ends_with_device(error):  # which has told this trial too
-                    return
-                traceback.print_exc()
-                trial_id = event.trial_id
-                disk = disk_fault(error)
-                event = self._halted(trial_id, error) if disk else self._failed(trial_id, error, _NOT_SAVED)
-                with contextlib.suppress(Exception):
-                    self.engine.end(trial_id, State.FAILED)
+        if isinstance(event, RungResult):  # told when its checkpoint is sealed
+            self._unsaved[event.trial_id] = event
+            self._save_rungs()
+            return
+        self._finish_saving(event.trial_id)
+        if event.trial_id not in self._folders:  # it ended for want of its checkpoint
+            return
         if isinstance(event, Ended):
             try:
                 self._copy.save(self._folders[event.trial_id])
@@ -638,21 +663,85 @@ class DeviceWorker:
             folder = self._folders[event.trial_id]
             self._forget(event.trial_id)
             self._copy.leave(folder)
+        self._tell(event)
+
+    def _tell(self, event: Event | Halted | DeviceFailed) -> None:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._events[event.trial_id].put_nowait, event)
 
+    # --- checkpoints, on the engine's thread but where it is said
+
     def _checkpoint(self, trial_id: str, step: int) -> None:
-        """Write a checkpoint of now. Of earlier ones, the last of rungs stay, and the last between two rungs."""
+        """Write a checkpoint of now, and wait for it."""
         folder = self._folders[trial_id]
-        self.engine.checkpoint(trial_id, folder.checkpoint_dir(step))
+        complete(self._copy, folder, step, self.engine.snapshot(trial_id, folder.checkpoint_dir(step)))
         self._saved[trial_id] = step
-        steps = [it for it in folder.checkpoints() if it <= step]  # later ones were damaged: they were not gone on from
-        of_rungs = [it for it in steps if scored_rung(folder.checkpoint_dir(it)) == it][-KEPT_CHECKPOINTS:]
-        oldest = of_rungs[0] if len(of_rungs) == KEPT_CHECKPOINTS else 0
-        between = [it for it in steps if it not in of_rungs and it > oldest][-1:]
-        for old in set(folder.checkpoints()) - {*of_rungs, *between}:
-            shutil.rmtree(folder.checkpoint_dir(old), ignore_errors=True)
-        self._copy.save(folder)
+
+    def _save_rungs(self) -> None:
+        """Have checkpoints written of trials at a rung: as many as may be in memory, while the others rest."""
+        for trial_id in list(self._write_errors):
+            self._finish_saving(trial_id)
+        for trial_id in [it for it in list(self._unsaved) if it not in self._writing]:
+            if self._writer.full:
+                return
+            self._start_saving(trial_id)
+
+    def _start_saving(self, trial_id: str) -> None:
+        event, folder, copy = self._unsaved[trial_id], self._folders[trial_id], self._copy
+        step = event.row.step
+        try:
+            write = self.engine.snapshot(trial_id, folder.checkpoint_dir(step))
+        except Exception as error:
+            self._not_saved(event, error)
+            return
+        self._writing.add(trial_id)
+
+        def unless_abandoned() -> None:
+            if trial_id not in self._abandoned:  # it goes on elsewhere, from an earlier one
+                complete(copy, folder, step, write)
+
+        self._writer.put(trial_id, unless_abandoned, partial(self._rung_written, event))
+
+    def _rung_written(self, event: RungResult, error: Exception | None) -> None:
+        """In the writer's thread, so that a trial's proxy does not wait for the others' step."""
+        trial_id = event.trial_id
+        if error is not None:  # the engine's thread ends the trial
+            self._write_errors[trial_id] = error
+            return
+        if trial_id not in self._abandoned:
+            self._saved[trial_id] = event.row.step
+            self._undecided.add(trial_id)
+            self._resting.add(trial_id)
+            self._tell(event)
+        del self._unsaved[trial_id]  # first: what is not being written is begun
+        self._writing.discard(trial_id)
+
+    def _finish_saving(self, trial_id: str) -> None:
+        """Wait until the checkpoint of a trial's rung is written, and its proxy told; nothing happens without one."""
+        if trial_id in self._unsaved and trial_id not in self._writing:
+            self._start_saving(trial_id)
+        self._writer.wait(trial_id)
+        error = self._write_errors.pop(trial_id, None)
+        if error is not None:
+            self._not_saved(self._unsaved[trial_id], error)
+
+    def _not_saved(self, rung: RungResult, error: Exception) -> None:
+        """A rung's checkpoint cannot be written: its trial's end, not its neighbours'; no trial's on a full disk."""
+        trial_id = rung.trial_id
+        del self._unsaved[trial_id]
+        self._writing.discard(trial_id)
+        if trial_id in self._abandoned:  # it is another worker's by now
+            return
+        if isinstance(error, RankLost):  # its rung is scored again
+            self._post(Requeued(trial_id, str(error)))
+            return
+        if self._ends_with_device(error):  # which has told this trial too
+            return
+        traceback.print_exception(error)
+        event = self._halted(trial_id, error) if disk_fault(error) else self._failed(trial_id, error, _NOT_SAVED)
+        with contextlib.suppress(Exception):
+            self.engine.end(trial_id, State.FAILED)
+        self._post(event)
 
 
 def _usable(copy: NodeCopy, folder: TrialFolder, heard: int) -> tuple[list[int], list[str]]:

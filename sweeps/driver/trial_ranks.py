@@ -36,7 +36,7 @@ from sweeps.process.logs import of_worker
 from sweeps.process.threads import thread_counts
 from sweeps.process.visible_gpus import hide_gpus, visible_gpus
 from trainer.config import Baseline, EngineConfig, TrialConfig
-from trainer.engine import Admission, Admitted, Ended, Engine, Event, Halted, RankLost, Requeued, never
+from trainer.engine import Admission, Admitted, Ended, Engine, Event, Halted, RankLost, Requeued, never, written
 
 if TYPE_CHECKING:
     from trainer.device_cache import DeviceCache
@@ -357,6 +357,7 @@ class _EngineOnRanks:
     def __init__(self, worker: RanksWorker):
         self.worker = worker
         self.patience = 0.0
+        self.pass_cost: float | None = None
         self._proceeds = False
         self._trial: TrialConfig | None = None
         self._step = 0
@@ -410,13 +411,15 @@ class _EngineOnRanks:
     def steps(self, trial_id: str) -> int:
         return self._step
 
-    def checkpoint(self, trial_id: str, to: Path) -> None:
+    def snapshot(self, trial_id: str, to: Path) -> Callable[[], None]:
+        """Written at once by the first rank: no other slot waits for that."""
         try:
             self.worker.on_ranks("checkpoint", trial_id, to)
         except RankLost:
             self._trial = None
             self._lost[trial_id] += 1
             raise
+        return written
 
     def release(self, trial_id: str) -> None:
         self._leave("release", trial_id)
@@ -505,7 +508,7 @@ class _Rank:
         return events, over[0].step if over else engine.steps(trial_id)
 
     def checkpoint(self, trial_id: str, to: Path) -> None:
-        self.device.engine.checkpoint(trial_id, to)
+        self.device.engine.snapshot(trial_id, to)()
 
     def release(self, trial_id: str) -> None:
         self.device.engine.release(trial_id)

@@ -23,6 +23,8 @@ _OWNED = ("items", "adapter", "checkpoint")  # folders of a trial that workers w
 class NodeCopy:
     """The copy of a sweep folder on a worker's machine. Without a bucket, the folder itself: nothing is to be done.
 
+    Several threads may call it, each for another trial.
+
     Args:
         there: root of the sweep folder on the driver's machine.
         copy: here; None without a bucket.
@@ -72,8 +74,7 @@ class NodeCopy:
         """The trial is not here any more, and its files only if they are the driver's too."""
         if self._copy is not None and not self._shared:
             shutil.rmtree(folder.root, ignore_errors=True)
-            below = self._copy.name(folder.root) + "/"
-            self._saved = {name: file for name, file in self._saved.items() if not name.startswith(below)}
+            self._forget(self._copy.name(folder.root))
 
     # --- one attempt
 
@@ -118,10 +119,10 @@ class NodeCopy:
             self._upload([path for path in changed if path != marker])
             self._upload([path for path in files if path == marker])
         above = Path(copy.name(folder.checkpoints_dir))
-        known = {Path(name).parent for name in self._saved if Path(name).parents[1] == above}
+        known = {Path(name).parent for name in list(self._saved) if Path(name).parents[1] == above}
         for gone in [it for it in known if not (copy.root / it).exists()]:
             copy.bucket.remove_folder(gone.as_posix())
-            self._saved = {name: file for name, file in self._saved.items() if Path(name).parent != gone}
+            self._forget(gone.as_posix())
 
     def _save_scores(self, folder: TrialFolder) -> None:
         copy = self._require()
@@ -139,6 +140,11 @@ class NodeCopy:
             self._saved[name] = signature
 
         in_parallel(one, [copy.name(path) for path in files])
+
+    def _forget(self, folder: str) -> None:
+        """Name by name: other threads note other trials' objects meanwhile."""
+        for name in [it for it in list(self._saved) if it.startswith(f"{folder}/")]:
+            del self._saved[name]
 
     def _put(self, name: str, content: bytes) -> None:
         copy = self._require()

@@ -95,6 +95,7 @@ class SimulatedEngine:
         self.node, self.note_steps = node, note_steps
         self.slots: dict[str, SimulatedSlot] = {}
         self.patience = 0.0
+        self.pass_cost: float | None = None
 
     def capacity(self, trial: TrialConfig) -> int:
         return self.capacity_
@@ -164,13 +165,18 @@ class SimulatedEngine:
     def release(self, trial_id: str) -> None:
         del self.slots[trial_id]
 
-    def checkpoint(self, trial_id: str, to: Path) -> None:
+    def snapshot(self, trial_id: str, to: Path) -> Callable[[], None]:
         slot = self.slots[trial_id]
         scored = max(step for step in (0, *slot.trial.train.rungs) if step <= slot.step)
         counters = {"step": slot.step, "scored": scored, "chain": slot.chain, "best": list(slot.best)}
-        for name, content in adapter(slot).items():
-            atomic_write(to / name.replace("adapter_model", "best"), content)
-        atomic_write(to / "counters.json", json.dumps(counters))
+        files = {name.replace("adapter_model", "best"): content for name, content in adapter(slot).items()}
+        files["counters.json"] = json.dumps(counters)
+
+        def write() -> None:
+            for name, content in files.items():
+                atomic_write(to / name, content)
+
+        return write
 
     def end(self, trial_id: str, state: State) -> None:
         self._write_adapter(self.slots.pop(trial_id))

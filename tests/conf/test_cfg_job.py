@@ -36,6 +36,7 @@ NEW = (  # keys that 0.1.0 did not have, and what is below them
     "resources.idle_seconds",
     "data.tools",
     "engine.sharding",
+    "engine.pass_cost",
     "resources.workers_per_trial",
     "bias.group_rows",
 )

@@ -66,6 +66,7 @@ OVERRIDES = [
     ("train.accumulation=3", ["does not divide"]),
     ("engine=hf engine.kernel=bmm", ["engine.kernel=bmm", "engine=packed"]),
     ("engine=hf engine.cut_by_length=false", ["engine.cut_by_length=false", "only packs"]),
+    ("engine=hf engine.pass_cost=64", ["engine.pass_cost=64", "only packs"]),
     ("engine=hf resources.slots=2", ["resources.slots=2", "engine=packed"]),
     ("task=classification bias.stereoset=10", ["StereoSet", "bias.stereoset=0", "bias=none"]),
     ("task=classification bias.pairs_file=x.csv", ["pairs file", "bias.pairs_file=null"]),

@@ -76,7 +76,7 @@ def drive(
                 running.discard(event.trial_id)
                 continue
             folder = TrialFolder(root / by_id[event.trial_id].trial_id)
-            engine.checkpoint(event.trial_id, folder.checkpoint_dir(event.row.step))
+            engine.snapshot(event.trial_id, folder.checkpoint_dir(event.row.step))()
             if on_rung(event):
                 engine.proceed(event.trial_id)
             else:

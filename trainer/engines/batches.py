@@ -16,7 +16,7 @@ from trainer.models.ranks import ALONE, Ranks
 
 # The fixed cost of one more pass, in tokens that take as long: 25 to 100 for MiniLM on a CPU, fewer for larger models
 # (BENCHMARKS.md). It is a constant, not measured in each run: where passes are cut decides the last bits of a result,
-# and a resumed sweep must end like one that was not interrupted. It is not known for a GPU, so there nothing is cut.
+# and a resumed sweep must end like one that was not interrupted. On other devices one sweep measures it once.
 _PASS_COST = {"cpu": 128.0}
 _LEAST_SAVED = 0.05  # share of a pass's tokens that a cut must save at least
 
@@ -141,15 +141,19 @@ def _micro_batch(
     )
 
 
-def pass_cost(settings: EngineConfig, device: torch.device) -> float:
+def pass_cost(settings: EngineConfig, device: torch.device) -> float | None:
     """The fixed cost of one more pass on this device, in tokens that take as long; infinite where passes are not cut.
 
     Args:
         settings: of the engine.
         device: that trains.
+
+    Returns:
+        None where it is to be measured (``SlotBudget.pass_cost``).
     """
-    cuts = settings.name == "packed" and settings.cut_by_length
-    return _PASS_COST.get(device.type, math.inf) if cuts else math.inf
+    if settings.name != "packed" or not settings.cut_by_length:
+        return math.inf
+    return _PASS_COST.get(device.type) if settings.pass_cost is None else settings.pass_cost
 
 
 def cut_by_length(batches: Sequence[MicroBatch], cost: float) -> list[list[tuple[int, MicroBatch]]]:

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from analysis.errors import ConfigError
 from analysis.folder import State, TrialFolder
 from trainer.config import TrialConfig, check_trial, sharding_refusal
 from trainer.device_cache import DeviceCache
-from trainer.engine import Admission, Admitted, Ended, Event, Full, RungResult, never
+from trainer.engine import Admission, Admitted, Ended, Event, Full, RungResult, never, written
+from trainer.engines.checkpoints import OPTIMIZER_FILE, write_tensors
 from trainer.engines.hf_trainer import StepTrainer
 from trainer.engines.interruption import interruptible
 from trainer.engines.keyed_dropout import DropoutKeys, use_keyed_dropout
@@ -51,6 +52,7 @@ class HfEngine:
         self.activation_checkpointing = activation_checkpointing
         self.run: _Run | None = None
         self.patience = 0.0
+        self.pass_cost: float | None = None
 
     def admit(self, trial: TrialConfig, folder: TrialFolder, checkpoint: Path | None) -> Admission:
         if self.run is not None:
@@ -78,8 +80,10 @@ class HfEngine:
     def steps(self, trial_id: str) -> int:
         return self._running(trial_id).record.step
 
-    def checkpoint(self, trial_id: str, to: Path) -> None:
+    def snapshot(self, trial_id: str, to: Path) -> Callable[[], None]:
+        """Written at once: no other slot waits for that."""
         self._running(trial_id).save_checkpoint(to)
+        return written
 
     def release(self, trial_id: str) -> None:
         self._running(trial_id).stop(write_best=False)
@@ -189,10 +193,12 @@ class _Run:
         """Adapter, optimiser state and counters: whole in every process, so the first one writes them."""
         if not self.ranks.first:
             return
-        shutil.rmtree(to, ignore_errors=True)
-        self.model.save_pretrained(str(to))
-        save_file(self._training.optimizer_tensors(), to / "optimizer.safetensors")
-        self.record.save(to)
+
+        def write() -> dict[str, str]:
+            self.model.save_pretrained(str(to))
+            return {OPTIMIZER_FILE: write_tensors(to / OPTIMIZER_FILE, self._training.optimizer_tensors())}
+
+        self.record.checkpoint(to, write)()
 
     @property
     def _training(self) -> StepTrainer:
@@ -289,7 +295,7 @@ class _Run:
         """Put a checkpoint's weights and counters in place; returns the optimiser's moments."""
         set_peft_model_state_dict(self.model, load_peft_weights(str(checkpoint), device="cpu"))
         self.record.load(checkpoint)
-        return load_file(checkpoint / "optimizer.safetensors")
+        return load_file(checkpoint / OPTIMIZER_FILE)
 
     def _clean_up(self) -> None:
         self.trainer = None  # it holds the model and the optimiser

@@ -32,10 +32,12 @@ def _mix(x: Lanes) -> Lanes:
 
 def _mix_in_place(x: torch.Tensor) -> None:
     """The same on int32 lanes, which wrap: half the memory to pass, for a mask as large as the activations."""
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - (1 << 32))):
-        x ^= (x >> shift).bitwise_and_(_MASK >> shift)  # the mask makes it a logical shift: zeros come in, not the sign
-        x *= factor
-    x ^= (x >> 16).bitwise_and_(_MASK >> 16)
+    shifted = torch.empty_like(x)  # one for all shifts: fresh memory costs as much as the operator that fills it
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - (1 << 32)), (16, None)):
+        torch.bitwise_right_shift(x, shift, out=shifted)
+        x ^= shifted.bitwise_and_(_MASK >> shift)  # the mask makes it a logical shift: zeros come in, not the sign
+        if factor is not None:
+            x *= factor
 
 
 def row_keys(seed: int, step: int, samples: torch.Tensor) -> torch.Tensor:
@@ -198,8 +200,10 @@ def keep_mask(
     tokens = shape.numel() // max(rows * features, 1)
     place = torch.arange(tokens * features, device=keys.device)  # counted token by token: longer padding only appends
     if origin:
-        place = (place - origin * features) & _MASK
-    lanes = _mix(keys ^ module_key).to(torch.int32)[:, None] ^ _mix(place).to(torch.int32)[None, :]
+        place -= origin * features
+    place = place.to(torch.int32)
+    _mix_in_place(place)
+    lanes = _mix(keys ^ module_key).to(torch.int32)[:, None] ^ place[None, :]
     _mix_in_place(lanes)
     lanes ^= -_SIGN  # as signed numbers the lanes are now in the order of the unsigned ones
     return (lanes >= threshold).view(shape)

@@ -18,15 +18,15 @@ import torch
 
 from trainer.engine import Event, never
 from trainer.engines.batches import MicroBatch, cut_by_length
-from trainer.engines.flat_adamw import clip_factors, gradient_norms
-from trainer.engines.flat_adamw import step as adamw_step
 from trainer.engines.interruption import interruptible
 from trainer.engines.lora_kernels import Routing, Segment
 from trainer.engines.pack_layers import PackedHead, PackedLora, PerSlot
 from trainer.engines.pass_inputs import PassInputs, pass_inputs
 from trainer.engines.slot import Slot
-from trainer.engines.stacks import Stacks
-from trainer.engines.transfer import Reading, to_device
+from trainer.engines.tensors.flat_adamw import clip_factors, gradient_norms
+from trainer.engines.tensors.flat_adamw import step as adamw_step
+from trainer.engines.tensors.stacks import Stacks
+from trainer.engines.tensors.transfer import Reading, to_device
 from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.likelihood.log_likelihood import SlotModel, Together
 from trainer.models.base_model import BaseModel

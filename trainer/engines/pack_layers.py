@@ -14,7 +14,7 @@ from torch import nn
 from trainer.engines import lora_kernels
 from trainer.engines.keyed_dropout import by_row, drop, drop_shared, module_key
 from trainer.engines.lora_kernels import Routing, Segment, SlotLora
-from trainer.engines.stacks import Stacks
+from trainer.engines.tensors.stacks import Stacks
 
 
 class SlotModule:

@@ -35,6 +35,7 @@ class PackedEngine:
     def __init__(self, device_cache: DeviceCache, score: Score, settings: EngineConfig, slots: int | None = None):
         self.device_cache, self.score, self.settings, self.slots = device_cache, score, settings, slots
         self.patience = 0.0
+        self.pass_cost: float | None = None
         self._room: int | None = None  # most slots at a time that memory holds; known once it has run out
         self._packs: list[Pack] = []
         self._admitted: list[Slot] = []  # of all packs, the oldest first
@@ -66,12 +67,14 @@ class PackedEngine:
 
     def capacity(self, trial: TrialConfig) -> int:
         """Trials like this one that this device takes side by side."""
-        if self.slots is not None:
+        measures = self.pass_cost is None and pass_cost(self.settings, self.device_cache.device) is None
+        if self.slots is not None and not measures:
             return self.slots
         if pack_refusal(trial.lora):
-            return 1
+            return self.slots or 1
         pack = self._pack(trial)
-        return self._budget(pack, trial).slots(trial)
+        slots = self._budget(pack, trial).slots(trial)
+        return self.slots or slots
 
     def advance(self, until: Callable[[], bool] = never, leaving: Callable[[], bool] = never) -> list[Event]:
         while True:
@@ -140,8 +143,8 @@ class PackedEngine:
     def steps(self, trial_id: str) -> int:
         return self._find(trial_id)[1].record.step
 
-    def checkpoint(self, trial_id: str, to: Path) -> None:
-        self._find(trial_id)[1].save(to)
+    def snapshot(self, trial_id: str, to: Path) -> Callable[[], None]:
+        return self._find(trial_id)[1].snapshot(to)
 
     def release(self, trial_id: str) -> None:
         self._remove(trial_id)
@@ -182,7 +185,10 @@ class PackedEngine:
         if key not in self._budgets:
             slot = self._slot(trial, TrialFolder(Path("probe")), pack, None)
             self._budgets[key] = measure(pack, slot, self.device_cache.gpu_share, held_bytes(self._trials()))
-        pack.pass_cost = pass_cost(self.settings, pack.base.device)  # the probe is not to be cut
+        cost = pass_cost(self.settings, pack.base.device)
+        if cost is None:
+            cost = self.pass_cost = self.pass_cost or self._budgets[key].pass_cost
+        pack.pass_cost = cost  # the probe is not to be cut
         return self._budgets[key]
 
     def _holds(self, pack: Pack, budget: SlotBudget, trial: TrialConfig) -> bool:

@@ -15,7 +15,7 @@ from trainer.engines.batches import MicroBatch
 from trainer.engines.keyed_dropout import packed_row_keys
 from trainer.engines.lora_kernels import Routing, Segment
 from trainer.engines.slot import Slot
-from trainer.engines.transfer import to_device
+from trainer.engines.tensors.transfer import to_device
 
 
 @dataclass(frozen=True)

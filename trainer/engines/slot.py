@@ -3,7 +3,7 @@
 import copy
 import math
 import re
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,11 +15,12 @@ from analysis.folder import TrialFolder
 from trainer.config import TrialConfig
 from trainer.data.encode import Encoded
 from trainer.engines.batches import MicroBatch, micro_batches
-from trainer.engines.flat_adamw import Stepping
+from trainer.engines.checkpoints import ADAPTER_FILE, OPTIMIZER_FILE, write_tensors
 from trainer.engines.learning_rates import PREFIX, peak_rate, schedule
 from trainer.engines.pack_layers import PackedHead, SlotModule
-from trainer.engines.slot_tensors import Group, Trained, own_pieces
-from trainer.engines.trial_record import Score, TrialRecord, Weights
+from trainer.engines.tensors.flat_adamw import Stepping
+from trainer.engines.tensors.slot_tensors import Group, Trained, own_pieces
+from trainer.engines.trial_record import Score, TrialRecord, Weights, host_copies
 from trainer.evaluation.evaluate import Validation
 from trainer.models.base_model import BaseModel
 from trainer.models.lora import (
@@ -34,6 +35,7 @@ from trainer.models.lora import (
     suffix,
 )
 
+_METADATA = {"format": "pt"}
 # As in Hugging Face Trainer: biases and norms are not decayed.
 _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 
@@ -48,7 +50,7 @@ class Slot:
         encoded: training rows.
         validation: what it is scored on.
         score: the sweep's objective, higher is better.
-        checkpoint: a folder that ``save`` wrote, of this engine or the other, or None.
+        checkpoint: a folder that was written after ``snapshot``, of this engine or the other, or None.
 
     Attributes:
         modules: target module → trained tensors, in the model's order.
@@ -85,8 +87,8 @@ class Slot:
         self._updates = 0  # of the moments
         self._batches: list[MicroBatch] = []
         if checkpoint is not None:
-            self.restore(load_file(checkpoint / "adapter_model.safetensors"))
-            self._restore_moments(load_file(checkpoint / "optimizer.safetensors"))
+            self.restore(load_file(checkpoint / ADAPTER_FILE))
+            self._restore_moments(load_file(checkpoint / OPTIMIZER_FILE))
             self.record.load(checkpoint)
         self.waited = 0
         self.spoiled = False
@@ -148,7 +150,7 @@ class Slot:
 
     def weights(self) -> Weights:
         """A copy on the CPU, by the keys of a PEFT adapter file."""
-        return {one.key: one.parameter.detach().cpu().clone().contiguous() for one in self.tensors.values()}
+        return host_copies({one.key: one.parameter for one in self.tensors.values()}, pinned=False)  # kept for long
 
     @torch.no_grad()
     def restore(self, weights: Weights) -> None:
@@ -156,21 +158,31 @@ class Slot:
         for one in self.tensors.values():
             one.parameter.copy_(weights[one.key])
 
-    def save(self, to: Path) -> None:
-        """A plain PEFT adapter, the optimiser's moments, the best rung; the counters last.
+    def snapshot(self, to: Path) -> Callable[[], None]:
+        """Copy what a checkpoint holds: a plain PEFT adapter, the optimiser's moments, the best rung, the counters.
 
         Of the last whole optimiser step: micro-steps since then have only added to gradients, and are done again.
+
+        Returns:
+            A call that writes it, the counters last; any thread may make it, once.
         """
-        shutil.rmtree(to, ignore_errors=True)
-        self._write(self.weights(), to)
-        save_file(self.moments(), to / "optimizer.safetensors")
-        self.record.save(to)
+        weights = {one.key: one.parameter for one in self.tensors.values()}
+        copies = host_copies({**weights, **self.moments()})
+        adapter = {key: copies.pop(key) for key in weights}
+
+        def write() -> dict[str, str]:
+            self._write_config(to)
+            return {
+                ADAPTER_FILE: write_tensors(to / ADAPTER_FILE, adapter, _METADATA),
+                OPTIMIZER_FILE: write_tensors(to / OPTIMIZER_FILE, copies),
+            }
+
+        return self.record.checkpoint(to, write)
 
     def moments(self) -> Weights:
-        """A copy of the optimiser's state on the CPU, as it is stored: each parameter's moments and count of steps."""
+        """The optimiser's state, as a checkpoint names it; the tensors themselves, which change with the next step."""
         held = {f"{name}|{m}": kept for name, one in self.tensors.items() for m, kept in one.moments.items()}
-        steps = {f"{name}|step": torch.tensor(float(self._updates)) for name in self.tensors}
-        return {name: kept.detach().cpu().clone().contiguous() for name, kept in (held | steps).items()}
+        return held | {f"{name}|step": torch.tensor(float(self._updates)) for name in self.tensors}
 
     @torch.no_grad()
     def _restore_moments(self, kept: Weights) -> None:
@@ -187,7 +199,10 @@ class Slot:
 
     def _write(self, weights: Weights, to: Path) -> None:
         to.mkdir(parents=True)
-        save_file(weights, to / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(weights, to / ADAPTER_FILE, metadata=_METADATA)
+        self._write_config(to)
+
+    def _write_config(self, to: Path) -> None:
         config = copy.copy(self.config)
         config.inference_mode = True
         config.save_pretrained(str(to))

@@ -19,7 +19,7 @@ from trainer.config import TrialConfig
 from trainer.engines.batches import MicroBatch, batch_of
 from trainer.engines.pack import Pack
 from trainer.engines.slot import Slot
-from trainer.engines.stacks import padded
+from trainer.engines.tensors.stacks import padded
 from trainer.models.base_model import BaseModel
 from trainer.models.lora import linear_modules, linear_shape, resolve_targets
 
@@ -28,6 +28,7 @@ _MOMENT_BYTES = 8  # both of them
 _SHARE = 0.8  # of the free memory; the rest is for scoring, the allocator and others on the machine
 _WORTH = 0.05  # share by which one more slot must raise the throughput
 _LONG = 0.3  # seconds; a pass that takes longer is timed only once
+_DEAREST = 20  # a pass costs 2 to the power of it tokens at most, where those of the probe took no time
 _LEAST = 2  # slots; one trains while Ray Tune decides about the other
 _MOST = {"cpu": 8, "cuda": 32}  # slots; each trial has a process of its own in Ray Tune, of about 110 MB
 
@@ -61,6 +62,12 @@ class SlotBudget:
     width: int
     max_length: int
     most: int
+
+    @property
+    def pass_cost(self) -> float:
+        """The fixed cost of a pass, in tokens that take as long: a power of two, as no more can be told by a clock."""
+        tokens = self.fixed / self.per_token if self.per_token else math.inf
+        return 2.0 ** min(round(math.log2(max(tokens, 1.0))), _DEAREST) if math.isfinite(tokens) else 2.0**_DEAREST
 
     def tokens(self, trial: TrialConfig) -> int:
         """Most tokens of one of the trial's micro-steps, padding included."""

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from analysis.errors import FolderError
 from analysis.folder import MetricsRow, State, TrialFolder, replace_tree
 from trainer.config import TrialConfig
 from trainer.engine import Ended, RungResult
-from trainer.engines.checkpoints import COUNTERS, SCORED, seal
+from trainer.engines.checkpoints import BEST_FILE, COUNTERS, SCORED, remove, seal, write_tensors
 from trainer.evaluation.evaluate import Evaluation, Validation, metrics_of
 from trainer.outcomes import Diverged
 
@@ -42,6 +42,24 @@ class Best:
     score: float
     weights: Weights
     evaluation: Evaluation | None
+
+
+@torch.no_grad()
+def host_copies(tensors: Mapping[str, torch.Tensor], pinned: bool = True) -> Weights:
+    """Copies in host memory, contiguous, which stay as they are while training goes on.
+
+    Args:
+        tensors: by name.
+        pinned: copy a GPU's tensors into pinned memory, with one wait for all of them instead of one for each. Such
+            memory cannot be swapped, and takes up to twice the bytes.
+    """
+    copies = {}
+    for name, tensor in tensors.items():
+        pin = pinned and tensor.is_cuda
+        copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pin).copy_(tensor, non_blocking=pin)
+    for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
+    return copies
 
 
 def peak_memory() -> int:
@@ -142,17 +160,34 @@ class TrialRecord:
         write(beside)
         replace_tree(beside, final)
 
-    def save(self, to: Path) -> None:
-        """Write the best rung and the counters into a checkpoint, and complete it (``seal``)."""
+    def checkpoint(self, to: Path, write: Callable[[], Mapping[str, str]]) -> Callable[[], None]:
+        """A call that writes a checkpoint with the best rung and the counters as they are now, and completes it.
+
+        Args:
+            to: the checkpoint's folder, made anew.
+            write: writes all other files into it, and returns the digests that it took meanwhile, by file name.
+
+        Returns:
+            The call; any thread may make it, once. Raises OSError.
+        """
+        best = self.best  # never changed, but replaced
         counters: dict[str, Any] = {"step": self.step, "tokens": self.tokens, "stale": self.stale}
         counters |= {SCORED: self.scored, "seconds": self._seconds}
-        if self.best is not None:
-            counters |= {"best_step": self.best.step, "best_score": self.best.score}
-            save_file(self.best.weights, to / "best.safetensors")
-        seal(to, counters)
+        if best is not None:
+            counters |= {"best_step": best.step, "best_score": best.score}
+
+        def complete() -> None:
+            remove(to)
+            to.mkdir(parents=True)
+            digests = dict(write())
+            if best is not None:
+                digests[BEST_FILE] = write_tensors(to / BEST_FILE, best.weights)
+            seal(to, counters, digests)
+
+        return complete
 
     def load(self, checkpoint: Path) -> None:
-        """Read the best rung and the counters that ``save`` wrote."""
+        """Read the best rung and the counters of a checkpoint."""
         counters: dict[str, Any] = json.loads((checkpoint / COUNTERS).read_text())
         self.step = int(counters["step"])
         self.tokens = int(counters["tokens"])
@@ -160,7 +195,7 @@ class TrialRecord:
         self.scored = int(counters.get(SCORED, self.step))  # and were written at rungs alone
         self._started = time.monotonic() - float(counters["seconds"])
         if "best_step" in counters:
-            weights = load_file(checkpoint / "best.safetensors")
+            weights = load_file(checkpoint / BEST_FILE)
             step = int(counters["best_step"])
             self.best = Best(step, float(counters["best_score"]), weights, self._read_evaluation(step))
 

@@ -322,3 +322,5 @@ def quiet() -> None:
             logger.addFilter(drop)
     warnings.filterwarnings("ignore", message=".*inputs will be cast.*")
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+    # a slot's gradients lie where its optimiser steps them (trainer/engines/tensors/stacks.py)
+    warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")

@@ -51,6 +51,8 @@ def refuse_tokens_beyond(tokenizer: Any, model: Any) -> None:
         return
 
     def look(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if layer.training:  # training rows are looked at as they are tokenised, and this look would wait for a GPU
+            return
         if inputs and isinstance(inputs[0], torch.Tensor):
             check_token(int(inputs[0].max()), tokenizer, model)
 

@@ -195,3 +195,7 @@ def test_the_report_lists_seeds_below_their_configuration_and_trains_each_again(
     manifest = {"name": "x", "command": ["lorasweep", "run", "model=m"], "config": {"search": {"repeats": 2}}}
     seed = Row("trial", "t0000.1", "completed", 8, config={"lora.rank": 8, "seed": 1})
     assert "seed=1 'search.start_from=[{lora.rank: 8}]'" in command(manifest, seed)
+    measured = {"search": {"repeats": 2}, "engine": {"pass_cost": 512.0}}
+    assert "model=m engine.pass_cost=512 seed=1" in command({**manifest, "config": measured}, seed)
+    given = ["lorasweep", "run", "engine.pass_cost=512"]
+    assert command({**manifest, "config": measured, "command": given}, seed).count("pass_cost") == 1

@@ -67,6 +67,7 @@ class FakeWorker:
     seat: Seat
     data: Any = DATA
     dies: FakeReply = field(default_factory=FakeReply)
+    agreed: list[float | None] = field(default_factory=list)
     left: float | None = None
     killed: bool = False
 
@@ -81,8 +82,12 @@ class FakeWorker:
         self.left = seconds
         return FakeReply([], done=True)
 
-    def prepare(self, trial: Any) -> FakeReply:
-        return FakeReply(self.data, done=True)
+    def prepare(self, trial: Any, pass_cost: float | None = None) -> FakeReply:
+        self.agreed.append(pass_cost)
+        data = self.data
+        if pass_cost is not None and isinstance(data, DataFacts):
+            data = replace(data, pass_cost=pass_cost)
+        return FakeReply(data, done=True)
 
     def kill(self) -> None:
         self.killed = True

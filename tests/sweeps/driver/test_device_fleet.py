@@ -279,3 +279,19 @@ def test_a_gpu_that_fails_whenever_a_worker_starts_is_given_up_with_what_it_said
     assert len(sweep.cluster.started) == 3
     with pytest.raises(HardwareError, match="unspecified"):
         sweep.fleet.assemble()
+
+
+def test_workers_that_measured_a_pass_at_the_same_time_all_use_what_was_heard_first_and_joiners_measure_nothing() -> (
+    None
+):
+    sweep = Following("a", "b")
+    sweep.cluster.data = {"a": replace(DATA, pass_cost=512.0), "b": replace(DATA, pass_cost=1024.0)}
+    sweep.begin()
+    assert sweep.taking == ["a", "b"]
+    assert [worker.agreed for worker in sweep.cluster.started] == [[None], [None, 512.0]]
+    assert {member.data.pass_cost for member in sweep.fleet._members} == {512.0}
+    sweep.cluster.join("c", CPU=2)
+    sweep.cluster.data["c"] = replace(DATA, pass_cost=256.0)
+    sweep.look(6)
+    assert sweep.taking == ["a", "b", "c"]
+    assert sweep.cluster.started[-1].agreed == [512.0]

@@ -62,9 +62,9 @@ class FakeEngine:
     def steps(self, trial_id: str) -> int:
         return self.done
 
-    def checkpoint(self, trial_id: str, to: Path) -> None:
+    def snapshot(self, trial_id: str, to: Path) -> Callable[[], None]:
         self.checkpoints.append(to)
-        self._checkpoint()
+        return self._checkpoint
 
     def release(self, trial_id: str) -> None:
         self.released.append(trial_id)
@@ -318,35 +318,6 @@ def test_a_damaged_checkpoint_between_two_rungs_gives_way_to_the_rung_before(tmp
     admission = worker(engine)._admit(TRIAL, folder)
     assert engine.admitted_from == [good]
     assert "the checkpoint of step 3 is damaged" in admission.note
-
-
-@pytest.mark.parametrize(
-    ("before", "step", "scored", "kept"),
-    [
-        ({2: 2, 4: 4}, 5, 4, [2, 4, 5]),  # it pushes out no rung's
-        ({2: 2, 4: 4, 5: 4}, 6, 4, [2, 4, 6]),  # but the one between the same rungs
-        ({2: 2, 4: 4, 6: 4}, 8, 8, [4, 6, 8]),
-        ({4: 4, 6: 4, 8: 8}, 10, 10, [8, 10]),
-        ({2: 2, 3: 2}, 4, 2, [2, 4]),
-        ({1: 0}, 2, 2, [1, 2]),
-        ({2: 2, 4: 4, 6: 6}, 4, 4, [2, 4]),  # what came after it was damaged
-    ],
-)
-def test_two_checkpoints_of_rungs_are_kept_and_one_between_them(
-    before: dict[int, int], step: int, scored: int, kept: list[int], tmp_path: Path
-) -> None:
-    folder = TrialFolder(tmp_path)
-    for at, rung in before.items():
-        checkpoint(folder, at, rung)
-
-    def write() -> None:
-        seal(folder.checkpoint_dir(step), {"step": step, "scored": scored})
-
-    folder.checkpoint_dir(step).mkdir(parents=True, exist_ok=True)
-    device = worker(FakeEngine(checkpoint=write))
-    device._folders["t0000"] = folder
-    device._checkpoint("t0000", step)
-    assert folder.checkpoints() == kept
 
 
 # --- leaving

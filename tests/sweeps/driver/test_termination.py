@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from analysis.folder import MetricsRow, TrialFolder
 from analysis.objective import Objective, Term
 from sweeps.driver.device_client import DeviceClient
 from sweeps.process.installation import package_root
-from tests.benchmarks.simulated import SimulatedWorker
+from tests.benchmarks.simulated import SimulatedEngine, SimulatedWorker
 from trainer.config import EngineConfig, LoraSettings, OptimConfig, TrainConfig, TrialConfig
 from trainer.engine import Admitted, Full, Requeued, RungResult
 
@@ -32,6 +32,22 @@ class Worker(SimulatedWorker):
         return os.getpid()
 
 
+class SlowDisk(SimulatedEngine):
+    def snapshot(self, trial_id: str, to: Path) -> Callable[[], None]:
+        write = super().snapshot(trial_id, to)
+
+        def slowly() -> None:
+            time.sleep(2)
+            write()
+
+        return slowly
+
+
+class SlowWorker(Worker):
+    def _make_engine(self) -> Any:
+        return SlowDisk(4, self.objective.score, self.seconds, self.node)
+
+
 @pytest.fixture(scope="module")
 def _ray() -> Iterator[None]:
     env = {"PYTHONPATH": str(Path(__file__).parents[3])}
@@ -43,10 +59,10 @@ def _ray() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture
-def device(_ray: None) -> Iterator[DeviceClient]:
+@pytest.fixture(params=[Worker])
+def device(_ray: None, request: pytest.FixtureRequest) -> Iterator[DeviceClient]:
     objective = Objective("single", 0.05, (Term("quality", "accuracy", "max", None, 0.0, 1.0, 1.0),))
-    make = ray.remote(Worker).options(num_cpus=0.5, max_concurrency=64)
+    make = ray.remote(request.param).options(num_cpus=0.5, max_concurrency=64)
     client = DeviceClient(make.remote(EngineConfig(), 4, objective, 1, "alpha", package_root()))
     yield client
     client.kill()
@@ -86,6 +102,25 @@ def test_on_sigterm_a_worker_gives_its_trials_back_before_it_ends(device: Device
     assert folders[0].checkpoints() == [1]
     [step] = folders[1].checkpoints()
     assert 1 < step < 1000
+
+
+@pytest.mark.parametrize("device", [SlowWorker], indirect=True)
+def test_on_sigterm_a_checkpoint_that_is_being_written_is_completed_and_told(
+    device: DeviceClient, tmp_path: Path
+) -> None:
+    folders = [TrialFolder(tmp_path / "trials" / name) for name in ("t0000", "t0001")]
+    device.admit(trial("t0000", [1, 1000]), folders[0]).get()
+    device.admit(trial("t0001", [1000]), folders[1]).get()
+    waiting = [device.next_event(name, proceed=False) for name in ("t0000", "t0001")]
+    time.sleep(1)  # the first one's rung is being written, the second one trains
+    assert folders[0].checkpoints() == []
+    process = terminate(device)
+    rung: Any = waiting[0].get(20)
+    assert (rung.row.step, folders[0].checkpoints()) == (1, [1])
+    assert device.next_event("t0000", proceed=True).get(10) == Requeued("t0000", LEFT)
+    assert waiting[1].get(20) == Requeued("t0001", LEFT)
+    assert len(folders[1].checkpoints()) == 1
+    assert psutil.wait_procs([process], timeout=20)[1] == []
 
 
 def test_a_worker_that_nobody_has_asked_for_anything_ends_at_once(device: DeviceClient) -> None:

@@ -119,6 +119,7 @@ def worker(*answers: _Answer, lives: bool = True) -> tuple[Any, Fit]:
     fit = Fit()
     fit.lives = lives
     made.ranks, made._fit, made._number, made._call, made._answers = 2, fit, 0, None, queue.SimpleQueue()
+    made._unsaved = {}
     for answer in answers:
         made._answers.put(answer)
     return made, fit

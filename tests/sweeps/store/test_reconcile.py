@@ -29,6 +29,7 @@ from sweeps.driver.trial_proxy import TrialProxy
 from sweeps.search.scheduler import build_sampler, build_scheduler, replay_scheduler
 from sweeps.search.searcher import GuardedOptunaSearch, SearchPlan
 from sweeps.space.dimensions import DefineByRun
+from sweeps.store.checkpoint_writer import complete
 from sweeps.store.node_copy import NodeCopy
 from sweeps.store.reconcile import update_files, update_study
 from sweeps.store.recorder import Recorder, write_best_adapter
@@ -72,8 +73,8 @@ class Worker:
             self.engine.proceed(trial_id)
         [event] = self.engine.advance()
         if isinstance(event, RungResult):
-            unbound: Any = DeviceWorker._checkpoint
-            unbound(self, event.trial_id, event.row.step)
+            folder, step = self._folders[trial_id], event.row.step
+            complete(self._copy, folder, step, self.engine.snapshot(trial_id, folder.checkpoint_dir(step)))
         else:
             self._copy.save(self._folders.pop(trial_id))
         return event

@@ -137,7 +137,7 @@ def test_a_trial_that_leaves_between_two_steps_goes_on_as_if_it_had_not(
     engine = packed_engine(materials)
     engine.admit(trial, TrialFolder(tmp_path / "left" / trial.trial_id), None)
     assert engine.advance(lambda: True) == []
-    engine.checkpoint(trial.trial_id, at := TrialFolder(tmp_path / "left" / trial.trial_id).checkpoint_dir(1))
+    engine.snapshot(trial.trial_id, at := TrialFolder(tmp_path / "left" / trial.trial_id).checkpoint_dir(1))()
     engine.release(trial.trial_id)
     drive(packed_engine(materials), [trial], tmp_path / "left", {trial.trial_id: at})
     left, whole = (at_step(tmp_path / place, trial, 3) for place in ("left", "whole"))

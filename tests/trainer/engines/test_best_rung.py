@@ -76,7 +76,7 @@ def test_a_trial_without_a_better_rung_is_done_with_its_best_one(
     while not isinstance(event := runner.advance()[0], Ended):
         steps.append(event.row.step)
         if killed and event.row.step == 6:
-            runner.checkpoint(trial.trial_id, files.checkpoint_dir(6))
+            runner.snapshot(trial.trial_id, files.checkpoint_dir(6))()
             runner.end(trial.trial_id, State.STOPPED_EARLY)
             runner = made()
             assert isinstance(runner.admit(trial, files, files.checkpoint_dir(6)), Admitted)

@@ -35,10 +35,10 @@ def leave(engine: Any, trial: TrialConfig, root: Path, ready: Callable[[], bool]
         for event in engine.advance(ASKED):
             if event.trial_id == trial.trial_id:
                 assert isinstance(event, RungResult)
-                engine.checkpoint(trial.trial_id, files.checkpoint_dir(event.row.step))
+                engine.snapshot(trial.trial_id, files.checkpoint_dir(event.row.step))()
             engine.proceed(event.trial_id)
     to = files.checkpoint_dir(engine.steps(trial.trial_id))
-    engine.checkpoint(trial.trial_id, to)
+    engine.snapshot(trial.trial_id, to)()
     engine.release(trial.trial_id)
     assert not files.adapter_dir.exists(), "nothing has ended"
     return to
@@ -141,7 +141,7 @@ def test_a_scoring_is_broken_off_and_the_rung_is_scored_elsewhere(
         engine.proceed("t0000")
     assert at_rung()
     at = files.checkpoint_dir(rung)
-    engine.checkpoint("t0000", at)
+    engine.snapshot("t0000", at)()
     engine.release("t0000")
     assert scored_rung(at) == rung - 4
     events = drive(MAKE[then](materials), [one], tmp_path / "left", {"t0000": at})["t0000"]
@@ -173,7 +173,7 @@ def test_a_scoring_that_was_broken_off_is_begun_anew_where_the_trial_stays(
         new = engine.advance(ASKED, leaving)
         events += new
         if new and isinstance(new[0], RungResult):
-            engine.checkpoint("t0000", files.checkpoint_dir(new[0].row.step))
+            engine.snapshot("t0000", files.checkpoint_dir(new[0].row.step))()
             engine.proceed("t0000")
     assert broken_off == [4, 8, 8]
     compare(tmp_path / "left", tmp_path / "whole", one, events, whole)

@@ -44,7 +44,7 @@ def run(engine: HfEngine, trial: TrialConfig, folder: Path, checkpoint: Path | N
     while not (events and isinstance(events[-1], Ended)):
         events += engine.advance()
         if isinstance(events[-1], RungResult):
-            engine.checkpoint(trial.trial_id, files.checkpoint_dir(events[-1].row.step))
+            engine.snapshot(trial.trial_id, files.checkpoint_dir(events[-1].row.step))()
             engine.proceed(trial.trial_id)
     return events
 
@@ -288,7 +288,7 @@ def test_one_slot_and_a_trial_stopped_at_a_rung_leaves_its_best_adapter(
     assert isinstance(engine.admit(make_trial("llama", trial_id="t0001"), TrialFolder(tmp_path / "b"), None), Full)
     assert isinstance(engine.advance()[0], RungResult)
     assert engine.advance() == [], "a slot rests after its rung until it is told to go on"
-    engine.checkpoint("t0000", files.checkpoint_dir(2))
+    engine.snapshot("t0000", files.checkpoint_dir(2))()
     engine.end("t0000", State.STOPPED_EARLY)
     assert weights(files.adapter_dir).keys() == weights(files.checkpoint_dir(2)).keys()
     assert json.loads((files.checkpoint_dir(2) / "counters.json").read_text())["step"] == 2

@@ -40,6 +40,13 @@ def test_a_mask_is_the_hash_of_its_row_module_and_place_below_p(p: float) -> Non
     assert keep_mask(keys, module, shape, torch.tensor([p, p], dtype=torch.float64)).view(2, -1).tolist() == expected
 
 
+def test_places_may_be_counted_from_a_token_in_the_middle() -> None:
+    keys, features, origin = row_keys(7, 3, torch.tensor([4])), 5, 2
+    places = [(place - origin * features) % 2**32 for place in range(6 * features)]
+    expected = [lowbias32(lowbias32(int(keys) ^ 3) ^ lowbias32(place)) >= int(0.4 * 2**32) for place in places]
+    assert keep_mask(keys, 3, torch.Size((1, 6, features)), 0.4, origin).flatten().tolist() == expected
+
+
 def test_keys_of_many_trials_at_once_are_those_of_each_trial_alone() -> None:
     seeds = np.array([0, 1, 7, 2**31 - 1, 2**32 - 1, 2**40 + 3, -5, 11])
     steps = np.array([0, 3, 3, 70_000, 2**32 + 9, 1, 2, 2**31])

@@ -19,10 +19,11 @@ from tests.trainer.packs import CLOSE, EXACT, alone, at_step, distance, drive, f
 from trainer.baselines import score_baseline
 from trainer.config import Baseline, TrialConfig
 from trainer.engine import Admitted, Ended, Full, Refused, RungResult
-from trainer.engines import flat_adamw, lora_kernels, pack, slot
+from trainer.engines import lora_kernels, pack, slot
 from trainer.engines.batches import MicroBatch
-from trainer.engines.flat_adamw import Stepping
 from trainer.engines.hf_engine import HfEngine
+from trainer.engines.tensors import flat_adamw
+from trainer.engines.tensors.flat_adamw import Stepping
 
 
 @pytest.fixture
@@ -81,6 +82,42 @@ def test_a_neighbour_that_diverges_leaves_the_others_as_they_are(fault, trials, 
     expected = alone(materials, [one, three], tmp_path / "alone")
     assert distance(at_step(tmp_path, one, 8), expected[0]) <= EXACT
     assert distance(at_step(tmp_path, three, 8), expected[1]) <= EXACT
+
+
+def test_losses_that_are_looked_at_a_step_late_as_on_a_gpu_end_the_same_trials_at_the_same_step(
+    trials,
+    materials,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+) -> None:
+    one, *_ = trials(3)
+    bad = trials(3, alpha_rule="fixed", alpha_value=1e40)[1]
+    worse = replace(trials(3, accumulation=2, batch_size=8)[2], optim=replace(bad.optim, lr=1e4))
+    seen: dict[bool, dict[str, list[Any]]] = {}
+    for late in (False, True):
+        looked = []
+        add, numbers = pack.Pack.add, pack._Unread.numbers
+
+        def late_or_not(self: pack.Pack, newcomer: slot.Slot, late: bool = late, add: Any = add) -> None:
+            self._late = late
+            add(self, newcomer)
+
+        def counted(self: Any, looked: list[Any] = looked, numbers: Any = numbers) -> Any:
+            looked.append(self)
+            return numbers(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pack.Pack, "add", late_or_not)
+            patch.setattr(pack._Unread, "numbers", counted)
+            seen[late] = drive(packed_engine(materials), [one, bad, worse], tmp_path / str(late))
+        assert looked
+    for trial_id, events in seen[False].items():
+        for event, same in zip(events, seen[True][trial_id], strict=True):
+            assert type(event) is type(same)
+            if isinstance(event, Ended):
+                assert (event.state, event.reason, event.step) == (same.state, same.reason, same.step)
+    assert states(seen[True])["t0001"] == State.DIVERGED
+    assert distance(at_step(tmp_path / "True", one, 8), at_step(tmp_path / "False", one, 8)) == 0
 
 
 # --- coming and going

@@ -4,7 +4,7 @@ import csv
 import math
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.folder import TrialFolder
 from tests.conftest import WORDS
 from tests.trainer.engines.test_pack_equivalence import materials  # noqa: F401  # fixture
 from tests.trainer.packs import CLOSE, alone, at_step, drive, furthest, packed_engine
@@ -20,6 +21,7 @@ from trainer.config import EngineConfig, TrialConfig
 from trainer.engines import batches
 from trainer.engines.batches import MicroBatch, cut_by_length
 from trainer.engines.pack import Pack
+from trainer.engines.slot_budget import SlotBudget
 
 
 def batch(lengths: list[int], completion: bool, first: int = 1) -> MicroBatch:
@@ -156,9 +158,77 @@ def test_on_a_cpu_passes_stay_small() -> None:
     assert passes("cuda") == [5]
 
 
-def test_what_a_pass_costs_is_no_matter_of_the_clock_and_unknown_on_a_gpu() -> None:
+def test_what_a_pass_costs_is_no_matter_of_the_clock_on_a_cpu_and_measured_on_a_gpu_unless_the_config_says_it() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert batches.pass_cost(EngineConfig(), cpu) == 128.0
-    assert batches.pass_cost(EngineConfig(), gpu) == math.inf
+    assert batches.pass_cost(EngineConfig(), gpu) is None
+    assert batches.pass_cost(EngineConfig(pass_cost=512.0), gpu) == 512.0
+    assert batches.pass_cost(EngineConfig(pass_cost=512.0), cpu) == 512.0
+    assert batches.pass_cost(EngineConfig(cut_by_length=False, pass_cost=512.0), gpu) == math.inf
     assert batches.pass_cost(EngineConfig(cut_by_length=False), cpu) == math.inf
     assert batches.pass_cost(EngineConfig(name="hf"), cpu) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("fixed", "per_token", "tokens"),
+    [(1e-3, 1e-6, 1024.0), (0.7e-3, 1e-6, 512.0), (0.75e-3, 1e-6, 1024.0), (0.0, 1e-6, 1.0), (1e-3, 0.0, 2.0**20)],
+)
+def test_a_measured_cost_is_a_power_of_two(fixed: float, per_token: float, tokens: float) -> None:
+    told: dict[str, Any] = {item.name: None for item in fields(SlotBudget)}
+    assert SlotBudget(**told | {"fixed": fixed, "per_token": per_token}).pass_cost == tokens
+
+
+def test_a_cost_is_measured_once_and_another_ones_counts_where_it_is_set_before(
+    ragged: Path,
+    make_trial: Callable[..., TrialConfig],
+    materials: Any,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batches, "_PASS_COST", {})  # as on a GPU
+    monkeypatch.setattr(SlotBudget, "pass_cost", 64.0)
+    trial = replace(make_trial("llama"), data=replace(make_trial("llama").data, train=str(ragged)))
+    for slots in (None, 4):
+        engine = packed_engine(materials, "loop", slots=slots, cut_by_length=True)
+        engine.capacity(trial)
+        assert engine.pass_cost == 64.0, "though the number of slots is given"
+        told = packed_engine(materials, "loop", slots=slots, cut_by_length=True)
+        told.pass_cost = 32.0
+        told.capacity(trial)
+        assert told.pass_cost == 32.0
+        for there in (engine, told):
+            there.admit(trial, TrialFolder(tmp_path / "t0000"), None)
+            assert [pack.pass_cost for pack in there._packs] == [there.pass_cost]
+            there.release(trial.trial_id)
+    uncut = packed_engine(materials, "loop", cut_by_length=False)
+    uncut.capacity(trial)
+    assert uncut.pass_cost is None
+
+
+def test_two_costs_give_other_last_bits_and_one_gives_the_same_after_a_kill(
+    ragged: Path,
+    make_trial: Callable[..., TrialConfig],
+    materials: Any,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the record is for: another process may measure another figure, and must not use it."""
+    monkeypatch.setattr(batches, "_PASS_COST", {})
+    clock = iter([1.0, 2.0**20, 2.0**20])
+    monkeypatch.setattr(SlotBudget, "pass_cost", property(lambda budget: next(clock)))
+    plain = make_trial("llama", batch_size=8, max_steps=8, rungs=[4, 8])
+    trial = replace(plain, data=replace(plain.data, train=str(ragged)))
+
+    def engine(recorded: float | None = None) -> Any:
+        made = packed_engine(materials, "loop", cut_by_length=True)
+        made.pass_cost = recorded
+        return made
+
+    first = engine()
+    drive(first, [trial], tmp_path / "whole")
+    [whole] = [at_step(tmp_path / "whole", trial, 8)]
+    at_4 = {trial.trial_id: TrialFolder(tmp_path / "whole" / trial.trial_id).checkpoint_dir(4)}
+    drive(engine(first.pass_cost), [trial], tmp_path / "resumed", at_4)
+    assert furthest([at_step(tmp_path / "resumed", trial, 8)], [whole]) == 0.0
+    drive(engine(), [trial], tmp_path / "measured again", at_4)
+    assert 0.0 < furthest([at_step(tmp_path / "measured again", trial, 8)], [whole]) <= CLOSE

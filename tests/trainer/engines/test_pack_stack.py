@@ -13,9 +13,9 @@ from tests.trainer.engines.test_pack import trials  # noqa: F401  # fixture
 from tests.trainer.engines.test_pack_equivalence import equal_lengths, materials  # noqa: F401  # fixtures
 from tests.trainer.packs import CLOSE, alone, at_step, distance, drive, furthest, held_bytes, packed_engine
 from trainer.engine import Admitted
-from trainer.engines import stacks
 from trainer.engines.pack import Pack
-from trainer.engines.stacks import Stacks
+from trainer.engines.tensors import stacks
+from trainer.engines.tensors.stacks import Stacks
 
 
 def filled(materials, trials, tmp_path, kernel: str, n: int, **changes: Any) -> Pack:  # noqa: F811

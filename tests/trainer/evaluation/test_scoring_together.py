@@ -120,7 +120,7 @@ def test_a_rung_of_three_slots_is_one_pass_and_equals_each_alone_and_peft(
     if kernel == "loop":
         for trial, evaluation in zip(trials, together, strict=True):
             folder = TrialFolder(tmp_path / trial.trial_id)
-            engine.checkpoint(trial.trial_id, folder.checkpoint_dir(2))
+            engine.snapshot(trial.trial_id, folder.checkpoint_dir(2))()
             plain = materials.__class__(torch.device("cpu"))
             lone = PeftModel.from_pretrained(plain.base(trial).model, str(folder.checkpoint_dir(2)))
             same(evaluation, evaluate(plain.base(trial), lone, trial, packed.slots[0].validation, rung))

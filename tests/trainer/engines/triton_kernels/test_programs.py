@@ -8,8 +8,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 # [name, compute capability, types of arguments (else int32), values of those known when it is compiled] → instructions
 CODE = """
 import json, sys
@@ -47,25 +45,40 @@ def starting(counts: Counter[str], *starts: str) -> dict[str, int]:
     return {name: count for name, count in sorted(counts.items()) if name.startswith(starts)}
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100])
-def test_dropout_loads_and_stores_sixteen_bytes_and_rounds_as_ieee_says(
-    capability: int, triton: None, tmp_path: Path
-) -> None:
+CAPABILITIES = (80, 90, 100)  # A100, H100, B200
+
+
+def test_dropout_loads_and_stores_sixteen_bytes_and_rounds_as_ieee_says(triton: None, tmp_path: Path) -> None:
     rows, places = 4, 1024  # of a program: each of 128 threads has 8 places of each row
     types = {"x": "*bf16", "dropped": "*bf16", "keys": "*i64", "factor": "fp32"}
     constants = {"ROWS": rows, "BLOCK": places, "RECIPROCAL": True}
-    one, of_rows = instructions(
-        tmp_path,
-        ("drop", capability, types | {"p": "*i64"}, constants | {"PER_ROW": False}),
-        ("drop", capability, types | {"p": "*fp32"}, constants | {"PER_ROW": True}),
-    )
+    one = types | {"p": "*i64"}, constants | {"PER_ROW": False}
+    of_rows = types | {"p": "*fp32"}, constants | {"PER_ROW": True}
+    asked = [("drop", capability, *program) for capability in CAPABILITIES for program in (one, of_rows)]
     keys, probabilities = {"ld.global.b64": rows}, {"ld.global.b32": rows}
-    assert starting(one, "ld.global") == keys | {"ld.global.v4.b32": rows}
-    assert starting(of_rows, "ld.global") == probabilities | keys | {"ld.global.v4.b32": rows}
-    for counts in (one, of_rows):
+    for (_, _, _, values), counts in zip(asked, instructions(tmp_path, *asked), strict=True):
+        numbers = keys | probabilities if values["PER_ROW"] else keys
+        assert starting(counts, "ld.global") == numbers | {"ld.global.v4.b32": rows}
         assert starting(counts, "st.global") == {"st.global.v4.b32": rows}
         assert starting(counts, "cvt.rn.bf16x2") == {"cvt.rn.bf16x2.f32": rows * 4}
         assert not starting(counts, "fma", "div.full", "div.approx")
         assert not [name for name in counts if "ftz" in name]
-    assert starting(one, "div") == {"div.s32": 2}  # places into tokens and features, once a thread
-    assert starting(of_rows, "div") == {"div.rn.f32": rows * 8, "div.s32": 2}
+        divided = {"div.rn.f32": rows * 8} if values["PER_ROW"] else {}
+        assert starting(counts, "div") == divided | {"div.s32": 2}  # tokens and features of places, once a thread
+
+
+def test_adamw_loads_and_stores_sixteen_bytes_where_slices_allow_it(triton: None, tmp_path: Path) -> None:
+    types = {"table": "*i64", "owners": "*i32", "columns": "*fp64", "factors": "*fp32"}
+    asked = [
+        ("adamw", capability, types, {"EPS": 1e-8, "BLOCK": 1024, "UNIT": unit})
+        for capability in CAPABILITIES
+        for unit in (4, 1)
+    ]
+    places = 4 * 8  # of each thread, in parameter, gradient and both moments
+    for (_, _, _, values), counts in zip(asked, instructions(tmp_path, *asked), strict=True):
+        numbers = Counter({"ld.global.b64": 6 + 6, "ld.global.b32": 2})  # rows of table and columns; owner, factor
+        vector, width = (".v4", 4) if values["UNIT"] == 4 else ("", 1)
+        assert starting(counts, "ld.global") == numbers + Counter({f"ld.global{vector}.b32": places // width})
+        assert starting(counts, "st.global") == {f"st.global{vector}.b32": places // width}
+        assert starting(counts, "div", "sqrt") == {"div.rn.f32": 16, "div.rn.f64": 1, "sqrt.rn.f32": 8}
+        assert not [name for name in counts if "ftz" in name]

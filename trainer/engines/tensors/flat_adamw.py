@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from trainer.engines.slot_tensors import Piece
-from trainer.engines.transfer import to_device
+from trainer.engines.tensors.slot_tensors import Piece
+from trainer.engines.tensors.transfer import to_device
 
 _EPS = 1e-8
 _CLIP_EPS = 1e-6  # that of clip_grad_norm_

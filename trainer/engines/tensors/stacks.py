@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from trainer.engines.slot_tensors import MOMENTS, Columns, Group, Piece, Trained
+from trainer.engines.tensors.slot_tensors import MOMENTS, Columns, Group, Piece, Trained
 
 
 def padded(rank: int, multiple: int) -> int:
