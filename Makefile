@@ -4,6 +4,7 @@
 # make check     lint, format, types, import contracts
 # make test      the default tests;  make test-all adds those marked heavy
 # make bench-sweep, bench-pack, bench-overhead, bench-search, bench-elastic, bench-quality, bench-bucket, bench-groups, bench-claims   what BENCHMARKS.md reports (BENCH="--setting short": see each --help)
+# make gpu-day   all that is to be measured on a GPU, without an install;  make gpu-day-bundle what it needs carried along
 PYTHON ?= python3
 # the build of torch: the one that is installed, or else the CPU's
 TORCH ?= $(or $(patsubst $(VENV)/installed-%,%,$(firstword $(wildcard $(VENV)/installed-*))),cpu)
@@ -72,6 +73,14 @@ test: dev
 test-all: dev
 	$(BIN)/python -m pytest -m 'not heavy' -n $(JOBS) --dist loadfile
 	$(BIN)/python -m pytest -m heavy
+
+.PHONY: gpu-day gpu-day-bundle
+# neither installs anything: on the GPU's machine there may be no package index
+GPU_DAY_PYTHON := $(or $(wildcard $(BIN)/python),$(PYTHON))
+gpu-day: # half an hour with a GPU, BENCH="--part 1 2 3"; BENCH=--dry: tiny shapes, on a CPU
+	$(GPU_DAY_PYTHON) tests/benchmarks/gpu_day $(BENCH)
+gpu-day-bundle: # what its parts 4 to 6 need on a machine that has PyTorch, transformers and PEFT alone
+	$(GPU_DAY_PYTHON) tests/benchmarks/gpu_day --bundle $(or $(BUNDLE),.whl/gpu-day-site.tar.xz)
 
 .PHONY: bench-sweep bench-scale bench-elastic bench-pack bench-overhead bench-search bench-quality bench-bucket bench-groups bench-claims
 bench-sweep: dev

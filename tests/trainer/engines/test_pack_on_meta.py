@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, GPT2Config
 
-from tests.benchmarks.pack import SHAPES, Setting, encoded, make_slot, make_trial
+from tests.benchmarks.packs.steps import SHAPES, Setting, encoded, make_slot, make_trial
 from trainer.config import TaskConfig
 from trainer.engines.pack import Pack
 from trainer.models.base_model import BaseModel
