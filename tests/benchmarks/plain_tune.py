@@ -78,7 +78,7 @@ def train(config: dict[str, Any], options: dict[str, Any]) -> None:
         data_collator=DataCollatorWithPadding(tokenizer),
     )
     trainer.train()
-    result = trainer.evaluation.evaluate()
+    result = trainer.evaluate()
     tune.report({"accuracy": result["eval_accuracy"], "f1": result["eval_f1"], "log_loss": result["eval_loss"]})
 
 
