@@ -21,7 +21,11 @@ _IMPORTS = (
 def workers_forked(config: SweepConfig) -> Iterator[ForkServer | None]:
     """A fork server for the length of the block; None for a sweep that can have none."""
     threads = _threads(config)
-    with forking(_IMPORTS, training_environment(threads)) if threads else contextlib.nullcontext() as server:
+    with contextlib.ExitStack() as running:
+        server = None
+        if threads:
+            with contextlib.suppress(OSError):
+                server = running.enter_context(forking(_IMPORTS, training_environment(threads)))
         yield server
 
 

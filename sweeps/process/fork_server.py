@@ -70,11 +70,18 @@ def forking(imports: Sequence[str], variables: Mapping[str, str]) -> Iterator[Fo
     Args:
         imports: modules, or functions to call as ``module:function``.
         variables: environment variables that libraries read when they are loaded, such as numbers of threads.
+
+    Raises:
+        OSError: where there is no place for its socket, such as in a folder for temporary files with a long name.
     """
     folder = tempfile.mkdtemp(prefix="lorasweep-fork-")
     address = f"{folder}/socket"
     with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(address)
+        try:
+            listening.bind(address)
+        except OSError:
+            os.rmdir(folder)
+            raise
         listening.listen(_LISTEN)
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", _SERVER.format(sys.path), str(listening.fileno()), *imports],
@@ -120,6 +127,7 @@ def _next_worker(listening: socket.socket) -> dict[str, Any]:
         waiting.register(0, selectors.EVENT_READ)
         while True:
             if any(key.fileobj == 0 for key, _ in waiting.select()):  # the driver has ended
+                shutil.rmtree(Path(listening.getsockname()).parent, ignore_errors=True)
                 os._exit(0)
             asking, _ = listening.accept()
             with asking:

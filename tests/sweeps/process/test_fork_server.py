@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,15 +85,17 @@ def test_the_server_ends_with_the_block_and_with_a_driver_that_is_killed(server:
 import os, time
 from sweeps.process.fork_server import forking
 with forking(["json"], {}) as server:
-    print(server.pid, flush=True)
+    print(server.pid, server.address, flush=True)
     time.sleep(600)
 """
     driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert driver.stdout is not None
-    of_driver = psutil.Process(int(driver.stdout.readline()))
+    pid, address = driver.stdout.readline().split()
+    of_driver = psutil.Process(int(pid))
     driver.kill()
     driver.wait()
     assert psutil.wait_procs([of_driver], timeout=30)[1] == []
+    assert not Path(address).parent.exists()
 
 
 def test_nothing_is_forked_beside_a_gpu_or_for_another_ray(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,3 +135,15 @@ def test_a_server_started_ahead_gives_way_to_one_that_the_config_asks_for(monkey
         assert not psutil.pid_exists(usual.pid)
         assert of_sweep(SweepConfig(ray=RayConfig(address="auto"))) is None
         assert not psutil.pid_exists(other.pid)
+
+
+def test_a_sweep_whose_socket_has_no_place_goes_on_without_forks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_forks, "can_fork", lambda: True)
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with worker_forks.workers_forked(SweepConfig()) as server:
+        assert server is None
+    assert list(long.iterdir()) == []
