@@ -5,6 +5,7 @@ Check what can be checked at once; start the device workers; let Ray Tune run th
 """
 
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -145,6 +146,7 @@ def _drive(
         progress.planned(composed.config.search.trials, composed.config.train.max_steps)
         for note in composed.notes:
             progress.note(note)
+        threading.Thread(target=import_statistics, name="imports").start()
         data = fleet.begin(composed.trial("t0000", composed.start[0] if composed.start else {}))
         for note in data.model_notes:
             progress.note(note)
@@ -168,6 +170,11 @@ def _drive(
         interrupted = sweep.run(let_go)
         progress.phase("ranking")
     return _close(folder, progress, sweep, interrupted)
+
+
+def import_statistics() -> None:
+    """Import what ranking does in the end, 0.7 s, while this process waits for model and data to be loaded."""
+    import scipy.stats  # noqa: F401
 
 
 def _with_length(composed: Composed, fleet: DeviceFleet, began: float) -> Composed:
