@@ -150,6 +150,7 @@ class ResourcesConfig:
     max_devices: int | None = key(None, low=1)  # device workers at a time; null: as many as there is work for
     wait: str | None = None  # how long to wait where there is no device, such as 30m; null: no limit
     idle_seconds: float = key(60.0, low=0.0)  # after which a device worker of a cluster that nobody needs is ended
+    niceness: int = key(0, low=0, high=19)  # of the processes of a Ray of our own, added to the sweep's; Ray's own: 15
 
     @property
     def ranks(self) -> int:

@@ -39,6 +39,7 @@ from sweeps.driver.baseline_runner import main_figures, planned
 from sweeps.driver.device_client import DispatcherClient, TrialPlacement
 from sweeps.driver.device_fleet import DeviceFleet, following_cluster
 from sweeps.driver.ray_cluster import check_kept, ignored_address, ray_running
+from sweeps.driver.worker_forks import workers_forked
 from sweeps.process.installation import program, shell_path
 from sweeps.run import require_same_numbers
 from sweeps.store.bucket_upload import fetched_back, saved
@@ -297,7 +298,11 @@ def _finish(
     say("starting Ray and the device workers")
     check_kept(folder.root)
     go_on = f"Go on when there is a Ray again, with the same options: {program()} finalize {shell_path(folder.where)}"
-    with ray_running(composed.config, lambda: go_on), following_cluster(composed, folder, say) as fleet:
+    with (
+        workers_forked(composed.config) as forks,
+        ray_running(composed.config, lambda: go_on, forks),
+        following_cluster(composed, folder, say) as fleet,
+    ):
         if ignored := ignored_address(composed.config):
             say(ignored)
         fleet.want(max(1, len(waiting)))

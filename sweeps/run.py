@@ -5,6 +5,7 @@ Check what can be checked at once; start the device workers; let Ray Tune run th
 """
 
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -27,7 +28,9 @@ from sweeps.driver.device_fleet import DeviceFleet, following_cluster
 from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.ray_cluster import check_kept, ignored_address, ray_running
 from sweeps.driver.resume import nothing_left, same_sweep
+from sweeps.driver.worker_forks import workers_forked
 from sweeps.process import gc_pause
+from sweeps.process.fork_server import ForkServer
 from sweeps.process.installation import program, shell_path
 from sweeps.process.logs import to_file
 from sweeps.search.transfer import transferred
@@ -42,12 +45,18 @@ if TYPE_CHECKING:
     from sweeps.driver.tune_run import TuneRun
 
 
-def run_sweep(composed: Composed, view: str = "auto", worker: type[DeviceWorker] = DeviceWorker) -> int:
+def run_sweep(
+    composed: Composed,
+    view: str = "auto",
+    worker: type[DeviceWorker] = DeviceWorker,
+    forks: ForkServer | None = None,
+) -> int:
     """Run a sweep and print its leaderboard; where its folder holds this same sweep, go on. Returns the exit status.
 
     Args:
         view: how it is shown while it runs: one of ``sweeps.display.live_view.VIEWS``.
         worker: what owns a device; a simulation gives another class.
+        forks: starts the workers of a Ray of our own.
 
     Raises:
         LorasweepError: for anything about the input that cannot be run; nothing is left behind then.
@@ -55,14 +64,14 @@ def run_sweep(composed: Composed, view: str = "auto", worker: type[DeviceWorker]
     there = sweep_folder(composed.config.sweep)
     if there.sweep_file.exists():
         manifest = read_manifest(there)
-        return _go_on(there, same_sweep(there, manifest, composed), manifest, view, worker)
+        return _go_on(there, same_sweep(there, manifest, composed), manifest, view, worker, forks)
     folder = new_folder(there, composed.config.sweep)
     carried_over(composed.config.search.warm_start, composed.space, composed.resolved(), composed.objective)
     transferred(composed.config.search.transfer_from, *transfer_target(composed))
     check_trackers(composed.config.tracking, composed.raw["tracking"], composed.explicit)
     preflight(composed.config, composed.space, view == "quiet")
     with locked(folder), _progress(composed.config, view) as progress:
-        return _drive(folder, composed, progress, None, worker)
+        return _drive(folder, composed, progress, None, worker, forks)
 
 
 def resume_sweep(
@@ -78,11 +87,20 @@ def resume_sweep(
     manifest = read_manifest(folder)
     if not manifest["space"]:
         raise FolderError(f"{folder.where} holds a single trial, of `lorasweep trial`: there is nothing to go on with.")
-    return _go_on(folder, Composed.from_stored(manifest["unresolved"], overrides), manifest, view, worker)
+    composed = Composed.from_stored(manifest["unresolved"], overrides)
+    if worker is not DeviceWorker:
+        return _go_on(folder, composed, manifest, view, worker, None)
+    with workers_forked(composed.config) as forks:
+        return _go_on(folder, composed, manifest, view, worker, forks)
 
 
 def _go_on(
-    folder: SweepFolder, composed: Composed, manifest: dict[str, Any], view: str, worker: type[DeviceWorker]
+    folder: SweepFolder,
+    composed: Composed,
+    manifest: dict[str, Any],
+    view: str,
+    worker: type[DeviceWorker],
+    forks: ForkServer | None,
 ) -> int:
     baselines = planned(composed.template, composed.precisions)
     done = nothing_left(folder, composed.config.search, baselines)
@@ -94,7 +112,7 @@ def _go_on(
     check_trackers(composed.config.tracking, composed.raw["tracking"], composed.explicit)
     preflight(composed.config, composed.space, view == "quiet")
     with locked(folder), _progress(composed.config, view, *_ended(folder)) as progress:
-        return _drive(folder, composed, progress, manifest, worker)
+        return _drive(folder, composed, progress, manifest, worker, forks)
 
 
 def _drive(
@@ -103,13 +121,14 @@ def _drive(
     progress: Progress,
     manifest: dict[str, Any] | None,
     worker_class: type[DeviceWorker],
+    forks: ForkServer | None,
 ) -> int:
     """Everything from Ray's start to the printed leaderboard; ``manifest`` is None for a new sweep."""
     began = time.monotonic()
     progress.phase("starting Ray and the device workers")
     check_kept(folder.root)
     with (
-        ray_running(composed.config, lambda: _go_on_with(folder)) as let_go,
+        ray_running(composed.config, lambda: _go_on_with(folder), forks) as let_go,
         to_file(folder.log_file, progress.verbose),
         following_cluster(composed, folder, progress.note, worker_class) as fleet,
     ):
@@ -127,6 +146,7 @@ def _drive(
         progress.planned(composed.config.search.trials, composed.config.train.max_steps)
         for note in composed.notes:
             progress.note(note)
+        threading.Thread(target=import_statistics, name="imports").start()
         data = fleet.begin(composed.trial("t0000", composed.start[0] if composed.start else {}))
         if data.pass_cost is not None and composed.config.engine.pass_cost is None:
             composed = composed.with_values({"engine.pass_cost": data.pass_cost})  # for all workers, and a resume
@@ -152,6 +172,11 @@ def _drive(
         interrupted = sweep.run(let_go)
         progress.phase("ranking")
     return _close(folder, progress, sweep, interrupted)
+
+
+def import_statistics() -> None:
+    """Import what ranking does in the end, 0.7 s, while this process waits for model and data to be loaded."""
+    import scipy.stats  # noqa: F401
 
 
 def _with_length(composed: Composed, fleet: DeviceFleet, began: float) -> Composed:

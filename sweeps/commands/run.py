@@ -1,9 +1,18 @@
 """``lorasweep run``: composes the config of a sweep, and hands it to ``sweeps/run.py``."""
 
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from analysis.errors import ConfigError
 from sweeps.commands.composing import composed, composing_parser
 from sweeps.commands.viewing import add_view_options, view_of
 from sweeps.process import gc_pause
+
+if TYPE_CHECKING:
+    from sweeps.compose.compose import Composed
+    from sweeps.config import SweepConfig
+    from sweeps.process.fork_server import ForkServer
 
 
 def main(arguments: list[str]) -> int:
@@ -11,9 +20,15 @@ def main(arguments: list[str]) -> int:
     parser = composing_parser("run", description, arguments)
     add_view_options(parser)
     options = parser.read(arguments)
-    sweep = composed(options)
-    if sweep is None:
-        return 0
+    from sweeps.driver.worker_forks import forked_ahead
+
+    with forked_ahead() if not options.cfg else contextlib.nullcontext() as forks:
+        sweep = composed(options)
+        return _run(sweep, view_of(options), forks) if sweep is not None and forks is not None else 0
+
+
+def _run(sweep: "Composed", view: str, forks: "Callable[[SweepConfig], ForkServer | None]") -> int:
+    """Raises ConfigError for a config that is no sweep's."""
     if not sweep.space:
         raise ConfigError(
             "Nothing is searched: the space is empty. Use `lorasweep trial` for one configuration,"
@@ -24,7 +39,8 @@ def main(arguments: list[str]) -> int:
             "eval.generate=true: the trials of a sweep are ranked by likelihood. What the best of them write is for"
             " `lorasweep finalize RUN eval.generate=true`, or for `lorasweep trial`."
         )
+    server = forks(sweep.config)
     with gc_pause.paused():
         from sweeps.run import run_sweep
 
-    return run_sweep(sweep, view=view_of(options))
+    return run_sweep(sweep, view=view, forks=server)

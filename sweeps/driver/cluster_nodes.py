@@ -15,14 +15,10 @@ from sweeps.config import SweepConfig
 from sweeps.driver.device_client import DeviceClient, DispatcherClient
 from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.dispatcher import Dispatcher
-from sweeps.driver.ray_cluster import worker_environment
 from sweeps.driver.trial_ranks import RanksWorker
-from sweeps.process.threads import thread_counts, wait_policy
 from sweeps.process.visible_gpus import visible_gpus
+from sweeps.process.worker_variables import training_environment
 
-# glibc gives the memory of each large tensor back to the system at once, and faults it in again at the next step, which
-# is a sixth of its time on a CPU. Up to this many bytes it keeps.
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 28), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 _WORKER = "device of "  # how the name of a device worker begins; then the sweep's
 
 
@@ -129,7 +125,6 @@ class Cluster:
 
     def start(self, seat: Seat) -> DeviceClient:
         """Start a device worker; it answers once its node has given it what it claims."""
-        threads = {**_ALLOCATOR, **wait_policy(), **thread_counts(seat.threads)}
         name = f"{_WORKER}{self.config.sweep.name}: {uuid.uuid4().hex[:8]}"
         several = seat.ranks > 1  # then the worker claims nothing: its ranks do, in a placement group of Ray Train's
         make = ray.remote(RanksWorker if several else self.kind).options(
@@ -137,7 +132,7 @@ class Cluster:
             num_gpus=0 if several else seat.gpus,
             max_concurrency=64,
             scheduling_strategy=NodeAffinitySchedulingStrategy(seat.node_id, soft=False),
-            runtime_env={"env_vars": {**worker_environment(), **threads, **visible_gpus(seat.gpus)}},
+            runtime_env={"env_vars": {**training_environment(seat.threads), **visible_gpus(seat.gpus)}},
             name=name,
         )
         self._own.add(name)

@@ -425,7 +425,7 @@ class DeviceWorker:
     def materials(self) -> "DeviceCache":
         """Base models and data on this device; made on first use, as the engine is."""
         if self._materials is None:
-            _import_torch()
+            import_torch()
             import torch
 
             torch.set_num_threads(self.threads)
@@ -777,12 +777,13 @@ def _in_actor() -> bool:
 
 
 @cache
-def _import_torch() -> None:
+def import_torch() -> None:
     """Once, and not when an engine that broke is made anew: its remains must not be kept."""
     with gc_pause.paused():
         import_libraries()
         import trainer.device_cache
         import trainer.engines.make
+        import trainer.engines.packed_engine
         import trainer.models.base_model  # noqa: F401
 
 

@@ -17,11 +17,14 @@ import ray
 from ray._private.grpc_utils import init_grpc_channel
 from ray.exceptions import AuthenticationError
 
-from analysis.errors import FolderError, HardwareError, first_line
+from analysis.errors import ConfigError, FolderError, HardwareError, first_line
 from sweeps.config import SweepConfig
 from sweeps.driver.ray_watch import Part, RayWatch
+from sweeps.process.fork_server import ForkServer
 from sweeps.process.logs import RAY_MESSAGES
+from sweeps.process.ray_node import few_processes
 from sweeps.process.termination import leave_nothing_to_libraries
+from sweeps.process.worker_variables import worker_environment
 
 NAMESPACE = "lorasweep"
 _CONNECT_SECONDS = 10
@@ -37,7 +40,9 @@ _GO_ON = "Run the command again; `lorasweep resume RUN` goes on with a sweep."
 
 
 @contextlib.contextmanager
-def ray_running(config: SweepConfig, go_on: Callable[[], str] = lambda: _GO_ON) -> Iterator[Callable[[], None]]:
+def ray_running(
+    config: SweepConfig, go_on: Callable[[], str] = lambda: _GO_ON, forks: ForkServer | None = None
+) -> Iterator[Callable[[], None]]:
     """Connect to ``cluster_address``, or start a Ray of our own and stop it afterwards.
 
     Yields what may be called once Ray is not needed any more: it ends, a second's work, beside what comes then.
@@ -45,8 +50,10 @@ def ray_running(config: SweepConfig, go_on: Callable[[], str] = lambda: _GO_ON) 
     Args:
         config: of the sweep.
         go_on: says what to do where Ray dies, as a sentence.
+        forks: starts the workers of a Ray of our own.
 
     Raises:
+        ConfigError: for ``resources.niceness`` where the Ray is not our own.
         HardwareError: where there is no Ray at that address, or none can be started.
         ClusterError: where Ray dies before the block is done. It is raised in the block, if this is the main thread.
     """
@@ -73,10 +80,18 @@ def ray_running(config: SweepConfig, go_on: Callable[[], str] = lambda: _GO_ON) 
         os.environ.setdefault("RAY_enable_worker_prestart", "0")
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         options |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
+        options["_system_config"] = {"worker_niceness": config.resources.niceness}
     else:
+        if config.resources.niceness:
+            raise ConfigError(
+                f"resources.niceness={config.resources.niceness} with a cluster that is there already ({address}): its"
+                " workers have the niceness that it was started with. Use resources.niceness=0, and start the cluster"
+                f" with RAY_worker_niceness={config.resources.niceness} in its environment."
+            )
         options["address"] = address
     with _own_token() if address is None else contextlib.nullcontext():
-        _connect(address, options)
+        with _own_processes(forks) if address is None else contextlib.nullcontext():
+            _connect(address, options)
         watch = RayWatch(_parts(), go_on, _local_processes())
         _watches.append(watch)
         ending = threading.Thread(target=end_ray, name="ending Ray")
@@ -149,6 +164,19 @@ def _connect(address: str | None, options: dict[str, Any]) -> None:
             " cluster with token authentication needs RAY_AUTH_MODE=token and its token here too. Without ray.address a"
             " local Ray is started."
         ) from error
+
+
+@contextlib.contextmanager
+def _own_processes(forks: ForkServer | None) -> Iterator[None]:
+    """While this lasts, a Ray that is started has few processes, and workers that are forked where that is possible."""
+    if forks is None:
+        with few_processes():
+            yield
+        return
+    with contextlib.suppress(psutil.NoSuchProcess):
+        _started.append(psutil.Process(forks.pid))  # forked workers are no children of the raylet
+    with few_processes(forks.script, forks.variables):
+        yield
 
 
 @contextlib.contextmanager
@@ -307,10 +335,3 @@ def _check_listening(address: str | None) -> None:
         question = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId").future(b"", timeout=_CONNECT_SECONDS)
         if question.code() is grpc.StatusCode.UNAUTHENTICATED:
             raise PermissionError(question.details())
-
-
-def worker_environment() -> dict[str, str]:
-    """Environment variables of all processes of a sweep."""
-    names = ("HF_HUB_OFFLINE", "HF_HOME", "LORASWEEP_CACHE", "TRANSFORMERS_OFFLINE")
-    passed = {name: os.environ[name] for name in names if name in os.environ}
-    return {"TOKENIZERS_PARALLELISM": "false", "RAY_TRAIN_V2_ENABLED": "1", **passed}

@@ -32,18 +32,22 @@ def main() -> None:
         return inputs, torch.tensor([gold[split][i] for i in rows])
 
     chooser = random.Random(0)
+    bf16 = options.precision == "bf16"
     results = []
     for trial in json.loads(options.trials.read_text()):
         rank, lr = trial["rank"], trial["lr"]
         torch.manual_seed(0)
-        model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=len(labels))
+        dtype = torch.bfloat16 if bf16 else torch.float32  # of the frozen weights; PEFT's own are float32
+        model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=len(labels), dtype=dtype)
         lora = LoraConfig(task_type="SEQ_CLS", r=rank, lora_alpha=2 * rank, target_modules=["query", "value"])
         model = get_peft_model(model, lora).train()
         optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=lr, weight_decay=0.0)
         scheduler = get_linear_schedule_with_warmup(optimizer, 0, options.steps)
         for _ in range(options.steps):
             inputs, targets = batch("train", chooser.sample(range(len(gold["train"])), 8))
-            torch.nn.functional.cross_entropy(model(**inputs).logits, targets).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                logits = model(**inputs).logits
+            torch.nn.functional.cross_entropy(logits.float(), targets).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             scheduler.step()
@@ -51,7 +55,7 @@ def main() -> None:
         model.eval()
         predicted: list[int] = []
         rows = list(range(len(gold["validation"])))
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             for at in range(0, len(rows), 64):
                 inputs, _ = batch("validation", rows[at : at + 64])
                 predicted += model(**inputs).logits.argmax(-1).tolist()

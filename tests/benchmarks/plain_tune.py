@@ -20,6 +20,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--trials", type=Path, required=True, help="JSON: a list of {rank, lr}")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--tokens", type=int, default=64, help="of a row at most")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     return parser.parse_args()
 
 
@@ -69,6 +70,7 @@ def train(config: dict[str, Any], options: dict[str, Any]) -> None:
             lr_scheduler_type="linear",
             report_to=[],
             save_strategy="no",
+            bf16=options["precision"] == "bf16",
             disable_tqdm=True,
             seed=0,
         ),
@@ -78,7 +80,7 @@ def train(config: dict[str, Any], options: dict[str, Any]) -> None:
         data_collator=DataCollatorWithPadding(tokenizer),
     )
     trainer.train()
-    result = trainer.evaluation.evaluate()
+    result = trainer.evaluate()
     tune.report({"accuracy": result["eval_accuracy"], "f1": result["eval_f1"], "log_loss": result["eval_loss"]})
 
 

@@ -1,10 +1,12 @@
 """A sweep of MiniLM in three ways, whole commands, alternating: a plain Ray Tune script, ours, a bare loop.
 
-python tests/benchmarks/sweep.py [--setting long|short|smoke] [--repeat 3] [--asha] [--tokens 64] [OVERRIDE …]
+python tests/benchmarks/sweep.py [--setting long|short|smoke] [--repeat 3] [--asha] [--tokens 64] [--precision bf16]
+  [OVERRIDE …]
 
 ``long``: 8 trials × 30 steps, 400 validation rows. ``short``: 32 trials × 5 steps, 64 rows. LoRA on query and value, 8
-rows a step of 64 tokens at most; all three train the same ranks and learning rates. No early stopping but with
-``--asha`` (ours only, told apart). Prints times, medians and ratios of this run on this machine, and all accuracies.
+rows a step of 64 tokens at most; all three train the same ranks and learning rates at the same precision. No early
+stopping but with ``--asha`` (ours only, told apart). Prints times, medians and ratios of this run on this machine, and
+all accuracies.
 """
 
 import argparse
@@ -49,7 +51,9 @@ def configurations(n: int) -> list[dict[str, float]]:
     return [{"rank": chooser.choice([4, 8, 16, 32]), "lr": 10 ** chooser.uniform(-5, -2)} for _ in range(n)]
 
 
-def commands(setting: str, folder: Path, asha: bool, tokens: int) -> dict[str, list[str]]:
+def commands(
+    setting: str, folder: Path, asha: bool = False, tokens: int = 64, precision: str = "fp32"
+) -> dict[str, list[str]]:
     from trainer.config import ModelConfig
     from trainer.models.tokenizer import model_folder
 
@@ -62,6 +66,7 @@ def commands(setting: str, folder: Path, asha: bool, tokens: int) -> dict[str, l
     shared = [
         *("--model", str(model), "--train", str(files["train"]), "--validation", str(files["validation"])),
         *("--trials", str(listed), "--steps", str(steps), "--tokens", str(tokens)),
+        *("--precision", precision),
     ]
     points = ",".join(f"{{lora.rank: {t['rank']}, optim.lr: {t['lr']!r}}}" for t in trained)
     rungs = [10, 30] if setting == "long" else [1, steps]
@@ -69,6 +74,7 @@ def commands(setting: str, folder: Path, asha: bool, tokens: int) -> dict[str, l
         *(
             "run",
             "task=classification",
+            f"precision={precision}",
             "model=local",
             f"model.path={model}",
             "data=csv",
@@ -128,12 +134,13 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--asha", action="store_true", help="ours with early stopping; the others have none")
     parser.add_argument("--tokens", type=int, default=64, help="of a row at most")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of all three")
     parser.add_argument("--only", help="names to run, joined by a comma")
     parser.add_argument("overrides", nargs="*", help="more overrides for ours")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-sweep-") as name:
         folder = Path(name)
-        todo = commands(options.setting, folder, options.asha, options.tokens)
+        todo = commands(options.setting, folder, options.asha, options.tokens, options.precision)
         todo["lorasweep"] += options.overrides
         if options.only:
             todo = {kind: todo[kind] for kind in options.only.split(",")}
@@ -142,7 +149,8 @@ def main() -> None:
             for kind, command in todo.items():
                 times[kind].append(run(kind, command, number, folder))
                 print(json.dumps({"run": number, "kind": kind, **times[kind][-1]}), flush=True)
-        print(f"\n{options.setting}{' with ASHA' if options.asha else ''}: medians of {options.repeat}")
+        told = f"{options.setting} in {options.precision}{' with ASHA' if options.asha else ''}"
+        print(f"\n{told}: medians of {options.repeat}")
         medians = {kind: statistics.median(t["wall"] for t in runs) for kind, runs in times.items()}
         for kind, wall in medians.items():
             cpu = statistics.median(t["cpu"] for t in times[kind])

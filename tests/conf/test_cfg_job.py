@@ -34,6 +34,7 @@ NEW = (  # keys that 0.1.0 did not have, and what is below them
     "resources.max_devices",
     "resources.wait",
     "resources.idle_seconds",
+    "resources.niceness",
     "data.tools",
     "engine.sharding",
     "engine.pass_cost",

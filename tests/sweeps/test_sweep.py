@@ -238,6 +238,23 @@ def test_the_output_shows_progress_the_ranking_and_the_next_commands(finished):
     assert "lorasweep resume" not in done.stdout
 
 
+def test_what_ranking_imports_is_there_before_the_trials_end(finished):
+    _, folder, _ = finished
+    code = """
+import sys
+from analysis.folder import SweepFolder
+from analysis.leaderboard import leaderboard
+from sweeps.run import import_statistics
+assert "scipy.stats" not in sys.modules
+import_statistics()
+before = set(sys.modules)
+leaderboard.ranked(SweepFolder(sys.argv[1]))
+print(sorted(name for name in set(sys.modules) - before if name.startswith("scipy")))
+"""
+    done = subprocess.run([sys.executable, "-c", code, folder.root], capture_output=True, text=True, timeout=240)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
 def test_rank_prints_the_ranking_of_the_sweep_again(finished):
     command, folder, done = finished
     again = command("rank", "runs/tiny")

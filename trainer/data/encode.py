@@ -259,11 +259,13 @@ def _bytes_behind_first(tokenizer: Any, whole: TextTokens, text: str) -> int:
 def _whole_texts(rows: Sequence[Row], labels: tuple[str, ...], tokenizer: Any, max_length: int) -> list[Encoded]:
     """Rows of a classification task: the tokenizer's own tokens of each text, those that it adds included."""
     index = {label: i for i, label in enumerate(labels)}
-    batch = tokenizer([row.text for row in rows], truncation=True, max_length=max_length).input_ids
-    full = [i for i, ids in enumerate(batch) if len(ids) == max_length]
-    cut = [len(tokenizer(rows[i].text).input_ids) > max_length for i in full]
-    was_cut = dict(zip(full, cut, strict=True))
+    batch = tokenizer([row.text for row in rows], truncation=True, max_length=max_length)
+    full = [i for i, ids in enumerate(batch.input_ids) if len(ids) == max_length]
+    if batch.encodings is not None:  # of a fast tokenizer: what was cut off is there already
+        cut = {i for i in full if batch.encodings[i].overflowing}
+    else:
+        cut = {i for i in full if len(tokenizer(rows[i].text).input_ids) > max_length}
     return [
-        Encoded(tuple(ids), index[row.label], (), 0, cut=was_cut.get(i, False))
-        for i, (ids, row) in enumerate(zip(batch, rows, strict=True))
+        Encoded(tuple(ids), index[row.label], (), 0, cut=i in cut)
+        for i, (ids, row) in enumerate(zip(batch.input_ids, rows, strict=True))
     ]

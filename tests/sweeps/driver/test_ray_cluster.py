@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from analysis.errors import HardwareError
+from analysis.errors import ConfigError, HardwareError
 from sweeps.config import RayConfig, ResourcesConfig, SweepConfig
 from sweeps.driver import ray_cluster
 from sweeps.driver.ray_cluster import end_ray, ray_running
@@ -97,4 +98,45 @@ def test_a_ray_that_is_slow_to_start_is_tried_again_and_told_as_an_overloaded_ma
     assert ended == ["ended"], "once, and not again at the end"
     answers[:] = [Exception("The current node timed out during startup. …")] * 3
     with pytest.raises(HardwareError, match="overloaded"), ray_running(config(None)):
+        pass
+
+
+OWN_RAY = """
+import os, psutil, ray
+from sweeps.config import ResourcesConfig, SweepConfig
+from sweeps.driver.ray_cluster import ray_running
+from sweeps.process.fork_server import forking
+import contextlib, sys
+
+@ray.remote
+class Worker:
+    def told(self):
+        return psutil.Process().nice(), os.getppid()
+
+with contextlib.ExitStack() as running:
+    forks = running.enter_context(forking(["json"], {})) if sys.argv[1] == "forked" else None
+    running.enter_context(ray_running(SweepConfig(resources=ResourcesConfig(niceness=int(sys.argv[2]))), forks=forks))
+    nice, parent = ray.get(Worker.remote().told.remote())
+    print(nice - psutil.Process().nice(), forks is not None and parent == forks.pid)
+    below = [" ".join(it.cmdline()) for it in psutil.Process().children(recursive=True)]
+    print([name for name in ("gcs_server", "raylet/raylet", "dashboard.py", "monitor.py") if name in " ".join(below)])
+print(len(psutil.Process().children(recursive=True)))
+"""
+
+
+@pytest.mark.parametrize(("workers", "niceness"), [("forked", 0), ("plain", 3)])
+def test_a_ray_of_our_own_has_few_processes_and_workers_of_the_niceness_that_the_config_says(
+    workers: str, niceness: int
+) -> None:
+    command = [sys.executable, "-c", OWN_RAY, workers, str(niceness)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    said = done.stdout.splitlines()
+    assert said[0] == f"{niceness} {workers == 'forked'}", done.stdout + done.stderr
+    assert said[1] == "['gcs_server', 'raylet/raylet']"
+    assert said[2] == "0", "nothing outlives it"
+
+
+def test_a_niceness_that_another_ray_would_not_follow_is_refused() -> None:
+    refused = pytest.raises(ConfigError, match=r"(?s)resources\.niceness=5 .*RAY_worker_niceness=5")
+    with refused, ray_running(config("head:6379", niceness=5)):
         pass
