@@ -1,12 +1,15 @@
 """The AdamW kernel against ``torch.optim.AdamW``, for slices that differ in everything."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from tests.trainer.packs import DEVICE
+from trainer.engines.tensors import flat_adamw
+from trainer.engines.tensors.slot_tensors import Piece
 from trainer.engines.triton_kernels import adamw
 
 on_cpu = pytest.mark.skipif(DEVICE.type != "cpu", reason="it looks into Triton's interpreter")
@@ -190,3 +193,35 @@ def test_the_try_before_first_use_finds_what_is_wrong_and_nothing_else(
 
 def _index(i: int) -> torch.Tensor:
     return torch.tensor([i], device=DEVICE)
+
+
+def stepping(kernel: bool, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """What three slots hold after some steps by ``flat_adamw``, with the kernel or with operators."""
+    random = torch.Generator().manual_seed(0)
+    slots = []
+    for k, (lr, beta1, beta2, decay, steps) in enumerate(SETTINGS[:3]):
+        sizes = (1500, 7, 64)[: k + 1]
+        held = [[torch.randn(n, generator=random).to(DEVICE).abs() for n in sizes] for _ in range(4)]
+        pieces = [Piece(lr * (i + 1), decay * (i % 2), *parts) for i, parts in enumerate(zip(*held, strict=True))]
+        slots.append(flat_adamw.Stepping(pieces, 0.1 * (k + 1), 0.5, beta1, beta2, steps + 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(adamw, "usable_on", lambda device: kernel)
+        for t in range(4):
+            flat_adamw.step(slots, flat_adamw.clip_factors(slots, flat_adamw.gradient_norms(slots)))
+            slots = [replace(slot, step=slot.step + 1) for slot in slots]
+            for slot in slots:
+                for piece in slot.pieces:
+                    piece.gradient.copy_(torch.randn(piece.gradient.shape, generator=random) * t)
+    return [x for s in slots for p in s.pieces for x in (p.parameter, p.exp_avg, p.exp_avg_sq)]
+
+
+def test_slots_of_a_pack_step_through_the_kernel_as_with_operators(
+    triton: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launches = counted_launches(monkeypatch)
+    expected = stepping(False, monkeypatch)
+    assert launches == []
+    got = stepping(True, monkeypatch)
+    assert launches == [(2 + 3 + 4,)] * 4
+    for mine, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=16 * ULP, atol=ULP)  # weights are about 1
