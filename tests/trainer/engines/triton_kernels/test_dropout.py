@@ -247,6 +247,12 @@ def test_the_try_before_first_use_finds_no_fault(
     assert _kernel_fault(DEVICE, dtype, of_p) is None
 
 
+def test_the_try_looks_at_gradients_too(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = dropout.drop
+    monkeypatch.setattr(dropout, "drop", lambda x, *rest: real(x.detach(), *rest) + 0 * x)
+    assert _kernel_fault(DEVICE, torch.float32, None) is not None
+
+
 def test_a_kernel_with_other_results_is_not_used(
     interpreter: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
