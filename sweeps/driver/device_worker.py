@@ -722,7 +722,10 @@ class DeviceWorker:
     def _finish_saving(self, trial_id: str) -> None:
         """Wait until the checkpoint of a trial's rung is written, and its proxy told; nothing happens without one."""
         if trial_id in self._unsaved and trial_id not in self._writing:
-            self._start_saving(trial_id)
+            if self._failed_device:  # there is nothing to copy from
+                del self._unsaved[trial_id]
+            else:
+                self._start_saving(trial_id)
         self._writer.wait(trial_id)
         error = self._write_errors.pop(trial_id, None)
         if error is not None:

@@ -22,6 +22,7 @@ from trainer.engines.slot import Slot
 from trainer.engines.tensors.stacks import padded
 from trainer.models.base_model import BaseModel
 from trainer.models.lora import linear_modules, linear_shape, resolve_targets
+from trainer.outcomes import out_of_memory
 
 _WEIGHT_BYTES = 8  # with its gradient
 _MOMENT_BYTES = 8  # both of them
@@ -159,27 +160,25 @@ def free_bytes(device: torch.device, gpu_share: float, held: float = 0.0) -> flo
 def measure(pack: Pack, slot: Slot, gpu_share: float = 1.0, held: float = 0.0) -> SlotBudget:
     """Measure what passes cost on a device, with a trial's own rows. Slots in the pack are not changed.
 
+    Where there is no memory for them, with half as many, and so on: what a trial needs grows with its rows.
+
     Args:
         pack: of the trial's base model.
         slot: a slot of the trial made for this; of no other use afterwards.
         gpu_share: of a GPU's memory that this process may use.
         held: bytes that slots on the device hold.
     """
-    trial = slot.trial
-    rows = trial.train.batch_size // trial.train.accumulation
-    longest = sorted(slot.encoded, key=lambda row: -(len(row.context) + len(row.completion)))
-    chosen = [longest[i % len(longest)] for i in range(2 * rows)]
-    pad = pack.base.pad_token
-    timed = counted = [batch_of(trial, chosen[:n], pad) for n in (rows, 2 * rows)]
-    if pack.base.device.type != "cuda":  # smaller passes show what autograd keeps just as well
-        counted = [batch_of(trial, chosen[:n], pad) for n in (max(rows // 4, 1), max(rows // 2, 2))]
-    pack.add(slot)
-    try:
-        pack.run_pass([slot], counted[:1])  # the first allocates, compiles and caches
-        kept = [kept_bytes(partial(pack.run_pass, [slot], [batch]), pack.base) for batch in counted]
-        seconds = [_least_time(partial(pack.run_pass, [slot], [batch]), pack.base.device) for batch in timed]
-    finally:
-        pack.remove(slot)
+    trial, most = slot.trial, slot.trial.train.batch_size // slot.trial.train.accumulation
+    while True:
+        try:
+            timed, seconds, counted, kept = _probed(pack, slot, most)
+            break
+        except (MemoryError, RuntimeError) as error:  # there may be room for the trial's own rows, if not for twice
+            if most == 1 or not out_of_memory(error):
+                raise
+            most //= 2
+            if pack.base.device.type == "cuda":
+                torch.cuda.empty_cache()
     once = timed[0].shape
     per_token = max(_slope(seconds, timed), 0.0)
     modules = dict(pack.base.model.named_modules())
@@ -198,6 +197,24 @@ def measure(pack: Pack, slot: Slot, gpu_share: float = 1.0, held: float = 0.0) -
         max_length=trial.data.max_length,
         most=_MOST.get(pack.base.device.type, 1),
     )
+
+
+def _probed(pack: Pack, slot: Slot, rows: int) -> tuple[list[MicroBatch], list[float], list[MicroBatch], list[int]]:
+    """Passes of so many of the longest rows, and of twice as many: batches and seconds, batches and bytes."""
+    longest = sorted(slot.encoded, key=lambda row: -(len(row.context) + len(row.completion)))
+    chosen = [longest[i % len(longest)] for i in range(2 * rows)]
+    pad = pack.base.pad_token
+    timed = counted = [batch_of(slot.trial, chosen[:n], pad) for n in (rows, 2 * rows)]
+    if pack.base.device.type != "cuda":  # smaller passes show what autograd keeps just as well
+        counted = [batch_of(slot.trial, chosen[:n], pad) for n in (max(rows // 4, 1), max(rows // 2, 2))]
+    pack.add(slot)
+    try:
+        pack.run_pass([slot], counted[:1])  # the first allocates, compiles and caches
+        kept = [kept_bytes(partial(pack.run_pass, [slot], [batch]), pack.base) for batch in counted]
+        seconds = [_least_time(partial(pack.run_pass, [slot], [batch]), pack.base.device) for batch in timed]
+    finally:
+        pack.remove(slot)
+    return timed, seconds, counted, kept
 
 
 def _slope(measured: Sequence[float], batches: Sequence[MicroBatch]) -> float:

@@ -12,6 +12,7 @@ from tests.trainer.packs import allocator_rounding, held_bytes, most_rounded, pa
 from trainer.device_cache import DeviceCache
 from trainer.engine import Admitted
 from trainer.engines import slot_budget
+from trainer.engines.pack import Pack
 from trainer.engines.packed_engine import PackedEngine
 from trainer.engines.slot_budget import kept_bytes
 from trainer.models.base_model import BaseModel
@@ -204,3 +205,32 @@ def test_the_share_is_a_limit_of_the_allocator_and_of_the_engines_plan(
     trial = replace(trial, data=replace(trial.data, train=str(equal_lengths)))
     packed_engine(DeviceCache(torch.device("cpu"), 0.25), "loop", slots=None).capacity(trial)
     assert asked == [0.25]
+
+
+def test_a_probe_without_room_for_twice_the_rows_measures_with_fewer(
+    monkeypatch,
+    make_trial,
+    equal_lengths,  # noqa: F811
+    materials,  # noqa: F811
+):
+    run_pass, rows = Pack.run_pass, []
+
+    def tight(self, slots, batches):
+        rows.append(batches[0].shape[0])
+        if rows[-1] > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        run_pass(self, slots, batches)
+
+    trial = make_trial("llama", batch_size=16)
+    trial = replace(trial, data=replace(trial.data, train=str(equal_lengths)))
+    roomy = packed_engine(materials, slots=None)
+    expected = roomy._budget(roomy._pack(trial), trial)
+    monkeypatch.setattr(Pack, "run_pass", tight)
+    engine = packed_engine(materials, slots=None)
+    budget = engine._budget(engine._pack(trial), trial)
+    assert max(rows) > 10
+    assert budget.pack_bytes([trial]) == pytest.approx(expected.pack_bytes([trial]), rel=0.1)
+    monkeypatch.setattr(Pack, "run_pass", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+    engine = packed_engine(materials, slots=None)
+    with pytest.raises(torch.OutOfMemoryError):
+        engine._budget(engine._pack(trial), trial)
