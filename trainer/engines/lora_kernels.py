@@ -59,8 +59,10 @@ class Routing:
         segment = self.segments[i]
         keys = None if self.keys is None else self.keys[segment.start : segment.stop]
         shared = None if self.shared_keys is None else self.shared_keys[i : i + 1]
-        alone = (Segment(segment.slot, 0, segment.stop - segment.start),)  # row_p: the loop kernel asks the slot
-        return Routing(alone, self.n_slots, keys, self.kernel, self.device, self.tokens, shared)
+        row_p = None if self.row_p is None else self.row_p[segment.start : segment.stop]
+        alone = (Segment(segment.slot, 0, segment.stop - segment.start),)
+        there = {"index": self.index[i : i + 1]}
+        return Routing(alone, self.n_slots, keys, self.kernel, self.device, self.tokens, shared, row_p, there)
 
     @cached_property
     def rows(self) -> int:

@@ -216,7 +216,9 @@ class Slot:
         targets = tuple(f".{target}" for target in self.config.target_modules or ())
         for name, module in model.named_modules():
             if name in self.base.heads:
-                head = copy.deepcopy(module.original if isinstance(module, PackedHead) else module)
+                while isinstance(module, PackedHead):
+                    module = module.original
+                head = copy.deepcopy(module)
                 start_head(head, name in self.base.fresh, trial.seed, name, head_std(model))
                 head.requires_grad_(True)
                 self.heads[name] = head

@@ -5,6 +5,7 @@ import os
 import queue
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,8 @@ def own_denominators(patch: Any, ranks: Any) -> None:
 
     def wrong(batch: Any, ranks: Any) -> Any:
         part = right(batch, ranks)
-        own = int((part["labels"] != -100).sum()) if part["labels"].dim() == 2 else len(part["labels"])
-        return part | {"denominator": max(own, 1) * ranks.size}
+        own = int((part.labels != -100).sum()) if part.labels.ndim == 2 else len(part.labels)
+        return replace(part, denominator=max(own, 1) * ranks.size)
 
     patch.setattr(batches, "part_of", wrong)
 
@@ -142,10 +143,10 @@ def dropout_by_place_in_the_process(patch: Any, ranks: Any) -> None:
     right = batches.part_of
 
     def wrong(batch: Any, ranks: Any) -> Any:
-        import torch
+        import numpy as np
 
         part = right(batch, ranks)
-        return part | {"samples": torch.arange(len(part["samples"]))}
+        return replace(part, samples=np.arange(len(part.samples)))
 
     patch.setattr(batches, "part_of", wrong)
 

@@ -19,7 +19,7 @@ from tests.trainer.packs import CLOSE, EXACT, alone, at_step, distance, drive, f
 from trainer.baselines import score_baseline
 from trainer.config import Baseline, TrialConfig
 from trainer.engine import Admitted, Ended, Full, Refused, RungResult
-from trainer.engines import lora_kernels, pack, slot
+from trainer.engines import lora_kernels, pack, pack_layers, slot
 from trainer.engines.batches import MicroBatch
 from trainer.engines.hf_engine import HfEngine
 from trainer.engines.tensors import flat_adamw
@@ -294,7 +294,8 @@ def _padding_in_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _dropout_ignored_in_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     drop = lora_kernels.drop
-    monkeypatch.setattr(lora_kernels, "drop", lambda x, *args: x + (drop(x, *args) - x).detach())
+    for module in (lora_kernels, pack_layers):
+        monkeypatch.setattr(module, "drop", lambda x, *args: x + (drop(x, *args) - x).detach())
 
 
 @pytest.mark.parametrize(

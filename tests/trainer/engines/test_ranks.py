@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,7 +20,7 @@ from tests.trainer.engines.rank_processes import RankProcesses, trained
 from tests.trainer.packs import at_step, distance, score
 from trainer.config import TrialConfig
 from trainer.device_cache import DeviceCache
-from trainer.engines.batches import part_of
+from trainer.engines.batches import MicroBatch, part_of
 from trainer.engines.hf_engine import HfEngine
 from trainer.models.ranks import ALONE, Ranks
 from trainer.models.sharding import needs, too_large
@@ -178,21 +179,13 @@ def test_a_process_that_hangs_is_not_waited_for_for_ever(
 
 
 def test_the_parts_of_a_batch_are_the_batch() -> None:
-    batch: dict[str, Any] = {
-        "input_ids": torch.arange(15).view(3, 5),
-        "attention_mask": torch.ones(3, 5, dtype=torch.long),
-        "labels": torch.arange(15).view(3, 5),
-        "samples": torch.tensor([4, 5, 6]),
-        "weights": None,
-        "lengths": [5, 2, 3],
-        "denominator": 7,
-        "step": 1,
-    }
+    tokens = np.arange(15).reshape(3, 5)
+    batch = MicroBatch(tokens, tokens, np.array([4, 5, 6]), None, (5, 2, 3), step=1, denominator=7)
     parts = [part_of(batch, Ranks(rank, 4)) for rank in range(4)]
-    assert [part["samples"].tolist() for part in parts[:3]] == [[4], [5], [6]]
-    assert [part["input_ids"].shape[1] for part in parts] == [5, 2, 3, 5], "padded to its own longest row"
-    assert {part["denominator"] for part in parts} == {7}
-    assert (parts[3]["labels"] == -100).all(), "a row that counts nothing"
+    assert [part.samples.tolist() for part in parts[:3]] == [[4], [5], [6]]
+    assert [part.shape[1] for part in parts] == [5, 2, 3, 5], "padded to its own longest row"
+    assert {part.denominator for part in parts} == {7}
+    assert (parts[3].labels == -100).all(), "a row that counts nothing"
 
 
 @pytest.mark.parametrize(
