@@ -174,3 +174,16 @@ def test_a_further_slot_adds_hardly_an_operator_and_none_to_the_optimisers(
 def test_no_gradient_of_a_slice_is_as_large_as_the_whole(kind, kernel, ragged, changes, waits) -> None:
     """Llama's own rotary embedding has such slices, whatever is trained."""
     assert operators(kind, kernel, 3, ragged, changes)[0]["aten.slice_backward.default"] <= (1 if kind == "bert" else 0)
+
+
+@pytest.mark.parametrize(("kind", "kernel", "ragged", "changes"), CASES)
+def test_a_pass_waits_for_nothing_and_no_shape_in_it_depends_on_values(kind, kernel, ragged, changes, waits) -> None:
+    """As a CUDA graph of it would need."""
+    pack = filled(kind, kernel, 3, ragged, **changes)
+    batches = [slot.next_batch() for slot in pack.slots]
+    waits.clear()
+    with Operators() as seen:
+        pack.run_pass(pack.slots, batches)
+    assert not waits
+    by_value = ("nonzero", "masked_select", "unique", "_local_scalar_dense", "repeat_interleave.Tensor")
+    assert [name for name in seen.counts if any(word in name for word in by_value)] == []
