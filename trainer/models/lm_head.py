@@ -7,6 +7,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 _LOGITS = 1 << 26  # numbers of a chunk of logits: 256 MiB in float32
+# Numbers of logits whose losses are taken at a time: on a CPU what fits its caches. A GPU is given all at once.
+_AT_ONCE = {"cpu": 1 << 20}
 
 
 class CausalModel(Protocol):
@@ -109,7 +111,10 @@ class TokenLogits:
     def _losses(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         with self.base.arithmetic():
             logits = self.logits(hidden)
-        return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+        most = max(1, _AT_ONCE.get(logits.device.type, logits.numel()) // logits.shape[-1])
+        parts = zip(logits.split(most), targets.split(most), strict=True)
+        losses = [torch.nn.functional.cross_entropy(part.float(), own, reduction="none") for part, own in parts]
+        return losses[0] if len(losses) == 1 else torch.cat(losses)
 
 
 def weighted_cross_entropy(
