@@ -66,7 +66,8 @@ def test_part_1_has_ceilings_tests_and_grouped_products(models: Path, tmp_path: 
     figures = content["figures"]
     assert all(value > 0 for value in figures["ceilings"].values())
     [tests] = figures["tests"]
-    assert (tests["file"], tests["passed"], tests["failed"], tests["error"]) == ("test_lora_kernels.py", 3, [], None)
+    assert (tests["file"], tests["failed"], tests["error"]) == ("test_lora_kernels.py", [], None)
+    assert tests["passed"] > 0
     assert [of["right"] for of in figures["grouped"]] == [True] * 12
     assert any(0 in of["counts"] for of in figures["grouped"])
     assert any(n % 8 for of in figures["grouped"] for n in of["counts"])

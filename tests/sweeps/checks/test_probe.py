@@ -13,7 +13,7 @@ from sweeps.checks.probe import Probe, Prober
 from sweeps.compose.compose import compose
 from trainer.config import EngineConfig, TrialConfig
 from trainer.data.dataset import load_dataset
-from trainer.engines.slot import Slot
+from trainer.engines import pack
 
 
 @pytest.fixture
@@ -66,13 +66,13 @@ def test_what_a_step_takes_besides_its_passes_is_counted(
 ) -> None:
     composed = compose(tiny("bert", "task=classification", "precision=fp32", "data.max_length=32"))
     prober = Prober(load_dataset(composed.config.data), torch.device("cpu"), EngineConfig())
-    update = Slot.update
+    step = pack.adamw_step
 
-    def slow(slot: Slot) -> torch.Tensor:
+    def slow(*args: Any) -> None:
         time.sleep(0.2)
-        return update(slot)
+        step(*args)
 
-    monkeypatch.setattr(Slot, "update", slow)
+    monkeypatch.setattr(pack, "adamw_step", slow)
     trial = composed.trial("t0000", {})
     probe = prober.probe(trial)
     assert probe.besides > 0.1

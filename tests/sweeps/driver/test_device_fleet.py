@@ -264,7 +264,7 @@ def test_a_worker_that_ended_itself_as_its_gpu_failed_is_replaced_and_says_so_an
     sweep.cluster.started[0].die(words)
     sweep.look(6)
     assert sweep.cluster.verdicts == {"a/0": True}
-    assert sweep.notes[-2:] == [f"{words}. Another one takes its place", "a takes trials"]
+    assert sweep.notes[-2:] == [f"{words}. Another one takes its place", "a: CPU takes trials"]
     assert sweep.taking == ["a"]
 
 
