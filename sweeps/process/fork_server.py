@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.process import gc_pause
+from sweeps.process.forked_worker import VARIABLE
 
-VARIABLE = "LORASWEEP_FORK_SERVER"  # as in sweeps/process/forked_worker.py, which imports nothing
 _GPUS = ("nvidia[0-9]*", "nvidiactl", "kfd", "dxg", "accel/*")  # below /dev
 _SERVER = "import sys; sys.path[:] = {}; from sweeps.process.fork_server import main; main(sys.argv[1:])"
 _LISTEN = 64

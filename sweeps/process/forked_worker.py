@@ -1,6 +1,6 @@
 """Run by Ray in the place of its own ``setup_worker.py``: has the fork server start a worker, and ends.
 
-A script, and imported by nothing: Ray starts it for each worker, so it imports no library. Where no fork server
+A script: Ray starts it for each worker, so it imports no library. Where no fork server
 answers, or the worker is to run in a way that a fork cannot, Ray's own script starts it.
 """
 
@@ -11,7 +11,7 @@ import socket
 import sys
 from typing import Any
 
-VARIABLE = "LORASWEEP_FORK_SERVER"  # path of the socket; as in sweeps/process/fork_server.py
+VARIABLE = "LORASWEEP_FORK_SERVER"  # path of the socket
 
 
 def main(arguments: list[str]) -> None:

@@ -58,9 +58,9 @@ class Encoded:
         return np.array(self.tokens, dtype=np.int64)
 
     @cached_property
-    def target_ids(self) -> NDArray[np.int64]:
-        """``targets()`` as an array, kept likewise."""
-        return np.array(self.targets(), dtype=np.int64)
+    def label_ids(self) -> NDArray[np.int64]:
+        """Of each token of the row itself where it bears loss, else -100; kept likewise."""
+        return np.array((-100,) * len(self.context) + self.targets(), dtype=np.int64)
 
     @property
     def length(self) -> int:

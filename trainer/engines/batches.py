@@ -120,18 +120,14 @@ def _micro_batch(
     rows: list[Encoded], first: int, completion: bool, pad_token: int, step: int, denominator: int
 ) -> MicroBatch:
     lengths = tuple(len(row.ids) for row in rows)
-    ids = np.full((len(rows), max(lengths)), pad_token, dtype=np.int64)
-    for own, row in zip(ids, rows, strict=True):
-        own[: len(row.ids)] = row.ids
+    longest = max(lengths)
     if completion:
-        labels = np.full_like(ids, -100)
-        for own, row in zip(labels, rows, strict=True):
-            own[len(row.context) : len(row.ids)] = row.target_ids
+        labels = stacked([row.label_ids[None] for row in rows], longest, -100)
     else:
         labels = np.array([row.target for row in rows])
     weights = [row.weight for row in rows]
     return MicroBatch(
-        ids,
+        stacked([row.ids[None] for row in rows], longest, pad_token),
         labels,
         np.arange(first, first + len(rows)),
         np.array(weights, dtype=np.float32) if any(weight != 1.0 for weight in weights) else None,
@@ -139,6 +135,22 @@ def _micro_batch(
         step,
         denominator,
     )
+
+
+def stacked(blocks: Sequence[NDArray[np.int64]], width: int, fill: int) -> NDArray[np.int64]:
+    """Rows of several blocks one below the other, each padded on the right.
+
+    Args:
+        blocks: (rows, tokens) each, of at most ``width`` tokens.
+        width: of the result.
+        fill: what rows are padded with.
+    """
+    result = np.full((sum(len(block) for block in blocks), width), fill)
+    at = 0
+    for block in blocks:
+        result[at : at + len(block), : block.shape[1]] = block
+        at += len(block)
+    return result
 
 
 def pass_cost(settings: EngineConfig, device: torch.device) -> float | None:

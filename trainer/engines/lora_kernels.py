@@ -8,8 +8,11 @@ computes, in the same order of operations. ``bmm`` is one batched product, for w
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import grouped_mm, linear
 
 from trainer.engines.keyed_dropout import drop
@@ -87,48 +90,42 @@ class Routing:
     @cached_property
     def index(self) -> torch.Tensor:
         """(segments,) the slot of each."""
-        return self._there("index", self.slots, torch.int64)
+        return self._on_device("index")
 
     @cached_property
     def row_slots(self) -> torch.Tensor:
         """(rows,) the slot of each."""
-        return self._there("row_slots", self.slot_of_rows, torch.int64)
+        return self._on_device("row_slots")
 
     @cached_property
     def row_ends(self) -> torch.Tensor:
         """(segments,) int32: rows up to and with those of each segment."""
-        return self._there("row_ends", [segment.stop for segment in self.segments], torch.int32)
+        return self._on_device("row_ends")
 
     @cached_property
     def spread(self) -> torch.Tensor:
         """(segments · most rows,) rows so that every segment has as many; those that fill it up are some row."""
-        return self._there("spread", self.rows_spread, torch.int64)
+        return self._on_device("spread")
 
     @cached_property
     def collected(self) -> torch.Tensor:
         """(rows,) where each row is in ``spread``."""
-        return self._there("collected", self.rows_collected, torch.int64)
+        return self._on_device("collected")
 
-    @property
-    def rows_spread(self) -> list[int]:
-        """``spread`` on the host."""
-        most = max(self.counts)
-        return [min(segment.start + i, segment.stop - 1) for segment in self.segments for i in range(most)]
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What these tensors hold, by name, on the host; ``spread`` and ``collected`` only where segments differ."""
+        slots, counts = np.array(self.slots), np.array(self.counts)
+        ends = counts.cumsum()
+        arrays = {"index": slots, "row_slots": slots.repeat(counts), "row_ends": ends.astype(np.int32)}
+        if not self.equal:
+            place = np.arange(counts.max())  # of a row in its segment
+            spread = (ends - counts)[:, None] + np.minimum(place, counts[:, None] - 1)
+            arrays |= {"spread": spread.reshape(-1), "collected": (place < counts[:, None]).reshape(-1).nonzero()[0]}
+        return arrays
 
-    @property
-    def rows_collected(self) -> list[int]:
-        """``collected`` on the host."""
-        most = max(self.counts)
-        return [k * most + i for k, n in enumerate(self.counts) for i in range(n)]
-
-    @property
-    def slot_of_rows(self) -> list[int]:
-        """The slot of each row."""
-        return [slot for slot, n in zip(self.slots, self.counts, strict=True) for _ in range(n)]
-
-    def _there(self, name: str, values: list[int], dtype: torch.dtype) -> torch.Tensor:
+    def _on_device(self, name: str) -> torch.Tensor:
         there = self.there.get(name)
-        return torch.tensor(values, dtype=dtype, device=self.device) if there is None else there
+        return torch.from_numpy(self.arrays()[name]).to(self.device) if there is None else there
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ All of it is made on the host as arrays and copied at once, before the forward p
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainer.engines.batches import MicroBatch
+from trainer.engines.batches import MicroBatch, stacked
 from trainer.engines.keyed_dropout import packed_row_keys
 from trainer.engines.lora_kernels import Routing, Segment
 from trainer.engines.slot import Slot
@@ -68,23 +68,19 @@ def pass_inputs(
     ends = np.cumsum(rows)
     width = max(batch.shape[1] for batch in batches)
     segments = tuple(Segment(p, int(end) - n, int(end)) for p, n, end in zip(places, rows, ends, strict=True))
+    routing = Routing(segments, n_slots, None, kernel, base.device, width)
     arrays: dict[str, NDArray[Any]] = {
-        "ids": _stacked([batch.input_ids for batch in batches], width, base.pad_token),
+        "ids": stacked([batch.input_ids for batch in batches], width, base.pad_token),
         "denominators": np.array([batch.denominator for batch in batches], dtype=np.float32),
-        "index": np.array(places),
-        "row_slots": np.repeat(np.array(places), rows),
-        "row_ends": ends.astype(np.int32),
+        **routing.arrays(),
     }
-    if min(rows) < max(rows):
-        ragged = Routing(segments, n_slots, None, kernel)
-        arrays |= {"spread": np.array(ragged.rows_spread), "collected": np.array(ragged.rows_collected)}
     lengths = np.concatenate([batch.lengths for batch in batches])
     if needs_mask and lengths.min() < width:
         arrays["mask"] = (np.arange(width) < lengths[:, None]).astype(np.int64)
     counts = rows
     if batches[0].labels.ndim == 2:
         targets = np.full((len(lengths), width), -100)  # of each position the token that it predicts
-        targets[:, :-1] = _stacked([batch.labels for batch in batches], width, -100)[:, 1:]
+        targets[:, :-1] = stacked([batch.labels for batch in batches], width, -100)[:, 1:]
         bears = targets != -100
         of_rows = bears.sum(1)
         counts = [int(own.sum()) for own in np.split(of_rows, ends[:-1])]
@@ -103,34 +99,19 @@ def pass_inputs(
         if shared_keys:
             arrays["shared_keys"] = packed_row_keys(seeds, steps, np.full(len(slots), -1))
     there = to_device(arrays, base.device)
-    routing = Routing(
-        segments,
-        n_slots,
-        there.get("keys"),
-        kernel,
-        base.device,
-        width,
-        there.get("shared_keys"),
-        there.get("row_p"),
-        there,
-    )
     return PassInputs(
         there["ids"],
         there.get("mask"),
-        routing,
+        replace(
+            routing,
+            keys=there.get("keys"),
+            shared_keys=there.get("shared_keys"),
+            row_p=there.get("row_p"),
+            there=there,
+        ),
         there.get("bearing"),
         there["targets"],
         there.get("weights"),
         counts,
         there["denominators"],
     )
-
-
-def _stacked(rows: Sequence[NDArray[np.int64]], width: int, fill: int) -> NDArray[np.int64]:
-    """All rows, padded on the right."""
-    stacked = np.full((sum(len(own) for own in rows), width), fill)
-    at = 0
-    for own in rows:
-        stacked[at : at + len(own), : own.shape[1]] = own
-        at += len(own)
-    return stacked

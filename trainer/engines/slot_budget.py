@@ -232,15 +232,21 @@ def _least_time(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of the faster of two runs, which other programs slowed down less; of one run that is long enough."""
     times: list[float] = []
     while len(times) < 2 and sum(times) < _LONG:
-        _wait(device)
-        began = time.perf_counter()
-        work()
-        _wait(device)
-        times.append(time.perf_counter() - began)
+        times.append(time_of(work, device))
     return min(times)
 
 
-def _wait(device: torch.device) -> None:
+def time_of(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one run, from when the device is idle until it is again."""
+    wait_for(device)
+    began = time.perf_counter()
+    work()
+    wait_for(device)
+    return time.perf_counter() - began
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

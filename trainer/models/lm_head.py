@@ -122,7 +122,7 @@ def weighted_cross_entropy(
 ) -> torch.Tensor:
     """Cross-entropy summed over rows, each times its weight; in float32, in nats.
 
-    Without weights it is PyTorch's own sum, so that a neighbour with weights changes no bit of it.
+    Without weights it is PyTorch's own sum.
 
     Args:
         logits: (rows, classes)

@@ -15,8 +15,9 @@ from unittest.mock import patch
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.benchmarks.packs.steps import SHAPES, Setting, empty, encoded, make_slot, make_trial, step, wait
+from tests.benchmarks.packs.steps import SHAPES, Setting, empty, encoded, make_slot, make_trial, step
 from trainer.engines.pack import Pack
+from trainer.engines.slot_budget import wait_for
 from trainer.models.base_model import BaseModel
 from trainer.models.lm_head import TokenLogits
 
@@ -167,10 +168,10 @@ def launches(pack: Pack) -> dict[str, float]:
     device = pack.base.device
     returned, done = [], []
     for _ in range(_STEPS):
-        wait(device)
+        wait_for(device)
         began = time.perf_counter()
         step(pack)
         returned.append(time.perf_counter() - began)
-        wait(device)
+        wait_for(device)
         done.append(time.perf_counter() - began)
     return {"returned_ms": 1e3 * min(returned), "done_ms": 1e3 * min(done)}

@@ -1,7 +1,6 @@
 """A step of a pack and of PEFT by itself, on models with random weights: how long it takes and what memory it wants."""
 
 import gc
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from trainer.config import DataConfig, LoraSettings, ModelConfig, TrainConfig, T
 from trainer.data.encode import Encoded
 from trainer.engines.pack import Pack
 from trainer.engines.slot import Slot
-from trainer.engines.slot_budget import SlotBudget, kept_bytes, measure
+from trainer.engines.slot_budget import SlotBudget, kept_bytes, measure, time_of
 from trainer.evaluation.evaluate import Validation
 from trainer.models.base_model import BaseModel, best_device, load_base, quiet
 from trainer.models.lora import add_adapter, remove_adapter
@@ -190,21 +189,12 @@ def empty(pack: Pack) -> None:
         pack.remove(slot)
 
 
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def seconds(work: Callable[[], Any], device: torch.device, least: float) -> float:
     """Of one call, after a first one: the median of calls that fill at least so many seconds, and no fewer than 3."""
     work()
     times: list[float] = []
     while len(times) < 3 or sum(times) < least:
-        wait(device)
-        began = time.perf_counter()
-        work()
-        wait(device)
-        times.append(time.perf_counter() - began)
+        times.append(time_of(work, device))
     return sorted(times)[len(times) // 2]
 
 

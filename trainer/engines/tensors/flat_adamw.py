@@ -16,7 +16,6 @@ from trainer.engines.tensors.slot_tensors import Piece
 from trainer.engines.tensors.transfer import to_device
 from trainer.engines.triton_kernels import adamw
 
-_EPS = 1e-8
 _CLIP_EPS = 1e-6  # that of clip_grad_norm_
 
 
@@ -72,7 +71,6 @@ def step(slots: Sequence[Stepping], factors: torch.Tensor) -> None:
     squares = [piece.exp_avg_sq for piece in pieces]
     rates = [piece.rate * slot.factor for piece, slot in zip(pieces, owners, strict=True)]
 
-    of_slots = factors.unbind()
     if adamw.usable_on(factors.device):
         columns = [
             (rate, 1 - rate * piece.decay, slot.beta1, slot.beta2, 1 - slot.beta1**slot.step, _root(slot))
@@ -83,7 +81,8 @@ def step(slots: Sequence[Stepping], factors: torch.Tensor) -> None:
         each = factors.index_select(0, there["which"])
         adamw.step(parameters, gradients, averages, squares, there["columns"], each)
         return
-    torch._foreach_mul_(gradients, [factor for factor, slot in zip(of_slots, slots, strict=True) for _ in slot.pieces])
+    of_slots = zip(factors.unbind(), slots, strict=True)
+    torch._foreach_mul_(gradients, [factor for factor, slot in of_slots for _ in slot.pieces])
     if any(piece.decay for piece in pieces):
         torch._foreach_mul_(parameters, [1 - rate * piece.decay for rate, piece in zip(rates, pieces, strict=True)])
     torch._foreach_lerp_(averages, gradients, [1 - slot.beta1 for slot in owners])
@@ -92,7 +91,7 @@ def step(slots: Sequence[Stepping], factors: torch.Tensor) -> None:
     torch._foreach_copy_(gradients, squares)
     torch._foreach_sqrt_(gradients)
     torch._foreach_div_(gradients, [_root(slot) for slot in owners])
-    torch._foreach_add_(gradients, _EPS)
+    torch._foreach_add_(gradients, adamw.EPS)
     torch._foreach_addcdiv_(
         parameters,
         averages,
