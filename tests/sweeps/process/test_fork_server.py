@@ -30,7 +30,7 @@ print(json.dumps({
     "own": os.environ.get("OWN"), "more": os.environ.get("MORE"), "server": os.environ.get("SERVER_ONLY"),
     "name": __name__, "imported": counted.BY,
 }), flush=True)
-time.sleep(600)
+time.sleep(20)  # no longer: nobody ends it
 """
 
 
