@@ -51,6 +51,8 @@ class BaseModel:
         behaviour: how it treats its rows.
         ranks: the processes that train trials on it together.
         sharded: whether each of them holds a part of it, so that a pass of one is a pass of all.
+        left_padding: whether a row that is padded on the left goes on as it does alone; None: not tried yet
+            (``trainer/generation/left_padding.py``).
     """
 
     model: PreTrainedModel
@@ -64,6 +66,7 @@ class BaseModel:
     behaviour: Behaviour = PLAIN
     ranks: Ranks = ALONE
     sharded: bool = False
+    left_padding: bool | None = None
 
     @property
     def device(self) -> torch.device:
