@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
+from trainer.generation.batching import batching_of
 from trainer.generation.decoding_pass import Ends, Line, decode
 from trainer.generation.endings import AnswerText, Tokens, continuations, end_tokens
-from trainer.generation.left_padding import padding_is_unseen
 from trainer.generation.token_choice import drawn, likeliest, uniform
 from trainer.likelihood.log_likelihood import Route, computed, in_batches, inner_model
 from trainer.models.base_model import BaseModel
@@ -113,7 +113,9 @@ def _write(
     ending = end_tokens(base)
     if allowed is not None:  # there only the tokenizer's own closes a label, and others may be part of one
         ending = frozenset({base.tokenizer.eos_token_id} - {None})
+    way = batching_of(base)
     settings = GenerationConfig(
+        use_cache=way.cache,
         do_sample=decoding.temperature > 0,
         max_new_tokens=decoding.max_new_tokens,
         pad_token_id=base.pad_token,
@@ -148,7 +150,7 @@ def _write(
             numbers = [len(line.tokens), int(line.finished), *line.tokens]
             result[line.slot, batch[line.prompt], : len(numbers)] = numbers
 
-    for group in _groups(base, prompts, decoding.max_new_tokens):
+    for group in _groups(prompts, decoding.max_new_tokens, way.left_padding):
         room = slots * (len(prompts[group[0]]) + decoding.max_new_tokens)
         size = min(batch_size, max(1, _PASS.get(base.device.type, _PASS["cpu"]) // room))
         in_batches(base, group, size, score, keep)
@@ -160,16 +162,14 @@ def _write(
     return [[answer(numbers) for numbers in of_slot] for of_slot in base.ranks.sum_array(result).tolist()]
 
 
-def _groups(base: BaseModel, prompts: Sequence[Tokens], new: int) -> list[list[int]]:
+def _groups(prompts: Sequence[Tokens], new: int, ragged: bool) -> list[list[int]]:
     """Prompts by length, the longest first, cut where a batch of one size would be mostly padding.
 
     Args:
-        base: whether its rows may be padded on the left; else the prompts of a group are equally long.
         prompts: of all batches.
         new: tokens of an answer, at most.
+        ragged: whether prompts of different length go together.
     """
-    lengths = {len(prompt) for prompt in prompts}
-    ragged = len(lengths) == 1 or padding_is_unseen(base) if lengths else True
     groups: list[list[int]] = []
     for i in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
         longest = len(prompts[groups[-1][0]]) if groups else 0

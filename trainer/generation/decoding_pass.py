@@ -101,7 +101,7 @@ def decode(
     ) -> torch.Tensor:  # fmt: skip
         return _steps(base, model, input_ids, inputs, list(lines), slots, route, logits_processor, choose, ends)
 
-    with base.arithmetic(), _without_defaults(base.model, settings), _last_position_only(model):
+    with base.arithmetic(), _without_defaults(base.model, settings):
         model.generate(
             input_ids=ids.repeat(slots, 1).to(base.device),
             attention_mask=mask.repeat(slots, 1).to(base.device),
@@ -186,17 +186,3 @@ def _without_defaults(model: Any, settings: GenerationConfig) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
-
-
-@contextlib.contextmanager
-def _last_position_only(model: Any) -> Iterator[None]:
-    """Keep a model from computing logits of a whole prompt, also one that does not take ``logits_to_keep``."""
-    head = model.get_output_embeddings()
-    if head is None or model._supports_logits_to_keep():
-        yield
-        return
-    hook = head.register_forward_pre_hook(lambda layer, inputs: (inputs[0][:, -1:], *inputs[1:]))
-    try:
-        yield
-    finally:
-        hook.remove()

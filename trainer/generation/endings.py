@@ -51,10 +51,12 @@ class AnswerText:
         if not self.stopped(tokens):
             return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
         whole = self.tokenizer.decode(list(tokens))
-        text = whole[: min(whole.index(stop) for stop in self.stop if stop in whole)]
-        for special in {token for token in tokens if token in set(self.tokenizer.all_special_ids)}:
-            text = text.replace(self.tokenizer.decode([special]), "")
-        return str(text).strip()
+        n_kept = min(whole.index(stop) for stop in self.stop if stop in whole)
+        for token in set(tokens) & set(self.tokenizer.all_special_ids):
+            special = self.tokenizer.decode([token])
+            n_kept -= whole[:n_kept].count(special) * len(special)
+            whole = whole.replace(special, "")
+        return whole[:n_kept].strip()
 
 
 def continuations(answers: Iterable[Tokens]) -> Callable[[Tokens], Collection[int]]:
