@@ -185,6 +185,12 @@ class EvalConfig:
     stride: int | None = key(None, low=1)  # data.schema=text: tokens that a window scores; null: all but its first
     generate: bool = False  # let the model write answers too: `lorasweep finalize` and `lorasweep trial`
     max_new_tokens: int = key(32, low=1)  # of an answer, where the task has no labels
+    number_tolerance: float = key(0.0, low=0.0, high=1.0)  # generate.number: how far off, as a share of the reference
+    regex: str | None = None  # generate.regex: its first group is what counts, in answer and reference
+    json_schema: str | None = None  # generate.json_schema: file
+    choices: list[str] = field(default_factory=list)  # generate.choice: letters of the options; []: A to J
+    run_code: bool = False  # generate.code: run what the model writes, in a process of its own
+    code_tests: str | None = None  # generate.code: column with the asserts of a row
 
 
 _Class = TypeVar("_Class", bound=type)

@@ -16,15 +16,14 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from trainer.answers import rouge, squad
 from trainer.config import TrialConfig
 from trainer.data.encode import Encoded
 from trainer.data.text_tokens import common, text_tokens
 from trainer.evaluation.evaluate import Evaluation, Validation
-from trainer.evaluation.rouge import rouge_l
 from trainer.models.base_model import BaseModel
 
 LABELLED = ("generate.accuracy", "generate.invalid", "generate.constrained_accuracy")
-FREE = ("generate.exact_match", "generate.rouge_l")
 TABLE = "generated"  # item table: item_id, label, generated, prediction, constrained; without labels rouge_l
 _SPARE = 4  # tokens beyond the longest label: a free answer that only begins with a label is not taken for it
 
@@ -56,9 +55,13 @@ def answers(
         reference = [text_of(base, row.completion) for row in validation.encoded]
         contexts = [row.context for row in validation.encoded]
         written = [text_of(base, new) for new in greedy(base, model, contexts, trial.eval.max_new_tokens, batch_size)]
-        metrics = dict(zip(FREE, (exact_match(written, reference), rouge_l(written, reference)), strict=True))
-        each = [rouge_l([a], [b]) for a, b in zip(written, reference, strict=True)]
-        return metrics, {"item_id": ids, "label": reference, "generated": written, "rouge_l": each}
+        pairs = list(zip(written, reference, strict=True))
+        each = {
+            "exact_match": [squad.exact_match(a, b) for a, b in pairs],
+            "rouge_l": [rouge.rouge_l(rouge.words(a), rouge.words(b)) for a, b in pairs],
+        }
+        metrics = {f"generate.{name}": sum(values) / len(values) for name, values in each.items()}
+        return metrics, {"item_id": ids, "label": reference, "generated": written, **each}
     labels = validation.labels
     begun, tokens = zip(*map(_answers_of, validation.encoded), strict=True)
     longest = max(len(label) for of_row in tokens for label in of_row)
@@ -204,8 +207,3 @@ def as_label(text: str, labels: Sequence[str]) -> str | None:
         if len(alike) == 1:
             return alike[0]
     return None
-
-
-def exact_match(written: Sequence[str], reference: Sequence[str]) -> float:
-    """Share of the texts that equal the reference in the same place, white space at the ends aside."""
-    return sum(a.strip() == b.strip() for a, b in zip(written, reference, strict=True)) / len(reference)

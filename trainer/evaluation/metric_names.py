@@ -27,6 +27,8 @@ def metric_names(task: TaskConfig, bias: BiasConfig, data: DataConfig) -> tuple[
 
     def on(switch: str) -> bool:
         section, _, key = switch.partition(".")
+        if section == "eval":  # no rung has answers
+            return False
         return not switch or bool(getattr(sections[section], key))
 
     return tuple(name for name, metric in METRICS.items() if kind in metric.tasks and on(metric.switch))
