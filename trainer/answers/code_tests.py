@@ -33,8 +33,8 @@ _TOGETHER = 4
 _NOBODY = 65534
 _FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 
-# What the process runs; what it is to do comes by its input. The token goes to the pipe once all tests have passed: code
-# that ends the process before them has not passed.
+# What the process runs; what it is to do comes by its input. The token goes to the pipe once all tests have passed:
+# code that ends the process before them has not passed.
 _RUNNER = r"""
 import ctypes, json, os, sys
 todo = json.loads(sys.stdin.read())
