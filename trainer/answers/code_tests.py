@@ -85,7 +85,7 @@ _LIMITS = {
 }
 
 
-def tests_of(row: Mapping[str, Any], column: str) -> str:
+def row_tests(row: Mapping[str, Any], column: str) -> str:
     """The asserts of a row, as one program: a text, or a list of texts (also as JSON); empty where it has none.
 
     Args:

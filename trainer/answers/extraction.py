@@ -18,7 +18,7 @@ _ANSWER_IS = re.compile(r"(?:answer|option|choice)\s*(?:is|:|=)\s*:?\s*", re.IGN
 _DIGITS = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?![\d])|\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)?"
 _DECIMAL = rf"(?:(?=\.?\d){_DIGITS}(?:\.\d+)?(?:[eE][+-]?\d+)?)"
 _NUMBER = re.compile(
-    rf"(?<![A-Za-z_\d.])(?P<sign>(?<![\w)\]])[+-]\s?)?(?P<currency>[$€£¥]\s?)?"
+    rf"(?<![A-Za-z_\d.])(?P<sign>(?<![\w)\]])[+-]|(?<![\w)\]]\s)[+-]\s)?(?P<currency>[$€£¥]\s?)?"
     rf"(?:(?P<whole>\d+)\s(?P<of>\d+)/(?P<in>\d+)(?![\d/])|(?P<above>{_DECIMAL})(?:\s?/\s?(?P<below>\d+)(?![\d/]))?)"
     r"(?P<percent>\s?(?:%|\\%|percent\b))?"
 )
@@ -30,7 +30,7 @@ def choice(text: str, choices: Sequence[str] = LETTERS) -> str | None:
     """The choice that a text names: the last after "answer is", else at its beginning, else the only one in it.
 
     Letters count in upper case alone, where they stand by themselves: "B", "(B)", "B) Paris", "The answer is B.". A
-    single letter at the beginning must not go on as a sentence does ("A dog", "I think"). Longer choices are whole
+    and I must not go on as a sentence does ("A dog", "I think"). Longer choices are whole
     words, in either case.
 
     Args:
@@ -62,8 +62,8 @@ def _begin(text: str, at: int) -> int:
 
 
 def _is_word(text: str, match: re.Match[str]) -> bool:
-    """Whether a single letter goes on as a word of a sentence does, and so names no choice."""
-    return re.match(r"[ \t]+[^\W\d_]", text[match.end() :]) is not None
+    """Whether A or I goes on as a word of a sentence does, and so names no choice."""
+    return match.group() in "AI" and re.match(r"[ \t]+(?!(?:or|and)\b)[^\W\d_]", text[match.end() :]) is not None
 
 
 def _spelled(found: str, choices: Sequence[str]) -> str:

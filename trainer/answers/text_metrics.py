@@ -14,7 +14,7 @@ from analysis.errors import ConfigError
 from analysis.metrics import METRICS
 from trainer.answers import extraction, json_answers, labels_in_text, rouge, squad, style, translation
 from trainer.answers.answer import Answer
-from trainer.answers.code_tests import passed, tests_of
+from trainer.answers.code_tests import passed, row_tests
 from trainer.config import EvalConfig
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def absent(
         why["regex"] = f"eval.regex={settings.regex} finds nothing in any reference"
     if not settings.run_code or settings.code_tests is None:
         why["code"] = "eval.run_code and eval.code_tests are not both given"
-    elif not any(tests_of(row, settings.code_tests) for row in rows):
+    elif not any(row_tests(row, settings.code_tests) for row in rows):
         why["code"] = f"no row has tests in its column {settings.code_tests}, eval.code_tests"
     return {name: why[short] for name in METRICS if (short := name.removeprefix(PREFIX)) in why and name != short}
 
@@ -237,7 +237,7 @@ def _field_f1(answer: Answer) -> float:
 
 
 def _code(answers: Sequence[Answer], column: str) -> list[float]:
-    tests = [tests_of(answer.row, column) for answer in answers]
+    tests = [row_tests(answer.row, column) for answer in answers]
     tested = [i for i, program in enumerate(tests) if program]
     values = dict(zip(tested, passed([answers[i].text for i in tested], [tests[i] for i in tested]), strict=True))
     return [values.get(i, math.nan) for i in range(len(answers))]

@@ -54,7 +54,8 @@ def answers(
     if not validation.labels:
         reference = [text_of(base, row.completion) for row in validation.encoded]
         contexts = [row.context for row in validation.encoded]
-        written = [text_of(base, new) for new in greedy(base, model, contexts, trial.eval.max_new_tokens, batch_size)]
+        most = trial.eval.max_new_tokens or 32
+        written = [text_of(base, new) for new in greedy(base, model, contexts, most, batch_size)]
         pairs = list(zip(written, reference, strict=True))
         each = {
             "exact_match": [squad.exact_match(a, b) for a, b in pairs],
