@@ -12,6 +12,7 @@ LETTERS = tuple("ABCDEFGHIJ")  # choices where ``eval.choices`` gives none
 _LONGEST = 300  # digits of a number, and powers of ten, that are still read
 
 _MARKS = "*_`\"'([{"  # what may stand before a choice
+_JOINT = re.compile(r"\W*(?:or|and|/|&)\W*", re.IGNORECASE)  # between choices of which none is made
 _ANSWER_IS = re.compile(r"(?:answer|option|choice)\s*(?:is|:|=)\s*:?\s*", re.IGNORECASE)
 
 # thousands in groups of three, or of two before the last three (India); spaces between them must be no-break or thin
@@ -27,7 +28,7 @@ _IN_NUMBERS = {"\u2212": "-", "\\$": "$", "{,}": ",", "\\,": "", "\\!": ""}  # a
 
 
 def choice(text: str, choices: Sequence[str] = LETTERS) -> str | None:
-    """The choice that a text names: the last after "answer is", else at its beginning, else the only one in it.
+    """The choice that a text names: the last after "answer is", else at its beginning, else the only one.
 
     Letters count in upper case alone, where they stand by themselves: "B", "(B)", "B) Paris", "The answer is B.". A
     and I must not go on as a sentence does ("A dog", "I think"). Longer choices are whole
@@ -44,7 +45,8 @@ def choice(text: str, choices: Sequence[str] = LETTERS) -> str | None:
     if told:
         return _spelled(told[-1].group(), choices)
     named = [match for match in named if len(match.group()) > 1 or not _is_word(text, match)]
-    if named and not text[: named[0].start()].strip(_MARKS + " \t\r\n"):
+    begins = named and not text[: named[0].start()].strip(_MARKS + " \t\r\n")
+    if begins and not (len(named) > 1 and _JOINT.fullmatch(text[named[0].end() : named[1].start()])):
         return _spelled(named[0].group(), choices)
     different = {_spelled(match.group(), choices) for match in named}
     return different.pop() if len(different) == 1 else None

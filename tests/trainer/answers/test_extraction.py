@@ -31,7 +31,8 @@ def test_options_of_ones_own_are_whole_words_in_either_case() -> None:
         "NO": "no",
         "I am not sure": "not sure",
         "nothing": None,
-        "yes or no": "yes",
+        "yes or no": None,
+        "yes/no": None,
         "No, not sure": "no",
     }
     assert {text: choice(text, options) for text in read} == read

@@ -58,7 +58,7 @@ def test_fences_that_hold_fences_and_long_broken_text() -> None:
         (None, {"a": 1}, 0.0),
         ({"a": [1, 2]}, {"a": [2, 1]}, 1.0), ({"a": [1, 1]}, {"a": [1]}, 2 / 3), ({}, {}, 1.0), ([], {}, 0.0),
         ({"a": {"b": 1}}, {"a.b": 1}, 0.0), ({"a": None}, {"a": None}, 1.0), ([{"a": 1}], [{"a": 1}, {"a": 2}], 2 / 3),
-        ({"a": 1, "b": 2, "c": 3}, {"a": 1}, 0.5), ({"a": []}, {"a": [0]}, 0.0),
+        ({"a": 1, "b": 2, "c": 3}, {"a": 1}, 0.5), ({"a": []}, {"a": [0]}, 0.0), ({"a": [1]}, {"a": 1}, 0.0),
     ],
 )  # fmt: skip
 def test_fields_are_compared_by_path_and_value(answer: Any, reference: Any, f1: float) -> None:

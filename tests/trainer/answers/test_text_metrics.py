@@ -53,6 +53,11 @@ def test_every_metric_of_the_table_has_its_column_and_a_figure(settings: EvalCon
     assert {name: found[f"generate.{name}"] for name in expected} == pytest.approx(expected)
 
 
+def test_the_text_of_the_right_option_counts_as_its_letter() -> None:
+    pairs = [("Paris.", "B) Paris"), ("Bern", "B) Paris"), ("A", "B) Paris"), ("Paris", "B")]
+    assert columns(answers_of(pairs), EvalConfig())["choice"] == [1.0, 0.0, 0.0, 0.0]
+
+
 def test_rows_with_labels_have_the_label_that_stands_in_the_text() -> None:
     given = columns(
         answers_of([("It is sport.", "sport"), ("art", "sport"), ("none", "art")]), EvalConfig(), ("sport", "art")
@@ -95,9 +100,9 @@ def test_what_rows_and_config_cannot_give_is_told() -> None:
     found = figures(columns(answers_of(pairs), EvalConfig()))
     gone = {name for name, value in found.items() if math.isnan(value)}
     assert gone == set(why) - {"generate.regex", "generate.json_schema", "generate.code"}
-    assert absent(['B) {"a": 1} b'], [{"t": "assert 1"}], EvalConfig(run_code=True, code_tests="t", regex="(a)")) == {
-        "generate.json_schema": "eval.json_schema is not given"
-    }
+    assert absent(
+        ["日本", 'B) {"a": 1} b'], [{}, {"t": "assert 1"}], EvalConfig(run_code=True, code_tests="t", regex="(a)")
+    ) == {"generate.json_schema": "eval.json_schema is not given"}
 
 
 @pytest.mark.parametrize(
@@ -126,6 +131,7 @@ def test_repetition_is_the_share_of_runs_of_four_that_stood_before() -> None:
 
 def test_a_refusal_begins_with_a_phrase_of_the_list() -> None:
     assert refusal("I’m sorry, but I can’t help with that.") == refusal("对不起，我无法回答。") == 1.0
+    assert refusal("I’m unable to say.") == 1.0
     assert refusal("Es tut mir leid,\naber das geht nicht.") == 1.0
     assert refusal("Paris.") == refusal("") == refusal("x" * 300 + " I cannot help with that") == 0.0
     assert all(phrase == phrase.lower().replace("’", "'") for phrase in REFUSALS)

@@ -108,7 +108,7 @@ def test_without_labels_the_text_is_compared_with_the_reference(make_trial, kept
     free = replace(kept.validation(trial), rows=rows, encoded=encoded, labels=())
     metrics, table = answers(base, base.model, trial, free)
     assert table["label"] == [base.tokenizer.decode(row.completion) for row in encoded]
-    limit = trial.eval.max_new_tokens
+    limit = trial.eval.max_new_tokens or 32
     new = [one_at_a_time(base.model, row.context, limit, 1) for row in encoded]
     assert table["generated"] == [base.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in new]
     assert set(metrics) == {"generate.exact_match", "generate.rouge_l"}
