@@ -6,7 +6,8 @@ of bias sets stand in ``analysis/bias_sets.py``.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from analysis import item_sums as sums
 from analysis.bias_sets import bias_metrics
@@ -18,7 +19,7 @@ _COMPLETIONS = ("completion", "chat")
 _WITH_COMPLETION = ("label", *_COMPLETIONS)
 _BITS = math.log(2)  # nats
 
-METRICS = {
+_BUILT_IN = {
     "accuracy": Metric("acc", "high", range=_SHARE, tasks=LABELLED, estimator=sums.accuracy()),
     "macro_f1": Metric("F1", "high", range=_SHARE, tasks=LABELLED, estimator=sums.macro_f1()),
     # of one label a row, micro-F1 is accuracy by another name
@@ -83,7 +84,73 @@ METRICS = {
     ),
     **bias_metrics(),
 }
-RANKABLE = tuple(name for name, metric in METRICS.items() if metric.better is not None)
+
+
+class MetricTable(Mapping[str, Metric]):
+    """Name → metric: those of this module, and behind them those that a config brings (``eval.metrics``)."""
+
+    def __init__(self) -> None:
+        self._own: dict[str, Metric] = {}
+
+    def declare(self, own: Mapping[str, Metric]) -> None:
+        """Add metrics of a config, or of a stored sweep; one of the same name is replaced.
+
+        Raises:
+            ValueError: for the name of a built-in metric.
+        """
+        if taken := own.keys() & _BUILT_IN.keys():
+            raise ValueError(f"{', '.join(sorted(taken))}: a built-in metric has this name")
+        self._own |= own
+
+    def __getitem__(self, name: str) -> Metric:
+        return _BUILT_IN[name] if name in _BUILT_IN else self._own[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from _BUILT_IN
+        yield from self._own
+
+    def __len__(self) -> int:
+        return len(_BUILT_IN) + len(self._own)
+
+
+METRICS = MetricTable()
+
+
+def own_metrics(entries: Mapping[str, Any]) -> dict[str, Metric]:
+    """Rows of the table for a config's ``eval.metrics``.
+
+    Args:
+        entries: name → its settings, of which ``better``, ``range`` and ``figures`` are read: as a sweep's config has
+            them, complete. An entry that is no mapping is left out.
+
+    Returns:
+        ``generate.<name>``, or ``generate.<name>.<figure>`` for each figure; the column in the item table of answers is
+        called alike, without ``generate.``.
+    """
+    made = {}
+    for name, entry in entries.items():
+        if not isinstance(entry, Mapping):
+            continue
+        better, ends = entry.get("better", "high"), entry.get("range") or (-math.inf, math.inf)
+        low, high = float(ends[0]), float(ends[1])
+        for figure in entry.get("figures") or [""]:
+            column = f"{name}.{figure}" if figure else str(name)
+            made[f"generate.{column}"] = Metric(
+                column,
+                better,
+                range=(low, high),
+                tasks=_WITH_COMPLETION,
+                estimator=sums.mean_of(column, sums.GENERATED, (low, high)),
+                switch="eval.generate",
+                own=True,
+            )
+    return made
+
+
+def ranking_metrics() -> tuple[str, ...]:
+    """Names of the metrics that rank trials."""
+    return tuple(name for name, metric in METRICS.items() if metric.better is not None)
+
 
 ALIASES = {
     "acc": "accuracy",
@@ -107,7 +174,7 @@ def full_name(given: str) -> str:
     name = ALIASES.get(given.lower(), given)
     if name in METRICS:
         return name
-    below = [known for known in RANKABLE if known.startswith(f"{name}.")]
+    below = [known for known in ranking_metrics() if known.startswith(f"{name}.")]
     return f"{name}.distance" if f"{name}.distance" in below else below[0] if len(below) == 1 else name
 
 

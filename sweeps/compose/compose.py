@@ -41,7 +41,7 @@ from sweeps.compose.searched_needs import check_searched_needs
 from sweeps.compose.stored import normalised, with_trackers
 from sweeps.compose.to_dataclass import get, paths, put, read_environment, refuse_uris, to_dataclass
 from sweeps.compose.trial_template import TrialTemplate
-from sweeps.config import SweepConfig, check_sweep, misfits, schema, stand_ins, trial_part
+from sweeps.config import SweepConfig, check_sweep, misfits, schema, stand_ins, trial_part, wants_answers
 from sweeps.search.pbt_exchange import check_population
 from sweeps.space.base_model import base_model
 from sweeps.space.constraints import Constraints
@@ -313,6 +313,9 @@ def _build(
     if config.train.rungs and not config.train.max_steps and not config.train.epochs:
         put(raw, "train.max_steps", config.train.rungs[-1])
         config, whole = to_dataclass(raw, origins)
+    if config.eval.generate == "auto":
+        config.eval.generate = "rung" if wants_answers(config) else False
+        put(whole, "eval.generate", config.eval.generate)
     check_read(str(config.data.schema), config.task.name, explicit)
     refuse_encoder(config, origins)
     space, fixed = _space(config, origins, read.settings)

@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score, log_loss
 
 from analysis.errors import DataError, FolderError
 from analysis.folder import SweepFolder
-from analysis.metrics import RANKABLE
+from analysis.metrics import ranking_metrics
 from analysis.objective import Objective
 from analysis.statistics.estimators import ESTIMATORS, Scored, scores
 from analysis.statistics.items import align, groups, read_table
@@ -118,7 +118,7 @@ def test_every_metric_that_ranks_is_what_the_trainer_computes_of_the_same_tables
     tables = {"task": task, **(bias_tables(np.random.default_rng(1), 40) if len(labels) == 4 else {})}
     aligned = {name: align([table(folder, "t0", content, name)]) for name, content in tables.items()}
     computed = metrics_of(tables, tuple(labels), BiasConfig())
-    expected = {name: given for name, given in computed.items() if name in RANKABLE}
+    expected = {name: given for name, given in computed.items() if name in ranking_metrics()}
     assert len(expected) == {4: 28, 2: 12, 0: 4}[len(labels)]
     for name, given in expected.items():
         estimator = ESTIMATORS[name]
@@ -150,7 +150,7 @@ def test_figures_of_written_answers_are_the_trainers(folder: SweepFolder) -> Non
 
 def test_only_gaps_between_groups_rank_without_an_estimator() -> None:
     """Any other metric without one would stay as measured, and make another test of that of an objective."""
-    assert {name for name in RANKABLE if name not in ESTIMATORS} == {
+    assert {name for name in ranking_metrics() if name not in ESTIMATORS} == {
         f"bias.group.{figure}" for figure in ("equalized_odds", "demographic_parity", "tpr_gap")
     }
 
