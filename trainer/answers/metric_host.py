@@ -1,7 +1,7 @@
 """Calls one function of a user's file, in a process of its own. A script, of the standard library alone.
 
-``python metric_host.py SPEC``: JSON with ``module``, ``function``, ``file`` (empty: by the module's name), ``root`` (folder
-that the module's name begins at) and ``path`` (what else is looked through for modules). It writes a line that
+``python metric_host.py SPEC``: JSON with ``module``, ``function``, ``file`` (empty: by the module's name), ``root``
+(where the module's name begins) and ``path`` (what else is looked through for modules). It writes a line that
 describes the function, or says what is wrong with it; then, for each line {prompt, reference, answer, row} that it
 reads, one with ``value``, with figures, or with ``error``. What the function itself prints goes to standard error.
 """

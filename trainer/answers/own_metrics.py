@@ -20,8 +20,7 @@ from typing import Any
 
 from analysis.errors import ConfigError, did_you_mean
 from analysis.listing import listed
-from analysis.metrics import METRICS
-from analysis.own_metrics import PREFIX, bounds, columns
+from analysis.metrics import METRICS, ends_of
 from trainer.answers.answer import Answer
 from trainer.answers.guarded_process import Ended, GuardedProcess, Hangs
 
@@ -34,6 +33,7 @@ _TOLERANCE = 1e-9  # beyond the range: rounding
 _HOST = Path(__file__).with_name("metric_host.py")
 
 Entry = dict[str, Any]
+PREFIX = "generate."  # of the names of metrics of written answers
 
 
 def completed(metrics: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, Entry]:
@@ -71,6 +71,16 @@ def completed(metrics: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, 
         found = _function(where, asked, folders) if "function" in asked else _command(where, asked, folders[0])
         entries[name] = found | _numbers(where, asked, found.pop("marked"), "command" in asked)
     return entries
+
+
+def columns(name: str, entry: Mapping[str, Any]) -> list[str]:
+    """The columns that a metric has in the item table of answers: its name, or one for each of its figures.
+
+    Args:
+        name: of the metric in ``eval.metrics``.
+        entry: what stands there, completed.
+    """
+    return [f"{name}.{figure}" for figure in entry["figures"]] or [name]
 
 
 def verify(entries: Mapping[str, Entry]) -> None:
@@ -395,7 +405,7 @@ def _range(where: str, given: Any) -> list[float | None] | None:
     ends = [None if end is None or (isinstance(end, float) and math.isinf(end)) else end for end in ends]
     if len(ends) != 2 or any(isinstance(end, bool) or not isinstance(end, int | float | None) for end in ends):
         raise ConfigError(f"{where}: range={given!r}: expected lowest and highest value, such as [0, 1].")
-    low, high = bounds(ends)
+    low, high = ends_of(ends)
     if not low < high:
         raise ConfigError(f"{where}: range={given!r}: the lowest value is not below the highest.")
     return [None if end is None else float(end) for end in ends]
@@ -466,7 +476,7 @@ def _number(value: Any, ends: Sequence[float | None] | None, named: str) -> floa
         raise _Unusable(f"gave {json.dumps(value)[:60]}{named}: expected a number")
     if not math.isfinite(value):
         raise _Unusable(f"gave {'NaN' if math.isnan(value) else 'an infinite value'}{named}: expected a number")
-    low, high = bounds(ends)
+    low, high = ends_of(ends)
     slack = _TOLERANCE * max(1.0, *(abs(end) for end in (low, high) if math.isfinite(end)), 1.0)
     if not low - slack <= value <= high + slack:
         raise _Unusable(f"gave {value:g}{named}, outside of its range ({low:g} to {high:g})")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from analysis.errors import ConfigError
-from analysis.own_metrics import own_metrics
+from analysis.metrics import own_metrics
 from trainer.answers.answer import Answer
 from trainer.answers.own_metrics import OwnMetrics, completed, trial_answers, try_out, verify
 
@@ -273,7 +273,7 @@ def test_nothing_is_left_behind_by_a_process_that_is_killed_while_its_metric_han
     code = (
         "import json, sys\nfrom trainer.answers.answer import Answer\n"
         "from trainer.answers.own_metrics import OwnMetrics\n"
-        "OwnMetrics(json.loads(sys.argv[1])).columns([Answer('a', 'p', 'r', 't')])\n"
+        "OwnMetrics(json.loads(sys.argv[1])).columns([Answer('a', 'p', 'r', 't', 1, True)])\n"
     )
     worker = subprocess.Popen([sys.executable, "-c", code, json.dumps(entries)], env={**os.environ})
     told = tmp_path / "pids"
