@@ -293,7 +293,7 @@ def measured(config: SweepConfig) -> set[str]:
 def wants_answers(config: SweepConfig) -> bool:
     """Whether a term of the objective, a constraint or a target is a figure of what the model writes."""
     terms, constraints = config.objective.terms.values(), config.objective.constraints.values()
-    named = [*(it.metric for it in (*terms, *constraints)), *config.search.budget.target]
+    named = [*(it.metric for it in terms), *(it.metric for it in constraints), *config.search.budget.target]
     return any(str(name).startswith("generate.") for name in named)
 
 

@@ -5,6 +5,7 @@ from statistics import median
 from analysis.errors import LorasweepError
 from trainer.config import DataConfig
 from trainer.data.dataset import training_rows
+from trainer.data.schemas import reference_of
 
 SHORT = 60  # characters: up to so many at the median, a reference is an answer rather than a text
 _LOOKED_AT = 500  # rows
@@ -22,10 +23,5 @@ def references_are(config: DataConfig) -> str:
         rows = training_rows(config, _LOOKED_AT)
     except LorasweepError:
         return "short"
-    lengths = [len(row.completion.strip() or _last_said(row.messages)) for row in rows]
+    lengths = [len(reference_of(row)) for row in rows]
     return "long" if lengths and median(lengths) > SHORT else "short"
-
-
-def _last_said(messages: tuple[dict[str, object], ...]) -> str:
-    said = [str(message.get("content") or "") for message in messages if message["role"] == "assistant"]
-    return said[-1].strip() if said else ""

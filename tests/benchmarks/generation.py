@@ -3,7 +3,7 @@
     PYTHONPATH=. python tests/benchmarks/generation.py --slots 4 --threads 2
 
 SmolLM2 with a random adapter for each slot answers questions of different length, greedily in float32. The three take
-turns in one process, so that what else the machine does meets all of them. The answers must be the same, token by token.
+turns in one process, so that what else the machine does meets all of them. Answers must be the same, token by token.
 """
 
 import argparse
@@ -149,8 +149,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ways:
         ratios = [a / b for a, b in zip(taken[name], taken["together"], strict=True)]
         print(
-            f"{name:10} {statistics.median(taken[name]):7.2f} s, {statistics.median(ratios):.2f} times as long as together"
-            f" ({min(ratios):.2f} to {max(ratios):.2f}), {max(grown[name]):5.0f} MiB more memory at the most"
+            f"{name:10} {statistics.median(taken[name]):7.2f} s, {statistics.median(ratios):.2f} times as long as"
+            f" together ({min(ratios):.2f} to {max(ratios):.2f}), {max(grown[name]):5.0f} MiB more memory at the most"
         )
     return 0
 

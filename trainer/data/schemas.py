@@ -38,7 +38,8 @@ class Row:
         messages: schema chat: the conversation, each message with ``role``, ``content`` and what else it has.
         place: file and line, for messages.
         tools: schema chat: schemas of the functions that may be called; None where the row has no list of them.
-        extra: the columns of ``data.extra_columns``, as values of JSON. They are no content: the id is the same with and without them.
+        extra: the columns of ``data.extra_columns``, as values of JSON. They are no content: ids do not depend
+            on them.
     """
 
     item_id: str
@@ -62,6 +63,12 @@ class Row:
         """All of its text."""
         turns = [str(message.get("content", "")) for message in self.messages]
         return "\n".join(part for part in (self.text, self.completion, *turns) if part)
+
+
+def reference_of(row: Row) -> str:
+    """The text that is to be written for a row: its completion, or what the assistant says last. Else empty."""
+    said = [str(message.get("content") or "") for message in row.messages if message["role"] == "assistant"]
+    return (row.completion or (said[-1] if said else "")).strip()
 
 
 def columns_of(config: DataConfig, schema: str) -> dict[str, str]:

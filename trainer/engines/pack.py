@@ -390,7 +390,7 @@ class Pack:
             event: Event
             try:
                 with interruptible(self.base.model, leaving):
-                    evaluation = self._evaluate(models, slot, slot.validation.rung, None)
+                    evaluation = self._evaluate(models, slot, slot.validation.rung, None, "rung")
                 event = slot.record.rung(evaluation, slot.weights)
                 slot.rest()
             except Interrupted:
@@ -434,7 +434,8 @@ class Pack:
             try:
                 everything = list(range(len(slot.validation.rows)))
                 with interruptible(self.base.model, leaving):
-                    evaluation = self._evaluate(models, slot, everything, slot.record.require_best().evaluation)
+                    known = slot.record.require_best().evaluation
+                    evaluation = self._evaluate(models, slot, everything, known, "final")
                 ended = slot.record.completed(evaluation)
                 slot.write_best()
                 events.append(ended)
@@ -482,9 +483,9 @@ class Pack:
             self._routing = before
 
     def _evaluate(
-        self, models: dict[str, SlotModel], slot: Slot, indices: list[int], known: Evaluation | None
+        self, models: dict[str, SlotModel], slot: Slot, indices: list[int], known: Evaluation | None, moment: str
     ) -> Evaluation:
-        return evaluate(self.base, models[slot.trial.trial_id], slot.trial, slot.validation, indices, known)
+        return evaluate(self.base, models[slot.trial.trial_id], slot.trial, slot.validation, indices, known, moment)
 
 
 def _summed(each: torch.Tensor, counts: list[int]) -> torch.Tensor:

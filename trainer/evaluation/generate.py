@@ -2,9 +2,9 @@
 
 Likelihoods rank trials of rows with labels; what a user of a model sees is what it writes. Rows without labels: the
 answer, compared with the reference by every metric that these rows and the config can give
-(``trainer/answers/text_metrics.py``), by a user's own metrics and by a judge. Rows with labels: *constrained*, only tokens
-that go on with some label are allowed, so that every answer is a label; and *free*, where an answer whose first line is
-not a label (letter case and the mark at its end aside) is invalid, and wrong.
+(``trainer/answers/text_metrics.py``), by a user's own metrics and by a judge. Rows with labels: *constrained*, only
+tokens that go on with some label are allowed, so that every answer is a label; and *free*, where an answer whose first
+line is not a label (letter case and the mark at its end aside) is invalid, and wrong.
 """
 
 import math
@@ -110,9 +110,7 @@ def answered(
             ]  # fmt: skip
     answers = [
         Answer(it.item_id, it.text, it.reference, text, n, finished, rows[it.row].columns)
-        for it, text, n, finished in zip(
-            prompts, table["generated"], table["n_tokens"], table["finished"], strict=True
-        )
+        for it, text, n, finished in zip(prompts, table["generated"], table["n_tokens"], table["finished"], strict=True)
     ]
     table |= text_metrics.columns(answers, trial.eval, labels)
     own, missing = how.own.columns(answers)
