@@ -6,7 +6,7 @@ of bias sets stand in ``analysis/bias_sets.py``.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from analysis import item_sums as sums
@@ -174,20 +174,27 @@ def own_metrics(entries: Mapping[str, Any]) -> dict[str, Metric]:
     for name, entry in entries.items():
         if not isinstance(entry, Mapping):
             continue
-        better, ends = entry.get("better", "high"), entry.get("range") or (-math.inf, math.inf)
-        low, high = float(ends[0]), float(ends[1])
-        for figure in entry.get("figures") or [""]:
+        figures = entry.get("figures") or {"": entry}
+        for figure in figures:
+            said = figures[figure] if isinstance(figures, Mapping) else entry
+            better, ends = said.get("better", "high"), ends_of(said.get("range"))
             column = f"{name}.{figure}" if figure else str(name)
             made[f"generate.{column}"] = Metric(
                 column,
-                better,
-                range=(low, high),
+                better if isinstance(better, str) else float(better),
+                range=ends,
                 tasks=_WITH_COMPLETION,
-                estimator=sums.mean_of(column, sums.GENERATED, (low, high)),
+                estimator=sums.mean_of(column, sums.GENERATED, ends),
                 switch="eval.generate",
                 own=True,
             )
     return made
+
+
+def ends_of(given: Sequence[float | None] | None) -> tuple[float, float]:
+    """The lowest and the highest value of a range in a config, infinite where it has none."""
+    low, high = given or (None, None)
+    return (-math.inf if low is None else float(low), math.inf if high is None else float(high))
 
 
 def ranking_metrics() -> tuple[str, ...]:

@@ -36,6 +36,7 @@ from sweeps.compose.objective_parts import (
     layers_of_files,
 )
 from sweeps.compose.overrides import Overrides, Setting, read_overrides
+from sweeps.compose.own_metrics import complete_metrics
 from sweeps.compose.provenance import Origins, Source, shown
 from sweeps.compose.searched_needs import check_searched_needs
 from sweeps.compose.stored import normalised, with_trackers
@@ -300,6 +301,7 @@ def _build(
     """
     layers = layers_of_files(origins.sources) if own_files else [copy.deepcopy(raw.get("objective") or {})]
     raw = _with_settings(raw, origins, read.settings)
+    complete_metrics(raw, origins, stored)
     explicit = tuple(setting.path for setting in read.settings)
     inferred = [] if stored else fill_in(raw, origins, explicit)
     if not stored:

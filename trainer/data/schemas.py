@@ -38,6 +38,7 @@ class Row:
         messages: schema chat: the conversation, each message with ``role``, ``content`` and what else it has.
         place: file and line, for messages.
         tools: schema chat: schemas of the functions that may be called; None where the row has no list of them.
+        extra: the columns of ``data.extra_columns``, as values of JSON. They are no content: the id is the same with and without them.
     """
 
     item_id: str
@@ -48,6 +49,13 @@ class Row:
     messages: tuple[dict[str, Any], ...] = ()
     place: str = field(default="", compare=False)
     tools: tuple[dict[str, Any], ...] | None = None
+    extra: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What a metric of written answers is given of it."""
+        own = {"text": self.text, "label": self.label, "completion": self.completion, "group": self.group}
+        return {**own, "messages": list(self.messages), "tools": self.tools and list(self.tools), **self.extra}
 
     @property
     def content(self) -> str:
