@@ -121,14 +121,24 @@ def passed(answers: Sequence[str], tests: Sequence[str]) -> list[float]:
 
 
 def isolation_note() -> str:
-    """What this system does not allow in keeping code apart, a sentence; empty where it allows all."""
-    _, namespaces = _isolation()
-    if namespaces:
-        return ""
-    return (
-        "eval.run_code: this system lets no process leave its network and the processes of its user (user namespaces),"
-        " so code that a model writes has both; limits of time and memory hold."
-    )
+    """What this system does not allow in keeping code apart, in sentences; empty where it allows all."""
+    nobody, namespaces = _isolation()
+    notes = []
+    if not namespaces:
+        notes.append(
+            "eval.run_code: this system lets no process leave its network and the processes of its user (user"
+            " namespaces), so code that a model writes has both; limits of time and memory hold."
+        )
+    if not nobody and _is_root():
+        notes.append(
+            "eval.run_code: code that a model writes runs as root, since nobody else may read this Python: it may read"
+            " root's files, and the number of its processes has no limit. Run the sweep as another user."
+        )
+    return " ".join(notes)
+
+
+def _is_root() -> bool:
+    return hasattr(os, "geteuid") and os.geteuid() == 0
 
 
 def _passes(program: str, tests: str) -> bool:
@@ -138,9 +148,8 @@ def _passes(program: str, tests: str) -> bool:
 @cache
 def _isolation() -> tuple[bool, bool]:
     """Whether code runs as nobody, and in namespaces of its own: the most that works here."""
-    root = hasattr(os, "geteuid") and os.geteuid() == 0
     for namespaces in (True, False) if sys.platform == "linux" else (False,):
-        for nobody in (True, False) if root else (False,):
+        for nobody in (True, False) if _is_root() else (False,):
             if _run("import json, random", "assert json.loads('1') == 1", nobody, namespaces):
                 return nobody, namespaces
     return False, False

@@ -19,7 +19,7 @@ _ANSWER_IS = re.compile(r"(?:answer|option|choice)\s*(?:is|:|=)\s*:?\s*", re.IGN
 _DIGITS = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?![\d])|\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)?"
 _DECIMAL = rf"(?:(?=\.?\d){_DIGITS}(?:\.\d+)?(?:[eE][+-]?\d+)?)"
 _NUMBER = re.compile(
-    rf"(?<![A-Za-z_\d.])(?P<sign>(?<![\w)\]])[+-]|(?<![\w)\]]\s)[+-]\s)?(?P<currency>[$€£¥]\s?)?"
+    rf"(?<![A-Za-z_\d.])(?P<sign>(?<![)\]])[+-]|(?<![\w)\]]\s)[+-]\s)?(?P<currency>[$€£¥]\s?)?"
     rf"(?:(?P<whole>\d+)\s(?P<of>\d+)/(?P<in>\d+)(?![\d/])|(?P<above>{_DECIMAL})(?:\s?/\s?(?P<below>\d+)(?![\d/]))?)"
     r"(?P<percent>\s?(?:%|\\%|percent\b))?"
 )

@@ -73,7 +73,7 @@ def test_in_namespaces_code_has_no_network_and_sees_no_environment_of_ours() -> 
     if not code_tests._isolation()[1]:
         assert "user namespaces" in isolation_note()
         pytest.skip("this system allows no namespaces")
-    assert isolation_note() == ""
+    assert "user namespaces" not in isolation_note()
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         socket.create_connection(("127.0.0.1", port), 1).close()
@@ -87,7 +87,15 @@ def test_in_namespaces_code_has_no_network_and_sees_no_environment_of_ours() -> 
 def test_where_namespaces_are_not_allowed_code_runs_and_a_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code_tests, "_isolation", lambda: (False, False))
     assert passed(["x = 1", "x = 2"], ["assert x == 1"] * 2) == [1.0, 0.0]
+    monkeypatch.setattr(code_tests, "_is_root", lambda: False)
     assert isolation_note().startswith("eval.run_code: this system lets no process leave its network")
+    assert "root" not in isolation_note()
+    monkeypatch.setattr(code_tests, "_isolation", lambda: (False, True))
+    assert isolation_note() == ""
+    monkeypatch.setattr(code_tests, "_is_root", lambda: True)
+    assert isolation_note().startswith("eval.run_code: code that a model writes runs as root")
+    monkeypatch.setattr(code_tests, "_isolation", lambda: (True, True))
+    assert isolation_note() == ""
 
 
 def test_where_code_and_its_tests_stand() -> None:

@@ -15,7 +15,7 @@ from trainer.answers.extraction import choice, found_by, number, option_text, sa
         ("B", "B"), ("(B)", "B"), ("The answer is B.", "B"), ("B) Paris", "B"), ("**C**", "C"), ("B. Paris", "B"),
         ("Answer: D", "D"), ("the correct option is (a)", None), ("A dog barks", None), ("I think it is C", "C"),
         ("A", "A"), ("It could be A or B. The answer is: B", "B"), ("A or B", None), ("A and B", None),
-        ("B Paris", "B"), ("", None), ("K", None),
+        ("B Paris", "B"), ("The answer is A. No, the answer is C.", "C"), ("", None), ("K", None),
         ("I'm sure: B", "B"), ("The answer is B, not C", "B"), ("答案是B。", None), ("答案是 B。", "B"), ("🎉 B", "B"),
         ("B\n\nbecause A is wrong", "B"), ("Answer: **E) Rome**", "E"), ("Not A, but the answer is **(J)**", "J"),
     ],
@@ -59,6 +59,7 @@ def test_what_stands_behind_a_letter() -> None:
         ("+7", "7"),
         ("9" * 400, None), ("1e999999", None), (r"\boxed{none}, or 5", None), ("#### none", None), ("3 - 4", "4"),
         ("it is -$5", "-5"), ("y = - 3", "-3"),
+        ("f(2)-3", "3"), ("答案-3", "-3"), ("1 1/" + "9" * 5000, None),
     ],
 )  # fmt: skip
 def test_the_number_that_an_answer_gives(text: str, value: str | None) -> None:
