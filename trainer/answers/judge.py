@@ -33,8 +33,8 @@ _PLACEHOLDERS = ("{prompt}", "{first}", "{second}")
 def verdict(reply: str) -> str | None:
     """``first``, ``second`` or ``tie``; None for a reply that names none of them, or several.
 
-    Understood are one word (``1``, ``Answer 2.``, ``A``, ``tie``), brackets (``[[B]]``: the last ones count), a last line
-    like ``Verdict: 1``, and sentences that name one of them alone. What stands in ``<think>`` is left out.
+    Understood are one word (``1``, ``Answer 2.``, ``A``, ``tie``), brackets (``[[B]]``: the last ones count), a last
+    line like ``Verdict: 1``, and sentences that name one of them alone. What stands in ``<think>`` is left out.
     """
     text = re.sub(r"<think>.*?(</think>|$)", " ", reply, flags=re.DOTALL).strip().lower()
     marked = re.findall(r"\[\[\s*(\w+)\s*\]\]", text)
@@ -114,8 +114,8 @@ class Judge:
             against: a text for each: its reference, or what the untuned model wrote.
 
         Returns:
-            Columns of the item table (``judge``; ``judge_consistent`` and ``judge_parsed``, 1 or 0); and metric → why it
-            has no value, a sentence. An item with a reply that is no verdict counts as a tie, if they are few.
+            Columns of the item table (``judge``; ``judge_consistent`` and ``judge_parsed``, 1 or 0); and metric → why
+            it has no value, a sentence. An item with a reply that is no verdict counts as a tie, if they are few.
         """
         pairs = [(answer.prompt, answer.text, other) for answer, other in zip(answers, against, strict=True)]
         verdicts, fault, nonsense = self._verdicts(pairs)

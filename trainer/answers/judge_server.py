@@ -54,8 +54,8 @@ class JudgeServer:
         name = settings.key_variable
         if name and name not in os.environ:
             raise ConfigError(
-                f"eval.judge.key_variable={name}: this environment variable is not set on this machine. Set it where the"
-                " command is run, and on each machine of a cluster."
+                f"eval.judge.key_variable={name}: this environment variable is not set on this machine. Set it where"
+                " the command is run, and on each machine of a cluster."
             )
         self._key = os.environ[name] if name else ""
         near = address.hostname in ("localhost", "127.0.0.1", "::1")

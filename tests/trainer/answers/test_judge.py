@@ -29,7 +29,7 @@ class Server:
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # noqa: N802
+            def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.asked.append(body)
                 outer.headers.append(self.headers["Authorization"])
@@ -187,5 +187,5 @@ def test_without_a_calibration_set_a_judge_is_not_calibrated(serve: Any) -> None
 
 
 def test_a_prompt_without_its_placeholders_is_refused() -> None:
-    with pytest.raises(ConfigError, match="eval.judge.prompt: lacks {second}"):
+    with pytest.raises(ConfigError, match=r"eval.judge.prompt: lacks \{second\}"):
         Judge(JudgeConfig(server="http://x", prompt="{prompt} {first}"), lambda prompts: [])
