@@ -11,6 +11,7 @@ from typing import Any
 
 from analysis import item_sums as sums
 from analysis.bias_sets import bias_metrics
+from analysis.item_sums import Estimator
 from analysis.metric_types import DECODERS, LABELLED, Metric
 
 _SHARE = (0.0, 1.0)
@@ -18,6 +19,61 @@ _UP = (0.0, math.inf)
 _COMPLETIONS = ("completion", "chat")
 _WITH_COMPLETION = ("label", *_COMPLETIONS)
 _BITS = math.log(2)  # nats
+
+
+def _written(
+    head: str,
+    figure: str,
+    better: str | None = "high",
+    decimals: int = 3,
+    tasks: tuple[str, ...] = _COMPLETIONS,
+    shown: bool = False,
+    bounds: tuple[float, float] = _SHARE,
+    estimator: Estimator | None = None,
+    scale: tuple[float, float] | None = None,
+) -> Metric:
+    """A figure of written answers: the mean of its column in their item table, unless an estimator is given."""
+    made = estimator or sums.mean_of(figure, sums.GENERATED, bounds)
+    switch = "eval.generate"
+    return Metric(head, better, decimals, bounds, tasks, estimator=made, switch=switch, scale=scale, shown=shown)
+
+
+_PERCENT = (0.0, 100.0)
+_WRITTEN = {
+    # of rows with labels, in free answers: an invalid one is wrong
+    "generate.accuracy": _written(
+        "written", "", tasks=("label",), shown=True, estimator=sums.accuracy("prediction", sums.GENERATED)
+    ),
+    "generate.invalid": _written(
+        "invalid", "", "low", tasks=("label",), shown=True, estimator=sums.invalid_share("prediction", sums.GENERATED)
+    ),
+    "generate.constrained_accuracy": _written(
+        "of labels", "", tasks=("label",), shown=True, estimator=sums.accuracy("constrained", sums.GENERATED)
+    ),
+    "generate.label_in_text": _written("in text", "label_in_text", tasks=("label",)),
+    "generate.no_label": _written("no label", "no_label", "low", tasks=("label",)),
+    # of rows with a reference text
+    "generate.exact_match": _written("exact", "exact_match", shown=True),
+    "generate.token_f1": _written("token F1", "token_f1", shown=True),
+    "generate.choice": _written("choice", "choice"),
+    "generate.number": _written("number", "number"),
+    "generate.regex": _written("regex", "regex", shown=True),
+    "generate.json_valid": _written("JSON", "json_valid"),
+    "generate.json_schema": _written("schema", "json_schema", shown=True),
+    "generate.json_f1": _written("JSON F1", "json_f1"),
+    "generate.rouge_1": _written("ROUGE-1", "rouge_1"),
+    "generate.rouge_2": _written("ROUGE-2", "rouge_2"),
+    "generate.rouge_l": _written("ROUGE-L", "rouge_l", shown=True),
+    # in percent, as sacrebleu and what is published has them
+    "generate.bleu": _written("BLEU", "bleu", decimals=1, bounds=_PERCENT, estimator=sums.bleu("bleu", sums.GENERATED)),
+    "generate.chrf": _written("chrF", "chrf", decimals=1, bounds=_PERCENT, estimator=sums.chrf("chrf", sums.GENERATED)),
+    "generate.code": _written("code", "code", shown=True),
+    # neither better nor worse by themselves: an objective must say what to be near to, or which way
+    "generate.length": _written("length", "n_tokens", None, 1, bounds=_UP, scale=(0.0, 256.0)),
+    "generate.refusal": _written("refusals", "refusal", None),
+    "generate.repetition": _written("repeats", "repetition", "low"),
+    "generate.finished": _written("finished", "finished"),
+}
 
 _BUILT_IN = {
     "accuracy": Metric("acc", "high", range=_SHARE, tasks=LABELLED, estimator=sums.accuracy()),
@@ -42,20 +98,7 @@ _BUILT_IN = {
         estimator=sums.ratio_of("completion_nll", "completion_tokens"),
         scale=(0.0, 8.0),
     ),
-    # of free answers; an invalid one is wrong
-    "generate.accuracy": Metric("written", "high", range=_SHARE, estimator=sums.accuracy("prediction", sums.GENERATED)),
-    "generate.invalid": Metric(
-        "invalid", "low", range=_SHARE, estimator=sums.invalid_share("prediction", sums.GENERATED)
-    ),
-    "generate.constrained_accuracy": Metric(
-        "of labels", "high", range=_SHARE, estimator=sums.accuracy("constrained", sums.GENERATED)
-    ),
-    "generate.exact_match": Metric(
-        "exact", "high", range=_SHARE, estimator=sums.same_text_share("generated", "label", sums.GENERATED)
-    ),
-    "generate.rouge_l": Metric(
-        "ROUGE-L", "high", range=_SHARE, estimator=sums.mean_of("rouge_l", sums.GENERATED, _SHARE)
-    ),
+    **_WRITTEN,
     "perplexity": Metric(
         "ppl",
         "low",

@@ -8,6 +8,7 @@ to the same.
 """
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -463,8 +464,11 @@ class Pack:
         return repr((trial.data, trial.task, trial.eval, trial.bias))
 
     @contextlib.contextmanager
-    def _route(self, places: Sequence[int], rows: int) -> Iterator[None]:
-        segments = tuple(Segment(place, i * rows, (i + 1) * rows) for i, place in enumerate(places))
+    def _route(self, places: Sequence[int], rows: Sequence[int]) -> Iterator[None]:
+        """A context for a forward pass in scoring, with so many rows of the slot at each place; of some maybe none."""
+        ends = itertools.accumulate(rows)
+        parts = zip(places, rows, ends, strict=True)
+        segments = tuple(Segment(place, end - n, end) for place, n, end in parts if n)
         with self._routed(Routing(segments, len(self.slots), None, self.kernel, self.base.device)):
             yield
 

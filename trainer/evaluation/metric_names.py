@@ -8,6 +8,8 @@ from analysis.metrics import METRICS
 from trainer.config import BiasConfig, DataConfig, EvalConfig, TaskConfig
 from trainer.data import schemas
 
+# metric → the key of eval without which there is none
+_NEEDS = {"generate.regex": "regex", "generate.json_schema": "json_schema", "generate.code": "code_tests"}
 QUALITY = tuple(name for name, metric in METRICS.items() if metric.tasks == LABELLED and not metric.switch)
 
 
@@ -39,8 +41,11 @@ def metric_names(task: TaskConfig, bias: BiasConfig, data: DataConfig, answers: 
     def ours(name: str) -> bool:
         return name.split(".")[1] in answers.metrics
 
+    def given(name: str) -> bool:
+        return name not in _NEEDS or bool(getattr(answers, _NEEDS[name]))
+
     return tuple(
         name
         for name, metric in METRICS.items()
-        if kind in metric.tasks and on(metric.switch) and (not metric.own or ours(name))
+        if kind in metric.tasks and on(metric.switch) and (not metric.own or ours(name)) and given(name)
     )
