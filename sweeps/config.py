@@ -306,6 +306,10 @@ def check_sweep(config: SweepConfig) -> None:
     _check_sources(config)
     _check_bias(config)
     _check_baselines(config)
+    if config.eval.answers:
+        from trainer.answers.text_metrics import check  # sacrebleu and jsonschema: a moment's import
+
+        check(config.eval)
     slots = config.resources.slots
     if isinstance(slots, str) and slots != "auto":
         raise ConfigError(f"resources.slots={slots!r}: expected auto or a whole number of at least 1.")

@@ -17,7 +17,7 @@ from analysis.folder import ENDED, State, SweepFolder
 from analysis.leaderboard import leaderboard
 from analysis.leaderboard.seeds import runs
 from sweeps.checks.length import Measured, asked_about, choose, is_open, is_timed
-from sweeps.checks.preflight import preflight, skipped_note
+from sweeps.checks.preflight import answers_note, preflight, skipped_note
 from sweeps.compose.compose import Composed, transfer_target
 from sweeps.config import SweepConfig
 from sweeps.display.progress import Progress
@@ -40,6 +40,7 @@ from sweeps.store.control import driver
 from sweeps.store.folder_lock import locked, new_folder, open_to_drive, sweep_folder
 from sweeps.store.manifest import make_manifest, read_manifest, write_manifest
 from sweeps.tracking.base import check_trackers
+from trainer.evaluation.metric_names import told
 
 if TYPE_CHECKING:
     from sweeps.driver.tune_run import TuneRun
@@ -156,8 +157,10 @@ def _drive(
             progress.note(skipped_note(data.skipped))
         if data.lost:
             progress.note(data.lost)
+        if data.max_new_tokens:
+            progress.note(answers_note(composed.config.eval, data.max_new_tokens))
         check_available(composed.resolved()["objective"], data.absent)
-        for why in dict.fromkeys(data.absent.values()):
+        for why in told(data.absent, composed.config.eval):
             progress.note(f"not measured: {why}")
         for note in data.bias_notes:
             progress.note(note)

@@ -18,6 +18,7 @@ from sweeps.process import gc_pause
 from sweeps.store.folder_lock import locked, new_folder, sweep_folder
 from sweeps.store.manifest import make_manifest, write_manifest
 from trainer.engine import Ended, Refused
+from trainer.evaluation.metric_names import told
 from trainer.preload import import_libraries
 
 
@@ -77,7 +78,7 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     engine = make_engine(composed.config.engine, device_cache, composed.objective.score, 1)
     absent = absent_metrics(trial, device_cache.validation(trial))
     check_available(composed.resolved()["objective"], absent)
-    for why in dict.fromkeys(absent.values()):
+    for why in told(absent, trial.eval):
         say(f"not measured: {why}")
     for note in bias_notes(trial, device_cache.validation(trial)):
         say(note)

@@ -10,6 +10,7 @@ from sweeps.config import SweepConfig
 from sweeps.space.dimensions import Choices, Space
 from trainer.answers.own_metrics import trial_answers, try_out, verify
 from trainer.assets.packages import fetch
+from trainer.config import EvalConfig
 from trainer.data.audit import refuse_overlap
 from trainer.data.dataset import Dataset, Row, load_dataset
 from trainer.data.likeness import lookalikes
@@ -81,6 +82,15 @@ def check_rung(items: int, dataset: Dataset) -> None:
             f"eval.rung_items={items} cannot hold a row of each of the {labels} labels. Set"
             f" eval.rung_items={2 * labels} or more, or merge labels."
         )
+
+
+def answers_note(settings: EvalConfig, max_new_tokens: int) -> str:
+    """A sentence on how many answers are written, and how long they may be."""
+    rungs = f"{settings.generate_items} rows at a rung, " if settings.answers == "rung" else ""
+    return (
+        f"Answers are written to {rungs}{settings.generate_final_items} of a completed trial (as far as there are so"
+        f" many), of {max_new_tokens} tokens at most."
+    )
 
 
 def skipped_note(skipped: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ def complete_metrics(raw: dict[str, Any], origins: Origins, stored: bool) -> Non
         ConfigError: for a metric that cannot be used.
     """
     metrics, column = get(raw, "eval.metrics"), get(raw, "eval.code_tests")
-    extra = get(raw, "data.extra_columns")
+    extra = get(raw, "data.extra_columns") or []
     if column and isinstance(extra, list) and column not in extra:
         put(raw, "data.extra_columns", [*extra, column])
     if not metrics or not isinstance(metrics, dict):

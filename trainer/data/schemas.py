@@ -38,8 +38,8 @@ class Row:
         messages: schema chat: the conversation, each message with ``role``, ``content`` and what else it has.
         place: file and line, for messages.
         tools: schema chat: schemas of the functions that may be called; None where the row has no list of them.
-        extra: the columns of ``data.extra_columns``, as values of JSON. They are no content: ids do not depend
-            on them.
+        extra: the columns of ``data.extra_columns``, as values of JSON. They are no content: the id is
+            the same with and without them.
     """
 
     item_id: str

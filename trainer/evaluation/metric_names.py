@@ -3,6 +3,8 @@
 Without torch, so that a config is checked in no time.
 """
 
+from collections.abc import Mapping
+
 from analysis.metric_types import LABELLED
 from analysis.metrics import METRICS
 from trainer.config import BiasConfig, DataConfig, EvalConfig, TaskConfig
@@ -20,6 +22,20 @@ def task_kind(task: TaskConfig, schema: str | None) -> str:
         schema: of the rows; None counts as rows with labels.
     """
     return "classification" if task.name == "classification" else schema or schemas.LABELLED
+
+
+def told(absent: Mapping[str, str], answers: EvalConfig) -> list[str]:
+    """Of the reasons why metrics are absent those that are news: what was asked for, or is measured elsewhere always.
+
+    Args:
+        absent: metric → why.
+        answers: config of what the model writes. Most figures of answers fit some rows only, and are left out silently.
+    """
+
+    def asked(name: str) -> bool:
+        return not name.startswith("generate.") or (name in _NEEDS and bool(getattr(answers, _NEEDS[name])))
+
+    return list(dict.fromkeys(why for name, why in absent.items() if asked(name)))
 
 
 def metric_names(task: TaskConfig, bias: BiasConfig, data: DataConfig, answers: EvalConfig) -> tuple[str, ...]:
