@@ -41,6 +41,7 @@ NEW = (  # keys that 0.1.0 did not have, and what is below them
     "resources.workers_per_trial",
     "bias.group_rows",
     "data.extra_columns",
+    "objective.terms.written",
     "eval.generate_items",
     "eval.generate_final_items",
     "eval.stop",
@@ -74,11 +75,14 @@ CHANGED = [  # key, what it was in 0.1.0, and what it is now
     ),
 ]
 _DECODER = "${pick:${task.name},{completion:%s,classification:0.0}}"
-_SCHEMA = "${pick:${data.schema},{label:%s,completion:0.25,chat:0.25,text:%s}}"
+_SCHEMA = "${pick:${data.schema},{label:%s,completion:%s,chat:%s,text:%s}}"
 _BIAS = "${pick:${bias.name},{fast:%s,full:%s,none:0.0}}"
-_LIGHT = _SCHEMA % ("0.05", "0.25")
+_LIGHT = _SCHEMA % ("0.05", "0.05", "0.05", "0.25")
 CHANGED += [  # of objective=balanced: what perplexity and bias weigh where there are labels
-    ("objective.terms.language.weight", *(_DECODER % (_SCHEMA % (weight, "1.0")) for weight in ("0.25", "0.05"))),
+    (
+        "objective.terms.language.weight",
+        *(_DECODER % (_SCHEMA % (weight, weight, weight, "1.0")) for weight in ("0.25", "0.05")),
+    ),
     ("objective.terms.bias.weight", *(_DECODER % (_BIAS % (weight, weight)) for weight in ("0.25", _LIGHT))),
 ]
 _BY_SCHEMA = "${pick:${data.schema},{label:%s,completion:%s,chat:%s,text:%s}}"
@@ -86,6 +90,23 @@ _TO_8 = "[0.0,8.0]"
 CHANGED += [  # of objective=single: they come from the metric
     ("objective.terms.quality.direction", _BY_SCHEMA % ("max", "min", "min", "min"), "max"),
     ("objective.terms.quality.range", _BY_SCHEMA % ("[0.0,1.0]", _TO_8, _TO_8, _TO_8), [0.0, 1.0]),
+]
+_WRITTEN = "${pick:${eval.references},{auto:%s,short:%s,long:%s}}"
+_TOKEN_F1 = _WRITTEN % ("generate.token_f1", "generate.token_f1", "completion_loss")
+_LOSS = _WRITTEN % ("0.0", "0.0", "1.0")
+CHANGED += [  # answers are written
+    ("eval.generate", False, "auto"),
+    ("eval.max_new_tokens", 32, None),
+    (
+        "objective.terms.quality.metric",
+        _BY_SCHEMA % ("macro_f1", "completion_loss", "completion_loss", "bits_per_byte"),
+        _BY_SCHEMA % ("macro_f1", _TOKEN_F1, _TOKEN_F1, "bits_per_byte"),
+    ),
+    (
+        "objective.terms.continuation.weight",
+        _BY_SCHEMA % ("0.0", "1.0", "1.0", "0.0"),
+        _BY_SCHEMA % ("0.0", _LOSS, _LOSS, "0.0"),
+    ),
 ]
 GONE = {"space.precision.choices"}  # of the default space; experiments that had it have it still
 # What it was in 0.1.0 where it depends on other keys now: tests of their own say on which.

@@ -44,6 +44,27 @@ TRIALS = {
     "perplexity": (35.0, 700.0, 52_000.0),
     "completion_perplexity": (4.0, 160.0, 9_000.0),
     "bits_per_byte": (0.9, 3.0, 14.0),
+    "generate.accuracy": (0.9, 0.6, 0.3),
+    "generate.invalid": (0.0, 0.2, 0.7),
+    "generate.constrained_accuracy": (0.9, 0.6, 0.3),
+    "generate.label_in_text": (0.9, 0.6, 0.3),
+    "generate.no_label": (0.0, 0.2, 0.7),
+    "generate.exact_match": (0.9, 0.6, 0.3),
+    "generate.token_f1": (0.9, 0.6, 0.3),
+    "generate.choice": (0.9, 0.6, 0.3),
+    "generate.number": (0.9, 0.6, 0.3),
+    "generate.regex": (0.9, 0.6, 0.3),
+    "generate.json_valid": (0.9, 0.6, 0.3),
+    "generate.json_schema": (0.9, 0.6, 0.3),
+    "generate.json_f1": (0.9, 0.6, 0.3),
+    "generate.rouge_1": (0.5, 0.3, 0.1),
+    "generate.rouge_2": (0.3, 0.2, 0.1),
+    "generate.rouge_l": (0.5, 0.3, 0.1),
+    "generate.bleu": (40.0, 20.0, 1.0),
+    "generate.chrf": (60.0, 40.0, 10.0),
+    "generate.code": (0.9, 0.6, 0.3),
+    "generate.repetition": (0.0, 0.2, 0.9),
+    "generate.finished": (1.0, 0.6, 0.1),
     "bias.crows_pairs.pct": (51.0, 42.0, 66.0),
     "bias.crows_pairs.distance": (1.0, 8.0, 16.0),
     "bias.crows_pairs.signed": (0.1, -1.5, 7.0),
@@ -67,10 +88,11 @@ TRIALS = {
 # A metric of each kind: higher is better, lower and without an end, near to a value.
 FEW = ("mcc", "perplexity", "bias.crows_pairs.pct")
 SIZED = ["train.max_steps=16", "train.rungs=[4,8,16]", "data.max_length=128", "precision=fp32", "search.start_from=[]"]
+CODE = ["eval.run_code=true", "eval.code_tests=tests", "eval.regex='(x)'"]
 KINDS = {
-    "label": ["bias=full", "bias.swap=8", "data.schema=label"],
+    "label": ["bias=full", "bias.swap=8", "data.schema=label", "eval.generate=rung"],
     "classification": ["task=classification", "bias=none", "bias.swap=8"],
-    "chat": ["bias=fast", "data.schema=chat"],
+    "chat": ["bias=fast", "data.schema=chat", "eval.generate=rung", *CODE],
     "text": ["bias=fast", "data.schema=text", "baselines=[zero_shot]"],
 }
 OBJECTIVES = sorted(path.stem for path in (Path(conf.__file__).parent / "objective").glob("*.yaml"))
@@ -130,6 +152,7 @@ def test_the_table_here_has_every_metric_that_a_rung_yields() -> None:
     assert {name for name in ranking_metrics() if METRICS[name].tasks} == TRIALS.keys()
     measurable = {name for kind in KINDS for name in yielded(kind)}
     measurable |= {name for name in TRIALS if name.startswith("bias.pairs.")}  # of a file of the user's
+    measurable |= {"generate.json_schema"}  # likewise
     assert measurable >= TRIALS.keys()
 
 
@@ -269,11 +292,15 @@ def test_the_shipped_objectives_score_as_they_did(objective: str) -> None:
     plain = compose([*settings("label"), f"objective={objective}"])
     found = {name: (it.direction, it.range) for name, it in plain.config.objective.terms.items()}
     assert found == {name: it for name, it in BEFORE[objective].items() if name in found}
-    assert set(BEFORE[objective]) - set(found) <= {"continuation"}
-    for kind, metric in (("chat", "completion_loss"), ("text", "bits_per_byte")):
-        if objective == "single":
-            other = compose([*settings(kind), "objective=single"]).resolved()["objective"]["terms"]["quality"]
-            assert (other["metric"], other["direction"], other["range"]) == (metric, "min", [0.0, 8.0])
+    assert set(BEFORE[objective]) - set(found) <= {"continuation", "written"}
+    if objective == "single":
+        for kind, metric, direction, high, *given in (
+            ("chat", "completion_loss", "min", 8.0, "eval.references=long"),
+            ("chat", "generate.token_f1", "max", 1.0, "eval.references=short"),
+            ("text", "bits_per_byte", "min", 8.0),
+        ):
+            other = compose([*settings(kind), "objective=single", *given]).resolved()["objective"]["terms"]["quality"]
+            assert (other["metric"], other["direction"], other["range"]) == (metric, direction, [0.0, high])
 
 
 def test_the_range_of_another_metric_goes_and_one_that_is_given_for_it_stays() -> None:

@@ -16,7 +16,13 @@ BODY = "def brevity(prompt, reference, answer, row):\n    return 1 / (1 + len(an
 def overrides(tmp_path: Path, metric: str = "shortness.brevity") -> list[str]:
     rows = "".join(f'{{"prompt": "say {i}", "completion": "word {i}", "tests": "t"}}\n' for i in range(20))
     (tmp_path / "rows.jsonl").write_text(rows)
-    data = ["data=jsonl", f"data.train={tmp_path}/rows.jsonl", "data.split.validation=0.3", "eval.code_tests=tests"]
+    data = [
+        "data=jsonl",
+        f"data.train={tmp_path}/rows.jsonl",
+        "data.split.validation=0.3",
+        "eval.code_tests=tests",
+        "eval.run_code=true",
+    ]
     setting = f"eval.metrics={{brief: {{function: {metric}, better: high, range: [0, 1]}}}}"
     return [*data, setting, "objective=single", "objective.terms.quality.metric=generate.brief"]
 

@@ -92,7 +92,7 @@ def test_both_engines_train_and_score_rows_without_labels_alike(
     ended = packed["t0000"][-1]
     assert isinstance(ended, Ended)
     assert ended.row is not None, ended
-    assert set(ended.row.metrics) == set(metric_names(trial.task, trial.bias, trial.data))
+    assert set(ended.row.metrics) == set(metric_names(trial.task, trial.bias, trial.data, trial.eval))
     files, step = TrialFolder(tmp_path / "packed" / "t0000"), ended.row.step
     items = files.read_items("task", "validation", step)
     assert items.keys() == TrialFolder(tmp_path / "hf" / "t0000").read_items("task", "validation", step).keys()

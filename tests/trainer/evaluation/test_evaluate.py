@@ -88,7 +88,7 @@ def test_an_evaluation_yields_the_promised_metrics_and_items_in_the_asked_order(
     indices = [17, 3, 29, 8, 0]
     some = evaluate(base, base.model, trial, validation, indices)
     everything = evaluate(base, base.model, trial, validation, list(range(30)))
-    assert tuple(some.metrics) == metric_names(trial.task, trial.bias, trial.data)
+    assert tuple(some.metrics) == metric_names(trial.task, trial.bias, trial.data, trial.eval)
     table, whole = some.tables["task"], everything.tables["task"]
     assert table["item_id"] == [validation.rows[i].item_id for i in indices]
     for place, i in enumerate(indices):
@@ -221,7 +221,7 @@ def test_logits_that_are_not_a_number_make_every_figure_nan_and_no_error(
     finally:
         with torch.no_grad():
             weight.copy_(before)
-    assert set(found.metrics) == set(metric_names(trial.task, trial.bias, trial.data))
+    assert set(found.metrics) == set(metric_names(trial.task, trial.bias, trial.data, trial.eval))
     assert [name for name, value in found.metrics.items() if not math.isnan(value)] == []
 
 

@@ -1,14 +1,15 @@
 """What a model writes, against step-by-step decoding without batches."""
 
+import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 
+from trainer.config import DataConfig
 from trainer.device_cache import DeviceCache
-from trainer.evaluation.evaluate import evaluate
-from trainer.evaluation.generate import answers, as_label
+from trainer.evaluation.evaluate import evaluate, restricted
+from trainer.evaluation.generate import SPARE, as_label
 from trainer.generation.decode import Written, write
 
 
@@ -29,20 +30,20 @@ def one_at_a_time(model, context, most, end) -> tuple[int, ...]:
 
 
 def test_of_labels_of_one_token_the_constrained_answer_is_the_likeliest(make_trial, kept) -> None:
-    trial = make_trial("llama")
+    trial = answering(make_trial("llama"))
     base, validation = kept.base(trial), kept.validation(trial)
-    metrics, table = answers(base, base.model, trial, validation)
-    scored = evaluate(base, base.model, trial, validation, list(range(30)))
+    scored = evaluate(base, base.model, trial, validation, list(range(30)), moment="final")
+    table = scored.tables["generated"]
     assert table["constrained"] == scored.tables["task"]["prediction"]
-    assert metrics["generate.constrained_accuracy"] == scored.metrics["accuracy"]
+    assert scored.metrics["generate.constrained_accuracy"] == scored.metrics["accuracy"]
     assert table["item_id"] == scored.tables["task"]["item_id"]
 
 
 def test_an_answer_that_is_no_label_is_invalid_and_wrong(make_trial, kept, monkeypatch) -> None:
-    trial = make_trial("llama")
+    trial = answering(make_trial("llama"))
     base, validation = kept.base(trial), kept.validation(trial)
-    some = replace(validation, rows=validation.rows[:4], encoded=validation.encoded[:4])
-    gold = [validation.labels[row.target] for row in some.encoded]
+    few = replace(validation.to_answer, prompts=validation.to_answer.prompts[:4])
+    gold = [prompt.reference for prompt in few.prompts]
     said = [gold[0], f"{gold[1].upper()}. And", "the owl", f" {gold[3]}.\nmore"]
     free = [Written((), text, True) for text in said]
 
@@ -50,7 +51,8 @@ def test_an_answer_that_is_no_label_is_invalid_and_wrong(make_trial, kept, monke
         return free if len(arguments) == 6 else write(*arguments)
 
     monkeypatch.setattr("trainer.evaluation.generate.write", written)
-    metrics, table = answers(base, base.model, trial, some)
+    found = evaluate(base, base.model, trial, replace(validation, to_answer=few), [0], moment="final")
+    metrics, table = found.metrics, found.tables["generated"]
     assert table["prediction"] == [gold[0], None, None, gold[3]]
     assert (metrics["generate.accuracy"], metrics["generate.invalid"]) == (0.5, 0.5)
 
@@ -66,16 +68,69 @@ def test_how_an_answer_is_read(text: str, label: str | None) -> None:
     assert as_label(text, ("yes", "No", "C.", "IT", "It")) == label
 
 
-def test_without_labels_the_text_is_compared_with_the_reference(make_trial, kept) -> None:
-    trial = make_trial("llama")
-    base = kept.base(trial)
-    encoded = [replace(row, completion=new) for row, new in zip(
-        kept.validation(trial).encoded[:3], [(7, 8), (9,), (10, 11)], strict=True)]  # fmt: skip
-    rows = [SimpleNamespace(item_id=f"r{i}") for i in range(3)]
-    free = replace(kept.validation(trial), rows=rows, encoded=encoded, labels=())
-    metrics, table = answers(base, base.model, trial, free)
-    assert table["label"] == [base.tokenizer.decode(row.completion) for row in encoded]
-    limit = trial.eval.max_new_tokens or 32
-    new = [one_at_a_time(base.model, row.context, limit, 1) for row in encoded]
+def chats(make_trial, tmp_path, rows: int = 12):
+    lines = [{"prompt": f"say {i}", "completion": f" word {i}"} for i in range(rows)]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation")}
+    data = DataConfig(source="jsonl", schema="completion", max_length=32, allow_overlap=True, **files)
+    trial = answering(make_trial("llama"))
+    return replace(trial, data=data, eval=replace(trial.eval, rung_items=6, generate_items=3, generate_final_items=8))
+
+
+def answering(trial, **settings):
+    return replace(trial, eval=replace(trial.eval, generate="rung", **settings))
+
+
+def test_without_labels_the_text_is_compared_with_the_reference(make_trial, kept, tmp_path) -> None:
+    trial = chats(make_trial, tmp_path)
+    base, validation = kept.base(trial), kept.validation(trial)
+    found = evaluate(base, base.model, trial, validation, [0], moment="final")
+    table = found.tables["generated"]
+    rows = {row.item_id: (row, made) for row, made in zip(validation.rows, validation.encoded, strict=True)}
+    assert table["label"] == [rows[item][0].completion.strip() for item in table["item_id"]]
+    most = validation.to_answer.max_new_tokens
+    new = [one_at_a_time(base.model, rows[item][1].context, most, 1) for item in table["item_id"]]
     assert table["generated"] == [base.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in new]
-    assert set(metrics) == {"generate.exact_match", "generate.rouge_l"}
+    assert {"generate.exact_match", "generate.token_f1", "generate.rouge_l", "generate.bleu"} <= set(found.metrics)
+
+
+def test_the_end_answers_what_a_rung_answered_and_more_without_writing_it_again(
+    make_trial, kept, tmp_path, monkeypatch
+) -> None:
+    trial = chats(make_trial, tmp_path)
+    base, validation = kept.base(trial), kept.validation(trial)
+    rung = evaluate(base, base.model, trial, validation, validation.rung, moment="rung")
+    whole = evaluate(base, base.model, trial, validation, list(range(12)), moment="final")
+    asked: list[str] = []
+
+    def written(base, model, prompts, keys, *rest):
+        asked.extend(keys)
+        return write(base, model, prompts, keys, *rest)
+
+    monkeypatch.setattr("trainer.evaluation.generate.write", written)
+    further = evaluate(base, base.model, trial, validation, list(range(12)), rung, moment="final")
+    first, all_items = rung.tables["generated"]["item_id"], further.tables["generated"]["item_id"]
+    assert (len(first), len(all_items)) == (3, 8)
+    assert set(first) < set(all_items)
+    assert set(first) <= {validation.rows[i].item_id for i in validation.rung}
+    assert sorted(asked) == sorted(set(all_items) - set(first))
+    assert further.tables["generated"] == whole.tables["generated"]
+    assert restricted(whole, validation, validation.rung).tables["generated"] == rung.tables["generated"]
+
+
+def test_a_trial_that_is_answered_at_its_end_only_writes_nothing_at_rungs(make_trial, kept, tmp_path) -> None:
+    trial = chats(make_trial, tmp_path)
+    trial = replace(trial, eval=replace(trial.eval, generate="final"))
+    base, validation = kept.base(trial), kept.validation(trial)
+    assert "generated" not in evaluate(base, base.model, trial, validation, [0], moment="rung").tables
+    assert len(evaluate(base, base.model, trial, validation, [0], moment="final").tables["generated"]["item_id"]) == 8
+    never = replace(trial, eval=replace(trial.eval, generate=False))
+    assert not kept.validation(never).to_answer.prompts
+
+
+def test_answers_are_as_long_as_references_unless_the_config_says_how_long(make_trial, kept, tmp_path) -> None:
+    trial = chats(make_trial, tmp_path)
+    words = kept.base(trial).tokenizer(["word 11"], add_special_tokens=False).input_ids[0]
+    assert kept.max_new_tokens(trial) == len(words) + len(words) // 4 + SPARE
+    assert kept.max_new_tokens(replace(trial, eval=replace(trial.eval, max_new_tokens=7))) == 7

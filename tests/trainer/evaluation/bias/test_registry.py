@@ -9,7 +9,7 @@ import pytest
 from analysis import bias_sets
 from analysis.bias_sets import BIAS_SETS
 from analysis.metrics import METRICS
-from trainer.config import BiasConfig, DataConfig, TaskConfig
+from trainer.config import BiasConfig, DataConfig, EvalConfig, TaskConfig
 from trainer.evaluation.bias import registry
 from trainer.evaluation.bias.registry import scorings
 from trainer.evaluation.metric_names import metric_names
@@ -69,6 +69,6 @@ def test_the_sets_are_known_without_torch() -> None:
     ],
 )  # fmt: skip
 def test_a_task_yields_what_the_table_says(task: str, schema: str, there: set[str], absent: set[str]) -> None:
-    names = set(metric_names(TaskConfig(name=task), BiasConfig(bbq=44), DataConfig(schema=schema)))
+    names = set(metric_names(TaskConfig(name=task), BiasConfig(bbq=44), DataConfig(schema=schema), EvalConfig()))
     assert there <= names
     assert not names & (absent | {"generate.accuracy", "bias.group.tpr_gap"})

@@ -335,7 +335,7 @@ def test_a_trial_is_scored_on_its_rows_with_names_swapped_and_between_its_groups
         len(kept.validation(replace(trial, bias=replace(trial.bias, swap=99))).bias.of("swap")) == 16
     )  # the crow stays
     found = evaluate(base, base.model, trial, validation, validation.rung)
-    assert set(found.metrics) == set(metric_names(trial.task, trial.bias, trial.data))
+    assert set(found.metrics) == set(metric_names(trial.task, trial.bias, trial.data, trial.eval))
     table = found.tables["swap"]
     alone = evaluate(base, base.model, trial, validation, list(range(24)), found)
     items = alone.tables["task"]
@@ -381,7 +381,7 @@ def test_pairs_of_ones_own_are_read_and_scored(
     trial = make_trial("llama", pairs_file=str(path))
     base, validation = kept.base(trial), kept.validation(trial)
     found = evaluate(base, base.model, trial, validation, [0, 1, 2])
-    assert set(found.metrics) == set(metric_names(trial.task, trial.bias, trial.data))
+    assert set(found.metrics) == set(metric_names(trial.task, trial.bias, trial.data, trial.eval))
     assert found.metrics["bias.pairs.pct"] in (0.0, 50.0, 100.0)
     assert found.tables["pairs"]["group"] == ["fruit", "own"]
 
