@@ -3,7 +3,7 @@
 # make dev       install, and what the targets below need (each makes it by itself)
 # make check     lint, format, types, import contracts
 # make test      the default tests;  make test-all adds those marked heavy
-# make bench-sweep, bench-pack, bench-overhead, bench-search, bench-elastic, bench-quality, bench-bucket, bench-groups, bench-claims   what BENCHMARKS.md reports (BENCH="--setting short": see each --help)
+# make bench-sweep, bench-pack, bench-overhead, bench-search, bench-elastic, bench-quality, bench-bucket, bench-groups, bench-claims, bench-generate   what BENCHMARKS.md reports (BENCH="--setting short": see each --help)
 # make gpu-day   all that is to be measured on a GPU, without an install;  make gpu-day-bundle what it needs carried along
 PYTHON ?= python3
 # the build of torch: the one that is installed, or else the CPU's
@@ -82,7 +82,7 @@ gpu-day: # half an hour with a GPU, BENCH="--part 1 2 3"; BENCH=--dry: tiny shap
 gpu-day-bundle: # what its parts 4 to 6 need on a machine that has PyTorch, transformers and PEFT alone
 	$(GPU_DAY_PYTHON) tests/benchmarks/gpu_day --bundle $(or $(BUNDLE),.whl/gpu-day-site.tar.xz)
 
-.PHONY: bench-sweep bench-scale bench-elastic bench-pack bench-overhead bench-search bench-quality bench-bucket bench-groups bench-claims
+.PHONY: bench-sweep bench-scale bench-elastic bench-pack bench-overhead bench-search bench-quality bench-bucket bench-groups bench-claims bench-generate
 bench-sweep: dev
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/sweep.py $(BENCH)
 bench-pack: dev
@@ -97,6 +97,8 @@ bench-scale: dev # what a trial costs the driver, up to 2,000 of them: some minu
 	$(BIN)/python tests/benchmarks/scale.py $(BENCH)
 bench-claims: dev # do a ranking's intervals cover, and is the best corrected to the truth
 	$(BIN)/python -m tests.benchmarks.claims $(BENCH)
+bench-generate: dev # answers of four slots together, each alone, and by PEFT: some minutes
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/generation.py $(BENCH)
 bench-bucket: dev # `lorasweep rank s3://…` of 100 trials: a minute
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/bucket.py $(BENCH)
 bench-groups: dev # gaps between groups where the truth is known: twenty minutes

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.errors import ConfigError, did_you_mean
-from analysis.metrics import METRICS, RANKABLE, badness
+from analysis.metrics import METRICS, badness, ranking_metrics
 from analysis.objective import read_mapping, read_number
 
 _KEYS = ("metric", "at_least", "at_most", "baseline", "margin", "enabled")
@@ -258,7 +258,7 @@ def _constraint(name: str, config: Any) -> Constraint | None:
         raise ConfigError(f"{where}.margin={margin:g} without a baseline: move the bound itself instead.")
     if low is not None and high is not None and low > high:
         raise ConfigError(f"{where}: at_least={low:g} is above at_most={high:g}, which no value can keep.")
-    if baseline is not None and metric in METRICS and metric not in RANKABLE:
+    if baseline is not None and metric in METRICS and metric not in ranking_metrics():
         raise ConfigError(
             f"{where}.metric={metric}: neither more nor less of it is worse, so it cannot be compared with a baseline."
         )

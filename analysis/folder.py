@@ -75,6 +75,7 @@ class MetricsRow:
         split: of the items: ``validation``, or, of a final scoring, ``test``.
         memory: peak bytes so far of the process that trained it, or of its GPU, other trials in it included. 0 where
             it is not known.
+        missing: metric that could not be computed → why, a sentence.
     """
 
     trial_id: str
@@ -86,6 +87,7 @@ class MetricsRow:
     metrics: dict[str, float] = field(default_factory=dict)
     split: str = "validation"
     memory: int = 0
+    missing: dict[str, str] = field(default_factory=dict)
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 TASK = "task"  # the item table of the task's own rows
-GENERATED = "generated"  # that of the answers that finalists wrote
+GENERATED = "generated"  # that of the answers that a model wrote
 _SHARE = (0.0, 1.0)
 _UP = (0.0, math.inf)
 _BINS = 15  # of the calibration error, as in trainer/evaluation/quality_metrics.py
@@ -57,6 +57,7 @@ class Estimator:
         per_class: each class counts alike, however few items it has: an interval needs some of each.
         class_means: it is the mean of a mean in each class.
         no_interval: why its interval would not cover, a clause; empty: it has one.
+        counted: which of the ``k`` sums is how many units have a value; None: all have.
     """
 
     dataset: str
@@ -68,6 +69,7 @@ class Estimator:
     per_class: bool = False
     class_means: bool = False
     no_interval: str = ""
+    counted: int | None = None
 
     def value(self, sums: "Array", n: "Array") -> "Array":
         """(…) values of the metric, from (…, k) sums over ``n`` units."""
@@ -155,24 +157,43 @@ def invalid_share(prediction: str, dataset: str) -> Estimator:
     )  # fmt: skip
 
 
-def same_text_share(written: str, reference: str, dataset: str) -> Estimator:
-    """The share of the rows in which two text columns are the same, white space at the ends aside."""
+def mean_of(column: str, dataset: str, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Estimator:
+    """The mean of a numeric column over the items that have a value: NaN is none. NaN where no item has one."""
 
-    def same(items: ItemColumns, labels: Sequence[str]) -> "Array":
+    def read(items: ItemColumns, labels: Sequence[str]) -> "Array":
         import numpy as np
 
-        texts = items.texts(written, reference)
-        place = {text.strip(): i for i, text in enumerate(texts)}
-        code = np.array([place[text.strip()] for text in texts])
-        equal: Array = code[items.codes(written, texts)] == code[items.codes(reference, texts)]
-        return equal[..., None]
+        values = items.numbers(column)
+        there = ~np.isnan(values)
+        return np.stack([np.where(there, values, 0.0), there], axis=-1)
 
-    return Estimator(dataset, same, _mean, _SHARE)
+    return Estimator(dataset, read, lambda sums, n: _ratio(sums), bounds, counted=1)
 
 
-def mean_of(column: str, dataset: str, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Estimator:
-    """The mean of a numeric column."""
-    return Estimator(dataset, _columns(column), _mean, bounds)
+def bleu(column: str, dataset: str) -> Estimator:
+    """BLEU of a set in percent, as ``sacrebleu`` has it, from a column of counts.
+
+    Papineni et al. 2002 ("BLEU: a Method for Automatic Evaluation of Machine Translation", ACL), with runs of up to 4
+    tokens; an order without a match has half a match, the next such a quarter (sacrebleu's smoothing ``exp``).
+
+    Args:
+        column: (10,) tokens of the answer and of the reference, runs of 1 to 4 that both have, runs of the answer.
+        dataset: the item table.
+    """
+    return Estimator(dataset, lambda items, labels: items.vectors(column), _bleu, (0.0, 100.0))
+
+
+def chrf(column: str, dataset: str) -> Estimator:
+    """chrF2 of a set in percent, as ``sacrebleu`` has it, from a column of counts.
+
+    Popović 2015 ("chrF: character n-gram F-score for automatic MT evaluation", WMT), with β = 2: mean precision and
+    recall over the lengths of runs that both have any of.
+
+    Args:
+        column: (3 · lengths,) of each length: runs of the answer, of the reference, of both.
+        dataset: the item table.
+    """
+    return Estimator(dataset, lambda items, labels: items.vectors(column), _chrf, (0.0, 100.0))
 
 
 def preference(dataset: str) -> Estimator:
@@ -394,3 +415,30 @@ def _ratio(sums: "Array") -> "Array":
 
     with np.errstate(invalid="ignore"):  # a resample without such an item: NaN
         return np.asarray(sums[..., 0] / sums[..., 1])
+
+
+def _bleu(sums: "Array", n: "Array") -> "Array":
+    import numpy as np
+
+    ours, reference, both, runs = sums[..., 0], sums[..., 1], sums[..., 2:6], sums[..., 6:10]
+    halvings = np.cumsum((both <= 0) & (runs > 0), axis=-1)
+    matches = np.where(both > 0, both, 0.5**halvings)
+    # an order of which the answers have no run, and all beyond it, make the product 0, as sacrebleu has it
+    precisions = _divided(matches, runs)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(np.where(precisions > 0, precisions, 1.0)).mean(axis=-1)
+        brevity = np.where(ours < reference, np.exp(1.0 - _divided(reference, ours)), 1.0)
+    something = (both > 0).any(axis=-1) & (precisions > 0).all(axis=-1)
+    return np.asarray(100.0 * something * brevity * np.exp(logs))
+
+
+def _chrf(sums: "Array", n: "Array") -> "Array":
+    import numpy as np
+
+    ours, reference, both = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]
+    counts = ((ours > 0) & (reference > 0)).sum(axis=-1)
+    precision, recall = (
+        _divided((_divided(both, given) * (ours > 0) * (reference > 0)).sum(axis=-1), counts)
+        for given in (ours, reference)
+    )
+    return np.asarray(100.0 * _divided(5.0 * precision * recall, 4.0 * precision + recall))

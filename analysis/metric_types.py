@@ -43,6 +43,7 @@ class Metric:
         switch: config path that turns it on, such as ``bias.stereoset``; empty: it is always on.
         scale: ends of the scale of a term of the objective that gives none; None: the range.
         shown: whether the table in a terminal has it where nobody asked for it, by the objective or ``--by``.
+        own: a user's, from a config (``eval.metrics``), rather than of the table.
     """
 
     head: str
@@ -58,6 +59,7 @@ class Metric:
     fair: tuple[str, ...] = ()
     scale: tuple[float, float] | None = None
     shown: bool = True
+    own: bool = False
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,39 @@ _NAMES = {
     "perplexity": "perplexity",
     "completion_perplexity": "perplexity of the labels",
     "bits_per_byte": "bits a byte",
+    "generate.accuracy": "accuracy of the written labels",
+    "generate.invalid": "the share of invalid answers",
+    "generate.constrained_accuracy": "accuracy of the written labels, constrained to them",
+    "generate.label_in_text": "accuracy of the labels named in answers",
+    "generate.no_label": "the share of answers that name no label",
+    "generate.exact_match": "exact match",
+    "generate.token_f1": "token F1",
+    "generate.choice": "right choices",
+    "generate.number": "right numbers",
+    "generate.regex": "matches of the regular expression",
+    "generate.json_valid": "answers with JSON",
+    "generate.json_schema": "answers that keep the JSON schema",
+    "generate.json_f1": "F1 of JSON fields",
+    "generate.rouge_1": "ROUGE-1",
+    "generate.rouge_2": "ROUGE-2",
+    "generate.rouge_l": "ROUGE-L",
+    "generate.bleu": "BLEU",
+    "generate.chrf": "chrF",
+    "generate.code": "code that passes its tests",
+    "generate.length": "length of answers",
+    "generate.refusal": "the share of refusals",
+    "generate.repetition": "repetition",
+    "generate.finished": "answers that end by themselves",
     "bias.crows_pairs.distance": "distance from 50 % on CrowS-Pairs",
     SCORE: "score",
 }
 _PERCENT = ("accuracy", "macro_f1", "micro_f1", "weighted_f1", "balanced_accuracy")  # shown as such in sentences
-_UNITS = {"completion_loss": "nats a token", "log_loss": "nats", "bits_per_byte": "bits a byte"}
+_UNITS = {
+    "completion_loss": "nats a token",
+    "log_loss": "nats",
+    "bits_per_byte": "bits a byte",
+    "generate.length": "tokens",
+}
 _OF_ITSELF = ("completion_loss", "bits_per_byte")  # whose unit says what it is of
 
 

@@ -209,7 +209,15 @@ def term_defaults(metric: str, given: str | None = None) -> dict[str, Any]:
     Args:
         metric: its name; ``max`` and [0, 1] where it has no direction of its own.
         given: the direction that the config gives. A target goes with ``target`` only.
+
+    Raises:
+        ConfigError: where the config gives none for a metric that is neither better high nor low.
     """
+    if given is None and metric in METRICS and METRICS[metric].better is None:
+        raise ConfigError(
+            f"objective: {metric} is neither better high nor low by itself. Give its term a direction: max, min, or"
+            " target with a value to be near to."
+        )
     own, target = direction(metric) or ("max", None)
     return {
         "direction": given or own,

@@ -24,6 +24,7 @@ from analysis.folder import (
     fetch_missing,
     read_lines,
 )
+from analysis.metrics import METRICS, own_metrics
 from analysis.searched_values import ConfigReader
 
 UNKNOWN = "unknown"  # the status of a row whose status file cannot be read
@@ -147,7 +148,16 @@ def sweep_yaml(folder: SweepFolder) -> dict[str, Any]:
         content = fast_yaml.load(folder.sweep_file.read_bytes())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise FolderError(f"{folder.sweep_file}: cannot be read ({_line(error)}).") from None
+    _declare(content)
     return content if isinstance(content, dict) else {}
+
+
+def _declare(content: Any) -> None:
+    """Make a stored sweep's own metrics known: which way they are better, and their ranges."""
+    try:
+        METRICS.declare(own_metrics(content["config"]["eval"]["metrics"]))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return  # an older version's, or edited by hand
 
 
 def read_sweep(folder: SweepFolder) -> Sweep:
@@ -157,6 +167,7 @@ def read_sweep(folder: SweepFolder) -> Sweep:
         objective, space = content["config"]["objective"], content.get("space") or {}
         if not isinstance(objective, Mapping) or not isinstance(space, Mapping):
             raise TypeError("'config.objective' or 'space' is not a mapping")
+        _declare(content)
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise FolderError(
             f"{folder.sweep_file}: cannot be read as a sweep's record ({_line(error)}). Restore it from a copy."

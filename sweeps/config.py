@@ -287,7 +287,14 @@ def ranged(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[st
 
 def measured(config: SweepConfig) -> set[str]:
     """Names of the metrics that every trial of this sweep yields."""
-    return set(metric_names(config.task, config.bias, config.data))
+    return set(metric_names(config.task, config.bias, config.data, config.eval))
+
+
+def wants_answers(config: SweepConfig) -> bool:
+    """Whether a term of the objective, a constraint or a target is a figure of what the model writes."""
+    terms, constraints = config.objective.terms.values(), config.objective.constraints.values()
+    named = [*(it.metric for it in terms), *(it.metric for it in constraints), *config.search.budget.target]
+    return any(str(name).startswith("generate.") for name in named)
 
 
 def check_sweep(config: SweepConfig) -> None:
@@ -324,8 +331,11 @@ def _check_bias(config: SweepConfig) -> None:
 
 def _check_baselines(config: SweepConfig) -> None:
     """Baselines, and generation."""
-    if config.eval.generate and config.task.name == "classification":
-        raise ConfigError("eval.generate=true with task=classification: a classification head writes nothing.")
+    shown = str(config.eval.generate).lower()
+    if config.eval.answers and config.task.name == "classification":
+        raise ConfigError(f"eval.generate={shown} with task=classification: a classification head writes nothing.")
+    if config.eval.answers and config.data.schema == "text":
+        raise ConfigError(f"eval.generate={shown} with data.schema=text: texts have no prompt that is to be answered.")
     for name in config.baselines:
         if name not in BASELINES:
             raise ConfigError(f"baselines: '{name}' is not a baseline. {did_you_mean(name, BASELINES)}")

@@ -57,7 +57,6 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
         from trainer.device_cache import DeviceCache
         from trainer.engines.make import make_engine
         from trainer.evaluation.evaluate import absent_metrics, bias_notes
-        from trainer.final_scoring import generate_answers
         from trainer.models.base_model import available_precisions, best_device, slow_precisions
 
     threads = composed.config.resources.threads
@@ -102,9 +101,6 @@ def _run(folder: SweepFolder, composed: Composed) -> int:
     atomic_write(files.config_file, fast_yaml.dump(asdict(trial)))
     say(f"training {trial.train.max_steps} steps of {trial.train.batch_size} rows, {trial.precision}, on {device}")
     status = _train(engine, trial.trial_id, files, say)
-    if trial.eval.generate and status.state == "completed":
-        say("writing answers")
-        generate_answers(device_cache, trial, files)
     for baseline in planned(composed.template, [trial.precision]):
         say(f"scoring {baseline.name}")
         score_baseline(device_cache, baseline, folder.baseline(baseline.name))

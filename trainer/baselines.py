@@ -28,7 +28,6 @@ from trainer.data.text_tokens import text_tokens
 from trainer.device_cache import DeviceCache
 from trainer.evaluation.bias.score import score_bias
 from trainer.evaluation.evaluate import Evaluation, Validation, evaluate, metrics_of, restricted
-from trainer.evaluation.generate import with_answers
 from trainer.few_shot import few_shot_rows, mean_states, nearest, with_examples
 from trainer.linear_classifier import LinearFit, of_states, of_words
 from trainer.models.lora import add_adapter, remove_adapter
@@ -64,7 +63,10 @@ def score_baseline(
     if rows.rung:  # constraints compare trials at their rungs with it
         rung = restricted(evaluation, rows, rows.rung)
         folder.append_metrics(MetricsRow(folder.trial_id, 0, 0, seconds, False, rung.n_items, rung.metrics))
-    row = MetricsRow(folder.trial_id, 0, 0, seconds, True, evaluation.n_items, evaluation.metrics, split)
+    missing = evaluation.missing
+    row = MetricsRow(
+        folder.trial_id, 0, 0, seconds, True, evaluation.n_items, evaluation.metrics, split, missing=missing
+    )
     folder.append_metrics(row)
     folder.write_status(Status(State.COMPLETED, note))
     return row
@@ -99,8 +101,7 @@ def _untuned(
     base = device_cache.base(trial)
     everything = list(range(len(validation.rows)))
     if trial.task.name == "completion":
-        evaluation = evaluate(base, base.model, trial, validation, everything, known)
-        return with_answers(evaluation, base, base.model, trial, validation) if trial.eval.generate else evaluation
+        return evaluate(base, base.model, trial, validation, everything, known, "final")
     lora = replace(trial.lora, init="default")  # B = 0: the adapter adds nothing
     model = add_adapter(base.model, lora, trial.task.name, base.heads, trial.seed, base.fresh)
     try:
@@ -143,7 +144,9 @@ def _prompted(device_cache: DeviceCache, baseline: Baseline, validation: Validat
     labels = as_labels(base.tokenizer, validation.labels, trial.task)
     encoded, used = with_examples(validation.encoded, train.encoded, chosen, base, labels)
     known = Evaluation({}, {"task": {"item_id": []}, **_bias_of_base(device_cache, trial, validation)}, 0)
-    evaluation = _untuned(device_cache, trial, replace(validation, encoded=encoded), known)
+    name = f"{validation.split} {baseline.kind} {getattr(baseline, baseline.kind)!r}"
+    answers = device_cache.to_answer(trial, validation.rows, encoded, name, validation.rung)
+    evaluation = _untuned(device_cache, trial, replace(validation, encoded=encoded, to_answer=answers), known)
     evaluation.tables["task"]["examples"] = [
         [train.rows[i].item_id for i in rows[len(rows) - n :]] for rows, n in zip(chosen, used, strict=True)
     ]

@@ -86,6 +86,7 @@ class DataConfig:
     template: str | None = None  # Jinja over a row's columns, in place of the text or prompt column
     answer_template: str | None = None  # the same, in place of the label or completion column
     group: str | None = None  # column with a group (such as gender), kept with every item
+    extra_columns: list[str] = field(default_factory=list)  # kept with rows for your own metrics (eval.metrics)
     on_error: str = key("fail", choices=("fail", "skip"))  # a row that cannot be used: stop, or leave it out and say so
     split: SplitConfig = field(default_factory=SplitConfig)
     max_length: int = key(128, low=0)  # tokens a row, at least 8; 0: from the data; see trainer/data/tokenize.py
@@ -176,6 +177,33 @@ class TrainConfig:
     class_weight: str = key("none", choices=CLASS_WEIGHTS)  # of a row in the loss, by its label
 
 
+JUDGE_PROMPT = (
+    "Two answers to the same request follow. Which one is better: more correct, more helpful, to the point?\n\n"
+    "Request:\n{prompt}\n\nAnswer 1:\n{first}\n\nAnswer 2:\n{second}\n\n"
+    "Reply with one word: 1, 2, or tie."
+)
+
+
+@dataclass
+class JudgeConfig:
+    """A model that compares answers: ``generate.judge``. It is asked where ``server`` or ``path`` is given."""
+
+    server: str | None = None  # address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1
+    model: str | None = None  # what the server calls the model
+    key_variable: str | None = None  # environment variable with the server's key
+    path: str | None = None  # folder of a model that is loaded beside the base model, in place of a server
+    against: str = key("reference", choices=("reference", "zero_shot"))  # what an answer is compared with
+    at: str = key("final", choices=("final", "rung"))  # completed trials and baselines only, or rungs too
+    prompt: str = JUDGE_PROMPT  # with {prompt}, {first} and {second}
+    timeout: float = key(60.0, above=0.0)  # seconds for a reply
+    calibration: str | None = None  # JSON lines with people's verdicts: prompt, first, second, better
+
+    @property
+    def on(self) -> bool:
+        """Whether there is a judge."""
+        return bool(self.server or self.path)
+
+
 @dataclass
 class EvalConfig:
     """How a trial is scored."""
@@ -183,8 +211,29 @@ class EvalConfig:
     rung_items: int = key(96, low=2)  # validation rows scored at rungs: fixed, stratified by label
     batch_size: int = key(64, low=1)  # rows a scoring batch
     stride: int | None = key(None, low=1)  # data.schema=text: tokens that a window scores; null: all but its first
-    generate: bool = False  # let the model write answers too: `lorasweep finalize` and `lorasweep trial`
-    max_new_tokens: int = key(32, low=1)  # of an answer, where the task has no labels
+    # when the model writes answers: at rungs and at the end, or at the end; auto: at rungs where the objective needs it
+    generate: bool | str = key("auto", choices=("auto", "rung", "final", True, False))
+    generate_items: int = key(48, low=2)  # validation rows that are answered at rungs, at most: fixed
+    generate_final_items: int = key(256, low=2)  # validation rows that a completed trial answers, at most
+    max_new_tokens: int | None = key(None, low=1)  # of an answer; null: by the references, 256 at most
+    stop: list[str] = field(default_factory=list)  # texts at which an answer ends; they are left out of it
+    temperature: float = key(0.0, low=0.0, high=10.0)  # 0: greedy; else drawn, by the trial's seed
+    top_p: float = key(1.0, above=0.0, high=1.0)  # drawn from the likeliest tokens that are so likely together
+    turns: str = key("last", choices=("last", "every"))  # chats: the assistant's turns that are answered
+    references: str = key("auto", choices=("auto", "short", "long"))  # which default objective; auto: by their length
+    number_tolerance: float = key(0.0, low=0.0, high=1.0)  # generate.number: how far off, as a share of the reference
+    regex: str | None = None  # generate.regex: its first group is what counts, in answer and reference
+    json_schema: str | None = None  # generate.json_schema: file
+    choices: list[str] = field(default_factory=list)  # generate.choice: letters of the options; []: A to J
+    run_code: bool = False  # generate.code: run what the model writes, in a process of its own
+    code_tests: str | None = None  # generate.code: column with the asserts of a row
+    metrics: dict[str, Any] = field(default_factory=dict)  # your own: name → module.function, or its settings
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+
+    @property
+    def answers(self) -> str:
+        """When answers are written: ``rung`` (and at the end), ``final``, or "" for never."""
+        return "final" if self.generate is True else str(self.generate or "").replace("auto", "")
 
 
 _Class = TypeVar("_Class", bound=type)

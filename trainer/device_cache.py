@@ -1,5 +1,6 @@
 """The cache of a device: base models, data sets and their tokens, kept between trials."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,16 +9,20 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from analysis.errors import ConfigError, DataError, HardwareError
+from trainer.answers.own_metrics import OwnMetrics
 from trainer.class_weights import class_weights
 from trainer.config import TrialConfig
 from trainer.data.dataset import Dataset, Row, check_test, load_dataset, load_test, rung_subset
 from trainer.data.encode import Encoded
 from trainer.data.mitigation import counterfactual_copies, row_weights
+from trainer.data.schemas import reference_of
 from trainer.data.tokenize import Tokens, lost_note, tokens_of
 from trainer.evaluation.bias.items import BiasItems, load_bias
 from trainer.evaluation.bias.registry import BiasScoring, TaskRows, scorings
 from trainer.evaluation.evaluate import Validation
+from trainer.evaluation.generate import SPARE, ToAnswer, answers_of
 from trainer.evaluation.metric_names import task_kind
+from trainer.generation.prompts import prompts_of
 from trainer.models.base_model import BaseModel, compute_dtype, load_base
 from trainer.models.padding import check_token
 from trainer.models.ranks import ALONE, Ranks
@@ -25,6 +30,8 @@ from trainer.models.sharding import Needs, first_pass, may_be_sharded, needs, sh
 from trainer.models.tokenizer import loading_arguments, model_folder
 from trainer.models.weights import without_weights
 
+_REFERENCES = 2_000  # training rows whose references tell how long answers are
+_LONGEST_ANSWER = 256  # tokens, unless the config says more
 _BASES = 4  # base models kept: one at every precision
 
 
@@ -176,7 +183,87 @@ class DeviceCache:
         rung = rung_subset(tokens.rows, trial.eval.rung_items, 0)
         dataset = self.dataset(trial)
         bias = self._bias_items(trial, dataset, tokens, "validation")
-        return Validation(tokens.rows, tokens.encoded, dataset.labels, rung, bias, dataset.schema, settings=trial.bias)
+        answers = self.to_answer(trial, tokens.rows, tokens.encoded, "validation", rung)
+        return Validation(
+            tokens.rows,
+            tokens.encoded,
+            dataset.labels,
+            rung,
+            bias,
+            dataset.schema,
+            settings=trial.bias,
+            to_answer=answers,
+        )
+
+    def to_answer(
+        self, trial: TrialConfig, rows: list[Row], encoded: list[Encoded], name: str, rung: Sequence[int] = ()
+    ) -> ToAnswer:
+        """What a trial of such a config is to write answers to; nothing where ``eval.generate`` is false.
+
+        Args:
+            trial: its settings of evaluation.
+            rows: of a split.
+            encoded: the same as tokens; with few-shot examples before them, these are in the prompts.
+            name: of the split, and of how it is encoded: what is made for it is kept under it.
+            rung: places of the rows that are scored at rungs. Without them all rows are answered.
+        """
+        settings = trial.eval
+        if not settings.answers or trial.task.name == "classification":
+            return ToAnswer()
+        few: frozenset[int] = frozenset()
+        chosen = list(range(len(rows)))
+        if rung:
+            some = [rung[i] for i in rung_subset([rows[i] for i in rung], settings.generate_items, 0)]
+            others = [i for i in chosen if i not in set(some)]
+            more = max(0, settings.generate_final_items - len(some))
+            drawn = rung_subset([rows[i] for i in others], more, 0) if more and others else []
+            chosen = sorted([*some, *(others[i] for i in drawn)])
+            few = frozenset(some if settings.answers == "rung" else ())
+        key = ("prompts", name, repr(settings), repr(trial.data), repr(trial.model), repr(trial.task))
+        return self._once(key, lambda: self._to_answer(trial, rows, encoded, chosen, few))  # type: ignore[no-any-return]
+
+    def _to_answer(
+        self, trial: TrialConfig, rows: list[Row], encoded: list[Encoded], chosen: list[int], few: frozenset[int]
+    ) -> ToAnswer:
+        dataset, base = self.dataset(trial), self.base(trial)
+        most = self.max_new_tokens(trial)
+        prompts = prompts_of(
+            [rows[i] for i in chosen],
+            [encoded[i] for i in chosen],
+            dataset.labels,
+            dataset.schema,
+            base.tokenizer,
+            trial.task,
+            base.window,
+            most,
+            trial.eval.turns,
+        )
+        placed = tuple(replace(prompt, row=chosen[prompt.row]) for prompt in prompts)
+        own: OwnMetrics = self._once(("own", repr(trial.eval.metrics)), lambda: OwnMetrics(trial.eval.metrics))
+        return ToAnswer(placed, few, most, own)
+
+    def max_new_tokens(self, trial: TrialConfig) -> int:
+        """Tokens of an answer, at most: ``eval.max_new_tokens``, or what nearly all training references need.
+
+        Without labels: the 95 % quantile of their tokens and a quarter more, 256 at most. With labels: the longest
+        label and some more.
+        """
+        if trial.eval.max_new_tokens is not None:
+            return trial.eval.max_new_tokens
+        dataset, tokenizer = self.dataset(trial), self.base(trial).tokenizer
+        if dataset.labels:
+            encoded = self.tokens(trial, "validation").encoded
+            return max(len(label) for row in encoded for label in answers_of(row)[1]) + SPARE
+        name = ("answer length", repr(trial.data), repr(trial.model))
+
+        def measured() -> int:
+            texts = [reference_of(row) for row in dataset.train[:_REFERENCES]]
+            lengths = sorted(len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids)
+            usual = lengths[min(len(lengths) - 1, int(0.95 * len(lengths)))]
+            window = self.base(trial).window
+            return max(1, min(_LONGEST_ANSWER, window // 2, usual + usual // 4 + SPARE))
+
+        return self._once(name, measured)  # type: ignore[no-any-return]
 
     def _bias_items(self, trial: TrialConfig, dataset: Dataset, tokens: Tokens, split: str) -> BiasItems:
         """What bias is measured on: the items of the sets that exist for the task, and those made of its rows."""
@@ -214,7 +301,10 @@ class DeviceCache:
         tokens: Tokens = self._once(name, lambda: self._tokenised(trial, rows, training=False))
         dataset = self.dataset(trial)
         bias = self._bias_items(trial, dataset, tokens, "test")
-        return Validation(tokens.rows, tokens.encoded, dataset.labels, [], bias, dataset.schema, "test", trial.bias)
+        answers = self.to_answer(trial, tokens.rows, tokens.encoded, "test")
+        return Validation(
+            tokens.rows, tokens.encoded, dataset.labels, [], bias, dataset.schema, "test", trial.bias, answers
+        )
 
     def facts(self, trial: TrialConfig) -> dict[str, Any]:
         """What ``sweep.yaml`` records of the data: rows, labels, tokens, and rows that were left out."""
@@ -229,6 +319,7 @@ class DeviceCache:
             "dtype": str(compute_dtype(trial.precision, self.device)).removeprefix("torch."),
             "pad_token_id": self.base(trial).pad_token,
             "model_notes": list(self.base(trial).notes),
+            "max_new_tokens": self.max_new_tokens(trial) if trial.eval.answers else None,
         }
 
     def lost(self, trial: TrialConfig) -> str:

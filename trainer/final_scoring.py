@@ -1,9 +1,8 @@
-"""The final scoring of a trained adapter on the test split, and the answers that it writes."""
+"""The final scoring of a trained adapter on the test split."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
@@ -12,7 +11,6 @@ from analysis.folder import MetricsRow, TrialFolder
 from trainer.config import TrialConfig
 from trainer.device_cache import DeviceCache
 from trainer.evaluation.evaluate import evaluate
-from trainer.evaluation.generate import TABLE, answers, with_answers
 from trainer.models.base_model import BaseModel
 from trainer.models.lora import add_adapter, remove_adapter
 
@@ -31,9 +29,7 @@ def score_on_test(device_cache: DeviceCache, trial: TrialConfig, folder: TrialFo
     started = time.monotonic()
     base, test = device_cache.base(trial), device_cache.test(trial)
     with saved_adapter(base, trial, folder.adapter_dir) as model:
-        evaluation = evaluate(base, model, trial, test, list(range(len(test.rows))))
-        if trial.eval.generate:
-            evaluation = with_answers(evaluation, base, model, trial, test)
+        evaluation = evaluate(base, model, trial, test, list(range(len(test.rows))), moment="final")
     trained = [row for row in folder.read_metrics() if row.final][-1]
     for dataset, columns in evaluation.tables.items():
         folder.write_items(dataset, test.split, trained.step, columns)
@@ -46,25 +42,10 @@ def score_on_test(device_cache: DeviceCache, trial: TrialConfig, folder: TrialFo
         evaluation.n_items,
         evaluation.metrics,
         test.split,
+        missing=evaluation.missing,
     )
     folder.append_metrics(row)
     return row
-
-
-def generate_answers(device_cache: DeviceCache, trial: TrialConfig, folder: TrialFolder) -> None:
-    """Let a completed trial's adapter write answers to the validation rows, and add their metrics to its final row.
-
-    Args:
-        device_cache: base models and data of this device; no adapter is on the base model.
-        trial: how the adapter was trained.
-        folder: of the trial.
-    """
-    base, validation = device_cache.base(trial), device_cache.validation(trial)
-    with saved_adapter(base, trial, folder.adapter_dir) as model:
-        metrics, table = answers(base, model, trial, validation)
-    final = [row for row in folder.read_metrics() if row.final][-1]
-    folder.write_items(TABLE, validation.split, final.step, table)
-    folder.append_metrics(replace(final, metrics=final.metrics | metrics))
 
 
 @contextmanager

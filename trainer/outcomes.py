@@ -50,6 +50,10 @@ class Diverged(Exception):
     """The loss, the gradient norm or a metric is no longer finite."""
 
 
+class MetricMissing(LorasweepError):
+    """A metric that the objective needs could not be computed, through no fault of the weights."""
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device's or the host's memory is used up."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):

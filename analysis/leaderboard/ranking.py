@@ -20,7 +20,7 @@ from analysis.constraints import Constraints
 from analysis.errors import ConfigError, did_you_mean
 from analysis.folder import State, SweepFolder
 from analysis.leaderboard.seeds import configurations, seeds_expected
-from analysis.metrics import METRICS, RANKABLE, badness, full_name
+from analysis.metrics import METRICS, badness, full_name, ranking_metrics
 from analysis.objective import Objective, against_metric
 from analysis.rows import UNKNOWN, Row, adapter_parameters, rankable, read_rows, read_sweep
 
@@ -319,12 +319,13 @@ def metrics_to_rank_by(by: Sequence[str], measured: set[str]) -> list[str]:
         ConfigError: for a metric that is unknown, cannot be ranked by, or was not measured.
     """
     names = [full_name(name.strip()) for name in by]
-    rankable = [name for name in RANKABLE if name in measured] or RANKABLE
+    known = ranking_metrics()
+    there = [name for name in known if name in measured] or known
     for name in names:
-        if name not in RANKABLE:
-            raise ConfigError(f"--by: '{name}' is not a metric to rank by. {did_you_mean(name, rankable)}")
+        if name not in known:
+            raise ConfigError(f"--by: '{name}' is not a metric to rank by. {did_you_mean(name, there)}")
         if measured and name not in measured:
-            raise ConfigError(f"--by: {name} is not measured in this sweep. There are: {', '.join(rankable)}.")
+            raise ConfigError(f"--by: {name} is not measured in this sweep. There are: {', '.join(there)}.")
     return names
 
 

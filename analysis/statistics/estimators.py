@@ -1,18 +1,37 @@
 """Leaderboard rows resampled together: their metrics from weighted or exchanged items, and the score of those."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from analysis.item_sums import Estimator
 from analysis.metrics import METRICS
 from analysis.objective import BELOW_ONE, FARTHEST, LAST_SHARE, Objective
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-ESTIMATORS = {name: metric.estimator for name, metric in METRICS.items() if metric.estimator is not None}
 _AT_ONCE = 1 << 22  # numbers of a jackknife that are in memory at a time
+
+
+class _Estimators(Mapping[str, Estimator]):
+    """Metric → its estimator, of the metrics that have one, those of a config included."""
+
+    def __getitem__(self, name: str) -> Estimator:
+        estimator = METRICS[name].estimator
+        if estimator is None:
+            raise KeyError(name)
+        return estimator
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, metric in METRICS.items() if metric.estimator is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+ESTIMATORS = _Estimators()
 
 
 @dataclass(frozen=True)

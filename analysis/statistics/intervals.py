@@ -126,6 +126,9 @@ def spread(scored: Scored, metric: str) -> Spread:
         freedom = np.minimum(freedom, freedom_of(own))
         uneven = freedom < LEAST_FREEDOM
     size = float(n)
+    if estimator.counted is not None:
+        size = max(float(scored.columns[metric][..., estimator.counted].sum(axis=1, dtype=np.float64).min()), 1.0)
+        freedom = np.minimum(freedom, max(size - 1.0, 1.0))
     if classes is not None:
         counts = np.bincount(classes)
         size = len(counts) ** 2 / float((1 / np.maximum(counts, 1)).sum())

@@ -73,7 +73,8 @@ class Aligned:
 def _numbers(column: pa.Array | pa.ChunkedArray) -> np.ndarray[Any, Any]:
     """A numeric column, NaN where it has no value. Without pandas where that goes: pyarrow's own way imports it."""
     whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return whole.to_numpy(zero_copy_only=False) if whole.null_count else np.from_dlpack(whole)
+    packed = pa.types.is_boolean(whole.type)  # bits, which numpy has no array of
+    return whole.to_numpy(zero_copy_only=False) if whole.null_count or packed else np.from_dlpack(whole)
 
 
 def read_table(files: TrialFolder, dataset: str, step: int, split: str = "validation") -> pa.Table:

@@ -8,9 +8,10 @@ from analysis.errors import ConfigError, ModelError, did_you_mean
 from sweeps.checks.estimate import entries
 from sweeps.config import SweepConfig
 from sweeps.space.dimensions import Choices, Space
+from trainer.answers.own_metrics import trial_answers, try_out, verify
 from trainer.assets.packages import fetch
 from trainer.data.audit import refuse_overlap
-from trainer.data.dataset import Dataset, load_dataset
+from trainer.data.dataset import Dataset, Row, load_dataset
 from trainer.data.likeness import lookalikes
 from trainer.evaluation.bias.items import load_bias
 from trainer.evaluation.metric_names import task_kind
@@ -32,6 +33,7 @@ def preflight(config: SweepConfig, space: Space, quiet: bool = False) -> None:
     for sentence in lookalikes(dataset.labels):
         report(sentence)
     check_rung(config.eval.rung_items, dataset)
+    try_metrics(config.eval.metrics, dataset)
     if not config.data.allow_overlap:
         refuse_overlap(entries(dataset.train), entries(dataset.validation))
     preflight_assets(config, space, report)
@@ -47,6 +49,28 @@ def preflight_assets(config: SweepConfig, space: Space, report: Callable[[str], 
     if config.model.source == "local" and config.model.path:
         check_folder(config.model.path)
         _check_targets(_targets(config, space), Path(config.model.path))
+
+
+def try_metrics(metrics: dict[str, Any], dataset: Dataset) -> None:
+    """Ask the user's own metrics about three rows. Raises ConfigError for one that is another now, or gives no number.
+
+    Args:
+        metrics: ``eval.metrics``, completed.
+        dataset: of whose validation rows the first three are taken.
+    """
+    if not metrics:
+        return
+    verify(metrics)
+    rows = dataset.validation[:3]
+    try_out(metrics, trial_answers([(row.item_id, *_asked_and_said(row), row.columns) for row in rows]))
+
+
+def _asked_and_said(row: Row) -> tuple[str, str]:
+    """Prompt and reference of a row, as people read them."""
+    if not row.messages:
+        return row.text, row.completion or row.label
+    texts = {role: [str(it["content"]) for it in row.messages if it["role"] == role] for role in ("user", "assistant")}
+    return (texts["user"] or [""])[-1], texts["assistant"][-1]
 
 
 def check_rung(items: int, dataset: Dataset) -> None:

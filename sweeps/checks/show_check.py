@@ -10,7 +10,7 @@ from rich.text import Text
 from analysis import fast_yaml
 from sweeps.checks.estimate import Check, audited, drawn, estimate, plan
 from sweeps.checks.length import shown_time
-from sweeps.checks.preflight import check_rung, preflight_assets
+from sweeps.checks.preflight import check_rung, preflight_assets, try_metrics
 from sweeps.compose.compose import Composed
 from trainer.config import PRECISIONS
 from trainer.data.audit import Audit
@@ -30,6 +30,7 @@ def run_check(composed: Composed, samples: int, probe: bool, quiet: bool) -> Che
     report = (lambda line: None) if quiet else print
     dataset = load_dataset(composed.config.data, report)
     check_rung(composed.config.eval.rung_items, dataset)
+    try_metrics(composed.config.eval.metrics, dataset)
     config = composed.config
     bias = load_bias(config.bias, task_kind(config.task, dataset.schema), report)
     test = load_test(config.data, report) if has_test(config.data) else []

@@ -34,11 +34,6 @@ def _run(sweep: "Composed", view: str, forks: "Callable[[SweepConfig], ForkServe
             "Nothing is searched: the space is empty. Use `lorasweep trial` for one configuration,"
             " or search something, such as 'optim.lr=tag(log,interval(1e-4,1e-2))'."
         )
-    if sweep.config.eval.generate:
-        raise ConfigError(
-            "eval.generate=true: the trials of a sweep are ranked by likelihood. What the best of them write is for"
-            " `lorasweep finalize RUN eval.generate=true`, or for `lorasweep trial`."
-        )
     server = forks(sweep.config)
     with gc_pause.paused():
         from sweeps.run import run_sweep

@@ -36,12 +36,13 @@ from sweeps.compose.objective_parts import (
     layers_of_files,
 )
 from sweeps.compose.overrides import Overrides, Setting, read_overrides
+from sweeps.compose.own_metrics import complete_metrics
 from sweeps.compose.provenance import Origins, Source, shown
 from sweeps.compose.searched_needs import check_searched_needs
 from sweeps.compose.stored import normalised, with_trackers
 from sweeps.compose.to_dataclass import get, paths, put, read_environment, refuse_uris, to_dataclass
 from sweeps.compose.trial_template import TrialTemplate
-from sweeps.config import SweepConfig, check_sweep, misfits, schema, stand_ins, trial_part
+from sweeps.config import SweepConfig, check_sweep, misfits, schema, stand_ins, trial_part, wants_answers
 from sweeps.search.pbt_exchange import check_population
 from sweeps.space.base_model import base_model
 from sweeps.space.constraints import Constraints
@@ -300,6 +301,7 @@ def _build(
     """
     layers = layers_of_files(origins.sources) if own_files else [copy.deepcopy(raw.get("objective") or {})]
     raw = _with_settings(raw, origins, read.settings)
+    complete_metrics(raw, origins, stored)
     explicit = tuple(setting.path for setting in read.settings)
     inferred = [] if stored else fill_in(raw, origins, explicit)
     if not stored:
@@ -313,6 +315,9 @@ def _build(
     if config.train.rungs and not config.train.max_steps and not config.train.epochs:
         put(raw, "train.max_steps", config.train.rungs[-1])
         config, whole = to_dataclass(raw, origins)
+    if config.eval.generate == "auto":
+        config.eval.generate = "rung" if wants_answers(config) else False
+        put(whole, "eval.generate", config.eval.generate)
     check_read(str(config.data.schema), config.task.name, explicit)
     refuse_encoder(config, origins)
     space, fixed = _space(config, origins, read.settings)

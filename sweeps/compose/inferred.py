@@ -4,11 +4,13 @@ All commands compose a config through here, and before it is complete: other def
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from analysis.errors import ConfigError
 from sweeps.compose.infer_schema import detect_schema
 from sweeps.compose.provenance import Origins
+from sweeps.compose.references import references_are
 from sweeps.compose.to_dataclass import get, put, to_dataclass
 from sweeps.config import SweepConfig, schema
 from trainer.config import DataConfig, check_value
@@ -17,6 +19,12 @@ from trainer.models.model_kind import encoder_name
 
 # Defaults that may depend on data.schema, or are not needed to read the data.
 _AFTER_SCHEMA = ("baselines", "objective", "space", "sampler", "scheduler", "train")
+_REFERENCES = {
+    "short": "eval.references=short: the answers in the data are short, so that trials are ranked by token F1 of what"
+    " they write (objective=balanced and single).",
+    "long": "eval.references=long: the answers in the data are long, so that trials are ranked by ROUGE-L of what they"
+    " write and by the loss (objective=balanced), or by the loss (objective=single).",
+}
 VALIDATION_SHARE = 0.2  # of the rows, where no validation rows are named
 
 
@@ -58,6 +66,12 @@ def fill_in(raw: dict[str, Any], origins: Origins, explicit: Sequence[str]) -> l
             schema_keys, note = detect_schema(config, explicit)
             decided |= schema_keys
             notes += [note] if note else []
+    if get(raw, "data") and get(raw, "eval.references") == "auto":
+        columns = {path.split(".")[1]: value for path, value in decided.items() if path.count(".") == 1}
+        data = replace(config.data, **{name: value for name, value in columns.items() if hasattr(config.data, name)})
+        decided["eval.references"] = references_are(data)
+        if data.schema in ("completion", "chat"):
+            notes.append(_REFERENCES[decided["eval.references"]])
     for path, value in decided.items():
         put(raw, path, value)
     return notes

@@ -1,5 +1,6 @@
 """Makes a nested mapping with interpolations into a ``SweepConfig``; OmegaConf's errors become one sentence each."""
 
+import functools
 import os
 import re
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from trainer.config import check_value
 
 _FILES = ("data.train", "data.validation", "data.test")
 _SWEEPS = ("sweep.dir", "search.warm_start", "search.transfer_from")
-_PATHS = ("bias.pairs_file", "model.path")
+_PATHS = ("bias.pairs_file", "model.path", "eval.json_schema", "eval.judge.path", "eval.judge.calibration")
 
 
 def paths(config: SweepConfig) -> tuple[str, ...]:
@@ -148,8 +149,8 @@ def to_dataclass(raw: dict[str, Any], origins: Origins) -> tuple[SweepConfig, di
     constraints = config.objective.constraints
     config.objective.constraints = {name: item for name, item in constraints.items() if item.enabled}
     for path in paths(config):
-        section, name = path.split(".")
-        part = getattr(config, section)
+        *sections, name = path.split(".")
+        part: Any = functools.reduce(getattr, sections, config)
         if getattr(part, name):
             setattr(part, name, str(Path(getattr(part, name)).expanduser().absolute()))
     data_set = config.data.name

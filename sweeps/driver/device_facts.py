@@ -114,6 +114,7 @@ class DataFacts:
         model_notes: what the user should know of the model, such as which head a classifier starts from.
         bias_notes: what to know of the bias figures on these rows, such as groups that have too few.
         lost: a sentence on the loss-bearing tokens that ``data.max_length`` cuts, or "".
+        max_new_tokens: of a written answer; None where none are written.
         pass_cost: what one more pass was measured to cost there, in tokens that take as long; None: it was not.
     """
 
@@ -133,6 +134,7 @@ class DataFacts:
     bias_notes: list[str] = field(default_factory=list)
     lost: str = ""
     pass_cost: float | None = None
+    max_new_tokens: int | None = None
 
     def for_manifest(self) -> dict[str, Any]:
         """What ``sweep.yaml`` says of data and model: everything but what depends on the device or the metrics."""

@@ -21,7 +21,7 @@ from analysis.folder import (
     append_line,
     atomic_write,
 )
-from analysis.metrics import METRICS, RANKABLE
+from analysis.metrics import METRICS, ranking_metrics
 from sweeps.tracking.base import SWEEP_RUN
 
 # W&B's state → ours, where the run's summary does not say.
@@ -96,12 +96,13 @@ def write_folder(
     whole = next((run for run in runs if run.kind == "sweep" and run.name == SWEEP_RUN), None)
     trials = [run for run in runs if run is not whole]
     measured = [_metrics(run.summary, renamed) for run in trials]
-    there = [name for name in RANKABLE if any(name in metrics for metrics in measured)]
+    there = [name for name in ranking_metrics() if any(name in metrics for metrics in measured)]
     if not there:
         seen = sorted({name for run in trials for name, value in run.summary.items() if _is_number(value)})
         raise ConfigError(
-            f"{origin}: none of {len(trials)} runs has a metric to rank by ({', '.join(RANKABLE[:5])}, …). They have:"
-            f" {', '.join(seen[:15]) or 'none'}. Name one: --metric accuracy=THEIR_NAME"
+            f"{origin}: none of {len(trials)} runs has a metric to rank by"
+            f" ({', '.join(ranking_metrics()[:5])}, …). They have: {', '.join(seen[:15]) or 'none'}."
+            " Name one: --metric accuracy=THEIR_NAME"
         )
     if objective is not None and objective not in there:
         raise ConfigError(f"--objective: no run has '{objective}'. {did_you_mean(objective, there)}")

@@ -273,3 +273,14 @@ def test_lexicographic_orders_what_is_worse_than_the_end_of_a_scale_in_every_ter
 def test_lexicographic_numbers_within_the_ranges_are_digits_of_the_terms_steps() -> None:
     given = lexicographic(term("a", tolerance=0.01), term("b", "min", 0.0, 5.0))
     assert given.score({"a": 0.834, "b": 1.0}) == pytest.approx((83 + 0.8) / 101, rel=1e-9)
+
+
+def test_a_metric_that_is_neither_better_high_nor_low_needs_a_direction() -> None:
+    with pytest.raises(
+        ConfigError, match=r"generate\.length is neither better high nor low.* Give its term a direction"
+    ):
+        Objective.from_config({"terms": {"short": {"metric": "generate.length"}}})
+    near = {"metric": "generate.length", "direction": "target", "target": 40}
+    objective = Objective.from_config({"terms": {"short": near}})
+    lengths = (10.0, 40.0, 90.0)
+    assert sorted(lengths, key=lambda n: objective.score({"generate.length": n}), reverse=True) == [40.0, 10.0, 90.0]

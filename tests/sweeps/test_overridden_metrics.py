@@ -17,7 +17,7 @@ import yaml
 import conf
 from analysis.folder import MetricsRow, State, Status, SweepFolder
 from analysis.leaderboard import leaderboard
-from analysis.metrics import METRICS, RANKABLE
+from analysis.metrics import METRICS, ranking_metrics
 from sweeps.compose import compose as composing
 from sweeps.compose.compose import Composed, compose
 from sweeps.config import measured
@@ -121,13 +121,13 @@ def terms(objective: str) -> dict[str, str]:
 def cases(kind: str, objective: str) -> Iterator[tuple[str, str]]:
     """All terms of an objective, each with all metrics of a kind of task."""
     for term in terms(objective):
-        for metric in RANKABLE:
+        for metric in ranking_metrics():
             if metric in yielded(kind):
                 yield term, metric
 
 
 def test_the_table_here_has_every_metric_that_a_rung_yields() -> None:
-    assert {name for name in RANKABLE if METRICS[name].tasks} == TRIALS.keys()
+    assert {name for name in ranking_metrics() if METRICS[name].tasks} == TRIALS.keys()
     measurable = {name for kind in KINDS for name in yielded(kind)}
     measurable |= {name for name in TRIALS if name.startswith("bias.pairs.")}  # of a file of the user's
     assert measurable >= TRIALS.keys()

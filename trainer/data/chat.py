@@ -8,6 +8,7 @@ completion-only loss, and ends where the conversation up to it does.
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from analysis.errors import DataError, ModelError
@@ -36,8 +37,7 @@ def chat_tokens(tokenizer: Any, messages: Messages, tools: Tools = None) -> tupl
     """
     template = _template(tokenizer, tools)
     learned = [message["role"] == "assistant" and is_learned(message) for message in messages]
-    plain = [{key: part for key, part in message.items() if key not in LEARNED_KEYS} for message in messages]
-    conversation = _with_objects(tokenizer, plain, tools)
+    conversation = _with_objects(tokenizer, [_plain(message) for message in messages], tools)
     text = _applied(tokenizer, conversation, tools)
     _check_written(tokenizer, conversation, tools, text, learned)
     marked = None
@@ -73,6 +73,62 @@ def chat_tokens(tokenizer: Any, messages: Messages, tools: Tools = None) -> tupl
                 stop -= 1
             bears[start:stop] = [False] * (stop - start)
     return whole, bears
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the assistant is to say at some point of a conversation.
+
+    Attributes:
+        number: of the turn among the assistant's, from 1.
+        before: the messages before it.
+        prompt: these as the template prompts the assistant with them (``add_generation_prompt``), as tokens.
+        text: what it says; where it calls functions, the calls as the template writes them.
+    """
+
+    number: int
+    before: tuple[dict[str, Any], ...]
+    prompt: tuple[int, ...]
+    text: str
+
+
+def turns_of(tokenizer: Any, messages: Messages, tools: Tools = None) -> list[Turn]:
+    """The assistant's turns that are learned, say something, and have messages before them.
+
+    Args:
+        tokenizer: of the base model, with a chat template.
+        messages: each with ``role`` and ``content``.
+        tools: schemas of the functions that the assistant may call; None: there are none.
+
+    Raises:
+        ModelError: for a tokenizer without a chat template, or one that cannot be read.
+        DataError: without a place, for what the template refuses.
+    """
+    _template(tokenizer, tools)
+    conversation = _with_objects(tokenizer, [_plain(message) for message in messages], tools)
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    turns = []
+    for number, i in enumerate(answers, start=1):
+        message, before = messages[i], conversation[:i]
+        if not before or not is_learned(message) or not (message["content"] or message.get("tool_calls")):
+            continue
+        prompt = _applied(tokenizer, before, tools, add_generation_prompt=True)
+        tokens = tokenizer(prompt, add_special_tokens=False).input_ids
+        text = str(message["content"])
+        if message.get("tool_calls"):
+            text = _written_turn(tokenizer, conversation[: i + 1], tools, tokens)
+        turns.append(Turn(number, tuple(before), tuple(tokens), text))
+    return turns
+
+
+def _written_turn(tokenizer: Any, messages: Messages, tools: Tools, prompt: Sequence[int]) -> str:
+    """What the template writes of the last message, without special tokens."""
+    whole = tokenizer(_applied(tokenizer, messages, tools), add_special_tokens=False).input_ids
+    return str(tokenizer.decode(whole[common(prompt, whole) :], skip_special_tokens=True))
+
+
+def _plain(message: dict[str, Any]) -> dict[str, Any]:
+    return {key: part for key, part in message.items() if key not in LEARNED_KEYS}
 
 
 LEARNED_KEYS = ("weight", "train")  # of an assistant's turn: whether it bears loss, as at OpenAI and in Axolotl
@@ -218,10 +274,34 @@ def _applied(tokenizer: Any, messages: Messages, tools: Tools, tokenize: bool = 
         raise DataError(f"the model's chat template refuses these messages: {error}") from None
 
 
+def turn_end(tokenizer: Any) -> int | None:
+    """The special token with which the chat template ends what the assistant says, such as ``<|im_end|>``.
+
+    It need not be the tokenizer's end-of-text token. None without a template, or where no such token ends a turn.
+
+    Args:
+        tokenizer: of the base model.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    said = "yes"
+    try:
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
+        text = _applied(tokenizer, turns, None)
+    except (DataError, ModelError):
+        return None
+    behind = tokenizer(text.rpartition(said)[2].lstrip(), add_special_tokens=False).input_ids
+    return behind[0] if behind and behind[0] in _special(tokenizer) else None
+
+
+def _special(tokenizer: Any) -> set[int]:
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return set(tokenizer.all_special_ids) | added
+
+
 def _turn_end(tokenizer: Any, whole: Sequence[int], start: int) -> int:
     """Where the turn that begins at ``start`` ends: behind its closing special tokens, before the next turn."""
-    special = set(tokenizer.all_special_ids)
-    special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special = _special(tokenizer)
     end = start
     while end < len(whole) and whole[end] not in special:
         end += 1

@@ -177,6 +177,22 @@ def training_columns(config: DataConfig, columns: Sequence[str]) -> dict[str, li
     return _read(config, "train", how, RowErrors(skip=True), lambda message: None).columns
 
 
+def training_rows(config: DataConfig, most: int) -> list[Row]:
+    """The first training rows; those that cannot be used are left out.
+
+    Args:
+        config: where the rows are, with ``data.schema``.
+        most: how many.
+
+    Raises:
+        LorasweepError: for data that cannot be read.
+    """
+    how = reading(config, config.schema or schema_of(config)[0])
+    errors = RowErrors(skip=True)
+    table = _read(config, "train", how, errors, lambda message: None)
+    return rows_of(table, "train", how, errors)[0][:most]
+
+
 def makes_splits(config: DataConfig) -> bool:
     """Whether validation or test rows are taken out of ``data.train``."""
     return bool(config.split.validation or config.split.test)

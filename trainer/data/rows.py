@@ -9,7 +9,7 @@ from analysis.errors import DataError
 from trainer.config import DataConfig
 from trainer.data.formats import FUNCTIONS, KWARGS, SHAREGPT, SYSTEM, tool_schemas, wrapped
 from trainer.data.schemas import Row, columns_of, content_of, conversation
-from trainer.data.tables import ColumnSelection, RowErrors, Table, as_text
+from trainer.data.tables import ColumnSelection, RowErrors, Table, as_json, as_text
 from trainer.data.templates import WHOLE, RowTemplate
 
 TOOLS = "tools"  # the usual column of ``data.tools``
@@ -25,6 +25,7 @@ class Reading:
         template: of the text or prompt, if any.
         answer: template of the label or completion, if any.
         tools: schema chat: column with the functions that may be called; the usual one may be absent. None: not read.
+        extra: columns that are kept with rows as they are.
     """
 
     schema: str
@@ -32,6 +33,7 @@ class Reading:
     template: RowTemplate | None
     answer: RowTemplate | None
     tools: str | None = None
+    extra: tuple[str, ...] = ()
 
     @property
     def selection(self) -> ColumnSelection:
@@ -45,6 +47,7 @@ class Reading:
         }
         if self.tools not in (None, TOOLS):
             named["data.tools"] = self.tools
+        named |= {f"data.extra_columns {column}": column for column in self.extra}
         sharegpt = self.keys.get("data.messages") == SHAREGPT
         usual = self.tools == TOOLS
         maybe = ((TOOLS, usual), (FUNCTIONS, usual), (SYSTEM, sharegpt), (KWARGS, self.schema == "chat"))
@@ -89,7 +92,8 @@ def reading(config: DataConfig, schema: str) -> Reading:
         keys["data.split.group"] = config.split.group
     template = RowTemplate("data.template", config.template) if config.template else None
     answer = RowTemplate("data.answer_template", config.answer_template) if config.answer_template else None
-    return Reading(schema, keys, template, answer, config.tools if schema == "chat" else None)
+    tools = config.tools if schema == "chat" else None
+    return Reading(schema, keys, template, answer, tools, tuple(dict.fromkeys(config.extra_columns)))
 
 
 def rows_of(table: Table, prefix: str, how: Reading, errors: RowErrors) -> tuple[list[Row], list[str]]:
@@ -165,7 +169,8 @@ def _row(cells: dict[str, Any], how: Reading, place: str, number: str) -> tuple[
         text = part("data.text", how.template)
         label = part("data.label", how.answer) if how.schema == "label" else ""
     group, split_group = cell("data.group"), cell("data.split.group")
-    row = Row("", text, label, group or None, completion, messages, place, tools)
+    extra = {column: as_json(cells.get(column)) for column in how.extra}
+    row = Row("", text, label, group or None, completion, messages, place, tools, extra)
     content = content_of(row, how.schema)
     try:
         joined = "\0".join(part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in content)

@@ -38,6 +38,8 @@ class Row:
         messages: schema chat: the conversation, each message with ``role``, ``content`` and what else it has.
         place: file and line, for messages.
         tools: schema chat: schemas of the functions that may be called; None where the row has no list of them.
+        extra: the columns of ``data.extra_columns``, as values of JSON. They are no content: ids do not depend
+            on them.
     """
 
     item_id: str
@@ -48,12 +50,25 @@ class Row:
     messages: tuple[dict[str, Any], ...] = ()
     place: str = field(default="", compare=False)
     tools: tuple[dict[str, Any], ...] | None = None
+    extra: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What a metric of written answers is given of it."""
+        own = {"text": self.text, "label": self.label, "completion": self.completion, "group": self.group}
+        return {**own, "messages": list(self.messages), "tools": self.tools and list(self.tools), **self.extra}
 
     @property
     def content(self) -> str:
         """All of its text."""
         turns = [str(message.get("content", "")) for message in self.messages]
         return "\n".join(part for part in (self.text, self.completion, *turns) if part)
+
+
+def reference_of(row: Row) -> str:
+    """The text that is to be written for a row: its completion, or what the assistant says last. Else empty."""
+    said = [str(message.get("content") or "") for message in row.messages if message["role"] == "assistant"]
+    return (row.completion or (said[-1] if said else "")).strip()
 
 
 def columns_of(config: DataConfig, schema: str) -> dict[str, str]:

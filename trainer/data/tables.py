@@ -145,6 +145,19 @@ def quoted(columns: Sequence[str], most: int = 20) -> str:
     return ", ".join(map(repr, columns[:most])) + (", …" if len(columns) > most else "")
 
 
+def as_json(value: Any) -> Any:
+    """A cell as a value that JSON has: dates and the like become text, numbers that are not finite null."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float | Decimal):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): as_json(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(part) for part in value]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
 def as_text(value: Any, column: str) -> str:
     """A cell as text: 1 → "1", 1.0 → "1", true → "true"; null and NaN become "", the empty cell.
 

@@ -143,7 +143,7 @@ def _completions(rows: list[Row], tokenizer: Any, max_length: int) -> Tokens:
             if len(completion) > max_length - len(context):
                 losing.append(len(whole))
             completion = completion[: max_length - len(context)]
-        encoded.append(_encoded(tokenizer, context, completion))
+        encoded.append(replace(_encoded(tokenizer, context, completion), cut=len(context) < start))
     return Tokens(rows, encoded, n_cut, lost=len(losing), needed=max(losing, default=0))
 
 

@@ -244,7 +244,7 @@ class _Run:
 
     def _rest(self) -> bool:
         """Score the rung, hand its result out, and wait. True to train on."""
-        evaluation = self._evaluate(self.validation.rung, None)
+        evaluation = self._evaluate(self.validation.rung, None, "rung")
         if evaluation is None or not self._wait(self.record.rung(evaluation, self._weights)):
             return False
         return not self.record.done
@@ -255,7 +255,7 @@ class _Run:
         self._stopped = not self._go.get()
         return not self._stopped
 
-    def _evaluate(self, indices: list[int], known: Evaluation | None) -> Evaluation | None:
+    def _evaluate(self, indices: list[int], known: Evaluation | None, moment: str) -> Evaluation | None:
         """Score some validation rows, anew where that is broken off; None where the trial is stopped meanwhile."""
         while True:
             try:
@@ -264,7 +264,7 @@ class _Run:
                     if self.ranks.alone  # several look between two batches, where none is in a pass
                     else self.ranks.interruptible(self._leaving)
                 ):
-                    return evaluate(self.base, self.model, self.trial, self.validation, indices, known)
+                    return evaluate(self.base, self.model, self.trial, self.validation, indices, known, moment)
             except Interrupted:
                 if not self._wait(None):
                     return None
@@ -274,7 +274,7 @@ class _Run:
         best = self.record.require_best()
         set_peft_model_state_dict(self.model, best.weights)
         everything = list(range(len(self.validation.rows)))
-        evaluation = self._evaluate(everything, best.evaluation)
+        evaluation = self._evaluate(everything, best.evaluation, "final")
         if evaluation is None:
             return None
         ended = self.record.completed(evaluation)

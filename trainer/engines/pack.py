@@ -8,6 +8,7 @@ to the same.
 """
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -389,7 +390,7 @@ class Pack:
             event: Event
             try:
                 with interruptible(self.base.model, leaving):
-                    evaluation = self._evaluate(models, slot, slot.validation.rung, None)
+                    evaluation = self._evaluate(models, slot, slot.validation.rung, None, "rung")
                 event = slot.record.rung(evaluation, slot.weights)
                 slot.rest()
             except Interrupted:
@@ -433,7 +434,8 @@ class Pack:
             try:
                 everything = list(range(len(slot.validation.rows)))
                 with interruptible(self.base.model, leaving):
-                    evaluation = self._evaluate(models, slot, everything, slot.record.require_best().evaluation)
+                    known = slot.record.require_best().evaluation
+                    evaluation = self._evaluate(models, slot, everything, known, "final")
                 ended = slot.record.completed(evaluation)
                 slot.write_best()
                 events.append(ended)
@@ -463,8 +465,11 @@ class Pack:
         return repr((trial.data, trial.task, trial.eval, trial.bias))
 
     @contextlib.contextmanager
-    def _route(self, places: Sequence[int], rows: int) -> Iterator[None]:
-        segments = tuple(Segment(place, i * rows, (i + 1) * rows) for i, place in enumerate(places))
+    def _route(self, places: Sequence[int], rows: Sequence[int]) -> Iterator[None]:
+        """A context for a forward pass in scoring, with so many rows of the slot at each place; of some maybe none."""
+        ends = itertools.accumulate(rows)
+        parts = zip(places, rows, ends, strict=True)
+        segments = tuple(Segment(place, end - n, end) for place, n, end in parts if n)
         with self._routed(Routing(segments, len(self.slots), None, self.kernel, self.base.device)):
             yield
 
@@ -478,9 +483,9 @@ class Pack:
             self._routing = before
 
     def _evaluate(
-        self, models: dict[str, SlotModel], slot: Slot, indices: list[int], known: Evaluation | None
+        self, models: dict[str, SlotModel], slot: Slot, indices: list[int], known: Evaluation | None, moment: str
     ) -> Evaluation:
-        return evaluate(self.base, models[slot.trial.trial_id], slot.trial, slot.validation, indices, known)
+        return evaluate(self.base, models[slot.trial.trial_id], slot.trial, slot.validation, indices, known, moment)
 
 
 def _summed(each: torch.Tensor, counts: list[int]) -> torch.Tensor:

@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 
 from analysis.errors import FolderError
 from analysis.folder import MetricsRow, State, TrialFolder, replace_tree
+from analysis.item_sums import GENERATED
 from trainer.config import TrialConfig
 from trainer.engine import Ended, RungResult
 from trainer.engines.checkpoints import BEST_FILE, COUNTERS, SCORED, remove, seal, write_tensors
 from trainer.evaluation.evaluate import Evaluation, Validation, metrics_of
-from trainer.outcomes import Diverged
+from trainer.outcomes import Diverged, MetricMissing
 
 Score = Callable[[Mapping[str, float]], float]
 Weights = dict[str, torch.Tensor]
@@ -111,6 +112,8 @@ class TrialRecord:
         """
         self._require_finite(evaluation, self.step)
         score = self.score(evaluation.metrics)
+        if evaluation.missing and not math.isfinite(score):
+            raise MetricMissing("; ".join(f"{name}: {why}" for name, why in evaluation.missing.items()))
         if self.best is None or score >= self.best.score:  # on a tie, the longer trained
             self.best, self.stale = Best(self.step, score, weights(), evaluation), 0
         else:
@@ -206,7 +209,7 @@ class TrialRecord:
     def _row(self, evaluation: Evaluation, step: int, final: bool) -> MetricsRow:
         return MetricsRow(
             self.trial.trial_id, step, self.tokens, self._seconds, final, evaluation.n_items, evaluation.metrics,
-            memory=peak_memory(),
+            memory=peak_memory(), missing=evaluation.missing,
         )  # fmt: skip
 
     def _write_items(self, evaluation: Evaluation, step: int) -> None:
@@ -216,6 +219,7 @@ class TrialRecord:
     def _read_evaluation(self, step: int) -> Evaluation | None:
         """A rung's evaluation from its item tables; None where they are not there (they are scored again then)."""
         names = ["task", *self.validation.bias.tables()]
+        names += [GENERATED] if self.validation.to_answer.at("rung") else []
         try:
             tables = {name: self.folder.read_items(name, "validation", step) for name in names}
         except FolderError:

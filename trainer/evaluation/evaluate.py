@@ -7,7 +7,9 @@ import numpy as np
 import torch
 
 from analysis import metric_types
+from analysis.item_sums import GENERATED
 from analysis.metrics import METRICS
+from trainer.answers.text_metrics import absent as absent_figures
 from trainer.config import BiasConfig, TrialConfig
 from trainer.data.dataset import Row
 from trainer.data.encode import Encoded
@@ -15,6 +17,7 @@ from trainer.data.schemas import LABELLED
 from trainer.evaluation.bias.items import BiasItems
 from trainer.evaluation.bias.registry import scorings
 from trainer.evaluation.bias.score import bias_metrics, score_bias
+from trainer.evaluation.generate import ToAnswer, answered, figures_of
 from trainer.evaluation.quality_metrics import class_metrics, text_metrics
 from trainer.likelihood.log_likelihood import Request, class_logprobs, log_likelihoods
 from trainer.likelihood.unlabelled import likelihood_items
@@ -34,6 +37,7 @@ class Validation:
         schema: of the rows.
         split: ``validation`` or ``test``.
         settings: config of bias, for figures that depend on more than items.
+        to_answer: what the model is to write answers to; nothing where ``eval.generate`` is false.
     """
 
     rows: list[Row]
@@ -44,6 +48,7 @@ class Validation:
     schema: str = LABELLED
     split: str = "validation"
     settings: BiasConfig = field(default_factory=BiasConfig)
+    to_answer: ToAnswer = field(default_factory=ToAnswer)
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,13 @@ class Evaluation:
         metrics: name → value; NaN where a score is not finite.
         tables: ``task`` or name of a bias set → its item table: column → a value for each item. Stored in ``items/``.
         n_items: rows of the task that were scored.
+        missing: metric that could not be computed, through no fault of the weights → why, a sentence.
     """
 
     metrics: dict[str, float]
     tables: dict[str, dict[str, list[Any]]]
     n_items: int
+    missing: dict[str, str] = field(default_factory=dict)
 
 
 def evaluate(
@@ -68,8 +75,9 @@ def evaluate(
     validation: Validation,
     indices: list[int],
     known: Evaluation | None = None,
+    moment: str = "",
 ) -> Evaluation:
-    """Score ``indices`` of the validation rows, and the bias items.
+    """Score ``indices`` of the validation rows, and the bias items; and let the model answer prompts of the split.
 
     Args:
         base: arithmetic and tokenizer.
@@ -78,6 +86,7 @@ def evaluate(
         validation: rows, tokens and bias items.
         indices: rows to score; the item table has their order.
         known: an evaluation of the same weights on some of the rows: those, and the bias items, are not scored again.
+        moment: ``rung`` or ``final``: which prompts are answered; "": none.
 
     Returns:
         Values that are not finite become NaN metrics: the caller decides what that means for the trial.
@@ -91,14 +100,30 @@ def evaluate(
         items = _score_items(base, model, trial, validation, missing)
         tables["task"] = _joined(items, known.tables["task"], indices, validation) if known else items
         if known:
-            tables |= {name: table for name, table in known.tables.items() if name != "task"}
+            tables |= {name: table for name, table in known.tables.items() if name not in ("task", GENERATED)}
         else:
 
             def label_scores(encoded: list[Encoded]) -> np.ndarray:
                 return label_logprobs(base, model, trial, validation.labels, encoded)
 
             tables |= score_bias(base, model, validation.bias, validation.labels, label_scores, trial.eval.batch_size)
-        return Evaluation(metrics_of(tables, validation.labels, validation.settings), tables, len(indices))
+        reasons: dict[str, str] = {}
+        if moment and (prompts := validation.to_answer.at(moment)):
+            written = answered(
+                base,
+                model,
+                trial,
+                prompts,
+                validation.rows,
+                validation.encoded,
+                validation.labels,
+                validation.to_answer,
+                moment,
+                known.tables.get(GENERATED) if known else None,
+            )
+            tables[GENERATED], reasons = written.table, written.missing
+        metrics = metrics_of(tables, validation.labels, validation.settings)
+        return Evaluation(metrics, tables, len(indices), reasons)
     finally:
         model.train(was_training)
 
@@ -116,6 +141,9 @@ def absent_metrics(trial: TrialConfig, validation: Validation) -> dict[str, str]
             absent |= dict.fromkeys(scoring.declared.metric_names, why)
         else:
             absent |= scoring.absent(trial, validation.bias.of(name), rung)
+    if prompts := validation.to_answer.at("rung"):
+        references, rows = [it.reference for it in prompts], [validation.rows[it.row].columns for it in prompts]
+        absent |= absent_figures(references, rows, trial.eval, validation.labels)
     return absent
 
 
@@ -133,7 +161,12 @@ def restricted(evaluation: Evaluation, validation: Validation, indices: list[int
     places = {item: i for i, item in enumerate(items["item_id"])}
     kept = [places[validation.rows[i].item_id] for i in indices]
     tables = evaluation.tables | {"task": {name: [column[i] for i in kept] for name, column in items.items()}}
-    return Evaluation(metrics_of(tables, validation.labels, validation.settings), tables, len(indices))
+    if (answers := tables.pop(GENERATED, None)) and validation.to_answer.at_rungs:
+        wanted = {prompt.item_id for prompt in validation.to_answer.at("rung")}
+        there = [i for i, item in enumerate(answers["item_id"]) if item in wanted]
+        tables[GENERATED] = {name: [column[i] for i in there] for name, column in answers.items()}
+    metrics = metrics_of(tables, validation.labels, validation.settings)
+    return Evaluation(metrics, tables, len(indices), evaluation.missing)
 
 
 def metrics_of(
@@ -158,6 +191,7 @@ def metrics_of(
         metrics |= text_metrics(items)
     if not labels and "completion_nll" in items:
         metrics["completion_loss"] = sum(items["completion_nll"]) / sum(items["completion_tokens"])
+    metrics |= figures_of(tables)
     metrics |= bias_metrics(tables, labels, settings)
     if unknown := metrics.keys() - METRICS.keys():
         raise ValueError(f"no row in analysis/metrics.py or analysis/bias_sets.py: {', '.join(sorted(unknown))}")

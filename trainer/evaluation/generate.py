@@ -1,178 +1,177 @@
-"""Answers that a model writes, for finalists: constrained to the labels, and free.
+"""What a model writes for the rows that are scored: prompts answered, answers read and scored, as one item table.
 
-Likelihoods rank trials; what a user of the model sees is what it writes. Decoding is greedy, in batches padded on the
-left. *Constrained*: only tokens that go on with some label are allowed, so that every answer is a label. *Free*: any
-token; an answer whose first line is not a label (letter case and the mark at its end aside) is invalid, and wrong.
-Tasks without labels are compared with the reference text: exact match, and ROUGE-L.
+Likelihoods rank trials of rows with labels; what a user of a model sees is what it writes. Rows without labels: the
+answer, compared with the reference by every metric that these rows and the config can give
+(``trainer/answers/text_metrics.py``), by a user's own metrics and by a judge. Rows with labels: *constrained*, only
+tokens that go on with some label are allowed, so that every answer is a label; and *free*, where an answer whose first
+line is not a label (letter case and the mark at its end aside) is invalid, and wrong.
 """
 
-import contextlib
+import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from functools import cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 
-from trainer.config import TrialConfig
+from analysis.item_sums import GENERATED
+from trainer.answers import text_metrics
+from trainer.answers.answer import Answer
+from trainer.answers.own_metrics import OwnMetrics
+from trainer.config import EvalConfig, TrialConfig
 from trainer.data.encode import Encoded
-from trainer.data.text_tokens import common, text_tokens
-from trainer.evaluation.evaluate import Evaluation, Validation
-from trainer.evaluation.rouge import rouge_l
+from trainer.data.schemas import Row
+from trainer.data.text_tokens import common
+from trainer.generation.decode import Decoding, Written, write
+from trainer.generation.prompts import Prompt
 from trainer.models.base_model import BaseModel
 
-LABELLED = ("generate.accuracy", "generate.invalid", "generate.constrained_accuracy")
-FREE = ("generate.exact_match", "generate.rouge_l")
-TABLE = "generated"  # item table: item_id, label, generated, prediction, constrained; without labels rouge_l
-_SPARE = 4  # tokens beyond the longest label: a free answer that only begins with a label is not taken for it
+SPARE = 4  # tokens beyond the longest label: a free answer that only begins with a label is not taken for it
+_WRITTEN = ("generated", "n_tokens", "finished", "prediction", "constrained")  # columns that only the model can give
 
+Table = dict[str, list[Any]]
 Tokens = tuple[int, ...]
 
 
-def with_answers(
-    evaluation: Evaluation, base: BaseModel, model: torch.nn.Module, trial: TrialConfig, validation: Validation
-) -> Evaluation:
-    """The evaluation with the metrics and the item table of ``answers``."""
-    metrics, table = answers(base, model, trial, validation)
-    return replace(evaluation, metrics=evaluation.metrics | metrics, tables=evaluation.tables | {TABLE: table})
+@dataclass(frozen=True)
+class ToAnswer:
+    """Which rows are answered, and how.
 
-
-def answers(
-    base: BaseModel, model: torch.nn.Module, trial: TrialConfig, validation: Validation
-) -> tuple[dict[str, float], dict[str, list[Any]]]:
-    """Metrics and item table of what the model writes after each row's prompt.
-
-    Args:
-        base: arithmetic and tokenizer.
-        model: the base model, or a PEFT model on it, in evaluation mode.
-        trial: a completion task; ``eval.max_new_tokens`` counts where there are no labels.
-        validation: rows as tokens, of whichever split.
+    Attributes:
+        prompts: of the rows that are answered at a trial's end, in the order of the rows.
+        at_rungs: places of the rows that are answered at rungs too.
+        max_new_tokens: of an answer.
+        own: the config's own metrics, asked in processes of their own.
+        untuned: item id → what the untuned model wrote, as far as it was asked for.
     """
-    ids = [row.item_id for row in validation.rows]
-    batch_size = trial.eval.batch_size
-    if not validation.labels:
-        reference = [text_of(base, row.completion) for row in validation.encoded]
-        contexts = [row.context for row in validation.encoded]
-        written = [text_of(base, new) for new in greedy(base, model, contexts, trial.eval.max_new_tokens, batch_size)]
-        metrics = dict(zip(FREE, (exact_match(written, reference), rouge_l(written, reference)), strict=True))
-        each = [rouge_l([a], [b]) for a, b in zip(written, reference, strict=True)]
-        return metrics, {"item_id": ids, "label": reference, "generated": written, "rouge_l": each}
-    labels = validation.labels
-    begun, tokens = zip(*map(_answers_of, validation.encoded), strict=True)
-    longest = max(len(label) for of_row in tokens for label in of_row)
-    end = base.tokenizer.eos_token_id
-    tables = cache(lambda of_row: continuations(of_row, end))
-    forced = greedy(base, model, begun, longest + 1, batch_size, lambda i, new: tables(tokens[i])(new))
-    constrained = [labels[_which(new, of_row)] for new, of_row in zip(forced, tokens, strict=True)]
-    prompts = [made.ids for made in text_tokens(base.tokenizer, [row.text for row in validation.encoded])]
-    written = [text_of(base, new) for new in greedy(base, model, prompts, longest + _SPARE, batch_size)]
-    read = [as_label(text, labels) for text in written]
-    gold = [labels[row.target] for row in validation.encoded]
-    n = len(gold)
-    metrics = {
-        "generate.accuracy": sum(a == b for a, b in zip(read, gold, strict=True)) / n,
-        "generate.invalid": sum(answer is None for answer in read) / n,
-        "generate.constrained_accuracy": sum(a == b for a, b in zip(constrained, gold, strict=True)) / n,
-    }
-    table: dict[str, list[Any]] = {
-        "item_id": ids,
-        "label": gold,
-        "generated": written,
-        "prediction": read,
-        "constrained": constrained,
-    }
-    return metrics, table
+
+    prompts: tuple[Prompt, ...] = ()
+    at_rungs: frozenset[int] = frozenset()
+    max_new_tokens: int = 0
+    own: OwnMetrics = field(default_factory=lambda: OwnMetrics({}))
+    untuned: dict[str, str] = field(default_factory=dict)
+
+    def at(self, moment: str) -> list[Prompt]:
+        """The prompts of a ``rung``, or of the end (``final``)."""
+        return [it for it in self.prompts if moment == "final" or it.row in self.at_rungs]
 
 
-@torch.inference_mode()
-def greedy(
+@dataclass(frozen=True)
+class Answered:
+    """An item table of answers, its figures, and metric → why it has no value, a sentence."""
+
+    table: Table
+    figures: dict[str, float]
+    missing: dict[str, str]
+
+
+def answered(
     base: BaseModel,
-    model: Any,
-    contexts: Sequence[Tokens],
-    most: int,
-    batch_size: int,
-    allowed: Callable[[int, Tokens], list[int]] | None = None,
-) -> list[Tokens]:
-    """The tokens that a model writes after each context, the end-of-text token left out.
+    model: torch.nn.Module,
+    trial: TrialConfig,
+    prompts: Sequence[Prompt],
+    rows: Sequence[Row],
+    encoded: Sequence[Encoded],
+    labels: tuple[str, ...],
+    how: ToAnswer,
+    moment: str,
+    known: Table | None = None,
+) -> Answered:
+    """Let a model answer prompts, and score what it writes.
 
     Args:
         base: arithmetic and tokenizer.
-        model: with ``generate``.
-        contexts: prompts, in any order.
-        most: new tokens, at most.
-        batch_size: prompts a pass; they are sorted by length, and padded on the left.
-        allowed: index of the prompt, and tokens written so far → the tokens that may come next; None: all may.
+        model: the base model, a PEFT model on it, or a slot of a pack; in evaluation mode.
+        trial: a completion task.
+        prompts: what is to be answered.
+        rows: of the split, as read.
+        encoded: the same as tokens.
+        labels: names of the classes; empty where rows have none.
+        how: length of answers, own metrics.
+        moment: ``rung`` or ``final``.
+        known: a table of the same weights: items that it has are not answered again.
     """
-    tokenizer = base.tokenizer
-    order = sorted(range(len(contexts)), key=lambda i: -len(contexts[i]))
-    result: list[Tokens] = [()] * len(contexts)
-    settings = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=most,
-        pad_token_id=base.pad_token,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    for at in range(0, len(order), batch_size):
-        batch = order[at : at + batch_size]
-        width = len(contexts[batch[0]])
-        ids = torch.full((len(batch), width), base.pad_token)
-        mask = torch.zeros((len(batch), width), dtype=torch.long)
-        for r, i in enumerate(batch):
-            ids[r, width - len(contexts[i]) :] = torch.tensor(contexts[i])
-            mask[r, width - len(contexts[i]) :] = 1
-        options: dict[str, Any] = {}
-        if allowed is not None:
-            options["prefix_allowed_tokens_fn"] = lambda r, row, batch=batch, width=width: allowed(
-                batch[r], tuple(row[width:].tolist())
-            )
-        with base.arithmetic(), _without_defaults(base.model, settings):
-            whole = model.generate(
-                input_ids=ids.to(base.device),
-                attention_mask=mask.to(base.device),
-                generation_config=settings,
-                **options,
-            )
-        for i, new in zip(batch, whole[:, width:].tolist(), strict=True):
-            stop = new.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in new else len(new)
-            result[i] = tuple(new[:stop])
-    return result
+    places = {item: i for i, item in enumerate(known["item_id"])} if known else {}
+    fresh = [prompt for prompt in prompts if prompt.item_id not in places]
+    written = _write(base, model, trial, fresh, encoded, labels, how)
+    places_fresh = {prompt.item_id: i for i, prompt in enumerate(fresh)}
+    table: Table = {
+        "item_id": [prompt.item_id for prompt in prompts],
+        "prompt": [prompt.text for prompt in prompts],
+        "label": [prompt.reference for prompt in prompts],
+    }
+    for name in _WRITTEN:
+        if name in written:
+            table[name] = [
+                written[name][places_fresh[it.item_id]] if known is None or it.item_id in places_fresh
+                else known[name][places[it.item_id]]
+                for it in prompts
+            ]  # fmt: skip
+    answers = [
+        Answer(it.item_id, it.text, it.reference, text, n, finished, rows[it.row].columns)
+        for it, text, n, finished in zip(prompts, table["generated"], table["n_tokens"], table["finished"], strict=True)
+    ]
+    table |= text_metrics.columns(answers, trial.eval, labels)
+    own, missing = how.own.columns(answers)
+    table |= own
+    figures = text_metrics.figures(table)
+    return Answered(table, {name: x for name, x in figures.items() if math.isfinite(x)}, missing)
 
 
-def _answers_of(row: Encoded) -> tuple[Tokens, tuple[Tokens, ...]]:
+def _write(
+    base: BaseModel,
+    model: torch.nn.Module,
+    trial: TrialConfig,
+    prompts: Sequence[Prompt],
+    encoded: Sequence[Encoded],
+    labels: tuple[str, ...],
+    how: ToAnswer,
+) -> Table:
+    """The columns that the model gives."""
+    keys, size = [prompt.item_id for prompt in prompts], trial.eval.batch_size
+    decoding = decoding_of(trial.eval, trial.seed, how.max_new_tokens)
+    free = write(base, model, [prompt.tokens for prompt in prompts], keys, decoding, size)
+    table = _columns(free)
+    if labels:
+        table["prediction"] = [as_label(answer.text, labels) for answer in free]
+        begun, tokens = [], []
+        for prompt in prompts:
+            beginning, of_row = answers_of(encoded[prompt.row])
+            begun.append(beginning)
+            tokens.append(of_row)
+        longest = max((len(label) for of_row in tokens for label in of_row), default=1)
+        forced = write(base, model, begun, keys, Decoding(longest), size, tokens)
+        table["constrained"] = [labels[_which(new.tokens, of)] for new, of in zip(forced, tokens, strict=True)]
+    return table
+
+
+def _columns(answers: Sequence[Written]) -> Table:
+    return {
+        "generated": [answer.text for answer in answers],
+        "n_tokens": [len(answer.tokens) for answer in answers],
+        "finished": [answer.finished for answer in answers],
+    }
+
+
+def decoding_of(settings: EvalConfig, seed: int, max_new_tokens: int) -> Decoding:
+    """How answers are written by a config; without temperature the seed takes no part."""
+    seed = seed if settings.temperature else 0
+    return Decoding(max_new_tokens, tuple(settings.stop), settings.temperature, settings.top_p, seed)
+
+
+def figures_of(tables: Mapping[str, Mapping[str, list[Any]]]) -> dict[str, float]:
+    """The figures of the item table of answers, where there is one; without those that no item has."""
+    if GENERATED not in tables:
+        return {}
+    return {name: x for name, x in text_metrics.figures(tables[GENERATED]).items() if math.isfinite(x)}
+
+
+def answers_of(row: Encoded) -> tuple[Tokens, tuple[Tokens, ...]]:
     """The tokens with which a prompt begins whatever label follows, and how each label goes on from there."""
     first = row.choices[0][0] + row.choices[0][1]
     n = min(common(first, context) for context, _ in row.choices)
     return first[:n], tuple((context + label)[n:] for context, label in row.choices)
-
-
-@contextlib.contextmanager
-def _without_defaults(model: Any, settings: GenerationConfig) -> Iterator[None]:
-    """Keep a model's ``generation_config.json`` from filling settings up: its repetition penalty is not greedy."""
-    own, model.generation_config = model.generation_config, settings
-    try:
-        yield
-    finally:
-        model.generation_config = own
-
-
-def continuations(labels: Sequence[Tokens], end: int) -> Callable[[Tokens], list[int]]:
-    """Tokens written so far → those that may come next, so that the answer is one of the labels.
-
-    After the beginning of one or more labels: the next token of each of these. After a whole label: the end of text.
-
-    Args:
-        labels: tokens, none of which begins another (see ``as_labels``).
-        end: the end-of-text token.
-    """
-    following: dict[Tokens, set[int]] = {}
-    for label in labels:
-        for i, token in enumerate(label):
-            following.setdefault(label[:i], set()).add(token)
-    table = {begun: sorted(tokens) for begun, tokens in following.items()}
-    return lambda begun: table.get(begun, [end])
 
 
 def _which(new: Tokens, labels: Sequence[Tokens]) -> int:
@@ -188,12 +187,6 @@ def _which(new: Tokens, labels: Sequence[Tokens]) -> int:
     raise ValueError(f"{new} is none of the labels' tokens")
 
 
-def text_of(base: BaseModel, tokens: Tokens) -> str:
-    """The text that tokens spell, without special tokens and white space at the ends."""
-    text: str = base.tokenizer.decode(list(tokens), skip_special_tokens=True)
-    return text.strip()
-
-
 def as_label(text: str, labels: Sequence[str]) -> str | None:
     """The label that an answer's first line names; None where it names none."""
     line = (text.strip().splitlines() or [""])[0].strip()
@@ -204,8 +197,3 @@ def as_label(text: str, labels: Sequence[str]) -> str | None:
         if len(alike) == 1:
             return alike[0]
     return None
-
-
-def exact_match(written: Sequence[str], reference: Sequence[str]) -> float:
-    """Share of the texts that equal the reference in the same place, white space at the ends aside."""
-    return sum(a.strip() == b.strip() for a, b in zip(written, reference, strict=True)) / len(reference)

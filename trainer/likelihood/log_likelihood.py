@@ -33,8 +33,9 @@ class Request:
     start: int
 
 
-# A context for a forward pass: sends its rows, sorted by slot and so many of each slot, through the slots' adapters.
-Route = Callable[[int], AbstractContextManager[None]]
+# A context for a forward pass: sends its rows, sorted by slot, through the slots' adapters. Called with the number of
+# rows of each slot, which may be 0.
+Route = Callable[[Sequence[int]], AbstractContextManager[None]]
 # A computation over the base model: the number of slots, and the context for its passes → a result for each slot.
 Compute = Callable[[int, Route], list[Any]]
 
@@ -47,11 +48,13 @@ class Together:
 
     Args:
         places: the slots' places in their pack.
-        route: places, and rows of each → a context for a forward pass that sends these rows, sorted by place, through
-            the adapters at the places.
+        route: places, and the number of rows of each → a context for a forward pass that sends these rows, sorted by
+            place, through the adapters at the places.
     """
 
-    def __init__(self, places: Sequence[int], route: Callable[[Sequence[int], int], AbstractContextManager[None]]):
+    def __init__(
+        self, places: Sequence[int], route: Callable[[Sequence[int], Sequence[int]], AbstractContextManager[None]]
+    ):
         self.places, self.route = tuple(places), route
         self._results: dict[Hashable, list[Any]] = {}  # computation → result of each slot
         self._one_by_one: set[Hashable] = set()  # computations that failed for all slots together
@@ -91,19 +94,30 @@ class SlotModel(torch.nn.Module):
         self.model, self.place, self.together = model, place, together
 
     def forward(self, input_ids: torch.Tensor, **inputs: Any) -> Any:
-        with self.together.route([self.place], len(input_ids)):
+        with self.together.route([self.place], [len(input_ids)]):
             return self.model(input_ids=input_ids, **inputs)
 
 
-def _computed(model: torch.nn.Module, key: Hashable, compute: Compute) -> Any:
-    """The result of a computation for a model; for a slot, together with the slots that are scored with it."""
+def computed(model: torch.nn.Module, key: Hashable, compute: Compute) -> Any:
+    """The result of a computation for a model; for a slot, together with the slots that are scored with it.
+
+    Args:
+        model: the base model, the same with an adapter, or a slot of a pack.
+        key: of the computation (``Together.result``).
+        compute: the computation.
+    """
     if isinstance(model, SlotModel):
         return model.together.result(model.place, key, compute)
     return compute(1, lambda rows: nullcontext())[0]
 
 
-def _inner(base: BaseModel, model: torch.nn.Module) -> torch.nn.Module:
-    """The model that holds the adapters: the base model, or a copy of it."""
+def inner_model(base: BaseModel, model: torch.nn.Module) -> torch.nn.Module:
+    """The model that holds the adapters: the base model, or a copy of it.
+
+    Args:
+        base: the base model.
+        model: the base model, the same with an adapter, or a slot of a pack.
+    """
     if isinstance(model, SlotModel):
         return base.model
     return model.get_base_model() if isinstance(model, PeftModel) else model
@@ -142,7 +156,7 @@ def in_batches(
         except (MemoryError, RuntimeError) as raised:
             if base.sharded or not out_of_memory(raised):  # of a sharded model the others wait in that pass
                 raise
-            error = raised
+            error = raised.with_traceback(None)  # whose frames would hold the batch's tensors
         if not ranks.any_failed(error is not None):
             if mine == ranks.rank:
                 keep(batches[mine], scores)
@@ -180,7 +194,7 @@ def log_likelihoods(
                 "a request needs context and at least one token to score,"
                 f" got start={request.start} of {len(request.tokens)}"
             )
-    scores: list[list[float]] = _computed(
+    scores: list[list[float]] = computed(
         model,
         ("log-likelihoods", tuple(requests), batch_size),
         partial(_log_likelihoods, base, _token_logits(base, model), requests, batch_size),
@@ -195,7 +209,7 @@ def _rows_a_pass(base: BaseModel, batch_size: int, slots: int, rows: Sequence[tu
 
 
 def _token_logits(base: BaseModel, model: torch.nn.Module) -> TokenLogits:
-    inner: Any = _inner(base, model)
+    inner: Any = inner_model(base, model)
     return base.output if inner is base.model else TokenLogits(replace(base, model=inner))
 
 
@@ -267,7 +281,7 @@ def _score_batch(
     """
     inputs = pad(rows, base.pad_token)
     ids = inputs["input_ids"].repeat(slots, 1).to(base.device)  # (slots · rows, longest)
-    with base.arithmetic(), route(len(rows)):
+    with base.arithmetic(), route([len(rows)] * slots):
         hidden = output.hidden(ids, None)
     hidden = hidden.view(slots, len(rows), *hidden.shape[1:])
     flat = [(r, request) for r, of_row in enumerate(of_rows) for request in of_row]
@@ -305,10 +319,10 @@ def class_logprobs(
         rows: tokens.
         batch_size: rows a forward pass, of each slot, at most.
     """
-    logprobs: np.ndarray = _computed(
+    logprobs: np.ndarray = computed(
         model,
         ("classes", tuple(rows), batch_size),
-        partial(_class_logprobs, base, _inner(base, model), rows, batch_size),
+        partial(_class_logprobs, base, inner_model(base, model), rows, batch_size),
     )
     return logprobs
 
@@ -328,7 +342,7 @@ def _class_logprobs(
     def score(batch: list[int]) -> np.ndarray:
         inputs = pad([rows[i] for i in batch], base.pad_token)
         repeated = {name: part.repeat(slots, 1).to(base.device) for name, part in inputs.items()}
-        with base.arithmetic(), route(len(batch)):
+        with base.arithmetic(), route([len(batch)] * slots):
             logits = model(**repeated).logits
         logprobs: np.ndarray = logits.float().log_softmax(-1).view(slots, len(batch), -1).cpu().numpy()
         return logprobs

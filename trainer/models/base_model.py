@@ -35,6 +35,19 @@ from trainer.models.window import window
 _SLOW = 4.0  # times as long as fp32: no sweep would choose it
 
 
+@dataclass(frozen=True)
+class Batching:
+    """How rows of a causal model can be continued in one batch, each as it is continued alone.
+
+    Attributes:
+        cache: whether from what was computed of the tokens before.
+        left_padding: whether rows of different length go together.
+    """
+
+    cache: bool = True
+    left_padding: bool = True
+
+
 @dataclass
 class BaseModel:
     """A frozen base model.
@@ -51,6 +64,7 @@ class BaseModel:
         behaviour: how it treats its rows.
         ranks: the processes that train trials on it together.
         sharded: whether each of them holds a part of it, so that a pass of one is a pass of all.
+        batching: how its rows can be continued together; None: not tried yet (``trainer/generation/batching.py``).
     """
 
     model: PreTrainedModel
@@ -64,6 +78,7 @@ class BaseModel:
     behaviour: Behaviour = PLAIN
     ranks: Ranks = ALONE
     sharded: bool = False
+    batching: Batching | None = None
 
     @property
     def device(self) -> torch.device:

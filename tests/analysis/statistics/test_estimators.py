@@ -10,9 +10,10 @@ from sklearn.metrics import f1_score, log_loss
 
 from analysis.errors import DataError, FolderError
 from analysis.folder import SweepFolder
-from analysis.metrics import RANKABLE
+from analysis.metrics import ranking_metrics
 from analysis.objective import Objective
 from analysis.statistics.estimators import ESTIMATORS, Scored, scores
+from analysis.statistics.intervals import spread, t_quantile
 from analysis.statistics.items import align, groups, read_table
 
 LABELS = ["a", "b", "c", "d"]
@@ -118,7 +119,7 @@ def test_every_metric_that_ranks_is_what_the_trainer_computes_of_the_same_tables
     tables = {"task": task, **(bias_tables(np.random.default_rng(1), 40) if len(labels) == 4 else {})}
     aligned = {name: align([table(folder, "t0", content, name)]) for name, content in tables.items()}
     computed = metrics_of(tables, tuple(labels), BiasConfig())
-    expected = {name: given for name, given in computed.items() if name in RANKABLE}
+    expected = {name: given for name, given in computed.items() if name in ranking_metrics()}
     assert len(expected) == {4: 28, 2: 12, 0: 4}[len(labels)]
     for name, given in expected.items():
         estimator = ESTIMATORS[name]
@@ -128,17 +129,35 @@ def test_every_metric_that_ranks_is_what_the_trainer_computes_of_the_same_tables
 
 
 def test_figures_of_written_answers_are_the_trainers(folder: SweepFolder) -> None:
-    from trainer.evaluation.generate import exact_match
-    from trainer.evaluation.rouge import rouge_l
+    from trainer.answers.answer import Answer
+    from trainer.answers.text_metrics import columns as columns_of
+    from trainer.answers.text_metrics import figures
+    from trainer.config import EvalConfig
 
-    written = ["a cat sat ", "no", "the dog", "yes"]
-    reference = ["a cat", "no", " the dog", "maybe yes"]
-    each = [rouge_l([a], [b]) for a, b in zip(written, reference, strict=True)]
-    free = {"item_id": list("wxyz"), "label": reference, "generated": written, "rouge_l": each}
+    written = ["a cat sat ", "no", "the dog 7", "yes", "猫", '{"a": 1, "b": [2]}']
+    reference = ["a cat", "no", " the dog, 7", "maybe yes", "犬", '{"a": 1, "b": [3]}']
+    pairs = zip(written, reference, strict=True)
+    made = [Answer(f"i{i}", "", b, a, len(a), i % 2 == 0) for i, (a, b) in enumerate(pairs)]
+    free: dict[str, list[Any]] = {
+        "item_id": [answer.item_id for answer in made],
+        "label": reference,
+        "n_tokens": [answer.n_tokens for answer in made],
+        "finished": [answer.finished for answer in made],
+        **columns_of(made, EvalConfig()),
+    }
+    found = figures(free)
+    assert {name for name, figure in found.items() if math.isnan(figure)} == {"generate.choice"}
+    means = ["exact_match", "token_f1", "choice", "number", "json_valid", "json_f1", "rouge_1", "rouge_2", "rouge_l"]
+    others = ["bleu", "chrf", "length", "refusal", "repetition", "finished"]
+    assert set(found) == {f"generate.{name}" for name in (*means, *others)}
     answers = {"label": ["a", "b", "c", "a"], "prediction": ["a", None, "b", "a"], "constrained": ["a", "b", "b", "b"]}
     given = {
-        "generate.exact_match": (free, exact_match(written, reference)),
-        "generate.rouge_l": (free, rouge_l(written, reference)),
+        "generate.exact_match": (free, 2 / 6),  # "no", and "the dog 7" without the comma
+        "generate.number": (free, 0.5),  # of two items: 7; 2 in JSON where the last number is 3
+        "generate.json_f1": (free, 0.5),  # of the one item that has JSON
+        "generate.length": (free, sum(map(len, written)) / 6),
+        "generate.finished": (free, 0.5),
+        **{name: (free, figure) for name, figure in found.items() if name.partition(".")[2] in SAME},
         "generate.accuracy": ({"item_id": list("wxyz")} | answers, 0.5),
         "generate.invalid": ({"item_id": list("wxyz")} | answers, 0.25),
         "generate.constrained_accuracy": ({"item_id": list("wxyz")} | answers, 0.5),
@@ -148,9 +167,31 @@ def test_figures_of_written_answers_are_the_trainers(folder: SweepFolder) -> Non
         assert value(name, aligned)[0] == pytest.approx(expected, abs=1e-12), name
 
 
+SAME = ("token_f1", "rouge_1", "rouge_2", "rouge_l", "bleu", "chrf", "json_valid", "refusal", "repetition")
+
+
+@pytest.mark.parametrize("values", [[1.0, 0.0, 1.0, 1.0, 0.0, 1.0], [1.0] * 6], ids=["some right", "all right"])
+def test_items_without_a_value_take_no_part_in_a_mean_and_its_interval(
+    folder: SweepFolder, values: list[float]
+) -> None:
+    few = {"item_id": [f"i{i}" for i in range(6)], "label": ["x"] * 6, "number": values}
+    many = {"item_id": [f"i{i}" for i in range(60)], "label": ["x"] * 60, "number": values + [math.nan] * 54}
+    ends = []
+    for name, content in (("few", few), ("many", many)):
+        aligned = align([table(folder, name, content, "generated")])
+        sums = ESTIMATORS["generate.number"].columns(aligned, []).astype(np.float32)
+        scored = Scored({"generated": aligned.n}, {"generate.number": sums}, {}, lambda v: v["generate.number"])
+        of = spread(scored, "generate.number")
+        assert of.quantity[0] == pytest.approx(sum(values) / 6)
+        ends.append(np.array(of.ends(t_quantile(of.freedom)))[:, 0])
+    assert ends[1] == pytest.approx(ends[0], abs=0.1), "as wide as that of six items, not of sixty"
+    none = align([table(folder, "none", few | {"number": [math.nan] * 6}, "generated")])
+    assert math.isnan(value("generate.number", none)[0])
+
+
 def test_only_gaps_between_groups_rank_without_an_estimator() -> None:
     """Any other metric without one would stay as measured, and make another test of that of an objective."""
-    assert {name for name in RANKABLE if name not in ESTIMATORS} == {
+    assert {name for name in ranking_metrics() if name not in ESTIMATORS} == {
         f"bias.group.{figure}" for figure in ("equalized_odds", "demographic_parity", "tpr_gap")
     }
 

@@ -525,3 +525,22 @@ def test_the_rung_subset_is_fixed_by_its_seed_and_differs_between_seeds() -> Non
 def test_a_rung_subset_of_all_rows_or_more_is_all_rows() -> None:
     rows = rows_of({"a": 3, "b": 2})
     assert rung_subset(rows, 5, 0) == rung_subset(rows, 99, 0) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("source", ["csv", "jsonl", "parquet"])
+def test_extra_columns_are_kept_with_rows_and_item_ids_stay_as_they_are(source: str, task: Task) -> None:
+    records = [{"text": text, "label": label, "level": i, "unused": "x"} for i, (text, label) in enumerate(GOOD)]
+    path = task.folder / f"extra.{source}"
+    if source == "csv":
+        write_csv(path, [tuple(map(str, row.values())) for row in records], tuple(records[0]))
+    elif source == "jsonl":
+        write_jsonl(path, records)
+    else:
+        pq.write_table(pa.Table.from_pylist(records), path)
+    plain = task.load(path, source, validation=str(path))
+    kept = task.load(path, source, validation=str(path), extra_columns=["level"])
+    assert [row.extra for row in kept.validation] == [{"level": str(i) if source == "csv" else i} for i in range(4)]
+    assert [row.item_id for row in kept.train] == [row.item_id for row in plain.train]
+    assert kept.fingerprint == plain.fingerprint
+    with pytest.raises(DataError, match=r"no column 'levels' \(data.extra_columns\).*Did you mean 'level'"):
+        task.load(path, source, validation=str(path), extra_columns=["levels"])

@@ -27,6 +27,7 @@ from trainer.evaluation.bias.score import ModelScorer
 from trainer.evaluation.evaluate import Validation, evaluate
 from trainer.evaluation.generate import answers
 from trainer.few_shot import with_examples
+from trainer.generation.decode import Written
 from trainer.models.base_model import BaseModel
 
 CORPUS = [
@@ -306,8 +307,8 @@ def test_the_prompt_of_a_free_answer_is_the_prompt_alone(
     base = base_of(made(kind))
     given: list[list[tuple[int, ...]]] = []
     monkeypatch.setattr(
-        "trainer.evaluation.generate.greedy",
-        lambda base, model, contexts, *rest: given.append(list(contexts)) or [base.tokenizer("x").input_ids] * 2,
+        "trainer.evaluation.generate.write",
+        lambda base, model, prompts, *rest: given.append(list(prompts)) or [Written((), "x", True)] * 2,
     )
     monkeypatch.setattr("trainer.evaluation.generate._which", lambda new, labels: 0)
     encoded = encode_rows(ROWS[:2], LABELS, base.tokenizer, TASK, 99)

@@ -243,3 +243,19 @@ def sharded_bytes(ranks: Any, trial: TrialConfig) -> tuple[int, int]:
     base = DeviceCache(torch.device("cpu"), ranks=ranks, sharding="fsdp").base(trial)
     weights: list[Any] = [p for name, p in base.model.named_parameters() if "proj" in name]
     return sum(p.to_local().numel() for p in weights), sum(p.numel() for p in weights)
+
+
+def written(ranks: Any, trial: TrialConfig, sharding: str, prompts: Any, settings: Any, batch_size: int) -> Any:
+    """What the base model writes after prompts, and how many passes this process takes."""
+    import torch
+
+    from trainer.device_cache import DeviceCache
+    from trainer.generation.decode import write
+
+    base = DeviceCache(torch.device("cpu"), ranks=ranks, sharding=sharding).base(trial)
+    base.model.generation_config.eos_token_id = [1, 25]
+    passes: list[int] = []
+    hook = base.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    answers = write(base, base.model, prompts, [str(i) for i in range(len(prompts))], settings, batch_size)
+    hook.remove()
+    return answers, len(passes)

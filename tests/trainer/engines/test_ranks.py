@@ -22,6 +22,7 @@ from trainer.config import TrialConfig
 from trainer.device_cache import DeviceCache
 from trainer.engines.batches import MicroBatch, part_of
 from trainer.engines.hf_engine import HfEngine
+from trainer.generation.decode import Decoding
 from trainer.models.ranks import ALONE, Ranks
 from trainer.models.sharding import needs, too_large
 
@@ -160,6 +161,21 @@ def test_each_process_holds_its_part_of_a_sharded_model(
 ) -> None:
     parts = two(processes.sharded_bytes, make_trial("llama"))
     assert [2 * mine for mine, _ in parts] == [whole for _, whole in parts], parts
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_two_processes_write_what_one_does(
+    sharding: str, two: RankProcesses, make_trial: Callable[..., TrialConfig]
+) -> None:
+    prompts = [(0, 5), (0, 9, 4, 12, 7, 20, 6), (0, 11, 8), (0, 21, 5, 5, 9), (0, 6, 14, 9, 17, 4, 8, 8, 10)]
+    trial, settings = make_trial("llama"), Decoding(9)
+    expected, _ = processes.written(ALONE, trial, "ddp", prompts, settings, 2)
+    assert len({len(answer.tokens) for answer in expected}) > 1, "processes have different numbers of passes to do"
+    answers = two(processes.written, trial, sharding, prompts, settings, 2)
+    assert not any(isinstance(answer, str) for answer in answers), answers
+    assert [written for written, _ in answers] == [expected, expected]
+    passes = [n for _, n in answers]
+    assert (passes[0] == passes[1]) is (sharding == "fsdp")
 
 
 @pytest.mark.heavy
