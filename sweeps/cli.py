@@ -34,6 +34,7 @@ COMMANDS = {
     "rank": ("RUN [RUN]", "print the leaderboard of a sweep folder, or of several as one"),
     "compare": ("RUN RUN", "print sweeps side by side"),
     "breakdown": ("RUN [TRIAL]", "each class, confusions, and each category of the bias sets"),
+    "answers": ("RUN [TRIAL]", "what a trial wrote, beside the reference and the untuned model, the worst first"),
     "report": ("RUN [--out FILE]", "write report.html: one file with tables and plots"),
     "export": ("RUN [TRIAL]", "write a trial's adapter, or the merged model"),
     "finalize": ("RUN", "train the best trials with more seeds, and score them on the test split"),

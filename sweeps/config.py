@@ -127,6 +127,7 @@ class TrackingConfig:
     uri: str | None = None  # where MLflow's runs go: server, folder or database; null: the sweep folder
     tags: list[str] = field(default_factory=list)
     predictions: int = key(200, low=0, high=10_000)  # rows of a completed trial's table of predictions; 0 = no table
+    answers: int = key(0, low=0, high=10_000)  # rows of the table of what was written, texts and all; 0 = no table
 
 
 @dataclass

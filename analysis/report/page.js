@@ -101,6 +101,22 @@
   find.addEventListener("input", filter);
   outcome.addEventListener("change", filter);
 
+  // Answers: those that hold all the words.
+  const search = document.getElementById("find-answers");
+  if (search) {
+    const lines = [...document.getElementById("answers").tBodies[0].rows];
+    const held = new Map(lines.map((row) => [row, (row.textContent + " " + row.title).toLowerCase()]));
+    search.addEventListener("input", () => {
+      const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+      let count = 0;
+      for (const row of lines) {
+        row.hidden = !words.every((word) => held.get(row).includes(word));
+        count += !row.hidden;
+      }
+      document.getElementById("shown-answers").textContent = count === lines.length ? `${count} items` : `${count} of ${lines.length} items`;
+    });
+  }
+
   // Commands: copied, or selected where copying is not allowed.
   for (const copy of document.querySelectorAll(".copy")) {
     copy.addEventListener("click", async () => {

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+from analysis.answers import Written
 from analysis.bias_sets import HEADLINE
 from analysis.errors import LorasweepError
 from analysis.finals import read_finals
@@ -21,7 +22,7 @@ from analysis.leaderboard.ranking import Ranking
 from analysis.leaderboard.seeds import best_seed, runs
 from analysis.listing import listed
 from analysis.metrics import METRICS, as_shown
-from analysis.report import figures, gather, insights
+from analysis.report import figures, gather, insights, written
 from analysis.report.optuna_study import paths
 from analysis.report.reproduce import command
 from analysis.rows import Row
@@ -185,6 +186,9 @@ def page_sections(data: ReportData) -> dict[str, Any]:
             if (text := command(data.manifest, run))
         ],
         "finals": report_finals(finals) if finals.finalists else "",
+        "written": written.section(
+            Written(data.folder, data.rows), [term.metric for term in data.ranking.objective.terms]
+        ),
         "sweep_command": " ".join(map(str, data.manifest.get("command") or [])),
     }
 

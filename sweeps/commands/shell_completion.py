@@ -14,7 +14,8 @@ from sweeps.compose.overrides import COMBINED
 from sweeps.config import schema
 
 _COMPOSING = ("run", "trial", "check", "cluster", "data", "fetch", "resume")  # take overrides
-_FOLDERS = ("rank", "export", "resume", "report", "compare", "status", "stop", "enqueue", "wandb")  # take a sweep
+_FOLDERS = ("rank", "answers", "export", "resume", "report", "compare", "status", "stop", "enqueue", "wandb")
+_TRIALS = ("answers", "export")  # take a sweep, and one of its trials
 
 BASH = """\
 # bash completion of lorasweep: eval "$(lorasweep completion bash)"
@@ -83,8 +84,10 @@ def _of_command(command: str, before: list[str], current: str) -> Iterator[str]:
     positional = [word for word in before if not word.startswith("-") and "=" not in word]
     if command in _FOLDERS and not positional:
         yield from _sweep_folders(current)
-    if command == "export" and len(positional) == 1:
+    if command in _TRIALS and len(positional) == 1:
         yield from (path.name for path in sorted(Path(positional[0]).glob("trials/*")))
+    if command == "answers" and len(positional) == 1:
+        yield from (path.name for path in sorted(Path(positional[0]).glob("baselines/*")))
     if command == "completion":
         yield from ("bash", "zsh")
     if command == "fetch":

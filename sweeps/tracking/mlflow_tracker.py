@@ -98,6 +98,7 @@ class MlflowTracker(Tracker):
             SQLAlchemy writes it. None: ``MLFLOW_TRACKING_URI`` in the environment, else the sweep's folder.
         tags: of every run, in its tag ``tags``.
         predictions: rows of each completed trial's ``predictions.csv``; 0: no file.
+        answers: rows of ``answers.csv`` of each completed trial and baseline, which holds texts; 0: no file.
         adapter_mb: a completed trial's adapter is an artifact where its files are not larger, in MB; 0: never.
     """
 
@@ -109,13 +110,15 @@ class MlflowTracker(Tracker):
         uri: str | None = None,
         tags: Sequence[str] = (),
         predictions: int = 0,
+        answers: int = 0,
         adapter_mb: float = 200,
     ) -> None:
         super().__init__(sweep)
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         self._uri, self._artifacts = _store(uri, sweep.folder.root / "mlflow")
-        self._tags, self._predictions, self._adapter_mb = tags, predictions, adapter_mb
+        self._tags, self._adapter_mb = tags, adapter_mb
+        self._most = {"predictions": predictions, "answers": answers}
         self._client: Any = None
         self._experiment: str | None = None  # its id
         self._runs: dict[str, _TrackedRun] = {}
@@ -184,7 +187,7 @@ class MlflowTracker(Tracker):
         run.ended = _STATUS.get(outcome.state, "FAILED")
         try:
             for key, table in outcome.tables.items():
-                most = self._predictions if key == "predictions" else None
+                most = self._most.get(key)
                 if most != 0 and (content := _csv(table(most))):
                     run.files[f"{key}.csv"] = content
             if outcome.charts:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from analysis.answers import read, worst_first
 from analysis.errors import FolderError
 from analysis.folder import TrialFolder
 from analysis.leaderboard.seeds import with_seeds
@@ -43,6 +44,33 @@ def predictions(files: TrialFolder, step: int, most: int | None = None) -> tuple
     rows = [list(row) for row in zip(*(items[name] for name in columns), strict=True)]
     rows.sort(key=lambda row: (row[right] == row[columns.index("prediction")], -(row[sure] if sure is not None else 0)))
     return columns, rows[:most]
+
+
+def answers(files: TrialFolder, step: int, most: int | None = None) -> tuple[Columns, Cells]:
+    """What a trial or baseline wrote to the validation rows, one row an item, the worst first; nothing without answers.
+
+    Unlike ``predictions`` it holds texts: prompts, references and answers (``tracking.answers``).
+
+    Args:
+        files: of the trial or baseline.
+        step: of the checkpoint that was scored.
+        most: rows at most; None: all.
+
+    Returns:
+        Column names and rows; a figure that an item has not is empty.
+    """
+    written = read(files, step)
+    if written is None:
+        return [], []
+    figures = list(written.figures)
+    counts = [name for name in ("n_tokens", "finished") if name in written.columns]
+    rows = []
+    for item in worst_first(written, figures[0])[:most]:
+        i = written.places[item.item_id]
+        values = [_number(written.figures[name][i]) for name in figures]
+        of_answer = [written.get(name, i) for name in counts]
+        rows.append([item.item_id, item.prompt, item.reference, written.text(i), *of_answer, *values])
+    return ["item_id", "prompt", "reference", "answer", *counts, *figures], rows
 
 
 def leaderboard_table(rows: Sequence[Row]) -> tuple[Columns, Cells]:

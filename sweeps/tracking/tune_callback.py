@@ -26,7 +26,7 @@ from analysis.rows import Row, best_trial, configuration_id
 from sweeps.search.pbt_exchange import Exchange
 from sweeps.store.tune_results import outcome_of, rung_rows, trial_key
 from sweeps.tracking.base import SWEEP_RUN, Adapter, Hint, Outcome, Run, Table, Tracker
-from sweeps.tracking.tables import leaderboard_table, predictions
+from sweeps.tracking.tables import answers, leaderboard_table, predictions
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,8 @@ class TrackerCallback(Callback):
         scores = _floats(metrics)
         self._start(Run(name, "baseline", dict(config)))
         self._log(name, {"step": 0} | scores)
-        self._finish(name, Outcome(State.COMPLETED, {"state": str(State.COMPLETED)}, scores))
+        tables = {"answers": partial(answers, self._folder.baseline(name), 0)}
+        self._finish(name, Outcome(State.COMPLETED, {"state": str(State.COMPLETED)}, scores, tables))
 
     def log_sweep(
         self, rows: Sequence[Row], config: Mapping[str, Any], charts: Mapping[str, Mapping[str, Any]]
@@ -203,6 +204,7 @@ class TrackerCallback(Callback):
         tables: dict[str, Callable[[int | None], Table]] = {}
         if state is State.COMPLETED and steps:
             tables["predictions"] = partial(predictions, files, steps[-1])
+            tables["answers"] = partial(answers, files, steps[-1])
         adapter = Adapter(trial_id, files.adapter_dir) if state is State.COMPLETED else None
         self._finish(trial_id, Outcome(state, facts, scores, tables, adapter=adapter))
 

@@ -31,6 +31,7 @@ class WandbTracker(Tracker):
         tags: of every run.
         mode: ``online``, ``offline`` or ``disabled``.
         predictions: rows of each completed trial's table of validation predictions; 0 leaves the tables out.
+        answers: rows of the table of what each completed trial and baseline wrote, which holds texts; 0: no table.
     """
 
     title = "W&B"
@@ -43,13 +44,14 @@ class WandbTracker(Tracker):
         tags: Sequence[str] = (),
         mode: str = "offline",
         predictions: int = 0,
+        answers: int = 0,
     ) -> None:
         super().__init__(sweep)
         requested = os.environ.get("WANDB_MODE", "").strip().lower() or mode
         mode = {"run": "online", "dryrun": "offline"}.get(requested, requested)
         fixed = {"project": project, "entity": entity, "group": sweep.folder.name, "tags": tuple(tags)}
         self._runs = WandbRuns(sweep.folder, sweep.uid, mode, fixed, sweep.note)
-        self._predictions = predictions
+        self._most = {"predictions": predictions, "answers": answers}
         self._baselines: set[str] = set()
         self.off = mode == "disabled"
 
@@ -68,7 +70,7 @@ class WandbTracker(Tracker):
     def finish_run(self, name: str, outcome: Outcome) -> None:
         """Tables, charts, the best trial's adapter as an artifact of the sweep's run, the summary, and the end."""
         for key, table in outcome.tables.items():
-            most = self._predictions if key == "predictions" else None
+            most = self._most.get(key)
             if most != 0:
                 self._runs.table(name, key, *table(most))
         if outcome.charts:

@@ -13,6 +13,7 @@ from analysis.errors import FolderError
 from analysis.folder import State, Status, SweepFolder
 from analysis.leaderboard import leaderboard
 from analysis.report import write
+from tests.analysis.answers import make as made_of_answers
 from tests.benchmarks.synthetic import make
 
 CHROMIUM = next((path for path in ("/usr/bin/chromium", "/usr/bin/chromium-browser") if Path(path).exists()), None)
@@ -37,6 +38,7 @@ def test_the_report_holds_every_part_and_every_row(finished: SweepFolder) -> Non
     for section in (
         "answer",
         "leaderboard",
+        "written",
         "tradeoffs",
         "training",
         "mattered",
@@ -70,6 +72,38 @@ def test_nothing_from_the_folder_becomes_markup(finished: SweepFolder) -> None:
     embedded = re.findall(r'<script type="application/json" id="data-[^"]*">(.*?)</script>', page, re.S)
     assert len(embedded) >= 8
     assert not any("<" in figure for figure in embedded)
+
+
+def test_answers_stand_beside_the_baselines_and_nothing_of_them_is_markup(tmp_path: Path) -> None:
+    folder = made_of_answers(tmp_path / "written")
+    page = write(folder).read_text()
+    for head in ("Prompt", "Reference", "t0000", "zero_shot", "few_shot"):
+        assert f'<th scope="col">{head}</th>' in page
+    assert "in Paris, <del>France</del>" in page
+    assert "in Paris, <ins>Spain</ins>" in page
+    assert "<ins>&lt;script&gt;alert(1)&lt;/script&gt; tower</ins>" in page
+    assert "\x1b" not in page.split("<script>")[0]
+    assert "3 items of the validation rows, the worst in exact_match first" in page
+
+
+def test_the_report_has_the_worst_of_many_answers(tmp_path: Path) -> None:
+    folder = made_of_answers(tmp_path / "written")
+    n = 250
+    columns = {
+        "item_id": [f"i{i}" for i in range(n)], "prompt": ["word " * 300] * n, "label": ["x"] * n,
+        "generated": ["x" if i < 40 else "y" for i in range(n)], "n_tokens": [1] * n, "finished": [True] * n,
+        "exact_match": [float(i < 40) for i in range(n)],
+    }  # fmt: skip
+    folder.trial("t0000").write_items("generated", "validation", 8, columns)
+    page = write(folder).read_text()
+    assert page.count('<tr title="i') == 200
+    assert '<tr title="i3"' not in page  # right: among the best
+    assert "the worst 200 of 250 items" in page
+    assert page.count("<details><summary>word ") == 200  # of a long prompt the beginning and the end are shown
+
+
+def test_without_answers_the_report_says_how_to_get_them(finished: SweepFolder) -> None:
+    assert "eval.generate=true` trains the best ones again and lets them write" in text_of(finished)
 
 
 def test_the_file_asks_for_nothing(finished: SweepFolder) -> None:
@@ -203,6 +237,17 @@ def test_filters_show_what_they_say_and_count_it(page: Any) -> None:
     assert page.inner_text("#shown") == "1 of 31 rows"
     page.fill("#find", "")
     assert page.inner_text("#shown") == "31 rows"
+
+
+def test_a_search_shows_the_answers_that_hold_all_words(browser: Any, tmp_path: Path) -> None:
+    tab = browser.new_page()
+    tab.goto(f"file://{write(made_of_answers(tmp_path / 'written'))}")
+    tab.fill("#find-answers", "paris SPAIN")
+    assert tab.locator("#answers tbody tr:not([hidden])").count() == 1
+    assert tab.inner_text("#shown-answers") == "1 of 3 items"
+    tab.fill("#find-answers", "")
+    assert tab.inner_text("#shown-answers") == "3 items"
+    tab.close()
 
 
 def test_the_theme_follows_the_system_and_the_button(page: Any) -> None:

@@ -1,5 +1,7 @@
 """What MLflow is told about a sweep, read back with its own client; and that a sweep never depends on it."""
 
+import csv
+import io
 import math
 import os
 import socket
@@ -17,6 +19,7 @@ from sweeps.tracking import mlflow_tracker
 from sweeps.tracking.base import Outcome, Run, TrackedSweep
 from sweeps.tracking.mlflow_tracker import MlflowTracker
 from sweeps.tracking.tune_callback import TrackerCallback
+from tests.analysis.answers import TUNED, UNTUNED, table
 from tests.sweeps.tracking.mlflow_reading import MlflowRun, MlflowServer, mlflow_runs
 from tests.sweeps.tracking.test_wandb_online import finished, write_trial
 from tests.sweeps.tracking.test_wandb_tracker import complete, config_of, report, start, tell, trial
@@ -89,6 +92,30 @@ def test_a_trial_is_a_run_with_parameters_metrics_by_step_outcome_and_its_adapte
     assert run.artifacts["adapter/adapter_model.safetensors"] == b"weights"
     lines = run.artifacts["predictions.csv"].decode().splitlines()
     assert [line.split(",")[0] for line in lines] == ["item_id", "v-2", "v-3"]
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_what_a_trial_wrote_is_a_file_where_it_is_asked_for(
+    tracker: Callable[..., TrackerCallback], folder: SweepFolder, runs: Any, rows: int
+) -> None:
+    mine, one = tracker(answers=rows), trial("t0000")
+    write_trial(folder)
+    folder.trial("t0000").write_items("generated", "validation", 24, table(TUNED))
+    folder.baseline("zero_shot").write_items("generated", "validation", 0, table(UNTUNED))
+    start(mine, one)
+    tell(mine, one, finished(24))
+    complete(mine, one)
+    mine.log_baseline("zero_shot", {"accuracy": 0.2}, {})
+    mine.close()
+    for name in ("t0000", "zero_shot"):
+        files = runs()[name].artifacts
+        assert ("answers.csv" in files) == bool(rows)
+        if rows:
+            lines = list(csv.DictReader(io.StringIO(files["answers.csv"].decode())))
+            assert len(lines) == rows  # the worst
+            assert "validation-1" not in [line["item_id"] for line in lines] or name == "zero_shot"
+            heads = ["item_id", "prompt", "reference", "answer", "n_tokens", "finished", "exact_match", "overlap"]
+            assert list(lines[0]) == heads
 
 
 def test_an_adapter_over_the_limit_stays_in_the_sweep_folder(
