@@ -110,9 +110,7 @@ def answered(
             ]  # fmt: skip
     answers = [
         Answer(it.item_id, it.text, it.reference, text, n, finished, rows[it.row].columns)
-        for it, text, n, finished in zip(
-            prompts, table["generated"], table["n_tokens"], table["finished"], strict=True
-        )
+        for it, text, n, finished in zip(prompts, table["generated"], table["n_tokens"], table["finished"], strict=True)
     ]
     table |= text_metrics.columns(answers, trial.eval, labels)
     own, missing = how.own.columns(answers)
