@@ -76,6 +76,7 @@ class MetricsRow:
         memory: peak bytes so far of the process that trained it, or of its GPU, other trials in it included. 0 where
             it is not known.
         missing: metric that could not be computed → why, a sentence.
+        answer_seconds: that writing the answers took; of slots that wrote together, the first has all of it.
     """
 
     trial_id: str
@@ -88,6 +89,7 @@ class MetricsRow:
     split: str = "validation"
     memory: int = 0
     missing: dict[str, str] = field(default_factory=dict)
+    answer_seconds: float = 0.0
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

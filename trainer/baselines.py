@@ -65,7 +65,16 @@ def score_baseline(
         folder.append_metrics(MetricsRow(folder.trial_id, 0, 0, seconds, False, rung.n_items, rung.metrics))
     missing = evaluation.missing
     row = MetricsRow(
-        folder.trial_id, 0, 0, seconds, True, evaluation.n_items, evaluation.metrics, split, missing=missing
+        folder.trial_id,
+        0,
+        0,
+        seconds,
+        True,
+        evaluation.n_items,
+        evaluation.metrics,
+        split,
+        missing=missing,
+        answer_seconds=evaluation.answer_seconds,
     )
     folder.append_metrics(row)
     folder.write_status(Status(State.COMPLETED, note))

@@ -248,13 +248,14 @@ def _probe(
         "step_seconds": one.own + one.shared,
         "tokens_per_second": one.tokens / (one.own + one.shared),
         "score_seconds": one.rung_seconds,
+        "answer_seconds": probe.answer_seconds,
     }
     return Probed(
         figures,
         [prober.cost(trial, probe, n_validation) for trial in mine],
         slots,
         probe.load_seconds + probe.probe_seconds,
-        n_validation * probe.item_seconds + one.rung_seconds,
+        one.rung_seconds + one.final_seconds,
         probe.item_tokens,
         probe.parameters,
         n_validation,

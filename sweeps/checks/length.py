@@ -135,7 +135,7 @@ def choose(composed: Composed, found: Measured) -> Composed:
             values = {"train.max_steps": steps, "train.rungs": list(rungs), "train.epochs": None, "search.time": limit}
             with_steps[rungs] = composed.with_values(values)
         tried = with_steps[rungs]
-        scoring = sizes.n_validation * sizes.item_seconds[max_length] + cost.rung_seconds
+        scoring = cost.rung_seconds + cost.final_seconds
         baselines = baseline_seconds(config, sizes.rows, sizes.n_validation, scoring) / found.devices
         besides = baselines + END_SECONDS
         seconds = played(tried.config, trials, cost, found) + besides

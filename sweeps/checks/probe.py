@@ -25,7 +25,8 @@ from trainer.engines.pack import Pack
 from trainer.engines.slot import Slot
 from trainer.engines.slot_budget import SlotBudget, measure
 from trainer.evaluation.bias.items import BiasItems
-from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.evaluate import Validation, evaluate
+from trainer.evaluation.generate import ToAnswer
 from trainer.models.base_model import BaseModel
 from trainer.models.lora import linear_modules, linear_shape
 
@@ -34,6 +35,7 @@ _LENGTHS = 5_000  # of each split, for the lengths
 _LONG = 1_000_000  # tokens: nothing is cut
 _ITEMS = (4, 32)  # scored: a few first, more where that was fast
 _SOON = 1.0  # seconds
+_ANSWERS = 16  # prompts answered at once
 _STEPS = 4  # of training with the trial's own batches, after the first
 _BIAS = 4  # items of each bias set
 _BATCHES = 8  # optimiser steps whose tokens are counted
@@ -54,6 +56,8 @@ class Probe:
         item_seconds: to score a validation row.
         bias_seconds: to score everything that bias is measured on.
         item_tokens: mean tokens of a validation row, scored with each of its labels.
+        answer_seconds: to answer a validation row, as far as rows are answered; of the untuned model, which rarely ends
+            before its longest answer.
         budget: time and memory of a training pass.
         besides: seconds of an optimiser step that its passes do not account for, such as the optimiser's.
     """
@@ -65,6 +69,7 @@ class Probe:
     item_seconds: float
     bias_seconds: float
     item_tokens: float
+    answer_seconds: float
     budget: SlotBudget
     besides: float
 
@@ -131,7 +136,7 @@ class Prober:
             pack.pass_cost = self._pass_cost(budget)
             besides = self._besides(pack, slot, budget)
         probed = time.perf_counter()
-        bare = replace(validation, bias=BiasItems())
+        bare = replace(validation, bias=BiasItems(), to_answer=ToAnswer())
         evaluate(base, base.model, trial, bare, [0])  # the first allocates
         for items in _ITEMS:
             indices = [i % len(validation.rows) for i in range(min(items, len(validation.rows)))]
@@ -145,6 +150,9 @@ class Prober:
                 one = replace(bare, bias=BiasItems({name: few}))
                 both = _seconds(lambda: evaluate(base, base.model, trial, one, indices[:1]))  # noqa: B023
                 bias_seconds += max(both - seconds / len(indices), 0.0) / len(few) * len(items_there)
+        answer_seconds = self._answer_seconds(
+            trial, replace(bare, to_answer=validation.to_answer), seconds / len(indices)
+        )
         mean = _mean_tokens(validation.encoded)
         labels = len(validation.labels) + 1 if trial.task.name == "completion" and validation.labels else 1
         return Probe(
@@ -155,9 +163,21 @@ class Prober:
             item_seconds=seconds / len(indices),
             bias_seconds=bias_seconds,
             item_tokens=mean * labels,
+            answer_seconds=answer_seconds,
             budget=budget,
             besides=besides,
         )
+
+    def _answer_seconds(self, trial: TrialConfig, validation: Validation, item_seconds: float) -> float:
+        """Seconds to answer a row, measured on some; 0 where none is answered."""
+        prompts = validation.to_answer.prompts[:_ANSWERS]
+        if not prompts:
+            return 0.0
+        base, some = self.device_cache.base(trial), replace(validation.to_answer, prompts=prompts)
+        few = replace(validation, to_answer=some)
+        taken = _seconds(lambda: evaluate(base, base.model, trial, few, [0], moment="final")) - item_seconds
+        rows = len({prompt.row for prompt in prompts})
+        return max(0.0, taken) / rows
 
     def _besides(self, pack: Pack, slot: Slot, budget: SlotBudget) -> float:
         """Train some steps with the trial's own batches, and compare with what their passes should take."""
@@ -208,14 +228,18 @@ class Prober:
         pad = base.pad_token
         batches = [batch for step in range(_BATCHES) for batch in micro_batches(trial, encoded, pad, step)]
         padded, passes = (counted / _BATCHES for counted in self._padded(batches, probe.budget))
-        rung = min(trial.eval.rung_items, n_validation)
+        rung, settings = min(trial.eval.rung_items, n_validation), trial.eval
+        at_end = (
+            min(max(settings.generate_items, settings.generate_final_items), n_validation) if settings.answers else 0
+        )
+        at_rungs = min(settings.generate_items, rung) if settings.answers == "rung" else 0
         return Cost(
             pack=trial.precision,
             own=padded * probe.budget.per_token + probe.besides,
             shared=passes * probe.budget.fixed,
             rungs=tuple(trial.train.rungs),
-            rung_seconds=rung * probe.item_seconds + probe.bias_seconds,
-            final_seconds=(n_validation - rung) * probe.item_seconds,
+            rung_seconds=rung * probe.item_seconds + probe.bias_seconds + at_rungs * probe.answer_seconds,
+            final_seconds=(n_validation - rung) * probe.item_seconds + (at_end - at_rungs) * probe.answer_seconds,
             tokens=sum(sum(batch.lengths) for batch in batches) / _BATCHES,
         )
 

@@ -121,6 +121,8 @@ def _show_estimate(console: Console, check: Check) -> None:
             f" {found['slots']:.0f} side by side; a step alone {shown_time(found['step_seconds'])}"
             f" ({found['tokens_per_second']:,.0f} tokens/s), a rung's scoring {shown_time(found['score_seconds'])}"
         )
+        if found["answer_seconds"]:
+            text += f", of which an answer takes {shown_time(found['answer_seconds'])} at most"
         _line(console, "" if number else "probed", text)
     estimate = check.estimate
     _line(

@@ -209,7 +209,7 @@ class TrialRecord:
     def _row(self, evaluation: Evaluation, step: int, final: bool) -> MetricsRow:
         return MetricsRow(
             self.trial.trial_id, step, self.tokens, self._seconds, final, evaluation.n_items, evaluation.metrics,
-            memory=peak_memory(), missing=evaluation.missing,
+            memory=peak_memory(), missing=evaluation.missing, answer_seconds=evaluation.answer_seconds,
         )  # fmt: skip
 
     def _write_items(self, evaluation: Evaluation, step: int) -> None:

@@ -60,12 +60,14 @@ class Evaluation:
         tables: ``task`` or name of a bias set → its item table: column → a value for each item. Stored in ``items/``.
         n_items: rows of the task that were scored.
         missing: metric that could not be computed, through no fault of the weights → why, a sentence.
+        answer_seconds: that writing took; of slots that wrote together, the first has all of it.
     """
 
     metrics: dict[str, float]
     tables: dict[str, dict[str, list[Any]]]
     n_items: int
     missing: dict[str, str] = field(default_factory=dict)
+    answer_seconds: float = 0.0
 
 
 def evaluate(
@@ -108,6 +110,7 @@ def evaluate(
 
             tables |= score_bias(base, model, validation.bias, validation.labels, label_scores, trial.eval.batch_size)
         reasons: dict[str, str] = {}
+        taken = 0.0
         if moment and (prompts := validation.to_answer.at(moment)):
             written = answered(
                 base,
@@ -121,9 +124,9 @@ def evaluate(
                 moment,
                 known.tables.get(GENERATED) if known else None,
             )
-            tables[GENERATED], reasons = written.table, written.missing
+            tables[GENERATED], reasons, taken = written.table, written.missing, written.seconds
         metrics = metrics_of(tables, validation.labels, validation.settings)
-        return Evaluation(metrics, tables, len(indices), reasons)
+        return Evaluation(metrics, tables, len(indices), reasons, taken)
     finally:
         model.train(was_training)
 

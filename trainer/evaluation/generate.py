@@ -9,6 +9,7 @@ line is not a label (letter case and the mark at its end aside) is invalid, and 
 
 import math
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,11 +60,11 @@ class ToAnswer:
 
 @dataclass(frozen=True)
 class Answered:
-    """An item table of answers, its figures, and metric → why it has no value, a sentence."""
+    """An item table of answers, metric → why it has no value (a sentence), and seconds that writing took."""
 
     table: Table
-    figures: dict[str, float]
     missing: dict[str, str]
+    seconds: float
 
 
 def answered(
@@ -94,7 +95,9 @@ def answered(
     """
     places = {item: i for i, item in enumerate(known["item_id"])} if known else {}
     fresh = [prompt for prompt in prompts if prompt.item_id not in places]
+    began = time.monotonic()
     written = _write(base, model, trial, fresh, encoded, labels, how)
+    seconds = time.monotonic() - began
     places_fresh = {prompt.item_id: i for i, prompt in enumerate(fresh)}
     table: Table = {
         "item_id": [prompt.item_id for prompt in prompts],
@@ -115,8 +118,7 @@ def answered(
     table |= text_metrics.columns(answers, trial.eval, labels)
     own, missing = how.own.columns(answers)
     table |= own
-    figures = text_metrics.figures(table)
-    return Answered(table, {name: x for name, x in figures.items() if math.isfinite(x)}, missing)
+    return Answered(table, missing, seconds)
 
 
 def _write(

@@ -12,6 +12,8 @@ from trainer.evaluation.evaluate import evaluate, restricted
 from trainer.evaluation.generate import SPARE, as_label
 from trainer.generation.decode import Written, write
 
+BIRDS = ("wren", "owl", "hawk", "crow")
+
 
 @pytest.fixture(scope="module")
 def kept() -> DeviceCache:
@@ -69,7 +71,7 @@ def test_how_an_answer_is_read(text: str, label: str | None) -> None:
 
 
 def chats(make_trial, tmp_path, rows: int = 12):
-    lines = [{"prompt": f"say {i}", "completion": f" word {i}"} for i in range(rows)]
+    lines = [{"prompt": f"{BIRDS[i % 3]} {BIRDS[i % 4]}", "completion": f" {BIRDS[i % 4]}"} for i in range(rows)]
     for split in ("train", "validation"):
         (tmp_path / f"{split}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation")}
@@ -131,6 +133,6 @@ def test_a_trial_that_is_answered_at_its_end_only_writes_nothing_at_rungs(make_t
 
 def test_answers_are_as_long_as_references_unless_the_config_says_how_long(make_trial, kept, tmp_path) -> None:
     trial = chats(make_trial, tmp_path)
-    words = kept.base(trial).tokenizer(["word 11"], add_special_tokens=False).input_ids[0]
+    words = kept.base(trial).tokenizer(["wren"], add_special_tokens=False).input_ids[0]
     assert kept.max_new_tokens(trial) == len(words) + len(words) // 4 + SPARE
     assert kept.max_new_tokens(replace(trial, eval=replace(trial.eval, max_new_tokens=7))) == 7
