@@ -256,6 +256,9 @@ def _read(kind: str, files: TrialFolder, reader: ConfigReader) -> Row:
     shown = _metrics(files, status, notes)
     if shown is None:
         return Row(kind, files.trial_id, status, reached, config=config, reason="; ".join(notes))
+    missing = shown.missing if isinstance(shown.missing, Mapping) else {}
+    if status != State.FAILED:  # whose reason says it
+        notes += [f"{name} is missing: {why}" for name, why in missing.items()]
     return Row(
         kind,
         files.trial_id,

@@ -5,7 +5,9 @@ from typing import Any
 
 from analysis import answers
 from analysis.answers import ADDED, MISSING, PREFIX, SAME, Answers, Written, differences, shortened, visible
+from analysis.folder import SweepFolder
 from analysis.metrics import METRICS, as_shown
+from analysis.report.gather import duration
 
 MOST = 200  # items on the page
 _PROMPT = 600  # characters of a prompt before it is folded
@@ -61,7 +63,15 @@ def section(written: Written, metrics: list[str]) -> Section | str:
         " that an answer lacks are underlined in the reference; words that the reference has not are marked in the"
         " answer."
     )
+    if seconds := _seconds(written.folder):
+        caption += f" Writing all answers of the trials and baselines took {duration(seconds)} of the devices' time."
     return Section(visible(caption), [visible(table.name) for table in (shown, *beside)], lines)
+
+
+def _seconds(folder: SweepFolder) -> float:
+    """That all trials and baselines of a sweep spent on writing answers."""
+    rows = [row for files in (*folder.trials(), *folder.baselines()) for row in files.read_metrics()]
+    return sum(row.answer_seconds for row in rows if isinstance(row.answer_seconds, int | float))
 
 
 def _answer(table: Answers, place: int | None, reference: str) -> dict[str, Any]:
