@@ -215,7 +215,7 @@ class EvalConfig:
     generate: bool | str = key("auto", choices=("auto", "rung", "final", True, False))
     generate_items: int = key(48, low=2)  # validation rows that are answered at rungs, at most: fixed
     generate_final_items: int = key(256, low=2)  # validation rows that a completed trial answers, at most
-    max_new_tokens: int | None = key(None, low=1)  # of an answer; null: by the references, 256 at most
+    max_new_tokens: int | None = key(None, low=1)  # of an answer; null: by the references, 32 to 256
     stop: list[str] = field(default_factory=list)  # texts at which an answer ends; they are left out of it
     temperature: float = key(0.0, low=0.0, high=10.0)  # 0: greedy; else drawn, by the trial's seed
     top_p: float = key(1.0, above=0.0, high=1.0)  # drawn from the likeliest tokens that are so likely together

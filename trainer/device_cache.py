@@ -31,6 +31,7 @@ from trainer.models.tokenizer import loading_arguments, model_folder
 from trainer.models.weights import without_weights
 
 _REFERENCES = 2_000  # training rows whose references tell how long answers are
+_SHORTEST_ANSWER = 32  # tokens
 _LONGEST_ANSWER = 256  # tokens, unless the config says more
 _BASES = 4  # base models kept: one at every precision
 
@@ -245,8 +246,8 @@ class DeviceCache:
     def max_new_tokens(self, trial: TrialConfig) -> int:
         """Tokens of an answer, at most: ``eval.max_new_tokens``, or what nearly all training references need.
 
-        Without labels: the 95 % quantile of their tokens and a quarter more, 256 at most. With labels: the longest
-        label and some more.
+        Without labels: the 95 % quantile of their tokens and a quarter more, between 32 (so that an untuned model, which
+        says more than it is asked, is not cut off) and 256. With labels: the longest label and some more.
         """
         if trial.eval.max_new_tokens is not None:
             return trial.eval.max_new_tokens
@@ -261,7 +262,7 @@ class DeviceCache:
             lengths = sorted(len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids)
             usual = lengths[min(len(lengths) - 1, int(0.95 * len(lengths)))]
             window = self.base(trial).window
-            return max(1, min(_LONGEST_ANSWER, window // 2, usual + usual // 4 + SPARE))
+            return max(1, min(_LONGEST_ANSWER, window // 2, max(_SHORTEST_ANSWER, usual + usual // 4 + SPARE)))
 
         return self._once(name, measured)  # type: ignore[no-any-return]
 

@@ -131,8 +131,13 @@ def test_a_trial_that_is_answered_at_its_end_only_writes_nothing_at_rungs(make_t
     assert not kept.validation(never).to_answer.prompts
 
 
-def test_answers_are_as_long_as_references_unless_the_config_says_how_long(make_trial, kept, tmp_path) -> None:
+def test_answers_are_as_long_as_references_unless_the_config_says_how_long(make_trial, tmp_path) -> None:
     trial = chats(make_trial, tmp_path)
-    words = kept.base(trial).tokenizer(["wren"], add_special_tokens=False).input_ids[0]
-    assert kept.max_new_tokens(trial) == len(words) + len(words) // 4 + SPARE
-    assert kept.max_new_tokens(replace(trial, eval=replace(trial.eval, max_new_tokens=7))) == 7
+    fresh = DeviceCache(torch.device("cpu"))
+    assert fresh.max_new_tokens(trial) == min(32, fresh.base(trial).window // 2)
+    assert fresh.max_new_tokens(replace(trial, eval=replace(trial.eval, max_new_tokens=7))) == 7
+    lines = [{"prompt": "owl", "completion": " owl" * 40}] * 12
+    (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    long = DeviceCache(torch.device("cpu"))
+    words = len(long.base(trial).tokenizer(["owl" + " owl" * 39], add_special_tokens=False).input_ids[0])
+    assert long.max_new_tokens(trial) == min(256, long.base(trial).window // 2, words + words // 4 + SPARE)
