@@ -41,6 +41,7 @@ NEW = (  # keys that 0.1.0 did not have, and what is below them
     "resources.workers_per_trial",
     "bias.group_rows",
     "data.extra_columns",
+    "tracking.answers",
     "objective.terms.written",
     "eval.generate_items",
     "eval.generate_final_items",
