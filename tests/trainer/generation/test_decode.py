@@ -15,6 +15,7 @@ from tests.trainer.engines.test_pack_equivalence import materials  # noqa: F401 
 from tests.trainer.evaluation.test_scoring_together import three, trained  # noqa: F401  # fixture
 from tests.trainer.packs import packed_engine
 from trainer.device_cache import DeviceCache
+from trainer.engines.lora_kernels import Segment
 from trainer.engines.pack import Pack
 from trainer.generation import decode as decode_module
 from trainer.generation import decoding_pass
@@ -359,6 +360,14 @@ def test_logits_are_computed_for_the_last_position_alone(make_trial: Any, kept: 
     finally:
         hook.remove()
     assert {shape[1] for shape in shapes} == {1}
+
+
+def test_a_slot_without_rows_is_not_in_the_routing(packed: Any) -> None:
+    """A grouped product with an empty group hangs on a GPU (``lora_kernels.grouped``)."""
+    pack, _ = packed("loop")
+    with pack._route([0, 1, 2], [2, 0, 1]):
+        assert pack._routing.segments == (Segment(0, 0, 2), Segment(2, 2, 3))
+    assert pack._routing is None
 
 
 def test_a_slot_whose_weights_are_not_finite_leaves_the_answers_of_the_others(packed: Any) -> None:

@@ -69,6 +69,14 @@ def test_turns_that_are_not_learned_or_have_nothing_before_them_are_not_asked_fo
     assert chat(tokenizer, messages, turns="last") == [prompt]
 
 
+def test_marks_of_what_is_learned_are_not_in_the_prompt(tokenizer: Any) -> None:  # noqa: F811
+    tokenizer.chat_template = "{% for m in messages %}{{ m | tojson }}{% endfor %}"
+    earlier = [SHORT[0], SHORT[1] | {"weight": 0}]
+    [prompt] = chat(tokenizer, [*earlier, *SHORT])
+    assert "Name a fruit." in tokenizer.decode(prompt.tokens)
+    assert "weight" not in tokenizer.decode(prompt.tokens)
+
+
 def test_a_prompt_that_is_too_long_loses_its_beginning(tokenizer: Any) -> None:  # noqa: F811
     tokenizer.chat_template = "{{ bos_token }}" + SMOLLM2
     [whole] = chat(tokenizer, SHORT)
