@@ -23,7 +23,7 @@ from analysis.metrics import METRICS, badness
 from analysis.rows import Row, best_trial, leading_trial, row_files, sweep_yaml
 
 PREFIX = "generate."  # of the metrics of written answers
-_OWN = ("n_tokens", "finished")  # numeric columns that are no figure
+_OWN = ("n_tokens", "finished", "judge_parsed")  # numeric columns that are no figure
 _EXAMPLES = ("few_shot", "retrieval")  # baselines that write too
 # Scripts without spaces between words are compared character by character.
 _DENSE = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"

@@ -71,6 +71,23 @@ _WRITTEN = {
     # neither better nor worse by themselves: an objective must say what to be near to, or which way
     "generate.length": _written("length", "n_tokens", None, 1, bounds=_UP, scale=(0.0, 256.0)),
     "generate.refusal": _written("refusals", "refusal", None),
+    "generate.judge": Metric(
+        "judged",
+        "high",
+        range=_SHARE,
+        tasks=_COMPLETIONS,
+        estimator=sums.mean_of("judge", sums.GENERATED, _SHARE),
+        switch="eval.judge",
+    ),
+    "generate.judge.consistency": Metric(
+        "judge sure",
+        None,
+        range=_SHARE,
+        tasks=_COMPLETIONS,
+        estimator=sums.mean_of("judge_consistent", sums.GENERATED, _SHARE),
+        switch="eval.judge",
+        shown=False,
+    ),
     "generate.repetition": _written("repeats", "repetition", "low"),
     "generate.finished": _written("finished", "finished"),
 }

@@ -157,6 +157,8 @@ def _drive(
             progress.note(skipped_note(data.skipped))
         if data.lost:
             progress.note(data.lost)
+        if data.judge:
+            progress.note(data.judge)
         if data.max_new_tokens:
             progress.note(answers_note(composed.config.eval, data.max_new_tokens))
         check_available(composed.resolved()["objective"], data.absent)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from analysis.errors import ConfigError, DataError, HardwareError
+from trainer.answers.judge import Judge
 from trainer.answers.own_metrics import OwnMetrics
 from trainer.class_weights import class_weights
 from trainer.config import TrialConfig
@@ -21,6 +22,7 @@ from trainer.evaluation.bias.items import BiasItems, load_bias
 from trainer.evaluation.bias.registry import BiasScoring, TaskRows, scorings
 from trainer.evaluation.evaluate import Validation
 from trainer.evaluation.generate import SPARE, ToAnswer, answers_of
+from trainer.evaluation.judging import make_judge
 from trainer.evaluation.metric_names import task_kind
 from trainer.generation.prompts import prompts_of
 from trainer.models.base_model import BaseModel, compute_dtype, load_base
@@ -241,7 +243,21 @@ class DeviceCache:
         )
         placed = tuple(replace(prompt, row=chosen[prompt.row]) for prompt in prompts)
         own: OwnMetrics = self._once(("own", repr(trial.eval.metrics)), lambda: OwnMetrics(trial.eval.metrics))
-        return ToAnswer(placed, few, most, own)
+        return ToAnswer(placed, few, most, own, judge=self.judge(trial))
+
+    def judge(self, trial: TrialConfig) -> Judge | None:
+        """The judge that ``eval.judge`` describes; None where there is none."""
+        settings = trial.eval.judge
+        if not settings.on or not trial.eval.answers:
+            return None
+        name = ("judge", repr(settings), trial.precision)
+        judge: Judge = self._once(name, lambda: make_judge(settings, trial.precision, self.device))
+        return judge
+
+    def _judge_note(self, trial: TrialConfig) -> str:
+        """How far the judge agrees with people, a sentence; empty without a judge."""
+        judge = self.judge(trial)
+        return f"The judge, {judge.name}: {judge.calibrated().sentence}." if judge else ""
 
     def max_new_tokens(self, trial: TrialConfig) -> int:
         """Tokens of an answer, at most: ``eval.max_new_tokens``, or what nearly all training references need.
@@ -320,6 +336,7 @@ class DeviceCache:
             "dtype": str(compute_dtype(trial.precision, self.device)).removeprefix("torch."),
             "pad_token_id": self.base(trial).pad_token,
             "model_notes": list(self.base(trial).notes),
+            "judge": self._judge_note(trial),
             "max_new_tokens": self.max_new_tokens(trial) if trial.eval.answers else None,
         }
 

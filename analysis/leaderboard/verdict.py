@@ -26,12 +26,13 @@ from analysis.leaderboard.claims import claims
 from analysis.leaderboard.group_gaps import gap_sentences
 from analysis.leaderboard.ranking import objective_of
 from analysis.metric_words import MetricWords, words_of
-from analysis.rows import Row, best_trial, rankable, row_files
+from analysis.rows import Row, best_trial, rankable, row_files, sweep_yaml
 from analysis.statistics.paired import Difference
 
 if TYPE_CHECKING:
     from analysis.statistics.comparison import Judgement
 
+_JUDGED = "generate.judge"
 _NO_EVIDENCE = "No evidence that fine-tuning beats"
 
 
@@ -49,7 +50,7 @@ def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | No
     best = best_trial(rows, _by(judgement))
     baselines = scored(rows)
     if best is None:
-        return "\n".join([_none_completed(rows), *_baseline_alone(folder, baselines)])
+        return "\n".join([_none_completed(rows), *_baseline_alone(folder, baselines), *judge_sentences(folder, rows)])
     compared = [
         _against(folder, best, strongest(there, metric), len(there), metric)
         for metric in compared_metrics(folder, best, judgement)
@@ -77,7 +78,16 @@ def verdict(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | No
     untuned = next((row for row in rows if row.kind == "baseline" and row.trial_id == UNTUNED), None)
     if left_out:
         lines.append(f"The ranking leaves out what was not measured: {', '.join(left_out)}.")
-    return "\n".join(lines + _bias(best, untuned) + gap_sentences(folder, best))
+    return "\n".join(lines + judge_sentences(folder, rows) + _bias(best, untuned) + gap_sentences(folder, best))
+
+
+def judge_sentences(folder: SweepFolder, rows: Sequence[Row]) -> list[str]:
+    """How far the judge agrees with people, where a row has a judged figure: it is to stand beside each."""
+    if not any(_JUDGED in row.metrics for row in rows):
+        return []
+    data = sweep_yaml(folder).get("data")
+    note = data.get("judge") if isinstance(data, dict) else None
+    return [str(note or "The judge is not calibrated.")]
 
 
 def beats_baselines(folder: SweepFolder, rows: Sequence[Row], judgement: "Judgement | None" = None) -> bool | None:

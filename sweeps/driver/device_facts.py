@@ -115,6 +115,7 @@ class DataFacts:
         bias_notes: what to know of the bias figures on these rows, such as groups that have too few.
         lost: a sentence on the loss-bearing tokens that ``data.max_length`` cuts, or "".
         max_new_tokens: of a written answer; None where none are written.
+        judge: how far the judge of answers agrees with people, a sentence, or "".
         pass_cost: what one more pass was measured to cost there, in tokens that take as long; None: it was not.
     """
 
@@ -135,6 +136,7 @@ class DataFacts:
     lost: str = ""
     pass_cost: float | None = None
     max_new_tokens: int | None = None
+    judge: str = ""
 
     def for_manifest(self) -> dict[str, Any]:
         """What ``sweep.yaml`` says of data and model: everything but what depends on the device or the metrics."""

@@ -19,11 +19,13 @@ import torch
 from analysis.item_sums import GENERATED
 from trainer.answers import text_metrics
 from trainer.answers.answer import Answer
+from trainer.answers.judge import Judge
 from trainer.answers.own_metrics import OwnMetrics
 from trainer.config import EvalConfig, TrialConfig
 from trainer.data.encode import Encoded
 from trainer.data.schemas import Row
 from trainer.data.text_tokens import common
+from trainer.evaluation.judging import judged
 from trainer.generation.decode import Decoding, Written, write
 from trainer.generation.prompts import Prompt
 from trainer.models.base_model import BaseModel
@@ -45,6 +47,7 @@ class ToAnswer:
         max_new_tokens: of an answer.
         own: the config's own metrics, asked in processes of their own.
         stop: texts at which an answer ends, beside ``eval.stop``.
+        judge: compares answers with others; None: there is none.
         untuned: item id → what the untuned model wrote, as far as it was asked for.
     """
 
@@ -53,6 +56,7 @@ class ToAnswer:
     max_new_tokens: int = 0
     own: OwnMetrics = field(default_factory=lambda: OwnMetrics({}))
     stop: tuple[str, ...] = ()
+    judge: Judge | None = None
     untuned: dict[str, str] = field(default_factory=dict)
 
     def at(self, moment: str) -> list[Prompt]:
@@ -120,6 +124,22 @@ def answered(
     table |= text_metrics.columns(answers, trial.eval, labels)
     own, missing = how.own.columns(answers)
     table |= own
+    asked = moment == "final" or trial.eval.judge.at == "rung"
+    if how.judge is not None and asked:
+        decoding = decoding_of(trial.eval, trial.seed, how.max_new_tokens, how.stop)
+        columns, why = judged(
+            how.judge,
+            trial.eval.judge,
+            base,
+            model,
+            prompts,
+            answers,
+            how.untuned,
+            decoding,
+            trial.eval.batch_size,
+        )
+        table |= columns
+        missing |= why
     return Answered(table, missing, seconds)
 
 
