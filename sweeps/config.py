@@ -165,7 +165,7 @@ class SweepConfig:
 
     precision: str = key("auto", choices=("auto", *PRECISIONS))  # auto: bf16 where the device is fast at it, else fp32
     seed: int = key(0, low=0, high=2**32 - 1)
-    baselines: list[str] = field(default_factory=lambda: ["zero_shot"])
+    baselines: list[Any] = field(default_factory=lambda: ["zero_shot"])
     few_shot: FewShotConfig = field(default_factory=FewShotConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     sweep: SweepSettings = field(default_factory=SweepSettings)
@@ -291,6 +291,38 @@ def measured(config: SweepConfig) -> set[str]:
     return set(metric_names(config.task, config.bias, config.data, config.eval))
 
 
+def computed_baselines(config: SweepConfig) -> list[str]:
+    """The baselines that are scored here, by name: all but answers that were saved."""
+    return [str(it) for it in config.baselines if not isinstance(it, Mapping)]
+
+
+def saved_answers(config: SweepConfig) -> dict[str, str]:
+    """Name of a row of the ranking → file of answers that another system wrote.
+
+    Raises:
+        ConfigError: for an entry of ``baselines`` that is no such thing, or a name that is taken.
+    """
+    saved: dict[str, str] = {}
+    for entry in config.baselines:
+        if not isinstance(entry, Mapping):
+            continue
+        shown = dict(entry)
+        if "answers" not in entry or entry.keys() - {"answers", "name"}:
+            raise ConfigError(
+                f"baselines: {shown}: expected the name of a baseline, or {{answers: FILE, name: NAME}} with a file of"
+                " JSON lines that another system wrote."
+            )
+        name = str(entry.get("name") or "answers")
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) or re.fullmatch(r"t[0-9]+", name):
+            raise ConfigError(f"baselines: name={name!r}: expected letters, digits, '-' and '_', such as gpt4.")
+        if name in saved or name in BASELINES:
+            raise ConfigError(
+                f"baselines: the name '{name}' is taken. Give another one: {{answers: FILE, name: NAME}}."
+            )
+        saved[name] = str(entry["answers"])
+    return saved
+
+
 def wants_answers(config: SweepConfig) -> bool:
     """Whether a term of the objective, a constraint or a target is a figure of what the model writes."""
     terms, constraints = config.objective.terms.values(), config.objective.constraints.values()
@@ -341,7 +373,13 @@ def _check_baselines(config: SweepConfig) -> None:
         raise ConfigError(f"eval.generate={shown} with task=classification: a classification head writes nothing.")
     if config.eval.answers and config.data.schema == "text":
         raise ConfigError(f"eval.generate={shown} with data.schema=text: texts have no prompt that is to be answered.")
-    for name in config.baselines:
+    saved = saved_answers(config)
+    if saved and not config.eval.answers:
+        raise ConfigError(
+            "baselines: saved answers are compared with what trials write, and eval.generate is false. Set"
+            " eval.generate=final or rung, or leave them out."
+        )
+    for name in computed_baselines(config):
         if name not in BASELINES:
             raise ConfigError(f"baselines: '{name}' is not a baseline. {did_you_mean(name, BASELINES)}")
         if config.baselines.count(name) > 1:
@@ -462,7 +500,9 @@ def _check_objective(config: SweepConfig) -> None:
                 f"{where}: direction={term.direction} with target={term.target}."
                 f" A target goes with direction=target and with no other: set {where}.target, or change the direction."
             )
-    Constraints.from_config(asdict(config.objective)).check(known, config.baselines)
+    Constraints.from_config(asdict(config.objective)).check(
+        known, [*computed_baselines(config), *saved_answers(config)]
+    )
 
 
 def _check_budget(config: SweepConfig) -> None:

@@ -6,6 +6,7 @@
 - ``zero_shot``: the untuned model. In classification its head is the one that trials start from: the checkpoint's own,
   or a seeded random one, whose row only shows where training began;
 - ``few_shot``: the untuned model with the same labelled examples before every item;
+- ``answers``: what another system wrote, from a file;
 - ``retrieval``: the untuned model with the nearest training rows before each item. A classification head reads no
   prompt: there it is the vote of the nearest training rows, weighted by similarity.
 """
@@ -15,12 +16,15 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from analysis import fast_yaml
 from analysis.folder import MetricsRow, State, Status, TrialFolder, atomic_write
+from analysis.item_sums import GENERATED
+from trainer.answers.saved import read_saved
 from trainer.config import Baseline, TrialConfig
 from trainer.data.dataset import Row
 from trainer.data.encode import Encoded, as_labels
@@ -28,6 +32,7 @@ from trainer.data.text_tokens import text_tokens
 from trainer.device_cache import DeviceCache
 from trainer.evaluation.bias.score import score_bias
 from trainer.evaluation.evaluate import Evaluation, Validation, evaluate, metrics_of, restricted
+from trainer.evaluation.generate import answered, figures_of, written_before
 from trainer.few_shot import SEPARATOR, few_shot_rows, mean_states, nearest, with_answers, with_examples
 from trainer.linear_classifier import LinearFit, of_states, of_words
 from trainer.models.lora import add_adapter, remove_adapter
@@ -84,6 +89,8 @@ def score_baseline(
 def _evaluated(device_cache: DeviceCache, baseline: Baseline, validation: Validation) -> tuple[Evaluation, str]:
     """The evaluation, and a note on it for the reader of the leaderboard, if any."""
     trial = baseline.trial
+    if baseline.kind == "answers":
+        return _saved(device_cache, baseline, validation), ""
     if baseline.kind == "majority":
         return _without_model(_majority(device_cache, trial, validation), validation), ""
     if baseline.kind in ("linear", "frozen"):
@@ -171,6 +178,19 @@ def _prompted(device_cache: DeviceCache, baseline: Baseline, validation: Validat
         why = "the model's window" if min(used) < min(k, len(train.rows)) else "there are no more training rows"
         note = f"{sum(used) / len(used):.1f} of {k} examples before an item on average, {min(used)} at least ({why})"
     return evaluation, note
+
+
+def _saved(device_cache: DeviceCache, baseline: Baseline, validation: Validation) -> Evaluation:
+    """What another system wrote, scored as the answers of a trial. No model takes part, but for a judge."""
+    trial, base, how = baseline.trial, device_cache.base(baseline.trial), validation.to_answer
+    prompts = how.at("final")
+    texts = read_saved(Path(baseline.answers), [(it.item_id, it.row) for it in prompts], validation.rows)
+    known = written_before(prompts, texts, base.tokenizer, validation.labels)
+    answers = answered(
+        base, base.model, trial, prompts, validation.rows, validation.encoded, validation.labels, how, "final", known
+    )  # fmt: skip
+    tables = {GENERATED: answers.table}
+    return Evaluation(figures_of(tables), tables, len(prompts), answers.missing)
 
 
 def _majority(device_cache: DeviceCache, trial: TrialConfig, validation: Validation) -> np.ndarray:

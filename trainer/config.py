@@ -310,16 +310,18 @@ class Baseline:
     """Something to compare trials with (``trainer/baselines.py``).
 
     Attributes:
-        kind: majority, linear, frozen, zero_shot, few_shot or retrieval.
+        kind: majority, linear, frozen, zero_shot, few_shot, retrieval, or answers.
         trial: model, precision, data, task and scoring; its ``trial_id`` is the row's name.
         few_shot: settings of few_shot.
         retrieval: settings of retrieval.
+        answers: file of what another system wrote; of kind answers.
     """
 
     kind: str
     trial: TrialConfig
     few_shot: FewShotConfig = field(default_factory=FewShotConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    answers: str = ""
 
     @property
     def name(self) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from trainer.config import RetrievalConfig, TaskConfig
 from trainer.data.dataset import Row
 from trainer.data.encode import Encoded, Labels
+from trainer.data.schemas import asked
 from trainer.data.subsets import stratified
 from trainer.data.text_tokens import begin_tokens, first_token_after, text_tokens
 from trainer.data.tokenize import tokens_of
@@ -236,12 +237,6 @@ def _preceded(row: Row, examples: Sequence[Row]) -> Row:
     unlearned = [message | {"weight": 0} if message["role"] == "assistant" else message for message in turns]
     own = [message for message in row.messages if message not in system]
     return replace(row, messages=(*system, *unlearned, *own))
-
-
-def asked(row: Row) -> str:
-    """What examples are chosen by: a row's text, or of a chat what the user says last."""
-    said = [str(message.get("content") or "") for message in row.messages if message["role"] == "user"]
-    return row.text or (said[-1] if said else "")
 
 
 def _that_fit(lengths: Sequence[int], room: int) -> int:

@@ -20,7 +20,7 @@ from sweeps.checks.length import (
 )
 from sweeps.checks.simulate import Cost, Forecast, play
 from sweeps.compose.compose import Composed
-from sweeps.config import SweepConfig, limit_seconds
+from sweeps.config import SweepConfig, computed_baselines, limit_seconds
 from sweeps.process import gc_pause
 from sweeps.process.installation import shell_path
 from sweeps.space.dimensions import suggest
@@ -298,7 +298,7 @@ def whole_sweep(config: SweepConfig, probed: Sequence[Probed], devices: int, sta
     scored_tokens = last.item_tokens * (
         played.scorings * min(config.eval.rung_items, last.n_validation)
         + played.completed * max(last.n_validation - config.eval.rung_items, 0)
-        + len(config.baselines) * last.n_validation
+        + len(computed_baselines(config)) * last.n_validation
     )
     return {
         "seconds": seconds,

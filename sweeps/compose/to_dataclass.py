@@ -153,6 +153,11 @@ def to_dataclass(raw: dict[str, Any], origins: Origins) -> tuple[SweepConfig, di
         part: Any = functools.reduce(getattr, sections, config)
         if getattr(part, name):
             setattr(part, name, str(Path(getattr(part, name)).expanduser().absolute()))
+    for entry in config.baselines:
+        if isinstance(entry, dict) and isinstance(entry.get("answers"), str):
+            entry["answers"] = str(Path(entry["answers"]).expanduser().absolute())
+    if any(isinstance(entry, dict) for entry in config.baselines):
+        whole["baselines"] = list(config.baselines)
     data_set = config.data.name
     if config.data.source == "hub" and data_set and Path(data_set).expanduser().exists():
         config.data.name = str(Path(data_set).expanduser().absolute())

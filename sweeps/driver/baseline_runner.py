@@ -9,7 +9,7 @@ from typing import Any
 from analysis.errors import last_line
 from analysis.folder import MetricsRow, State, Status, SweepFolder
 from sweeps.compose.trial_template import TrialTemplate
-from sweeps.config import SweepConfig
+from sweeps.config import SweepConfig, computed_baselines, saved_answers
 from sweeps.driver.device_fleet import DeviceFleet
 from sweeps.store.bucket_upload import fetched_back
 from trainer.config import Baseline
@@ -32,12 +32,15 @@ def planned(template: TrialTemplate, precisions: Sequence[str]) -> list[Baseline
     precisions = [plain, *(precision for precision in precisions if precision != plain)]
     baselines = []
     for precision in precisions:
-        for kind in config.baselines:
+        for kind in computed_baselines(config):
             if precision != plain and not _at_each_precision(config, kind):
                 continue
             name = kind if precision == plain else f"{kind}@{precision}"
             trial = template.trial(name, {"precision": precision})
             baselines.append(Baseline(kind, trial, config.few_shot, config.retrieval))
+    for name, file in saved_answers(config).items():
+        trial = template.trial(name, {"precision": plain})
+        baselines.append(Baseline("answers", trial, config.few_shot, config.retrieval, file))
     return baselines
 
 

@@ -71,6 +71,12 @@ def reference_of(row: Row) -> str:
     return (row.completion or (said[-1] if said else "")).strip()
 
 
+def asked(row: Row) -> str:
+    """A row's text, or of a chat what the user says last: what examples and saved answers are found by."""
+    said = [str(message.get("content") or "") for message in row.messages if message["role"] == "user"]
+    return row.text or (said[-1] if said else "")
+
+
 def columns_of(config: DataConfig, schema: str) -> dict[str, str]:
     """Config key → column that a schema reads. A template stands in for the column of its key.
 

@@ -160,10 +160,11 @@ def bias_notes(trial: TrialConfig, validation: Validation) -> list[str]:
 
 def restricted(evaluation: Evaluation, validation: Validation, indices: list[int]) -> Evaluation:
     """The evaluation of some of its task rows, from its item tables: nothing is scored. Bias tables stay whole."""
-    items = evaluation.tables["task"]
-    places = {item: i for i, item in enumerate(items["item_id"])}
-    kept = [places[validation.rows[i].item_id] for i in indices]
-    tables = evaluation.tables | {"task": {name: [column[i] for i in kept] for name, column in items.items()}}
+    tables = dict(evaluation.tables)
+    if items := tables.get("task"):
+        places = {item: i for i, item in enumerate(items["item_id"])}
+        kept = [places[validation.rows[i].item_id] for i in indices]
+        tables["task"] = {name: [column[i] for i in kept] for name, column in items.items()}
     if (answers := tables.pop(GENERATED, None)) and validation.to_answer.at_rungs:
         wanted = {prompt.item_id for prompt in validation.to_answer.at("rung")}
         there = [i for i, item in enumerate(answers["item_id"]) if item in wanted]
@@ -185,8 +186,10 @@ def metrics_of(
     Raises:
         ValueError: for a metric without a row in that table.
     """
-    items = tables["task"]
+    items = tables.get("task", {})  # saved answers have none
     metrics: dict[str, float] = {}
+    if not items:
+        return figures_of(tables)
     if labels:
         gold = np.array([labels.index(label) for label in items["label"]])
         metrics = class_metrics(np.array(items["logprobs"], dtype=np.float64), gold, len(labels))

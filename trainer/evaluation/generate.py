@@ -102,7 +102,7 @@ def answered(
     places = {item: i for i, item in enumerate(known["item_id"])} if known else {}
     fresh = [prompt for prompt in prompts if prompt.item_id not in places]
     began = time.monotonic()
-    written = _write(base, model, trial, fresh, encoded, labels, how)
+    written = _write(base, model, trial, fresh, encoded, labels, how) if fresh else {}
     seconds = time.monotonic() - began
     places_fresh = {prompt.item_id: i for i, prompt in enumerate(fresh)}
     table: Table = {
@@ -111,7 +111,7 @@ def answered(
         "label": [prompt.reference for prompt in prompts],
     }
     for name in _WRITTEN:
-        if name in written:
+        if name in (written if fresh or known is None else known):
             table[name] = [
                 written[name][places_fresh[it.item_id]] if known is None or it.item_id in places_fresh
                 else known[name][places[it.item_id]]
@@ -141,6 +141,26 @@ def answered(
         table |= columns
         missing |= why
     return Answered(table, missing, seconds)
+
+
+def written_before(
+    prompts: Sequence[Prompt], texts: Mapping[str, str], tokenizer: Any, labels: tuple[str, ...]
+) -> Table:
+    """Answers that another system wrote as what ``answered`` knows already.
+
+    Args:
+        prompts: what was to be answered.
+        texts: item id → the answer.
+        tokenizer: of the base model, which counts their tokens.
+        labels: names of the classes; empty without labels.
+    """
+    said = [texts[prompt.item_id].strip() for prompt in prompts]
+    table: Table = {"item_id": [prompt.item_id for prompt in prompts], "generated": said}
+    table["n_tokens"] = [len(ids) for ids in tokenizer(said, add_special_tokens=False).input_ids]
+    table["finished"] = [True] * len(said)
+    if labels:
+        table["prediction"] = [as_label(text, labels) for text in said]
+    return table
 
 
 def _write(
