@@ -488,6 +488,10 @@ def _check_objective(config: SweepConfig) -> None:
         where = f"objective.terms.{name}"
         if term.metric not in known:
             bias = " Bias needs bias=fast or bias=full." if term.metric.startswith("bias.") else ""
+            if term.metric in METRICS and term.metric.startswith("generate.") and config.eval.answers != "rung":
+                bias = (
+                    f" Trials are compared at rungs, and eval.generate={config.eval.generate}: use eval.generate=rung."
+                )
             raise ConfigError(
                 f"{where}.metric={term.metric!r} is not measured in this sweep.{bias}"
                 f" {did_you_mean(term.metric, known)} To leave the term out: {where}.weight=0"

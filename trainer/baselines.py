@@ -163,7 +163,14 @@ def _prompted(device_cache: DeviceCache, baseline: Baseline, validation: Validat
         encoded, used = with_examples(validation.encoded, train.encoded, chosen, base, labels)
     else:
         rows, encoded, used = with_answers(
-            rows, validation.encoded, train.rows, chosen, base, validation.schema, trial.task
+            rows,
+            validation.encoded,
+            train.rows,
+            chosen,
+            base,
+            validation.schema,
+            trial.task,
+            validation.to_answer.max_new_tokens,
         )
         stop = (SEPARATOR,) if validation.schema == "completion" else ()  # else it goes on with an example of its own
     known = Evaluation({}, {"task": {"item_id": []}, **_bias_of_base(device_cache, trial, validation)}, 0)

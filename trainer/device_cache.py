@@ -1,6 +1,6 @@
 """The cache of a device: base models, data sets and their tokens, kept between trials."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from analysis.errors import ConfigError, DataError, HardwareError
 from trainer.answers.judge import Judge
-from trainer.answers.own_metrics import OwnMetrics
+from trainer.answers.own_metrics import OwnMetrics, verify
 from trainer.class_weights import class_weights
 from trainer.config import TrialConfig
 from trainer.data.dataset import Dataset, Row, check_test, load_dataset, load_test, rung_subset
@@ -242,7 +242,7 @@ class DeviceCache:
             trial.eval.turns,
         )
         placed = tuple(replace(prompt, row=chosen[prompt.row]) for prompt in prompts)
-        own: OwnMetrics = self._once(("own", repr(trial.eval.metrics)), lambda: OwnMetrics(trial.eval.metrics))
+        own: OwnMetrics = self._once(("own", repr(trial.eval.metrics)), lambda: _own_metrics(trial.eval.metrics))
         return ToAnswer(placed, few, most, own, judge=self.judge(trial))
 
     def judge(self, trial: TrialConfig) -> Judge | None:
@@ -387,3 +387,13 @@ class DeviceCache:
         if name not in self._kept:
             self._kept[name] = make()
         return self._kept[name]
+
+
+def _own_metrics(entries: Mapping[str, Any]) -> OwnMetrics:
+    """A config's own metrics, once their files are known to be those that the sweep was composed with.
+
+    Raises:
+        ConfigError: for a file that is not on this machine, or differs.
+    """
+    verify(entries)
+    return OwnMetrics(entries)

@@ -194,6 +194,7 @@ def with_answers(
     base: BaseModel,
     schema: str,
     task: TaskConfig,
+    max_new_tokens: int = 0,
 ) -> tuple[list[Row], list[Encoded], list[int]]:
     """Rows without labels with examples before them: texts with an empty line between, or earlier turns of a chat.
 
@@ -206,6 +207,7 @@ def with_answers(
         base: tokenizer and window.
         schema: ``completion`` or ``chat``.
         task: as the rows were encoded with.
+        max_new_tokens: of an answer, for which there is to be room too.
 
     Returns:
         The items with their examples, the same as tokens, and how many examples stand before each.
@@ -223,7 +225,8 @@ def with_answers(
             further = len(whole.tokens) - len(encoded[i].tokens)  # what is scored is the row itself
             start = max(1, min(encoded[i].start + further, len(whole.context)))
             rows[i], made[i] = row, replace(whole, n_bytes=encoded[i].n_bytes, start=start)
-        waiting = [i for i in waiting if used[i] and made[i].length > base.window]
+        lengths = {i: max(made[i].length, len(made[i].context) + max_new_tokens) for i in waiting}
+        waiting = [i for i in waiting if used[i] and lengths[i] > base.window]
         for i in waiting:
             used[i] -= 1
     return rows, made, used

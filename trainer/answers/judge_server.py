@@ -19,6 +19,7 @@ _AT_ONCE = 4  # requests
 _ATTEMPTS = 3  # of a request; of one that takes too long, two
 _FAILURES = 3  # requests that fail in a row, after which the others are not made
 _LONGEST = 512  # tokens of a reply: some models think first
+_NOT_ASKED = "was not asked any more"
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)  # HTTP status: another attempt may do
 
 
@@ -46,6 +47,7 @@ class JudgeServer:
 
     def __init__(self, settings: JudgeConfig, pause: float = 0.5):
         self._settings, self._pause = settings, pause
+        self._failing = False  # at the end of the last scoring
         address = urllib.parse.urlsplit(str(settings.server))
         if address.scheme not in ("http", "https") or not address.hostname:
             raise ConfigError(
@@ -62,25 +64,30 @@ class JudgeServer:
         self._opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if near else []))
 
     def ask(self, prompts: Sequence[str]) -> list[Reply]:
-        """A reply for each prompt, in order."""
+        """A reply for each prompt, in order. A server that failed before is tried with one prompt first."""
+        if self._failing and prompts and (fault := self._one(prompts[0], attempts=1).fault):
+            return [Reply(fault=fault)] * len(prompts)
         failed = 0
         lock = threading.Lock()
 
         def one(prompt: str) -> Reply:
             nonlocal failed
             if failed >= _FAILURES:
-                return Reply(fault="was not asked any more")
+                return Reply(fault=_NOT_ASKED)
             reply = self._one(prompt)
             with lock:
                 failed = failed + 1 if reply.fault else 0
             return reply
 
         with ThreadPoolExecutor(_AT_ONCE, "judge") as pool:
-            return list(pool.map(one, prompts))
+            replies = list(pool.map(one, prompts))
+        self._failing = failed >= _FAILURES
+        why = next((reply.fault for reply in replies if reply.fault not in ("", _NOT_ASKED)), "")
+        return [Reply(fault=why) if reply.fault else reply for reply in replies]
 
-    def _one(self, prompt: str) -> Reply:
+    def _one(self, prompt: str, attempts: int = _ATTEMPTS) -> Reply:
         fault = ""
-        for attempt in range(_ATTEMPTS):
+        for attempt in range(attempts):
             if attempt:
                 time.sleep(self._pause * 2 ** (attempt - 1))
             try:
