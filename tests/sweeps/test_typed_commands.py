@@ -39,6 +39,7 @@ NOT_RUN = {
     r"finalize runs/quickstart": "needs the quickstart's sweep, minutes of work; `make sweep`",
 }
 ENCODERS = "minilm|bert|distilbert|roberta"
+WRITTEN = "disfl_qa|question_answering"  # data and experiments whose answers are written
 
 
 def heads() -> list[str]:
@@ -123,6 +124,9 @@ def substituted(words: list[str], files: options.Files, address: str, model: str
         added += [f"data.train={train}", f"data.validation={validation}", "data.name=null"]
         added += ["data.topics={}"] if "data.topics" in text or "newsgroups" in text or "experiment" in text else []
         added += ["data.text=text", "data.label=label"] if "pubmedqa" in text else []
+        if re.search(WRITTEN, text):  # rows with labels are answered too
+            added += ["data.schema=label", "data.text=text", "data.label=label", "data.split.group=null"]
+            added += ["data.template=null", "data.answer_template=null"]
         added += ["data.train_rows=0", "data.validation_rows=0", "data.test_rows=0"] if "experiment" in text else []
     if not {"train.max_steps", "train.epochs"} & given.keys() and words[0] != "data":
         added += ["train.max_steps=4", "train.rungs=[2,4]"]

