@@ -1,5 +1,6 @@
 """What fine-tuning has to beat, against scikit-learn and plain forward passes."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +21,14 @@ from sklearn.preprocessing import StandardScaler
 from analysis.folder import State, TrialFolder
 from tests.conftest import write_rows
 from trainer.baselines import score_baseline
-from trainer.config import Baseline, FewShotConfig, RetrievalConfig, TaskConfig
+from trainer.config import Baseline, DataConfig, FewShotConfig, RetrievalConfig, TaskConfig
+from trainer.data.chat import is_learned
 from trainer.data.dataset import Row
 from trainer.data.encode import as_labels, encode_rows
 from trainer.device_cache import DeviceCache
 from trainer.evaluation.evaluate import evaluate
-from trainer.few_shot import embed, few_shot_rows, nearest, with_examples
+from trainer.few_shot import _preceded, embed, few_shot_rows, nearest, with_answers, with_examples
+from trainer.generation.decode import write
 from trainer.linear_classifier import of_words, tfidf
 
 
@@ -299,3 +302,73 @@ def test_what_a_dead_worker_left_is_done_again(make_trial, kept, tmp_path) -> No
     files.root.mkdir()
     files.metrics_file.write_text('{"trial_id": "zero_shot", "step": 0, "tok')
     scored(kept, Baseline("zero_shot", trial), tmp_path)
+
+
+BIRDS = ("wren", "owl", "hawk", "crow")
+
+
+def unlabelled(make_trial, tmp_path, lines, schema: str, **changes):
+    """A trial on rows without labels, the same to train on and to rank by, which writes answers."""
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "validation")}
+    data = DataConfig(source="jsonl", schema=schema, max_length=64, allow_overlap=True, **files)
+    trial = make_trial("llama", **changes)
+    return replace(trial, data=data, eval=replace(trial.eval, generate="rung", generate_items=4, max_new_tokens=4))
+
+
+def test_examples_of_completions_are_whole_rows_with_an_empty_line_between(make_trial, tmp_path) -> None:
+    lines = [{"prompt": f"{BIRDS[i % 4]} says", "completion": f" {BIRDS[i % 3]}"} for i in range(12)]
+    kept = DeviceCache(torch.device("cpu"))
+    trial = unlabelled(make_trial, tmp_path, lines, "completion", trial_id="few_shot")
+    base, train = kept.base(trial), kept.tokens(trial, "train")
+    rows, encoded, used = with_answers(
+        train.rows[:1], train.encoded[:1], train.rows, [[5, 7]], base, "completion", trial.task, 4
+    )
+    text = "owl says hawk\n\ncrow says owl\n\nwren says"
+    assert (rows[0].text, used) == (text, [2])
+    prompt = tuple(base.tokenizer(text).input_ids)
+    assert encoded[0].context[: len(prompt) - 1] == prompt[:-1]
+    assert encoded[0].tokens[encoded[0].start :] == train.encoded[0].tokens[train.encoded[0].start :]
+    assert encoded[0].n_bytes == train.encoded[0].n_bytes
+
+
+def test_examples_of_chats_are_earlier_turns_of_which_none_is_learned() -> None:
+    def chat(word: str) -> Row:
+        said = [("system", "be brief"), ("user", f"{word}?"), ("assistant", word)]
+        return Row(word, "", "", messages=tuple({"role": role, "content": text} for role, text in said))
+
+    made = _preceded(chat("wren"), [chat("owl")])
+    assert [(it["role"], it["content"]) for it in made.messages] == [
+        ("system", "be brief"), ("user", "owl?"), ("assistant", "owl"), ("user", "wren?"), ("assistant", "wren"),
+    ]  # fmt: skip
+    assert [is_learned(it) for it in made.messages if it["role"] == "assistant"] == [False, True]
+
+
+def test_few_shot_of_completions_writes_answers_that_end_at_an_empty_line(make_trial, tmp_path, monkeypatch) -> None:
+    lines = [{"prompt": f"{BIRDS[i % 4]} says", "completion": f" {BIRDS[i % 3]}"} for i in range(12)]
+    trial = unlabelled(make_trial, tmp_path, lines, "completion", trial_id="few_shot")
+    stops: list[tuple[str, ...]] = []
+
+    def written(base, model, prompts, keys, decoding, *rest):
+        stops.append(decoding.stop)
+        return write(base, model, prompts, keys, decoding, *rest)
+
+    monkeypatch.setattr("trainer.evaluation.generate.write", written)
+    kept = DeviceCache(torch.device("cpu"))
+    row = score_baseline(kept, Baseline("few_shot", trial, FewShotConfig(k=2)), TrialFolder(tmp_path / "few_shot"))
+    assert stops == [("\n\n",)]
+    assert {"generate.token_f1", "completion_loss", "perplexity"} <= row.metrics.keys()
+
+
+def test_answers_of_another_system_are_a_row_of_their_own_figures(make_trial, tmp_path) -> None:
+    lines = [{"prompt": f"{BIRDS[i % 4]} {i} says", "completion": f" {BIRDS[i % 3]}"} for i in range(12)]
+    trial = unlabelled(make_trial, tmp_path, lines, "completion", trial_id="old")
+    old = tmp_path / "old.jsonl"
+    old.write_text("".join(f"{json.dumps({'answer': BIRDS[0]})}\n" for _ in lines))
+    folder = TrialFolder(tmp_path / "old")
+    row = score_baseline(DeviceCache(torch.device("cpu")), Baseline("answers", trial, answers=str(old)), folder)
+    assert row.metrics["generate.exact_match"] == 4 / 12
+    assert not {"perplexity", "completion_loss"} & row.metrics.keys()
+    assert folder.read_items("generated", "validation", 0)["generated"] == [BIRDS[0]] * 12
+    assert [it.final for it in folder.read_metrics()] == [False, True]

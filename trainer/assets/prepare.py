@@ -1,4 +1,4 @@
-"""Makes files of rows from what a package carries, once, when it is fetched. The rules are fixed: no chance, no model."""
+"""Makes files of rows from what a package carries, once, when it is fetched. The rules are fixed: nothing is drawn."""
 
 import json
 from pathlib import Path

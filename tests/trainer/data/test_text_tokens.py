@@ -25,9 +25,9 @@ from trainer.data.text_tokens import begin_tokens, first_token_after, text_token
 from trainer.data.tokenize import tokens_of
 from trainer.evaluation.bias.score import ModelScorer
 from trainer.evaluation.evaluate import Validation, evaluate
-from trainer.evaluation.generate import answers
+from trainer.evaluation.generate import ToAnswer, answered
 from trainer.few_shot import with_examples
-from trainer.generation.decode import Written
+from trainer.generation.prompts import prompts_of
 from trainer.models.base_model import BaseModel
 
 CORPUS = [
@@ -266,7 +266,11 @@ def test_labels_with_contexts_of_their_own_are_scored_after_them(make_trial: Cal
                 table = base.model(ids).logits[0].log_softmax(-1)
             scores.append(sum(float(table[i - 1, ids[0, i]]) for i in range(len(context), ids.shape[1])))
         assert recorded == pytest.approx(torch.tensor(scores).log_softmax(-1).tolist(), abs=1e-4)
-    _, written = answers(base, base.model, make_trial("llama"), validation)
+    prompts = prompts_of(ROWS[:2], encoded, LABELS, "label", base.tokenizer, TASK, 128, 8)
+    how = ToAnswer(tuple(prompts), max_new_tokens=8)
+    written = answered(
+        base, base.model, make_trial("llama"), prompts, ROWS[:2], encoded, LABELS, how, "final"
+    ).table  # fmt: skip
     assert set(written["constrained"]) <= set(LABELS)
 
 
@@ -301,19 +305,11 @@ def test_a_bias_sets_continuations_follow_the_prompt_in_one_text(kind: str) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_prompt_of_a_free_answer_is_the_prompt_alone(
-    kind: str, make_trial: Callable[..., TrialConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_prompt_of_a_free_answer_is_the_prompt_alone(kind: str) -> None:
     base = base_of(made(kind))
-    given: list[list[tuple[int, ...]]] = []
-    monkeypatch.setattr(
-        "trainer.evaluation.generate.write",
-        lambda base, model, prompts, *rest: given.append(list(prompts)) or [Written((), "x", True)] * 2,
-    )
-    monkeypatch.setattr("trainer.evaluation.generate._which", lambda new, labels: 0)
     encoded = encode_rows(ROWS[:2], LABELS, base.tokenizer, TASK, 99)
-    answers(base, base.model, make_trial("llama"), Validation(ROWS[:2], encoded, LABELS, []))
-    assert given[1] == [whole(base.tokenizer, f"{row.text}\nLabel:") for row in ROWS[:2]]
+    prompts = prompts_of(ROWS[:2], encoded, LABELS, "label", base.tokenizer, TASK, 128, 8)
+    assert [prompt.tokens for prompt in prompts] == [whole(base.tokenizer, f"{row.text}\nLabel:") for row in ROWS[:2]]
 
 
 def test_labels_that_begin_another_need_an_end_token_and_are_refused_without() -> None:

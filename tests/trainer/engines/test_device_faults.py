@@ -55,9 +55,9 @@ def test_no_trial_of_a_pack_is_blamed_for_a_device_that_answers_no_more(
             patch.setattr(
                 Pack,
                 "_evaluate",
-                lambda self, models, slot, indices, known: (
+                lambda self, models, slot, indices, known, moment: (
                     failing() if slot.record.step == done and (known is not None) == (where == "end")
-                    else evaluate(self, models, slot, indices, known)
+                    else evaluate(self, models, slot, indices, known, moment)
                 ),
             )  # fmt: skip
         with pytest.raises(DeviceFault) as raised:
