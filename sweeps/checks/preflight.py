@@ -8,9 +8,12 @@ from analysis.errors import ConfigError, ModelError, did_you_mean
 from sweeps.checks.estimate import entries
 from sweeps.config import SweepConfig, saved_answers
 from sweeps.space.dimensions import Choices, Space
+from trainer.answers.code_tests import isolation_note
+from trainer.answers.judge import check_prompt, read_calibration
+from trainer.answers.judge_server import JudgeServer
 from trainer.answers.own_metrics import trial_answers, try_out, verify
 from trainer.assets.packages import fetch
-from trainer.config import EvalConfig
+from trainer.config import EvalConfig, JudgeConfig
 from trainer.data.audit import refuse_overlap
 from trainer.data.dataset import Dataset, Row, load_dataset
 from trainer.data.likeness import lookalikes
@@ -50,9 +53,30 @@ def preflight_assets(config: SweepConfig, space: Space, report: Callable[[str], 
     for name, file in saved_answers(config).items():
         if not Path(file).is_file():
             raise ConfigError(f"baselines: answers={file} ({name}): there is no such file. Give JSON lines.")
+    if config.eval.answers:
+        _check_judge(config.eval.judge)
+        if config.eval.run_code and (note := isolation_note()):
+            report(note)
     if config.model.source == "local" and config.model.path:
         check_folder(config.model.path)
         _check_targets(_targets(config, space), Path(config.model.path))
+
+
+def _check_judge(settings: JudgeConfig) -> None:
+    """A judge's prompt, address, key, folder and calibration. Whether its server answers is seen when it is asked."""
+    if not settings.on:
+        return
+    check_prompt(settings.prompt)
+    if settings.server and settings.path:
+        raise ConfigError(
+            "eval.judge.server and eval.judge.path are both given: one model judges. Leave one of the two out."
+        )
+    if settings.server:
+        JudgeServer(settings)
+    elif settings.path:
+        check_folder(settings.path)
+    if settings.calibration:
+        read_calibration(Path(settings.calibration))
 
 
 def try_metrics(metrics: dict[str, Any], dataset: Dataset) -> None:
