@@ -238,8 +238,12 @@ class Written:
         return beside
 
     def baselines(self, shown: Answers) -> list[Answers]:
-        """For the report: the untuned model and those with examples before each item, where they wrote."""
-        found = [self.of(name, shown.split) for name in (UNTUNED, *_EXAMPLES) if name != shown.name]
+        """For the report: what another system wrote, the untuned model, and it with examples before each item."""
+        ours = [UNTUNED, *_EXAMPLES]
+        theirs = [
+            row.trial_id for row in self.rows if row.kind == "baseline" and row.trial_id.split("@")[0] not in ours
+        ]
+        found = [self.of(name, shown.split) for name in (*theirs, *ours) if name != shown.name]
         return [it for it in found if it is not None and set(it.places) & set(shown.places)]
 
 

@@ -122,7 +122,7 @@ def _values(answers: Answers, i: int, colours: bool) -> Text:
         parts.append("none of the labels")
     tokens = answers.get("n_tokens", i)
     if tokens is not None:
-        parts.append(f"{tokens} tokens")
+        parts.append(f"{tokens} token{'s' * (tokens != 1)}")
     if answers.get("finished", i) is False:
         parts.append("cut off at eval.max_new_tokens")
     return Text(" · ".join(parts), style="dim" if colours else "")
