@@ -70,7 +70,7 @@ def fill_in(raw: dict[str, Any], origins: Origins, explicit: Sequence[str]) -> l
         columns = {path.split(".")[1]: value for path, value in decided.items() if path.count(".") == 1}
         data = replace(config.data, **{name: value for name, value in columns.items() if hasattr(config.data, name)})
         decided["eval.references"] = references_are(data)
-        if data.schema in ("completion", "chat"):
+        if data.schema in ("completion", "chat") and "${eval.references}" in str(get(raw, "objective.terms")):
             notes.append(_REFERENCES[decided["eval.references"]])
     for path, value in decided.items():
         put(raw, path, value)

@@ -3,6 +3,7 @@
 from statistics import median
 
 from analysis.errors import LorasweepError
+from trainer.answers.answer import without_thoughts
 from trainer.config import DataConfig
 from trainer.data.dataset import training_rows
 from trainer.data.schemas import reference_of
@@ -23,5 +24,5 @@ def references_are(config: DataConfig) -> str:
         rows = training_rows(config, _LOOKED_AT)
     except LorasweepError:
         return "short"
-    lengths = [len(reference_of(row)) for row in rows]
+    lengths = [len(without_thoughts(reference_of(row))) for row in rows]
     return "long" if lengths and median(lengths) > SHORT else "short"

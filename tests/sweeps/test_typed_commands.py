@@ -39,7 +39,8 @@ NOT_RUN = {
     r"finalize runs/quickstart": "needs the quickstart's sweep, minutes of work; `make sweep`",
 }
 ENCODERS = "minilm|bert|distilbert|roberta"
-WRITTEN = "disfl_qa|question_answering"  # data and experiments whose answers are written
+WRITTEN = "disfl_qa|question_answering|quac|=chat"  # data and experiments whose answers are written
+CALLS = "bfcl|function_calling"  # and whose answers are JSON
 
 
 def heads() -> list[str]:
@@ -127,6 +128,9 @@ def substituted(words: list[str], files: options.Files, address: str, model: str
         if re.search(WRITTEN, text):  # rows with labels are answered too
             added += ["data.schema=label", "data.text=text", "data.label=label", "data.split.group=null"]
             added += ["data.template=null", "data.answer_template=null"]
+        if re.search(CALLS, text):
+            added += ["data.schema=completion", "data.split.group=null", "data.template='{{ text }}'"]
+            added += ["""data.answer_template='{"label": "{{ label }}"}'"""]
         added += ["data.train_rows=0", "data.validation_rows=0", "data.test_rows=0"] if "experiment" in text else []
     if not {"train.max_steps", "train.epochs"} & given.keys() and words[0] != "data":
         added += ["train.max_steps=4", "train.rungs=[2,4]"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.errors import ConfigError, DataError
-from trainer.answers.answer import Answer
+from trainer.answers.answer import Answer, without_thoughts
 from trainer.answers.judge_server import Ask
 from trainer.config import JudgeConfig
 
@@ -36,7 +36,7 @@ def verdict(reply: str) -> str | None:
     Understood are one word (``1``, ``Answer 2.``, ``A``, ``tie``), brackets (``[[B]]``: the last ones count), a last
     line like ``Verdict: 1``, and sentences that name one of them alone. What stands in ``<think>`` is left out.
     """
-    text = re.sub(r"<think>.*?(</think>|$)", " ", reply, flags=re.DOTALL).strip().lower()
+    text = without_thoughts(reply).strip().lower()
     marked = re.findall(r"\[\[\s*(\w+)\s*\]\]", text)
     if marked:
         return _WORDS.get(marked[-1])

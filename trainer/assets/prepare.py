@@ -45,7 +45,11 @@ def calls(folder: Path) -> None:
             described = json.dumps(_described(function), ensure_ascii=False)
             call = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
             new = {"function": described, "request": turns[0]["content"], "call": call}
-            if len(turns) > 1 or sum(map(len, new.values())) > LONGEST_CALL or any(map(_has_object, arguments.values())):
+            if (
+                len(turns) > 1
+                or sum(map(len, new.values())) > LONGEST_CALL
+                or any(map(_has_object, arguments.values()))
+            ):
                 continue
             rows.append(new)
     _write(folder / "calls.jsonl", rows)

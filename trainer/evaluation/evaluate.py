@@ -9,6 +9,7 @@ import torch
 from analysis import metric_types
 from analysis.item_sums import GENERATED
 from analysis.metrics import METRICS
+from trainer.answers.answer import without_thoughts
 from trainer.answers.text_metrics import absent as absent_figures
 from trainer.config import BiasConfig, TrialConfig
 from trainer.data.dataset import Row
@@ -145,7 +146,8 @@ def absent_metrics(trial: TrialConfig, validation: Validation) -> dict[str, str]
         else:
             absent |= scoring.absent(trial, validation.bias.of(name), rung)
     if prompts := validation.to_answer.at("rung"):
-        references, rows = [it.reference for it in prompts], [validation.rows[it.row].columns for it in prompts]
+        references = [without_thoughts(it.reference) for it in prompts]
+        rows = [validation.rows[it.row].columns for it in prompts]
         absent |= absent_figures(references, rows, trial.eval, validation.labels)
     return absent
 

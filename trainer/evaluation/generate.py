@@ -18,7 +18,7 @@ import torch
 
 from analysis.item_sums import GENERATED
 from trainer.answers import text_metrics
-from trainer.answers.answer import Answer
+from trainer.answers.answer import Answer, without_thoughts
 from trainer.answers.judge import Judge
 from trainer.answers.own_metrics import OwnMetrics
 from trainer.config import EvalConfig, TrialConfig
@@ -118,7 +118,15 @@ def answered(
                 for it in prompts
             ]  # fmt: skip
     answers = [
-        Answer(it.item_id, it.text, it.reference, text, n, finished, rows[it.row].columns)
+        Answer(
+            it.item_id,
+            it.text,
+            without_thoughts(it.reference),
+            without_thoughts(text),
+            n,
+            finished,
+            rows[it.row].columns,
+        )
         for it, text, n, finished in zip(prompts, table["generated"], table["n_tokens"], table["finished"], strict=True)
     ]
     table |= text_metrics.columns(answers, trial.eval, labels)
@@ -159,7 +167,7 @@ def written_before(
     table["n_tokens"] = [len(ids) for ids in tokenizer(said, add_special_tokens=False).input_ids]
     table["finished"] = [True] * len(said)
     if labels:
-        table["prediction"] = [as_label(text, labels) for text in said]
+        table["prediction"] = [as_label(without_thoughts(text), labels) for text in said]
     return table
 
 
@@ -178,7 +186,7 @@ def _write(
     free = write(base, model, [prompt.tokens for prompt in prompts], keys, decoding, size)
     table = _columns(free)
     if labels:
-        table["prediction"] = [as_label(answer.text, labels) for answer in free]
+        table["prediction"] = [as_label(without_thoughts(answer.text), labels) for answer in free]
         begun, tokens = [], []
         for prompt in prompts:
             beginning, of_row = answers_of(encoded[prompt.row])

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from trainer.answers.answer import Answer
+from trainer.answers.answer import Answer, without_thoughts
 from trainer.answers.judge import CONSISTENT, METRIC, PARSED, VALUE, Judge
 from trainer.answers.judge_server import JudgeServer, Reply
 from trainer.config import JudgeConfig, ModelConfig
@@ -86,7 +86,8 @@ def judged(
         batch_size: prompts a pass.
     """
     if settings.against == "zero_shot":
-        against = _untuned(base, model, prompts, untuned, decoding, batch_size)
+        texts = _untuned(base, model, prompts, untuned, decoding, batch_size)
+        against = [without_thoughts(text) for text in texts]
     else:
         against = [answer.reference for answer in answers]
     ranks = base.ranks

@@ -223,3 +223,19 @@ def test_columns_that_the_user_names_are_of_no_known_format(tmp_path: Path) -> N
     named = ["data.prompt=instruction", "data.completion=output"]
     data = compose(["model=smollm2", "data=jsonl", given, *named]).config.data
     assert (data.schema, data.template) == ("completion", None)
+
+
+@pytest.mark.parametrize(
+    ("objective", "told"),
+    [
+        (["objective=single"], True),
+        (["objective=balanced"], True),
+        (["objective=single", "objective.terms.quality.metric=generate.json_f1"], False),
+        (["experiment=function_calling"], False),
+    ],
+)
+def test_what_references_decide_is_told_where_they_do(objective: list[str], told: bool, rows: Rows) -> None:
+    file = rows(["prompt", "completion"], *[(f"words of row {n}", "yes") for n in range(20)])
+    words = ["data=csv", f"data.train={file}", "bias=none", *objective]
+    notes = " ".join(compose([*words, "data.schema=completion", "data.split.group=null"]).notes)
+    assert ("eval.references=short" in notes) is told, notes

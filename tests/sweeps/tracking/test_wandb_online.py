@@ -18,6 +18,7 @@ from sweeps.tracking import wandb_runs
 from sweeps.tracking.base import TrackedSweep
 from sweeps.tracking.tune_callback import TrackerCallback
 from sweeps.tracking.wandb_tracker import WandbTracker
+from tests.analysis.answers import TUNED, UNTUNED, table
 from tests.sweeps.tracking.test_wandb_tracker import VALUES, Read, command, complete, report, start, tell, trial
 from tests.wandb_server import WandbServer, wait_for
 
@@ -55,12 +56,12 @@ def notes() -> list[str]:
 
 @pytest.fixture
 def tracker(folder: SweepFolder, notes: list[str], server: WandbServer) -> Callable[..., TrackerCallback]:
-    def make() -> TrackerCallback:
+    def make(answers: int = 0) -> TrackerCallback:
         def config(trial_id: str, values: dict[str, Any]) -> dict[str, Any]:
             return {"precision": "nf4", "lora": {"rank": values["lora.rank"]}, "optim": {"lr": values["optim.lr"]}}
 
         sweep = TrackedSweep(folder, "ab12cd34", notes.append)
-        return TrackerCallback([WandbTracker(sweep, "p", None, ["quick"], "online", 2)], folder, config)
+        return TrackerCallback([WandbTracker(sweep, "p", None, ["quick"], "online", 2, answers)], folder, config)
 
     return make
 
@@ -115,9 +116,9 @@ def test_online_shows_what_offline_writes_with_predictions_leaderboard_and_the_b
     assert [one.series("accuracy") for one in disk] == [run.series("accuracy")]
     assert expected.items() <= disk[0].summary.items()
 
-    (table,) = [json.loads(content) for name, content in run.files.items() if "predictions" in name]
-    assert table["columns"] == ["item_id", "label", "prediction", "confidence", "nll"]
-    assert [cells[:3] for cells in table["data"]] == [
+    (shown,) = [json.loads(content) for name, content in run.files.items() if "predictions" in name]
+    assert shown["columns"] == ["item_id", "label", "prediction", "confidence", "nll"]
+    assert [cells[:3] for cells in shown["data"]] == [
         ["v-2", "b", "a"],
         ["v-3", "a", "b"],
     ]  # the surest mistakes, 2 rows
@@ -133,6 +134,30 @@ def test_online_shows_what_offline_writes_with_predictions_leaderboard_and_the_b
     assert (adapter.name, set(adapter.aliases)) == ("my-sweep-adapter", {"best", "latest", "t0000"})
     assert adapter.files == {"adapter_model.safetensors": b"weights"}
     assert adapter.metadata["metrics"] == {"accuracy": 0.9}
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_what_a_trial_wrote_is_a_table_where_it_is_asked_for(
+    tracker: Callable[..., TrackerCallback], folder: SweepFolder, server: WandbServer, rows: int
+) -> None:
+    mine, one = tracker(rows), trial("t0000")
+    write_trial(folder)
+    folder.trial("t0000").write_items("generated", "validation", 24, table(TUNED))
+    folder.baseline("zero_shot").write_items("generated", "validation", 0, table(UNTUNED))
+    start(mine, one)
+    tell(mine, one, finished(24))
+    complete(mine, one)
+    mine.log_baseline("zero_shot", {"accuracy": 0.2}, {})
+    mine.close()
+    for name in ("t0000", "zero_shot"):
+        files = server.runs[f"ab12cd34-{name}"].files
+        found = [json.loads(content) for file, content in files.items() if "answers" in file]
+        assert len(found) == bool(rows)
+        for one_table in found:
+            heads = ["item_id", "prompt", "reference", "answer", "n_tokens", "finished", "exact_match", "overlap"]
+            assert one_table["columns"] == heads
+            assert len(one_table["data"]) == rows  # the worst
+            assert "validation-1" not in [cells[0] for cells in one_table["data"]] or name == "zero_shot"
 
 
 def test_a_resumed_driver_goes_on_in_the_same_run_and_logs_no_rung_twice(

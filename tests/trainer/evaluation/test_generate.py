@@ -46,7 +46,7 @@ def test_an_answer_that_is_no_label_is_invalid_and_wrong(make_trial, kept, monke
     base, validation = kept.base(trial), kept.validation(trial)
     few = replace(validation.to_answer, prompts=validation.to_answer.prompts[:4])
     gold = [prompt.reference for prompt in few.prompts]
-    said = [gold[0], f"{gold[1].upper()}. And", "the owl", f" {gold[3]}.\nmore"]
+    said = [f"<think>owl</think>{gold[0]}", f"{gold[1].upper()}. And", "the owl", f" {gold[3]}.\nmore"]
     free = [Written((), text, True) for text in said]
 
     def written(*arguments):
@@ -95,6 +95,26 @@ def test_without_labels_the_text_is_compared_with_the_reference(make_trial, kept
     new = [one_at_a_time(base.model, rows[item][1].context, most, 1) for item in table["item_id"]]
     assert table["generated"] == [base.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in new]
     assert {"generate.exact_match", "generate.token_f1", "generate.rouge_l", "generate.bleu"} <= set(found.metrics)
+
+
+def test_thoughts_are_kept_and_take_no_part_in_figures(make_trial, kept, tmp_path, monkeypatch) -> None:
+    trial = chats(make_trial, tmp_path)
+    base, validation = kept.base(trial), kept.validation(trial)
+    gold = [prompt.reference for prompt in validation.to_answer.prompts]
+    thought = [
+        f"<think>\n\n</think>\n\n{gold[0]}",
+        f"or {gold[0]}</think>{gold[1]}",
+        *(f"<think>{it}" for it in gold[2:]),
+    ]
+
+    def written(base, model, prompts, keys, *rest):
+        return [Written((1,) * 9, text, True) for text in thought]
+
+    monkeypatch.setattr("trainer.evaluation.generate.write", written)
+    found = evaluate(base, base.model, trial, validation, [0], moment="final")
+    assert found.tables["generated"]["generated"] == thought
+    assert found.tables["generated"]["exact_match"] == [1.0, 1.0, *[0.0] * (len(gold) - 2)]
+    assert found.tables["generated"]["n_tokens"] == [9] * len(gold)
 
 
 def test_the_end_answers_what_a_rung_answered_and_more_without_writing_it_again(
