@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
+import regex
+
 LETTERS = tuple("ABCDEFGHIJ")  # choices where ``eval.choices`` gives none
+_SEARCH = 1.0  # seconds for one text: a pattern such as (a+)+$ would take years with some
 _LONGEST = 300  # digits of a number, and powers of ten, that are still read
 
 _MARKS = "*_`\"'([{"  # what may stand before a choice
@@ -163,8 +166,14 @@ def _value(match: re.Match[str]) -> tuple[Fraction, bool] | None:
     return -value if (match["sign"] or "").startswith("-") else value, bool(match["percent"])
 
 
-def found_by(pattern: re.Pattern[str], text: str) -> str | None:
-    """What the first group that took part has in a pattern's first match, white space at its ends aside."""
-    match = pattern.search(text)
+def found_by(pattern: "regex.Pattern[str]", text: str) -> str | None:
+    """What the first group that took part has in a pattern's first match, white space at its ends aside.
+
+    None too where the search takes longer than a second.
+    """
+    try:
+        match = pattern.search(text, timeout=_SEARCH)
+    except TimeoutError:
+        return None
     taken = [group for group in match.groups() if group is not None] if match else []
     return taken[0].strip() if taken else None

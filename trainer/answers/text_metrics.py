@@ -6,9 +6,10 @@ estimator of the metric table (``analysis/metrics.py``), so that what ranks and 
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import regex
 
 from analysis.errors import ConfigError
 from analysis.metrics import METRICS
@@ -123,7 +124,7 @@ def absent(
             why["json_valid"] = f"{why['json_f1']}, and eval.json_schema is not given"
     if settings.regex is None:
         why["regex"] = "eval.regex is not given"
-    elif not any(extraction.found_by(re.compile(settings.regex), text) is not None for text in references):
+    elif not any(extraction.found_by(_pattern(settings.regex), text) is not None for text in references):
         why["regex"] = f"eval.regex={settings.regex} finds nothing in any reference"
     if not settings.run_code or settings.code_tests is None:
         why["code"] = "eval.run_code and eval.code_tests are not both given"
@@ -169,14 +170,14 @@ def _choices(settings: EvalConfig) -> tuple[str, ...]:
     return given
 
 
-def _pattern(regex: str) -> re.Pattern[str]:
+def _pattern(written: str) -> "regex.Pattern[str]":
     try:
-        pattern = re.compile(regex)
-    except re.error as error:
-        raise ConfigError(f"eval.regex={regex!r}: not a regular expression ({error}). Mend it.") from None
+        pattern = regex.compile(written)
+    except regex.error as error:
+        raise ConfigError(f"eval.regex={written!r}: not a regular expression ({error}). Mend it.") from None
     if not pattern.groups:
         raise ConfigError(
-            f"eval.regex={regex!r} has no group: what its first group finds in the answer and in the reference is"
+            f"eval.regex={written!r} has no group: what its first group finds in the answer and in the reference is"
             " compared. Put parentheses around that part."
         )
     return pattern
@@ -220,7 +221,7 @@ def _same_number(answer: Answer, tolerance: float) -> float:
     return float(extraction.same_number(answer.text, answer.reference, tolerance))
 
 
-def _same_match(answer: Answer, pattern: re.Pattern[str]) -> float:
+def _same_match(answer: Answer, pattern: "regex.Pattern[str]") -> float:
     right = extraction.found_by(pattern, answer.reference)
     return math.nan if right is None else float(extraction.found_by(pattern, answer.text) == right)
 

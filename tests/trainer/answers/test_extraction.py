@@ -1,9 +1,9 @@
 """How choices, numbers and matches are read out of answers."""
 
-import re
 from fractions import Fraction
 
 import pytest
+import regex
 from lm_eval.filters.extraction import RegexFilter
 
 from trainer.answers.extraction import choice, found_by, number, option_text, same_number
@@ -96,5 +96,11 @@ def test_numbers_are_compared_exactly_or_within_a_share(
 
 
 def test_a_pattern_gives_its_first_group_that_took_part() -> None:
-    pattern = re.compile(r"total: (\d+)|sum=(\d+)")
+    pattern = regex.compile(r"total: (\d+)|sum=(\d+)")
     assert [found_by(pattern, text) for text in ("total: 5, total: 6", "sum=7", "7")] == ["5", "7", None]
+
+
+def test_a_search_that_would_take_years_finds_nothing() -> None:
+    pattern = regex.compile(r"^(a|aa)+$")
+    assert found_by(pattern, "a" * 60 + "b") is None
+    assert found_by(pattern, "a" * 60) == "a"
