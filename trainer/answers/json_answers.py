@@ -14,11 +14,16 @@ if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[^\n`]*\n(.*?)^[ \t]*\1", re.DOTALL | re.MULTILINE)
+# how an object or array begins, or what was meant to be one: {"a", {'a', {a:, ["a", [{, [[, [1,
+_MEANT = re.compile(r"""\{\s*(?:["'}]|\w+\s*:)|\[\s*(?:["'{\[]|-?\d+(?:\.\d+)?\s*(?:,|$))""")
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]]', re.DOTALL)
 _MOST_BEGINNINGS = 100  # brackets in a text at which JSON is looked for
 
 
 def json_in(text: str) -> Any:
     """The JSON object or array in a text: the whole of it, else in the first fence that has one, else the longest.
+
+    A part of an object that is broken or cut off is not the object, however well it reads.
 
     Returns:
         None where there is none. ``NaN`` and ``Infinity``, which Python would read, are no JSON (RFC 8259).
@@ -38,7 +43,19 @@ def json_in(text: str) -> Any:
             end = at + length
             if length > longest:
                 longest, best = length, value
+        elif _MEANT.match(text, at):
+            end = _behind(text, at)
     return best
+
+
+def _behind(text: str, at: int) -> int:
+    """Where the brackets are closed that are opened at a place, or the text's end; brackets in strings are text."""
+    depth = 0
+    for token in _STRING_OR_BRACKET.finditer(text, at):
+        depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(token.group(), 0)
+        if not depth:
+            return token.end()
+    return len(text)
 
 
 def _no_number(name: str) -> Any:

@@ -51,6 +51,26 @@ def test_fences_that_hold_fences_and_long_broken_text() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"name": "f", "arguments": {"a": [1, 2]}', None),  # cut off
+        ('{"name": "f", "arguments": {"a": [1, 2], "b": "x', None),
+        ('{"a": True, "b": [1, 2]}', None),
+        ("{'a': [1, 2]}", None),
+        ("{a: [1, 2], b: {}}", None),
+        ('[{"a": 1}, {"b": 2}', None),
+        ("[[1, 2], [3", None),
+        ('Sure: {"a": "}", "b": True, "c": [1]} Or rather [2]', [2]),  # a bracket in a string closes nothing
+        (r"\boxed{[1, 2]}", [1, 2]),
+        ('as {x} said [see above], {"a": 1}', {"a": 1}),
+        ("The set {1, 2} as an array: [1, 2]", [1, 2]),
+    ],
+)
+def test_a_part_of_broken_json_is_not_the_json(text: str, value: Any) -> None:
+    assert json_in(text) == value
+
+
+@pytest.mark.parametrize(
     ("answer", "reference", "f1"),
     [
         ({"a": 1, "b": 2}, {"a": 1, "b": 2}, 1.0), ({"a": 1}, {"a": 1, "b": 2}, 2 / 3), ({"a": 1.0}, {"a": 1}, 1.0),
