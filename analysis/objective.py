@@ -209,15 +209,7 @@ def term_defaults(metric: str, given: str | None = None) -> dict[str, Any]:
     Args:
         metric: its name; ``max`` and [0, 1] where it has no direction of its own.
         given: the direction that the config gives. A target goes with ``target`` only.
-
-    Raises:
-        ConfigError: where the config gives none for a metric that is neither better high nor low.
     """
-    if given is None and metric in METRICS and METRICS[metric].better is None:
-        raise ConfigError(
-            f"objective: {metric} is neither better high nor low by itself. Give its term a direction: max, min, or"
-            " target with a value to be near to."
-        )
     own, target = direction(metric) or ("max", None)
     return {
         "direction": given or own,
@@ -247,6 +239,11 @@ def _term(name: str, config: Any) -> Term:
         raise ConfigError(
             f"{where}.direction={given!r}: expected one of {', '.join(DIRECTIONS)}."
             f" {did_you_mean(str(given), DIRECTIONS)}"
+        )
+    if given is None and metric in METRICS and METRICS[metric].better is None:
+        raise ConfigError(
+            f"{where}: {metric} is neither better high nor low by itself. Give its term a direction: max, min, or"
+            " target with a value to be near to."
         )
     defaults = term_defaults(metric, given)
     if metric not in METRICS:

@@ -98,7 +98,7 @@ def refusals() -> list[Refusal]:
         *(_refusal("a classification head reads no prompt", **it, baselines=["few_shot"]) for it in classifying),
         *(_refusal("Leave it out, or use task=classification", **it, space=["classifier"]) for it in completing),
         _refusal("there are no labels", schema=without_labels, baselines=["majority", "linear", "frozen"]),
-        _refusal("examples need rows of", schema=["chat", "text"], baselines=["few_shot", "retrieval"]),
+        _refusal("examples need rows of", schema=["text"], baselines=["few_shot", "retrieval"]),
         _refusal(
             "is not measured in this sweep", schema=without_labels, objective=but("objective", "balanced", "single")
         ),

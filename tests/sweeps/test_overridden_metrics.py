@@ -63,6 +63,7 @@ TRIALS = {
     "generate.bleu": (40.0, 20.0, 1.0),
     "generate.chrf": (60.0, 40.0, 10.0),
     "generate.code": (0.9, 0.6, 0.3),
+    "generate.judge": (0.9, 0.6, 0.3),
     "generate.repetition": (0.0, 0.2, 0.9),
     "generate.finished": (1.0, 0.6, 0.1),
     "bias.crows_pairs.pct": (51.0, 42.0, 66.0),
@@ -152,7 +153,7 @@ def test_the_table_here_has_every_metric_that_a_rung_yields() -> None:
     assert {name for name in ranking_metrics() if METRICS[name].tasks and not METRICS[name].own} == TRIALS.keys()
     measurable = {name for kind in KINDS for name in yielded(kind)}
     measurable |= {name for name in TRIALS if name.startswith("bias.pairs.")}  # of a file of the user's
-    measurable |= {"generate.json_schema"}  # likewise
+    measurable |= {"generate.json_schema", "generate.judge"}  # likewise
     assert measurable >= TRIALS.keys()
 
 
@@ -357,7 +358,12 @@ def test_a_file_that_changes_a_shipped_files_metric_does_not_keep_its_figures(
 def test_no_shipped_file_changes_a_term_that_another_one_has() -> None:
     """So the files need not be read one by one to know which metric a range was written for."""
     for file in Path(conf.__file__).parent.glob("*/*.yaml"):
-        assert file.parent.name == "objective" or not re.search(r"^objective:", file.read_text(), re.MULTILINE), file
+        if file.parent.name == "experiment":  # it may name another metric, and nothing beside it
+            changed = (yaml.safe_load(file.read_text()) or {}).get("objective", {})
+            assert changed.keys() <= {"terms"}, file
+            assert all(term.keys() == {"metric"} for term in changed.get("terms", {}).values()), file
+        elif file.parent.name != "objective":
+            assert not re.search(r"^objective:", file.read_text(), re.MULTILINE), file
 
 
 def test_a_bound_goes_with_its_metric() -> None:

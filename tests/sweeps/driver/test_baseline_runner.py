@@ -11,7 +11,6 @@ from ray.exceptions import RayActorError
 
 from analysis.errors import ConfigError, ModelError
 from analysis.folder import MetricsRow, State, Status, SweepFolder
-from sweeps import cli
 from sweeps.compose.compose import compose
 from sweeps.driver.baseline_runner import BaselineRunner, missing, planned
 from sweeps.driver.device_worker import DeviceWorker
@@ -197,8 +196,7 @@ def test_a_worker_scores_baselines_while_it_has_no_trial(tmp_path: Path, monkeyp
     assert done == ["before", "after"]
 
 
-def test_generation_is_not_for_the_trials_of_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["run", "eval.generate=true"]) == 2
-    assert "lorasweep finalize RUN eval.generate=true" in capsys.readouterr().err
+def test_what_writes_nothing_is_asked_for_no_answers() -> None:
+    assert compose(["eval.generate=true"]).config.eval.generate is True
     with pytest.raises(ConfigError, match="writes nothing"):
         compose(["eval.generate=true", "task=classification", "bias=none", "objective=single"])
