@@ -39,8 +39,8 @@ NOT_RUN = {
     r"finalize runs/quickstart": "needs the quickstart's sweep, minutes of work; `make sweep`",
 }
 ENCODERS = "minilm|bert|distilbert|roberta"
-WRITTEN = "disfl_qa|question_answering|quac|=chat"  # data and experiments whose answers are written
-CALLS = "bfcl|function_calling"  # and whose answers are JSON
+WRITTEN = "disfl_qa|quac"  # data whose rows with labels are answered too
+CALLS = "bfcl|function_calling|question_answering|=chat$|=chat "  # whose answers are texts: JSON here
 
 
 def heads() -> list[str]:
@@ -125,7 +125,9 @@ def substituted(words: list[str], files: options.Files, address: str, model: str
         added += [f"data.train={train}", f"data.validation={validation}", "data.name=null"]
         added += ["data.topics={}"] if "data.topics" in text or "newsgroups" in text or "experiment" in text else []
         added += ["data.text=text", "data.label=label"] if "pubmedqa" in text else []
-        if re.search(WRITTEN, text):  # rows with labels are answered too
+        if re.search(f"pubmedqa|{WRITTEN}|{CALLS}", text):
+            added += ["data.package=null", "data.split.validation=0", "data.split.test=0"]  # rows of other files
+        if re.search(WRITTEN, text):
             added += ["data.schema=label", "data.text=text", "data.label=label", "data.split.group=null"]
             added += ["data.template=null", "data.answer_template=null"]
         if re.search(CALLS, text):
@@ -135,6 +137,7 @@ def substituted(words: list[str], files: options.Files, address: str, model: str
     if not {"train.max_steps", "train.epochs"} & given.keys() and words[0] != "data":
         added += ["train.max_steps=4", "train.rungs=[2,4]"]
     added += [] if "train.batch_size" in given else ["train.batch_size=4"]
+    added += ["train.accumulation=1"] if "experiment=llama3_qlora" in text else []
     if not re.search(rf"model=({ENCODERS})\b|task=classification|bias=none|quickstart_classifier", text):
         added += ["bias.crows_pairs=12", "bias.stereoset=6", *(["bias.bbq=44"] if "bias=full" in text else [])]
     if words[0] == "run":
