@@ -487,13 +487,13 @@ def _check_objective(config: SweepConfig) -> None:
     for name, term in config.objective.terms.items():
         where = f"objective.terms.{name}"
         if term.metric not in known:
-            bias = " Bias needs bias=fast or bias=full." if term.metric.startswith("bias.") else ""
+            hint = " Bias needs bias=fast or bias=full." if term.metric.startswith("bias.") else ""
             if term.metric in METRICS and term.metric.startswith("generate.") and config.eval.answers != "rung":
-                bias = (
+                hint = (
                     f" Trials are compared at rungs, and eval.generate={config.eval.generate}: use eval.generate=rung."
                 )
             raise ConfigError(
-                f"{where}.metric={term.metric!r} is not measured in this sweep.{bias}"
+                f"{where}.metric={term.metric!r} is not measured in this sweep.{hint}"
                 f" {did_you_mean(term.metric, known)} To leave the term out: {where}.weight=0"
             )
         ends = term.range or []  # filled in where the config gives none

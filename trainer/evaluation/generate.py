@@ -167,7 +167,7 @@ def written_before(
     table["n_tokens"] = [len(ids) for ids in tokenizer(said, add_special_tokens=False).input_ids]
     table["finished"] = [True] * len(said)
     if labels:
-        table["prediction"] = [as_label(without_thoughts(text), labels) for text in said]
+        table["prediction"] = [as_label(text, labels) for text in said]
     return table
 
 
@@ -186,7 +186,7 @@ def _write(
     free = write(base, model, [prompt.tokens for prompt in prompts], keys, decoding, size)
     table = _columns(free)
     if labels:
-        table["prediction"] = [as_label(without_thoughts(answer.text), labels) for answer in free]
+        table["prediction"] = [as_label(answer.text, labels) for answer in free]
         begun, tokens = [], []
         for prompt in prompts:
             beginning, of_row = answers_of(encoded[prompt.row])
@@ -240,8 +240,8 @@ def _which(new: Tokens, labels: Sequence[Tokens]) -> int:
 
 
 def as_label(text: str, labels: Sequence[str]) -> str | None:
-    """The label that an answer's first line names; None where it names none."""
-    line = (text.strip().splitlines() or [""])[0].strip()
+    """The label that an answer's first line names, thoughts aside; None where it names none."""
+    line = (without_thoughts(text).strip().splitlines() or [""])[0].strip()
     for read in (line, re.sub(r"[.,;:!]+$", "", line).strip()):
         if read in labels:
             return read

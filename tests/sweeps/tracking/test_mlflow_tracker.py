@@ -19,9 +19,8 @@ from sweeps.tracking import mlflow_tracker
 from sweeps.tracking.base import Outcome, Run, TrackedSweep
 from sweeps.tracking.mlflow_tracker import MlflowTracker
 from sweeps.tracking.tune_callback import TrackerCallback
-from tests.analysis.answers import TUNED, UNTUNED, table
 from tests.sweeps.tracking.mlflow_reading import MlflowRun, MlflowServer, mlflow_runs
-from tests.sweeps.tracking.test_wandb_online import finished, write_trial
+from tests.sweeps.tracking.test_wandb_online import finished, track_answers, write_trial
 from tests.sweeps.tracking.test_wandb_tracker import complete, config_of, report, start, tell, trial
 
 
@@ -98,15 +97,7 @@ def test_a_trial_is_a_run_with_parameters_metrics_by_step_outcome_and_its_adapte
 def test_what_a_trial_wrote_is_a_file_where_it_is_asked_for(
     tracker: Callable[..., TrackerCallback], folder: SweepFolder, runs: Any, rows: int
 ) -> None:
-    mine, one = tracker(answers=rows), trial("t0000")
-    write_trial(folder)
-    folder.trial("t0000").write_items("generated", "validation", 24, table(TUNED))
-    folder.baseline("zero_shot").write_items("generated", "validation", 0, table(UNTUNED))
-    start(mine, one)
-    tell(mine, one, finished(24))
-    complete(mine, one)
-    mine.log_baseline("zero_shot", {"accuracy": 0.2}, {})
-    mine.close()
+    track_answers(tracker(answers=rows), folder)
     for name in ("t0000", "zero_shot"):
         files = runs()[name].artifacts
         assert ("answers.csv" in files) == bool(rows)

@@ -82,6 +82,19 @@ def write_trial(folder: SweepFolder, trial_id: str = "t0000") -> None:
     files.write_status(Status(State.COMPLETED, step=24))
 
 
+def track_answers(tracker: TrackerCallback, folder: SweepFolder) -> None:
+    """A trial and a baseline that wrote answers, from their start to the tracker's end."""
+    write_trial(folder)
+    folder.trial("t0000").write_items("generated", "validation", 24, table(TUNED))
+    folder.baseline("zero_shot").write_items("generated", "validation", 0, table(UNTUNED))
+    one = trial("t0000")
+    start(tracker, one)
+    tell(tracker, one, finished(24))
+    complete(tracker, one)
+    tracker.log_baseline("zero_shot", {"accuracy": 0.2}, {})
+    tracker.close()
+
+
 def finished(step: int) -> dict[str, Any]:
     rows = [report(step, 0.24), report(step, 0.9, n_items=3, final=True)]
     return report(step, 0.9, state="completed", final=True, objective=0.8, rows=rows)
@@ -140,15 +153,7 @@ def test_online_shows_what_offline_writes_with_predictions_leaderboard_and_the_b
 def test_what_a_trial_wrote_is_a_table_where_it_is_asked_for(
     tracker: Callable[..., TrackerCallback], folder: SweepFolder, server: WandbServer, rows: int
 ) -> None:
-    mine, one = tracker(rows), trial("t0000")
-    write_trial(folder)
-    folder.trial("t0000").write_items("generated", "validation", 24, table(TUNED))
-    folder.baseline("zero_shot").write_items("generated", "validation", 0, table(UNTUNED))
-    start(mine, one)
-    tell(mine, one, finished(24))
-    complete(mine, one)
-    mine.log_baseline("zero_shot", {"accuracy": 0.2}, {})
-    mine.close()
+    track_answers(tracker(rows), folder)
     for name in ("t0000", "zero_shot"):
         files = server.runs[f"ab12cd34-{name}"].files
         found = [json.loads(content) for file, content in files.items() if "answers" in file]
