@@ -127,6 +127,7 @@ def substituted(words: list[str], files: options.Files, address: str, model: str
         added += ["data.text=text", "data.label=label"] if "pubmedqa" in text else []
         if re.search(f"pubmedqa|{WRITTEN}|{CALLS}", text):
             added += ["data.package=null", "data.split.validation=0", "data.split.test=0"]  # rows of other files
+            added += ["data.max_length=128"]  # the tiny models' window
         if re.search(WRITTEN, text):
             added += ["data.schema=label", "data.text=text", "data.label=label", "data.split.group=null"]
             added += ["data.template=null", "data.answer_template=null"]
