@@ -46,6 +46,7 @@ COMMANDS = {
     "completion": ("bash|zsh", "print a script for the shell that completes commands, groups and keys"),
 }
 
+_WITH_PROCESSES = ("check", "cluster", "run", "trial", "finalize", "resume", "wandb")  # or temporary files
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # faults of a disk, not of this program
 
@@ -147,8 +148,13 @@ def _dispatch(given: list[str]) -> int:
         raise ConfigError(
             f"'{command}' is not a command.{run or ' ' + did_you_mean(command, COMMANDS)} See lorasweep --help."
         )
-    code: int = importlib.import_module(f"sweeps.commands.{command}").main(rest)
-    return code
+    main = importlib.import_module(f"sweeps.commands.{command}").main
+    if command not in _WITH_PROCESSES or {"-h", "--help"} & set(rest):
+        return int(main(rest))
+    from sweeps.process.scratch import private_scratch
+
+    with private_scratch():
+        return int(main(rest))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import platform
 import re
 import shutil
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -16,7 +15,8 @@ from typing import Any, Literal
 
 import psutil
 
-from analysis.errors import LorasweepError, first_line
+from analysis.errors import HardwareError, LorasweepError, first_line
+from sweeps.process.scratch import socket_place
 
 _NET_SECONDS = 3.0
 _LITTLE_DISK = 5e9  # bytes: a model and its checkpoints
@@ -206,10 +206,14 @@ def _ray() -> Iterator[Finding]:
     version = importlib.metadata.version("ray")
     named, running = os.environ.get("RAY_ADDRESS"), _running_rays()
     facts = {"version": version, "RAY_ADDRESS": named, "running": running}
-    scratch = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    try:
+        scratch = socket_place()
+    except HardwareError as error:
+        yield Finding("Ray", "missing", version, str(error), facts)
+        return
     usage = shutil.disk_usage(scratch)
     if usage.used / usage.total > _RAY_FULL:
-        advice = f"Ray refuses to work on a full disk: free some of {scratch}, or set RAY_TMPDIR."
+        advice = f"Ray refuses to work on a full disk: free some of {scratch}, or name another place: LORASWEEP_TMP=DIR"
         yield Finding("Ray", "note", f"{version}; {scratch} is {usage.used / usage.total:.0%} full", advice, facts)
     elif named:
         advice = "Sweeps do not follow it: they start a Ray of their own. To join that one: ray.address=auto"

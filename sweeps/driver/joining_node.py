@@ -9,13 +9,13 @@ others may run one too.
 """
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +26,7 @@ import psutil
 
 from analysis.errors import INTERRUPTED, HardwareError
 from analysis.folder import SweepFolder
+from sweeps.process.scratch import private_scratch, socket_folder
 from sweeps.store.cluster_file import ClusterHead, NoHead, is_announced, read_head
 
 # Seconds from a signal to the end. SLURM sends SIGKILL 30 s after SIGTERM by default; USR1 is what a job asks for by
@@ -36,8 +37,8 @@ _SAY_AGAIN = 60.0
 _START_SECONDS = 90.0
 _RPC_SECONDS = 5.0
 _LOOK_EVERY, _HEAD_GONE = 2.0, 3  # seconds between two looks at the head; how many in a row that find nothing
-_LONGEST = 20  # bytes of a folder's path; sockets in it have some 85 more, and may have 107
 _OBJECTS = 500_000_000  # bytes of Ray's object store: a sweep passes small things only
+_numbers = itertools.count()  # of the folders of this process's nodes
 
 
 def join_sweep(folder: SweepFolder, cpus: int, name: str, wait: float, say: Callable[[str], None]) -> int:
@@ -55,7 +56,7 @@ def join_sweep(folder: SweepFolder, cpus: int, name: str, wait: float, say: Call
         FolderError: where its file cannot be used.
         HardwareError: where Ray does not start here.
     """
-    with _signals() as came:
+    with _signals() as came, private_scratch():
         joined = False
         while not came:
             head = _head(folder, wait, came, say, joined)
@@ -127,18 +128,8 @@ class _Node:
     """A ``ray start --block`` and all that it started."""
 
     def __init__(self, head: ClusterHead, cpus: int, name: str):
-        root = os.environ.get("LORASWEEP_TMP", "/tmp")
-        if len(os.fsencode(root)) > _LONGEST:
-            raise HardwareError(
-                f"LORASWEEP_TMP={root}: too long for the sockets of Ray, which take {_LONGEST} bytes at most."
-                " Give a shorter one, such as /tmp."
-            )
-        try:
-            self.scratch = Path(tempfile.mkdtemp(prefix="ls-", dir=root))  # mode 0700
-        except OSError as error:
-            raise HardwareError(
-                f"{root}: no folder can be made there ({error.strerror}). Give another one: LORASWEEP_TMP=DIR"
-            ) from None
+        self.scratch = socket_folder() / f"n{next(_numbers)}"
+        self.scratch.mkdir(0o700)
         self.head, self.name = head, name
         token = self.scratch / "token"
         token.touch(0o600)
@@ -150,7 +141,7 @@ class _Node:
             *(f"--node-name={name}", f"--num-cpus={cpus}", f"--object-store-memory={_OBJECTS}"),
             # 0: the kernel gives free ones
             *("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"),
-            f"--temp-dir={self.scratch}/r",  # which Ray opens to everybody; the folder above it is not
+            f"--temp-dir={self.scratch}/r",  # which Ray opens to everybody; the folders above it are not
         ]
         self._process: subprocess.Popen[bytes] | None = None
         self._raylet: psutil.Process | None = None

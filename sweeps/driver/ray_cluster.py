@@ -23,8 +23,9 @@ from sweeps.driver.ray_watch import Part, RayWatch
 from sweeps.process.fork_server import ForkServer
 from sweeps.process.logs import RAY_MESSAGES
 from sweeps.process.ray_node import few_processes
+from sweeps.process.scratch import private_scratch
 from sweeps.process.termination import leave_nothing_to_libraries
-from sweeps.process.worker_variables import worker_environment
+from sweeps.process.worker_variables import trackers_keys_hidden, worker_environment
 
 NAMESPACE = "lorasweep"
 _CONNECT_SECONDS = 10
@@ -89,8 +90,12 @@ def ray_running(
                 f" with RAY_worker_niceness={config.resources.niceness} in its environment."
             )
         options["address"] = address
-    with _own_token() if address is None else contextlib.nullcontext():
-        with _own_processes(forks) if address is None else contextlib.nullcontext():
+    with private_scratch():
+        with contextlib.ExitStack() as starting:
+            starting.enter_context(trackers_keys_hidden())
+            if address is None:
+                starting.enter_context(_own_token())
+                starting.enter_context(_own_processes(forks))
             _connect(address, options)
         watch = RayWatch(_parts(), go_on, _local_processes())
         _watches.append(watch)

@@ -28,6 +28,8 @@ from typing import Any
 
 from sweeps.process import gc_pause
 from sweeps.process.forked_worker import VARIABLE
+from sweeps.process.scratch import socket_folder
+from sweeps.process.worker_variables import without_trackers_keys
 
 _GPUS = ("nvidia[0-9]*", "nvidiactl", "kfd", "dxg", "accel/*")  # below /dev
 _SERVER = "import sys; sys.path[:] = {}; from sweeps.process.fork_server import main; main(sys.argv[1:])"
@@ -74,7 +76,7 @@ def forking(imports: Sequence[str], variables: Mapping[str, str]) -> Iterator[Fo
     Raises:
         OSError: where there is no place for its socket, such as in a folder for temporary files with a long name.
     """
-    folder = tempfile.mkdtemp(prefix="lorasweep-fork-")
+    folder = tempfile.mkdtemp(prefix="fork-", dir=socket_folder())
     address = f"{folder}/socket"
     with socket.socket(socket.AF_UNIX) as listening:
         try:
@@ -88,7 +90,7 @@ def forking(imports: Sequence[str], variables: Mapping[str, str]) -> Iterator[Fo
             stdin=subprocess.PIPE,  # its end is the driver's, however that comes
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, **variables},
+            env={**without_trackers_keys(os.environ), **variables},
             pass_fds=[listening.fileno()],
             start_new_session=True,  # Ctrl-C is the driver's
         )

@@ -135,7 +135,8 @@ def nothing_left(site: Site, *hosts: str) -> None:
     """No Ray on these hosts, and no folder of one."""
     for host in hosts:
         assert not [line for line in site.processes(host) if re.search("ray::|raylet|gcs_server|ray start", line)], host
-        assert not [name for name in site.on(host, "ls", "/tmp").stdout.split() if name.startswith("ls-")], host
+        names = site.on(host, "ls", "/tmp").stdout.split()
+        assert not [name for name in names if name.startswith(("ls-", "lsw-"))], host
 
 
 def test_a_job_that_loses_a_host_ends_as_if_nothing_had_happened(sweeps, same):

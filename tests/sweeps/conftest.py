@@ -3,13 +3,16 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import pytest
@@ -25,10 +28,12 @@ class Lorasweep:
     cwd: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    temporary: ClassVar[Path]  # where all of them have their temporary files
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
         environment = {**os.environ, "PYTHONPATH": package_root(), "LORASWEEP_TEST": self.mark, **self.environment}
         environment["LORASWEEP_TESTS"] = str(os.getpid())
+        environment.setdefault("TMPDIR", str(self.temporary))
         environment["PYTHONUNBUFFERED"] = "1"
         return subprocess.Popen(
             [sys.executable, "-m", "sweeps.cli", *arguments],
@@ -104,11 +109,23 @@ def reading() -> Reader:
 
 @pytest.fixture(scope="session")
 def lorasweep() -> Iterator[type[Lorasweep]]:
+    Lorasweep.temporary = Path(tempfile.mkdtemp(prefix="lt-", dir="/tmp"))
     yield Lorasweep
+    left = left_behind(Lorasweep.temporary)
     for process in psutil.process_iter():  # of tests that failed: a driver that hung, a raylet that was stopped
         with contextlib.suppress(psutil.Error):
             if process.environ().get("LORASWEEP_TESTS") == str(os.getpid()):
                 process.kill()
+    shutil.rmtree(Lorasweep.temporary)
+    assert not left, "a command of these tests left temporary files behind"
+
+
+def left_behind(place: Path, seconds: float = 20) -> list[Path]:
+    """What is still in a folder for temporary files after some time, in which processes that were killed are ended."""
+    gives_up = time.monotonic() + seconds
+    while time.monotonic() < gives_up and any(place.iterdir()):
+        time.sleep(0.1)
+    return sorted(place.iterdir())
 
 
 @pytest.fixture(scope="session")

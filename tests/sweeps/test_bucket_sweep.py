@@ -9,7 +9,6 @@ import json
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
@@ -43,12 +42,9 @@ def here(server, monkeypatch, tmp_path):
 def finished(lorasweep, tiny, server, tmp_path_factory):
     """A sweep in a bucket that ran undisturbed: the command, and what it printed."""
     folder = tmp_path_factory.mktemp("finished")
-    ray = Path(tempfile.mkdtemp())  # sockets in it must have short paths
-    more = {"LORASWEEP_STAGING": str(folder / "staging"), "RAY_TMPDIR": str(ray)}
-    command = lorasweep(folder, {**server.environment, **more})
+    command = lorasweep(folder, {**server.environment, "LORASWEEP_STAGING": str(folder / "staging")})
     done = command("run", *tiny("llama", *SETTINGS, "sweep.name=tiny", f"sweep.dir={URI}"))
     assert done.returncode == 0, done.stderr
-    shutil.move(ray, folder / "ray")
     return command, done
 
 
@@ -143,9 +139,8 @@ def test_an_ended_sweep_says_how_it_is_extended(finished):
     assert f"resume {URI}/tiny search.trials=6" in done.stdout
 
 
-def test_no_key_is_in_any_file_of_the_sweep_or_of_ray(finished):
+def test_no_key_is_in_any_file_of_the_sweep(finished):
     run, _ = finished
-    assert list(run.cwd.glob("ray/ray/session_*/logs/raylet.out"))
     found = subprocess.run(["grep", "-rlF", SECRET, str(run.cwd)], capture_output=True, text=True)
     assert found.stdout == ""
     assert SECRET not in finished[1].stdout + finished[1].stderr

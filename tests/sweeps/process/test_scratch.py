@@ -1,0 +1,141 @@
+"""Private folders for temporary files: of whom they are, and who removes them."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from analysis.errors import HardwareError
+from sweeps.process import scratch
+from sweeps.process.installation import package_root
+from sweeps.process.scratch import private_scratch, remove_abandoned, socket_folder
+
+HOLDS = """
+import sys, tempfile, time
+from pathlib import Path
+from sweeps.process.scratch import private_scratch
+with private_scratch():
+    Path(tempfile.mkdtemp(), "file").write_text("of a process that is killed")
+    print("there", flush=True)
+    time.sleep(300)
+"""
+
+
+@pytest.fixture
+def place(tmp_path_factory, monkeypatch):
+    folder = Path(tempfile.mkdtemp(prefix="sc-", dir="/tmp"))
+    for name in ("TMPDIR", "LORASWEEP_TMP"):
+        monkeypatch.setenv(name, str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield folder
+    assert not list(folder.iterdir())
+    folder.rmdir()
+
+
+def holder(place: Path) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "TMPDIR": str(place), "LORASWEEP_TMP": str(place), "PYTHONPATH": package_root()}
+    process = subprocess.Popen([sys.executable, "-c", HOLDS], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "there\n"
+    return process
+
+
+def until_empty(place: Path) -> bool:
+    gives_up = time.monotonic() + 20
+    while any(place.iterdir()) and time.monotonic() < gives_up:
+        time.sleep(0.05)
+    return not any(place.iterdir())
+
+
+def test_temporary_files_are_private_and_gone_at_the_end(place):
+    with private_scratch():
+        (folder,) = place.iterdir()
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert Path(tempfile.mkdtemp()).parent == socket_folder() == folder
+        with private_scratch():
+            assert [folder] == list(place.iterdir())
+        assert os.environ["TMPDIR"] == os.environ["RAY_TMPDIR"] == str(folder)
+    assert not list(place.iterdir())
+    assert os.environ["TMPDIR"] == tempfile.gettempdir() == str(place)
+    assert "RAY_TMPDIR" not in os.environ
+
+
+def test_sockets_have_a_short_path_and_files_the_place_that_was_named(place, monkeypatch):
+    long = place / ("long" * 20)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with private_scratch():
+        assert socket_folder().parent == place
+        assert Path(tempfile.gettempdir()).parent == long
+    assert list(place.iterdir()) == [long]
+    assert not list(long.iterdir())
+    monkeypatch.setenv("LORASWEEP_TMP", str(long))
+    with pytest.raises(HardwareError, match="too long for the sockets of Ray, which take 20 bytes"), private_scratch():
+        pass
+    monkeypatch.setenv("LORASWEEP_TMP", "/proc")
+    with pytest.raises(HardwareError, match="/proc: no folder"), private_scratch():
+        pass
+    long.rmdir()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_what_a_killed_process_leaves_is_removed_and_what_has_files_open_there_is_ended(place, number, monkeypatch):
+    with holder(place) as process:
+        (folder,) = place.iterdir()
+        user = subprocess.Popen(["sleep", "300"], stdout=(folder / "log").open("wb"), start_new_session=True)
+        stranger = subprocess.Popen(["sleep", "300"])
+        process.send_signal(number)
+    assert until_empty(place)
+    assert user.wait(5) == -signal.SIGKILL
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait()
+
+
+def test_the_next_command_removes_what_a_lost_machine_left_and_nothing_of_others(place):
+    with holder(place) as process:
+        (left,) = place.iterdir()
+        for janitor in psutil.Process(process.pid).children():
+            janitor.kill()
+        process.kill()
+    with holder(place) as lives:
+        (lived,) = place.iterdir()  # it removed that of the first
+        assert lived != left
+        young, linked, other = place / "lsw-new", place / "lsw-link", place / "lsw-other"
+        young.mkdir()
+        other.mkdir()
+        linked.symlink_to(other)
+        os.utime(young)
+        os.utime(other, (0, 0))
+        os.chown(other, 1234, 1234)
+        remove_abandoned([place])
+        assert sorted(place.iterdir()) == sorted([lived, young, linked, other])
+        os.utime(young, (0, 0))  # its command died in the moment of making it
+        remove_abandoned([place])
+        assert sorted(place.iterdir()) == sorted([lived, linked, other])
+        linked.unlink()
+        other.rmdir()
+        lives.kill()
+    assert until_empty(place)
+
+
+def test_without_locks_nothing_is_taken_for_abandoned(place, monkeypatch):
+    def unsupported(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    folder = place / "lsw-a"
+    folder.mkdir()
+    (folder / ".owner").touch()
+    with monkeypatch.context() as context:
+        context.setattr(scratch.fcntl, "flock", unsupported)
+        remove_abandoned([place])
+        assert folder.exists()
+    remove_abandoned([place])
+    assert not folder.exists()
