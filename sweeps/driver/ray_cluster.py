@@ -90,13 +90,10 @@ def ray_running(
                 f" with RAY_worker_niceness={config.resources.niceness} in its environment."
             )
         options["address"] = address
-    with private_scratch():
-        with contextlib.ExitStack() as starting:
-            starting.enter_context(trackers_keys_hidden())
-            if address is None:
-                starting.enter_context(_own_token())
-                starting.enter_context(_own_processes(forks))
+    with private_scratch(), _own_token() if address is None else contextlib.nullcontext(_nothing) as forget_token:
+        with trackers_keys_hidden(), _own_processes(forks) if address is None else contextlib.nullcontext():
             _connect(address, options)
+        forget_token()
         watch = RayWatch(_parts(), go_on, _local_processes())
         _watches.append(watch)
         ending = threading.Thread(target=end_ray, name="ending Ray")
@@ -185,26 +182,41 @@ def _own_processes(forks: ForkServer | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _own_token() -> Iterator[None]:
-    """A token for a Ray of our own, where this user has none: Ray would write one into the home folder for all to come.
+def _own_token() -> Iterator[Callable[[], None]]:
+    """A token for a Ray of our own, where the environment gives none.
+
+    Ray would take that of the home folder, which it wrote there for all to come, and for all users to read.
+
+    Yields what takes it out of the environment once Ray has started: this process keeps it in Ray's own memory, and
+    what it starts later, such as W&B's service, does not get it.
 
     Raises:
         HardwareError: where the environment names a file with a token that is none.
     """
     tokens: Any = ray._raylet.AuthenticationTokenLoader.instance()  # type: ignore[attr-defined]
+    given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     try:
-        known = os.environ.get("RAY_AUTH_MODE") == "disabled" or tokens.has_token(ignore_auth_mode=True)
+        known = os.environ.get("RAY_AUTH_MODE") == "disabled" or (given and tokens.has_token(ignore_auth_mode=True))
     except AuthenticationError as error:
         raise HardwareError(f"A local Ray could not be started ({first_line(error)}).") from error
+
+    def forget() -> None:
+        if not known:
+            os.environ.pop("RAY_AUTH_TOKEN", None)
+
     if not known:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         tokens.reset_cache()
     try:
-        yield
+        yield forget
     finally:
+        forget()
         if not known:
-            del os.environ["RAY_AUTH_TOKEN"]
             tokens.reset_cache()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _parts() -> list[Part]:

@@ -146,6 +146,7 @@ def _rungs(command) -> int:
     return sum(len(file.read_text().splitlines()) for file in command.cwd.glob("runs/tiny/trials/*/metrics.jsonl"))
 
 
+@pytest.mark.heavy
 def test_nothing_is_left_however_a_sweep_ends(lorasweep, tiny, public, tmp_path):
     command = lorasweep(tmp_path, {"TMPDIR": str(public)})
     sweep = _started(command, public, "run", *tiny("llama", *SETTINGS, "train.max_steps=80", "train.rungs=[2,80]"))
@@ -183,6 +184,7 @@ def test_nothing_is_left_after_a_signal(lorasweep, tiny, public, tmp_path, how):
     _gone(command, public)
 
 
+@pytest.mark.heavy
 def test_a_long_place_for_temporary_files_is_none_for_sockets(lorasweep, tiny, public, tmp_path):
     long = public / ("a-folder-with-a-long-name-" * 5)
     long.mkdir()
