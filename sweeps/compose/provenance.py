@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from analysis.visible import middle_out
+
 
 @dataclass(frozen=True)
 class Source:
@@ -49,7 +51,7 @@ class Origins:
         """
         for key, typed in reversed(self.overrides):
             if path == key or path.startswith((f"{key}.", f"{key}[")) or key.startswith(f"{path}."):
-                return f"override '{typed}'"
+                return f"override '{middle_out(typed, 200)}'"
         for source in reversed(self.sources):
             line = 1 if path == source.package else self._line(source, path)
             if line:
