@@ -112,10 +112,11 @@ def _class_part(task: dict[str, list[Any]], settings: BiasConfig, width: int) ->
     for line, name in zip(table, names, strict=True):
         if line[-1] != name:
             indent = " " * (len(line[0]) + 1)
-            legend.append(textwrap.fill(f"{line[0]} {_fitted(name, _LONGEST)}", width, subsequent_indent=indent))
-    return "\n".join(
-        [_lines(table, to_left=(0, len(table[0]) - 1, len(table[0]) - 2)), *(["", *legend] if legend else [])]
-    )
+            room = width if name.isascii() else width // 2  # of characters: some take two cells
+            legend.append(textwrap.fill(f"{line[0]} {_fitted(name, _LONGEST)}", room, subsequent_indent=indent))
+    last = len(table[0]) - 1
+    shown = _lines(table, to_left=(0, last - 1, last))
+    return "\n".join([shown, "", *legend] if legend else [shown])
 
 
 def _class_table(rows: "Sequence[ClassRow]", heads: list[str], predicted: list[list[str]]) -> list[list[str]]:

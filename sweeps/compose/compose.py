@@ -279,7 +279,7 @@ def _compose_files(lines: Sequence[str], name: str, extra: Path | None) -> tuple
         raise ConfigError(
             f"{group}={option}: there is no such option. {near} (a defaults list, by way of {by})"
         ) from None
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
         text = " ".join((str(error) or str(error.__cause__)).split("Search path:")[0].split())
         raise ConfigError(f"The config files do not compose: {text}") from None
     choices = {group: option for group, option in composed.hydra.runtime.choices.items() if option}

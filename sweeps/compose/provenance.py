@@ -66,7 +66,7 @@ class Origins:
         rest = path.removeprefix(f"{source.package}.") if source.package else path
         try:
             node = yaml.compose(source.file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        except (OSError, yaml.YAMLError):
+        except (OSError, yaml.YAMLError, RecursionError):
             return 0
         return _find(node, rest.split("[", 1)[0])
 
