@@ -568,8 +568,9 @@ def _check_budget(config: SweepConfig) -> None:
 def _check_scheduler(config: SweepConfig) -> None:
     for group in ("sampler", "scheduler"):
         part = getattr(config, group)
-        known = KEYWORDS.get(str(part.get("_target_", "")).rpartition(".")[2])
-        for name in part if known is not None else ():
+        library, _, cls = str(part.get("_target_", "")).rpartition(".")
+        known = KEYWORDS.get(cls, ()) if library in ("optuna.samplers", "ray.tune.schedulers") else ()
+        for name in part if known else ():
             if name not in ("_target_", "keep_best", *known):
                 near = next((f"Did you mean '{it}'?" for it in known if it.startswith(name)), did_you_mean(name, known))
                 raise ConfigError(f"{group}.{name}: {part['_target_']} takes no '{name}'. {near}")
