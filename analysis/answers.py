@@ -1,13 +1,12 @@
 """What trials and baselines wrote, item by item: beside the reference, the worst first, differences marked.
 
 Answers are the item tables ``generated`` of a sweep folder. ``lorasweep answers``, the report and the trackers read
-them here. Everything that is shown of a text goes through ``visible``: what a model writes may hold control characters.
+them here. Everything that is shown of a text goes through ``analysis.visible``: models may write control characters.
 """
 
 import difflib
 import math
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -325,25 +324,6 @@ def better_or_worse(shown: Answers, other: Answers, figure: str) -> tuple[int, i
 
 
 # --- texts
-
-
-def visible(text: str) -> str:
-    """A text of which nothing can steer a terminal: control characters and marks of direction become visible signs.
-
-    Line breaks and tabs stay. ESC becomes ␛; a character of C1 or one that turns the direction of writing ``<U+202E>``.
-    """
-    text = text.replace("\r\n", "\n").replace("\u2028", "\n").replace("\u2029", "\n")
-    return "".join(char if char in "\n\t" or char.isprintable() else _sign(char) for char in text)
-
-
-def _sign(char: str) -> str:
-    code = ord(char)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "\u2421"
-    joins = code in (0x200C, 0x200D, 0xFE0F) or unicodedata.category(char) == "Zs"  # of emoji and Persian; spaces
-    return char if joins else f"<U+{code:04X}>"
 
 
 def differences(reference: str, answer: str) -> tuple[list[Piece], list[Piece]]:

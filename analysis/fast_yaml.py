@@ -1,10 +1,13 @@
 """Reads and writes plain YAML with libyaml, ten times as fast as PyYAML's own code, which is used without libyaml."""
 
+import re
 from typing import Any
 
 import yaml
 
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DEEPEST = 200  # levels
+_NESTED = re.compile(r"(?:[-?] +){8}")  # lists in lists on one line
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
@@ -14,7 +17,20 @@ def load(content: bytes | str) -> Any:
     Raises:
         YAMLError, ValueError: for what is not YAML.
     """
+    _refuse_deep(content)
     return yaml.load(content, Loader=LOADER)
+
+
+def _refuse_deep(content: bytes | str) -> None:
+    """Raises YAMLError for what is nested too deep: libyaml's own loader ends the process there."""
+    text = content.decode("utf-8", "replace") if isinstance(content, bytes) else content
+    if text.count("[") + text.count("{") <= _DEEPEST and not _NESTED.search(text):
+        return  # cannot be so deep but by indentation, which would take megabytes
+    depth = 0
+    for event in yaml.parse(text, Loader=LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise yaml.YAMLError(f"it is nested more than {_DEEPEST} levels deep")
 
 
 def dump(content: Any, width: int = 80) -> str:

@@ -185,7 +185,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_bytes().splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict):
             yield record
@@ -241,10 +241,10 @@ class TrialFolder:
             raw = json.loads(self.status_file.read_text())
             state = State(raw["state"])
             notes = tuple(map(str, raw.get("notes", ())))
-            return Status(state, raw.get("reason", ""), int(raw.get("step", 0)), raw.get("where", ""), notes)
+            return Status(state, str(raw.get("reason", "")), int(raw.get("step", 0)), str(raw.get("where", "")), notes)
         except FileNotFoundError:
             return Status(State.PENDING)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise FolderError(
                 f"{self.status_file}: not a status file ({error}). Delete it to see the trial as pending."
             ) from None

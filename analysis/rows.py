@@ -220,7 +220,7 @@ def adapter_parameters(files: TrialFolder) -> float:
     """Numbers in the adapter's weights, from the head of its file or as ``keep_size`` kept it; NaN without either."""
     try:
         return float(json.loads(files.adapter_size_file.read_text())["parameters"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         pass  # the adapter is there
     weights = files.adapter_dir / "adapter_model.safetensors"
     fetch_missing([weights])
@@ -228,7 +228,7 @@ def adapter_parameters(files: TrialFolder) -> float:
         with weights.open("rb") as file:
             head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         return float(sum(math.prod(entry["shape"]) for name, entry in head.items() if name != "__metadata__"))
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, RecursionError):
         return math.nan
 
 
@@ -269,7 +269,7 @@ def _read(kind: str, files: TrialFolder, reader: ConfigReader) -> Row:
         config,
         {str(name): _value(value) for name, value in shown.metrics.items()},
         reason="; ".join(notes),
-        tokens=shown.tokens if isinstance(shown.tokens, int) else 0,
+        tokens=shown.tokens if isinstance(shown.tokens, int) and abs(shown.tokens) < 2**63 else 0,
         seconds=_value(shown.seconds),
     )
 
@@ -311,12 +311,18 @@ def _config(files: TrialFolder, reader: ConfigReader, notes: list[str]) -> dict[
 
 def _whole(row: MetricsRow) -> bool:
     """Whether a record has the types it should: JSON checks none of them."""
-    numbers = all(isinstance(value, int) and not isinstance(value, bool) for value in (row.step, row.n_items))
+    numbers = all(
+        isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+        for value in (row.step, row.n_items)
+    )
     return numbers and isinstance(row.final, bool) and isinstance(row.metrics, Mapping)
 
 
 def _value(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    try:
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def _line(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from analysis import errors
 from analysis.errors import INTERRUPTED, ConfigError, FolderError, LorasweepError, did_you_mean
 from sweeps.process.logs import of_command
-from sweeps.process.terminal import wrapped
+from sweeps.process.terminal import message, safe_streams, wrapped
 from sweeps.process.termination import ending
 from sweeps.process.threads import wait_policy
 from trainer.assets.cache import cache_folder
@@ -88,7 +88,8 @@ def exit_codes() -> dict[int, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, a LorasweepError's own, 130 after Ctrl-C, 1 for a defect of ours."""
-    return ending(_main(arguments))
+    with safe_streams():
+        return ending(_main(arguments))
 
 
 def _main(arguments: Sequence[str] | None) -> int:
@@ -110,21 +111,21 @@ def _main(arguments: Sequence[str] | None) -> int:
     except LorasweepError as error:
         if debug:
             traceback.print_exc()
-        print(wrapped(f"lorasweep: {error}", sys.stderr), file=sys.stderr)
+        print(wrapped(message(f"lorasweep: {error}"), sys.stderr), file=sys.stderr)
         return error.exit_code
     except Exception as error:
         if debug:
             raise
         if isinstance(error, OSError) and error.errno in _DISK:
-            message = (
+            sentence = (
                 f"lorasweep: {error.filename or 'the disk'}: cannot be written ({error.strerror}). Free some space, or"
                 " choose another place (sweep.dir=…, LORASWEEP_CACHE); `lorasweep resume` goes on with a sweep."
             )
-            print(wrapped(message, sys.stderr), file=sys.stderr)
+            print(wrapped(message(sentence), sys.stderr), file=sys.stderr)
             return FolderError.exit_code
         print(
-            f"lorasweep: unexpected {type(error).__name__}: {error}\n"
-            "This is a defect of lorasweep; --debug shows where.",
+            message(f"lorasweep: unexpected {type(error).__name__}: {error}")
+            + "\nThis is a defect of lorasweep; --debug shows where.",
             file=sys.stderr,
         )
         return 1

@@ -19,6 +19,7 @@ from analysis.errors import ConfigError, did_you_mean, nearest_names
 from analysis.metrics import METRICS
 from analysis.objective import DIRECTIONS
 from trainer.config import (
+    LARGEST,
     PRECISIONS,
     BiasConfig,
     DataConfig,
@@ -33,6 +34,7 @@ from trainer.config import (
     TaskConfig,
     TrainConfig,
     TrialConfig,
+    brief,
     key,
     pack_refusal,
     sharding_refusal,
@@ -41,6 +43,25 @@ from trainer.data.schemas import LABELLED
 from trainer.evaluation.metric_names import metric_names
 
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0}
+# Keyword arguments of the usual samplers and schedulers: known here, as importing their classes takes seconds.
+KEYWORDS = {
+    "ASHAScheduler": (
+        "time_attr", "metric", "mode", "max_t", "grace_period", "reduction_factor", "brackets", "stop_last_trials",
+    ),
+    "MedianStoppingRule": (
+        "time_attr", "metric", "mode", "grace_period", "min_samples_required", "min_time_slice", "hard_stop",
+    ),
+    "TPESampler": (
+        "consider_prior", "prior_weight", "consider_magic_clip", "consider_endpoints", "n_startup_trials",
+        "n_ei_candidates", "gamma", "weights", "seed", "multivariate", "group", "warn_independent_sampling",
+        "constant_liar", "constraints_func",
+    ),
+    "GPSampler": (
+        "seed", "independent_sampler", "n_startup_trials", "deterministic_objective", "constraints_func",
+        "warn_independent_sampling",
+    ),
+    "RandomSampler": ("seed",),
+}  # fmt: skip
 BASELINES = ("majority", "linear", "frozen", "zero_shot", "few_shot", "retrieval")
 _NEED_LABELS = ("majority", "linear", "frozen")
 
@@ -497,16 +518,34 @@ def _check_objective(config: SweepConfig) -> None:
                 f" {did_you_mean(term.metric, known)} To leave the term out: {where}.weight=0"
             )
         ends = term.range or []  # filled in where the config gives none
-        if len(ends) != 2 or not ends[0] < ends[1]:
+        if len(ends) != 2 or not ends[0] < ends[1] or not all(map(math.isfinite, ends)):
             raise ConfigError(f"{where}.range={term.range}: expected two numbers, the lower first, such as [0, 1].")
         if (term.direction == "target") != (term.target is not None):
             raise ConfigError(
                 f"{where}: direction={term.direction} with target={term.target}."
                 f" A target goes with direction=target and with no other: set {where}.target, or change the direction."
             )
+        _check_reachable(f"{where}.target", term.metric, term.target)
+    for name, bound in config.objective.constraints.items():
+        for end in ("at_least", "at_most"):
+            _check_reachable(f"objective.constraints.{name}.{end}", bound.metric, getattr(bound, end))
     Constraints.from_config(asdict(config.objective)).check(
         known, [*computed_baselines(config), *saved_answers(config)]
     )
+
+
+def _check_reachable(path: str, metric: str, value: float | None) -> None:
+    """Raises ConfigError for a bound or target that lies outside what its metric can be, such as 90 for a share."""
+    low, high = METRICS[metric].range if metric in METRICS else (-math.inf, math.inf)
+    if value is None or low <= value <= high:
+        return
+    if (low, high) == (0.0, 1.0) and 1 < value <= 100:
+        what = f"{metric} is a share between 0 and 1, not percent: did you mean {value / 100:g}?"
+    elif math.isinf(high):
+        what = f"{metric} is never below {low:g}."
+    else:
+        what = f"{metric} is between {low:g} and {high:g}."
+    raise ConfigError(f"{path}={value:g}: {what}")
 
 
 def _check_budget(config: SweepConfig) -> None:
@@ -523,9 +562,18 @@ def _check_budget(config: SweepConfig) -> None:
             )
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ConfigError(f"search.budget.target.{name}={value!r}: expected a number, such as {{{name}: 0.9}}.")
+        _check_reachable(f"search.budget.target.{name}", name, value)
 
 
 def _check_scheduler(config: SweepConfig) -> None:
+    for group in ("sampler", "scheduler"):
+        part = getattr(config, group)
+        library, _, cls = str(part.get("_target_", "")).rpartition(".")
+        known = KEYWORDS.get(cls, ()) if library in ("optuna.samplers", "ray.tune.schedulers") else ()
+        for name in part if known else ():
+            if name not in ("_target_", "keep_best", *known):
+                near = next((f"Did you mean '{it}'?" for it in known if it.startswith(name)), did_you_mean(name, known))
+                raise ConfigError(f"{group}.{name}: {part['_target_']} takes no '{name}'. {near}")
     scheduler = config.scheduler
     asha = str(scheduler.get("_target_", "")).endswith((".ASHAScheduler", ".AsyncHyperBandScheduler"))
     if asha and config.train.rungs:
@@ -542,10 +590,12 @@ def milestones(rungs: Sequence[int], grace: Any, factor: Any) -> list[int]:
     Raises:
         ConfigError: where the scheduler would decide at a step that is no rung: it would compare later scores instead.
     """
-    if not (isinstance(grace, int | float) and isinstance(factor, int | float) and grace >= 1 and factor > 1):
+    given = (grace, factor)
+    numbers = all(isinstance(it, int | float) and not isinstance(it, bool) and it < LARGEST for it in given)
+    if not (numbers and grace >= 1 and factor > 1):
         raise ConfigError(
-            f"scheduler: grace_period={grace!r} and reduction_factor={factor!r}: expected numbers of at least 1, and"
-            " above 1."
+            f"scheduler: grace_period={brief(grace)} and reduction_factor={brief(factor)}: expected numbers, of at"
+            " least 1 and above 1."
         )
     decisive, step = [], float(grace)
     while step < rungs[-1] - 1e-6:

@@ -139,7 +139,9 @@ def finalize(run_dir: str, top: int, seeds: int, overrides: Sequence[str], quiet
 def _composed(stored: dict[str, Any], overrides: Sequence[str]) -> Composed:
     chosen = any(line.split("=")[0].lstrip("+") == "bias" for line in overrides)
     wanted = [*([] if chosen else ["bias=full"]), *overrides]
-    return Composed.from_stored(stored, wanted, CHANGEABLE, "when finalists are scored")
+    return Composed.from_stored(
+        stored, wanted, CHANGEABLE, "when finalists are scored", "For other values start a new sweep."
+    )
 
 
 def _test_rows(folder: SweepFolder, composed: Composed, manifest: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

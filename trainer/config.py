@@ -6,12 +6,15 @@ in each field's metadata, so that a value from a YAML file, an override or a sea
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
 
 from analysis.bias_sets import BIAS_SETS
 from analysis.errors import ConfigError, did_you_mean
 
+LARGEST = 2**63 - 1  # of a whole number: what other programs hold in 64 bits
+_BRIEF = 120  # characters of a value in a message
 PRECISIONS = ("fp32", "bf16", "int8", "nf4")
 
 
@@ -341,18 +344,37 @@ def check_value(path: str, value: Any, metadata: Any, where: str = "") -> None:
     came = f" ({where})" if where else ""
     choices = metadata.get("choices")
     if choices is not None and value not in choices:
-        hint = did_you_mean(str(value), [str(c) for c in choices])
-        raise ConfigError(f"{path}={value!r} is not one of {', '.join(map(str, choices))}. {hint}{came}")
+        hint = did_you_mean(brief(value).strip("'"), [str(c) for c in choices])
+        raise ConfigError(f"{path}={brief(value)} is not one of {', '.join(map(str, choices))}. {hint}{came}")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     low, high, above = metadata.get("low"), metadata.get("high"), metadata.get("above")
     wrong = (low is not None and value < low) or (high is not None and value > high)
-    wrong = wrong or (above is not None and value <= above) or not math.isfinite(value)
+    wrong = wrong or (above is not None and value <= above)
+    wrong = wrong or abs(value) > LARGEST if isinstance(value, int) else wrong or not math.isfinite(value)
     if wrong:
         floor = f"at least {low:g}" if low is not None else f"greater than {above:g}" if above is not None else ""
         ceiling = f"at most {high:g}" if high is not None else ""
-        expected = " and ".join(part for part in (floor, ceiling) if part) or "a finite number"
-        raise ConfigError(f"{path}={value!r} is out of range: expected {expected}.{came}")
+        expected = " and ".join(part for part in (floor, ceiling) if part) or f"a finite number of at most {LARGEST:g}"
+        raise ConfigError(f"{path}={brief(value)} is out of range: expected {expected}.{came}")
+
+
+def brief(value: Any) -> str:
+    """A value for a message, its middle left out where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a whole number of more digits than Python writes
+        return "a number of thousands of digits" if isinstance(value, int) else f"a {type(value).__name__}"
+    return text if len(text) <= _BRIEF else f"{text[: _BRIEF - 21]}…{text[-20:]}"
+
+
+def check_rungs(rungs: Sequence[int], where: str = "") -> None:
+    """Raises ConfigError unless rungs are ascending optimiser steps; an empty list is none."""
+    if rungs and (sorted(set(rungs)) != list(rungs) or rungs[0] < 1):
+        came = f" ({where})" if where else ""
+        raise ConfigError(
+            f"train.rungs={brief(list(rungs))}: expected ascending optimiser steps, such as [12, 24, 48].{came}"
+        )
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:
@@ -401,8 +423,9 @@ def check_trial(trial: TrialConfig) -> None:
             f"eval.stride={trial.eval.stride} is not below data.max_length={trial.data.max_length}: a window needs a"
             " token of context. Use a smaller stride, such as half of data.max_length."
         )
-    if not train.rungs or sorted(set(train.rungs)) != list(train.rungs) or train.rungs[0] < 1:
-        raise ConfigError(f"train.rungs={list(train.rungs)}: expected ascending optimiser steps, such as [12, 24, 48].")
+    if not train.rungs:
+        raise ConfigError("train.rungs=[]: expected ascending optimiser steps, such as [12, 24, 48].")
+    check_rungs(train.rungs)
     if train.rungs[-1] != train.max_steps:
         raise ConfigError(
             f"train.rungs={list(train.rungs)} must end at train.max_steps={train.max_steps}:"

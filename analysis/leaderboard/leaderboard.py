@@ -2,8 +2,6 @@
 
 import csv
 import io
-import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -16,6 +14,7 @@ from analysis.leaderboard.table import plain, render
 from analysis.leaderboard.verdict import verdict
 from analysis.metrics import METRICS
 from analysis.rows import Row, best_trial, leading_trial
+from analysis.visible import csv_cell, finite, json_text
 
 __all__ = [
     "Ranking",
@@ -49,30 +48,29 @@ def write(folder: SweepFolder, rows: Sequence[Row]) -> None:
 def to_csv(rows: Sequence[Row]) -> str:
     """One line a row, and one of kind ``seed`` for each seed of a configuration that has several.
 
-    Values that are not known or not finite are empty fields.
+    Values that are not known or not finite are empty fields. Texts are safe to show, and none is a formula to a
+    spreadsheet (``analysis.visible.csv_cell``).
     """
     rows = with_seeds(rows)
     searched = list(dict.fromkeys(path for row in rows for path in row.config))
     metrics = _metric_columns(rows)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(
-        ["rank", "kind", "trial_id", "status", "step", "n_items", *searched, *metrics, "objective", *_MORE, "reason"]
-    )
+    head = ["rank", "kind", "trial_id", "status", "step", "n_items", *searched, *metrics, "objective", *_MORE, "reason"]
+    table.writerow([csv_cell(name) for name in head])
     for row in rows:
         fields: list[Any] = [row.rank or None, row.kind, row.trial_id, row.status, row.step, row.n_items]
         fields += [row.config.get(path) for path in searched]
         fields += [row.metrics.get(name) for name in metrics]
         fields += [row.objective, row.low, row.high, row.p, int(row.tied), row.front or None, row.tokens, row.seconds]
         fields += [len(row.seeds) or None, spread(row)]
-        table.writerow([_finite(value) for value in [*fields, row.reason]])
+        table.writerow([csv_cell(finite(value)) for value in [*fields, row.reason]])
     return text.getvalue()
 
 
 def to_json(rows: Sequence[Row]) -> str:
     """The rows as a JSON list, for other programs; values that are not finite are null."""
-    records = [_plain({"rank": row.rank, "sd": spread(row)} | asdict(row)) for row in rows]
-    return json.dumps(records, indent=2, ensure_ascii=False, allow_nan=False)
+    return json_text([{"rank": row.rank, "sd": spread(row)} | asdict(row) for row in rows])
 
 
 def nothing_scored(rows: Iterable[Row], by: Sequence[str] = ()) -> str:
@@ -94,15 +92,3 @@ def _metric_columns(rows: Iterable[Row]) -> list[str]:
     """Names of the metrics that any row has: those that are known in their order, then others by name."""
     measured = {name for row in rows for name in row.metrics}
     return [name for name in METRICS if name in measured] + sorted(measured - METRICS.keys())
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return _finite(value)

@@ -18,6 +18,7 @@ from analysis.leaderboard.seeds import spread, with_seeds
 from analysis.listing import listed
 from analysis.metrics import METRICS
 from analysis.rows import Row, best_trial
+from analysis.visible import single_line
 
 _HEADS = {"precision": "prec"}  # of config keys whose name is much wider than their values
 _ALWAYS, _TERM, _CONFIG, _PREFERRED, _MORE = range(5)  # the higher, the sooner a column is dropped
@@ -135,7 +136,8 @@ def _place(row: Row) -> str:
 
 
 def _name(row: Row) -> str:
-    return f" · {row.trial_id}" if row.kind == "seed" else row.trial_id
+    name = single_line(row.trial_id)
+    return f" · {name}" if row.kind == "seed" else name
 
 
 def _score(row: Row) -> str:
@@ -146,7 +148,7 @@ def _score(row: Row) -> str:
 
 def _status(row: Row) -> str:
     """With a mark where a constraint is broken; which one stands in the reason."""
-    return row.status.replace("_", " ") + (" !" if row.broken else "")
+    return single_line(row.status.replace("_", " ")) + (" !" if row.broken else "")
 
 
 def _fit(columns: list[_Column], width: int) -> tuple[list[_Column], int, int]:
@@ -167,9 +169,9 @@ def _below(rows: Sequence[Row], dropped: int) -> list[str]:
     trials: dict[str, list[str]] = {}
     for row in rows:
         if row.reason:
-            trials.setdefault(row.reason, []).append(row.trial_id)
+            trials.setdefault(row.reason, []).append(single_line(row.trial_id))
     lines = ["= tied: on these items it cannot be told from the best score"] if any(r.tied for r in rows) else []
-    lines += [f"{listed(ids, 12, last=', ')}: {_printable(reason)}" for reason, ids in trials.items()]
+    lines += [f"{listed(ids, 12, last=', ')}: {single_line(reason)}" for reason, ids in trials.items()]
     if any(row.kind == "seed" for row in rows):
         lines.insert(0, "± standard deviation over the seeds, which stand below: · is one seed, and not ranked")
     if dropped:
@@ -179,6 +181,7 @@ def _below(rows: Sequence[Row], dropped: int) -> list[str]:
 
 def _config_head(path: str, paths: Sequence[str]) -> tuple[str, ...]:
     """The last part of a path, a line a word; the whole path where another one ends alike."""
+    path, paths = single_line(path), [*map(single_line, paths)]
     leaf = path.rsplit(".", 1)[-1]
     if sum(other.rsplit(".", 1)[-1] == leaf for other in paths) > 1:
         return tuple(path.split(".", 1))
@@ -215,7 +218,7 @@ def _setting(value: Any) -> str:
     if value is None:
         return "-"
     if not isinstance(value, float):
-        return _printable(str(value))
+        return single_line(value)
     return _exponent(value) if value and abs(value) < 0.01 else f"{value:.3g}"
 
 
@@ -223,8 +226,3 @@ def _exponent(value: float) -> str:
     """Such as 4.2e-4: two digits, no padding of the exponent."""
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}"
-
-
-def _printable(text: str) -> str:
-    """Without line breaks and terminal escapes, which an error's message may hold."""
-    return "".join(c if c.isprintable() else " " for c in text)

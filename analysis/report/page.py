@@ -20,6 +20,7 @@ from analysis.metrics import METRICS, as_shown
 from analysis.report import figures, gather, insights
 from analysis.report.sections import ReportData, page_sections, values_text
 from analysis.rows import Row, best_trial, sweep_yaml
+from analysis.visible import visible
 
 HERE = Path(__file__).parent
 
@@ -57,8 +58,9 @@ def render(folder: SweepFolder) -> str:
     ranking = ranked(folder)
     curves = gather.evaluations(folder, ranking.rows)
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,  # all but what is markup already
+    )  # fmt: skip
     best = best_trial(ranking.rows)
     sentences = verdict(folder, ranking.rows, ranking.judgement).splitlines()
     return environment.get_template("template.html.j2").render(

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis import answers
-from analysis.answers import ADDED, MISSING, PREFIX, SAME, Answers, Written, differences, shortened, visible
+from analysis.answers import ADDED, MISSING, PREFIX, SAME, Answers, Written, differences, shortened
 from analysis.folder import SweepFolder
 from analysis.metrics import METRICS, as_shown
 from analysis.report.gather import duration
+from analysis.visible import visible
 
 MOST = 200  # items on the page
 _PROMPT = 600  # characters of a prompt before it is folded

@@ -4,13 +4,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from analysis.errors import FetchError, first_line
 from sweeps.compose.compose import compose
 from sweeps.config import SweepConfig
+from sweeps.process.console import SafeConsole
 from sweeps.process.installation import program
 from trainer.assets.cache import cache_folder
 from trainer.assets.packages import cached, fetch
@@ -126,7 +126,7 @@ def show_packages() -> None:
     for name, package in known.items():
         here = "yes" if cached(name, known) else "-"
         table.add_row(name, str(package.megabytes), here, f"{package.summary} ({package.licence})")
-    console = Console(highlight=False)
+    console = SafeConsole()
     console.print(table)
     console.print(f"\nCache: {cache_folder()}  (LORASWEEP_CACHE)", soft_wrap=True)
     console.print(

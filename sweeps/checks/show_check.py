@@ -12,6 +12,7 @@ from sweeps.checks.estimate import Check, audited, drawn, estimate, plan
 from sweeps.checks.length import shown_time
 from sweeps.checks.preflight import check_rung, preflight_assets, try_metrics
 from sweeps.compose.compose import Composed
+from sweeps.process.console import SafeConsole
 from trainer.config import PRECISIONS
 from trainer.data.audit import Audit
 from trainer.data.dataset import check_test, has_test, load_dataset, load_test
@@ -24,7 +25,7 @@ _MARKS = {"error": ("✗", "red"), "warning": ("!", "yellow")}
 
 def run_check(composed: Composed, samples: int, probe: bool, quiet: bool) -> Check:
     """Find everything, and print it unless ``quiet``. Raises LorasweepError for what cannot be composed or read."""
-    console = Console(highlight=False, quiet=quiet)
+    console = SafeConsole(quiet=quiet)
     check = Check(plan=plan(composed))
     _show_plan(console, check.plan)
     report = (lambda line: None) if quiet else print

@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from analysis.visible import single_line, visible
 from sweeps.checks.length import fitting_tokens
+from sweeps.process.console import SafeConsole
 from trainer.config import ModelConfig, TrialConfig
 from trainer.data.dataset import Dataset, load_dataset, rung_subset
 from trainer.data.encode import Encoded
@@ -42,7 +44,7 @@ def show_data(trial: TrialConfig, split: str, n_rows: int) -> None:
     Raises:
         LorasweepError: for data, a tokenizer or lengths that cannot be used.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = SafeConsole(soft_wrap=True)
     dataset = load_dataset(trial.data, lambda message: print(message, flush=True))
     tokenizer = load_tokenizer(trial.model)
     _show_facts(console, dataset)
@@ -59,7 +61,7 @@ def show_data(trial: TrialConfig, split: str, n_rows: int) -> None:
     if dataset.labels:
         _show_labels(console, dataset)
         for sentence in lookalikes(dataset.labels):
-            console.print(sentence, style="yellow", markup=False)
+            console.print(sentence, style="yellow")
     if dataset.labels and trial.data.group:
         _show_groups(console, trial, dataset.validation)
 
@@ -84,7 +86,7 @@ def _show_facts(console: Console, dataset: Dataset) -> None:
         n = len(dataset.skipped)
         console.print(f"{n:,} row{'s' if n > 1 else ''} left out (data.on_error=skip):", style="yellow")
         for said in dataset.skipped[:5]:
-            console.print(f"  {said}", markup=False)
+            console.print(f"  {said}")
         if n > 5:
             console.print(f"  … and {n - 5:,} more")
 
@@ -118,10 +120,10 @@ def _show_rows(
         row = made.rows[number] if made.rows else None
         where = f"{split} window {number + 1}" if row is None else f"{row.item_id}  ({row.place})"
         bearing = "" if classified else f", {encoded.n_bearing} bear loss"
-        console.print(f"\n{where}   {len(encoded.tokens)} tokens{bearing}", style="bold", markup=False)
+        console.print(f"\n{where}   {len(encoded.tokens)} tokens{bearing}", style="bold")
         console.print(_as_seen(tokenizer, encoded, classified, coloured))
         if classified and row is not None:
-            console.print(f"label: {row.label}", markup=False)
+            console.print(f"label: {single_line(row.label)}")
 
 
 def _as_seen(tokenizer: Any, encoded: Encoded, classified: bool, coloured: bool) -> Text:
@@ -145,8 +147,7 @@ def _printable(text: str) -> str:
     """One stretch with its middle left out where it is long, line breaks and control characters made visible."""
     if len(text) > _PART:
         text = f"{text[: _PART // 2]} […{len(text) - _PART:,} characters…] {text[-_PART // 2 :]}"
-    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-    return shown.replace("\n", "↵\n")
+    return visible(text).replace("\n", "↵\n").replace("\t", "␉")
 
 
 def _show_lengths(
@@ -209,15 +210,15 @@ def _show_groups(console: Console, trial: TrialConfig, rows: list[Row]) -> None:
     counts = Counter((row.label, row.group) for row in rows if row.group is not None)
     groups = Counter(row.group for row in rows if row.group is not None)
     if not groups:
-        console.print(f"\nNo validation row has a group (data.group={trial.data.group}).", style="yellow", markup=False)
+        console.print(f"\nNo validation row has a group (data.group={trial.data.group}).", style="yellow")
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("validation rows", overflow="ellipsis", max_width=40)
     shown = [str(group) for group, _ in groups.most_common(_GROUPS)]
     for group in shown:
-        table.add_column(Text(group), justify="right")
+        table.add_column(Text(single_line(group)), justify="right")
     for label in list(dict.fromkeys(row.label for row in rows))[:_LABELS]:
-        table.add_row(Text(label), *(f"{counts[label, group]:,}" for group in shown))
+        table.add_row(Text(single_line(label)), *(f"{counts[label, group]:,}" for group in shown))
     console.print()
     console.print(table)
     if len(groups) > _GROUPS:
@@ -225,7 +226,7 @@ def _show_groups(console: Console, trial: TrialConfig, rows: list[Row]) -> None:
     rung = [rows[i] for i in rung_subset(rows, trial.eval.rung_items, 0)]
     absent = [f"not measured: {why}" for why in dict.fromkeys(absent_gaps(trial, [], rung).values())]
     for note in [*absent, *group_notes(trial, rung, rows)]:
-        console.print(note, style="yellow", markup=False)
+        console.print(note, style="yellow")
 
 
 def _show_labels(console: Console, dataset: Dataset) -> None:
@@ -237,7 +238,7 @@ def _show_labels(console: Console, dataset: Dataset) -> None:
     for label, n in train.most_common(_LABELS):
         shares = [f"{m:,} ({100 * m / len(rows):.1f} %)" for m, rows in (
             (n, dataset.train), (validation[label], dataset.validation))]  # fmt: skip
-        table.add_row(Text(label), *shares)
+        table.add_row(Text(single_line(label)), *shares)
     console.print()
     console.print(table)
     if len(train) > _LABELS:

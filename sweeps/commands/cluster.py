@@ -172,11 +172,12 @@ def _check(sweep: "Composed", options: argparse.Namespace) -> int:
 
 def _show(nodes: "list[CheckedNode]") -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    from sweeps.process.console import SafeConsole
+
+    console = SafeConsole(width=None if sys.stdout.isatty() else 160)
     files = list(dict.fromkeys(key for node in nodes for key in node.faults.files))
     heads = ["node", "address", "state", "CPUs", "GPUs", "device", "memory", "torch", "code", "folder", "clock", *files]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)

@@ -21,12 +21,12 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_json()
     options = parser.read(arguments)
-    from rich.console import Console
     from rich.text import Text
 
     from sweeps.checks.doctor import examine
+    from sweeps.process.console import SafeConsole
 
-    console = Console(highlight=False)
+    console = SafeConsole()
     width = console.width
     findings = []
     for finding in examine(Path.cwd()):

@@ -8,12 +8,11 @@ def main(arguments: list[str]) -> int:
     parser.add_sweep_folder()
     parser.add_json()
     options = parser.read(arguments)
-    import json
-
     from analysis.folder import SweepFolder
+    from analysis.visible import json_text
     from sweeps.display.status import lines, overview
 
     folder = SweepFolder.open(options.run)
     facts = overview(folder)
-    print(json.dumps(facts, indent=2, ensure_ascii=False) if options.json else "\n".join(lines(facts, folder)))
+    print(json_text(facts) if options.json else "\n".join(lines(facts, folder)))
     return 0

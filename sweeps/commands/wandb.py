@@ -1,10 +1,10 @@
 """``lorasweep wandb``: a sweep's workspace and report at W&B, and sweeps that are only there."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.errors import ConfigError, FetchError, did_you_mean, first_line, refuse_uri
+from analysis.visible import json_text
 from sweeps.commands.parser import Parser
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _report(run: str, entity: str | None, only_print: bool) -> int:
     folder = SweepFolder.open(run)
     shown = _shown(folder, entity, may_ask=not only_print)
     if only_print:
-        print(json.dumps(specification(shown), indent=2, ensure_ascii=False))
+        print(json_text(specification(shown)))
         return 0
     try:
         addresses = save(folder, workspace(shown), report(shown))

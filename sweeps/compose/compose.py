@@ -52,8 +52,9 @@ from sweeps.space.known_points import BaseModel, expand, placed, portfolio
 from sweeps.space.parse import parse_space, searchable, to_group
 from sweeps.space.restrict import fix, restrict_precisions, slowness
 from sweeps.space.start_points import start_points
-from trainer.config import LoraSettings, TrialConfig, check_trial
+from trainer.config import LoraSettings, TrialConfig, brief, check_trial
 
+LONGEST_NAME = 200  # bytes of a sweep's name: a file's has 255 at most, and some are named after the sweep
 RESUMABLE = ("search", "tracking", "ray", "resources")  # what a resumed sweep may change
 
 
@@ -186,6 +187,7 @@ class Composed:
         overrides: Sequence[str] = (),
         changeable: Sequence[str] = RESUMABLE,
         when: str = "when a sweep is resumed",
+        remedy: str = "For other values start a new sweep; search.warm_start=RUN has it learn from this one.",
     ) -> "Composed":
         """A sweep again from what ``unresolved`` (or ``resolved``) gave, for resume.
 
@@ -193,6 +195,7 @@ class Composed:
             overrides: may change what is ``changeable``.
             changeable: sections (``search``) and keys (``data.test``).
             when: for the error about others.
+            remedy: what to do instead, for that error.
 
         Raises:
             ConfigError: for any other override, and as ``compose``.
@@ -202,14 +205,28 @@ class Composed:
             if name.split(".", 1)[0] not in changeable and name not in changeable:
                 can = ", ".join(part if "." in part else f"{part}.*" for part in changeable)
                 raise ConfigError(
-                    f"'{name}' cannot change {when}: its trials would not be comparable."
-                    f" What can: {can}. For other values start a new sweep."
+                    f"'{name}' cannot change {when}: {_why_fixed(name)}. What can: {can}. {remedy}".rstrip()
                 )
         raw = copy.deepcopy(dict(stored))
         raw["tracking"] = with_trackers(raw.get("tracking", {}))
         for group, option in read.choices.items():
             raw[group] = _group(group, option)
         return _build(raw, Origins(tuple, read.typed()), read, {}, stored=True)
+
+
+def _why_fixed(name: str) -> str:
+    """Why a key or group cannot change once trials have been run."""
+    part = name.split(".", 1)[0]
+    reasons = {
+        "sampler": "all trials of a sweep are suggested by one sampler, which sweep.yaml records",
+        "scheduler": "all trials of a sweep are stopped by one rule, which sweep.yaml records",
+        "objective": "the trials so far were stopped and suggested by the recorded one",
+        "space": "the trials so far were drawn from the recorded one",
+        "space_constraints": "the trials so far were drawn within the recorded ones",
+        "sweep": "it says which sweep this is, and where",
+        "experiment": "it says what the sweep is",
+    }
+    return reasons.get(part, "its trials would not be comparable")
 
 
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> Composed:
@@ -262,7 +279,7 @@ def _compose_files(lines: Sequence[str], name: str, extra: Path | None) -> tuple
         raise ConfigError(
             f"{group}={option}: there is no such option. {near} (a defaults list, by way of {by})"
         ) from None
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
         text = " ".join((str(error) or str(error.__cause__)).split("Search path:")[0].split())
         raise ConfigError(f"The config files do not compose: {text}") from None
     choices = {group: option for group, option in composed.hydra.runtime.choices.items() if option}
@@ -337,7 +354,13 @@ def _build(
     name = config.sweep.name or _name(config, choices)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise ConfigError(
-            f"sweep.name={name!r}: expected letters, digits, '-', '_' and '.'. ({origins.of('sweep.name')})"
+            f"sweep.name={brief(name)}: expected letters, digits, '-', '_' and '.', the first a letter or digit."
+            f" ({origins.of('sweep.name')})"
+        )
+    if len(name) > LONGEST_NAME:
+        raise ConfigError(
+            f"sweep.name={brief(name)}: it has {len(name)} bytes, and a folder's name {LONGEST_NAME} at most. Give a"
+            f" shorter one. ({origins.of('sweep.name')})"
         )
     config = replace(config, space=to_group(space), sweep=replace(config.sweep, name=name))
     config.search.start_from = [dict(point) for point in start]
@@ -459,4 +482,4 @@ def _name(config: SweepConfig, choices: Mapping[str, str]) -> str:
     of_file = config.data.source not in ("newsgroups", "package")
     data = (config.data.name or config.data.train) if of_file else choices["data"]
     parts = (config.task.name, Path(model).name, Path(data or "").stem)
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join(parts))
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", "-".join(parts))[:LONGEST_NAME]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import ConfigError, did_you_mean, nearest_names
+from analysis.visible import middle_out
 from sweeps.config import schema
 
 _REMOVABLE = ("space.", "data.topics.", "objective.terms.", "sampler.", "scheduler.", "tracking.trackers.")
@@ -29,6 +30,7 @@ _PLACES = frozenset(
         "tracking.uri",
     ]
 )
+_DEEPEST = 30  # levels of brackets in a value
 _SEVERAL = ("search.transfer_from", "search.warm_start")  # places that may be a list, whose names are quoted each
 COMBINED = ("tracking",)  # groups of which several options can be chosen: tracking=[wandb,mlflow]
 
@@ -130,14 +132,29 @@ def _parse(typed: str) -> Any:
     from hydra.errors import HydraException
 
     key, _, value = typed.partition("=")
+    if _depth(value) > _DEEPEST:
+        raise ConfigError(
+            f"'{middle_out(typed, 80)}': its brackets are nested more than {_DEEPEST} levels deep. Check that they are"
+            " closed."
+        )
     try:
         return OverridesParser.create().parse_override(typed)
     except HydraException:
         if "'" in value or '"' in value or not value:
             advice = "Check that quotes and brackets are closed."
         else:
-            advice = f"Quote a value with special characters, for the shell and for the config: '{key}=\"{value}\"'."
-        raise ConfigError(f"'{typed}' cannot be read as KEY=VALUE. {advice}") from None
+            quoted = f"'{middle_out(key, 80)}=\"{middle_out(value, 80)}\"'"
+            advice = f"Quote a value with special characters, for the shell and for the config: {quoted}."
+        raise ConfigError(f"'{middle_out(typed, 200)}' cannot be read as KEY=VALUE. {advice}") from None
+
+
+def _depth(value: str) -> int:
+    """How deep the brackets of a value are nested; Hydra's parser takes minutes where they are very deep."""
+    depth = deepest = 0
+    for sign in value:
+        depth += (sign in "[{(") - (sign in "]})")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _as_it_stands(typed: str, place: str) -> bool:

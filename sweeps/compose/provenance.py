@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from analysis.visible import middle_out
+
 
 @dataclass(frozen=True)
 class Source:
@@ -49,7 +51,7 @@ class Origins:
         """
         for key, typed in reversed(self.overrides):
             if path == key or path.startswith((f"{key}.", f"{key}[")) or key.startswith(f"{path}."):
-                return f"override '{typed}'"
+                return f"override '{middle_out(typed, 200)}'"
         for source in reversed(self.sources):
             line = 1 if path == source.package else self._line(source, path)
             if line:
@@ -64,7 +66,7 @@ class Origins:
         rest = path.removeprefix(f"{source.package}.") if source.package else path
         try:
             node = yaml.compose(source.file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        except (OSError, yaml.YAMLError):
+        except (OSError, yaml.YAMLError, RecursionError):
             return 0
         return _find(node, rest.split("[", 1)[0])
 

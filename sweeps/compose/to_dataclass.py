@@ -1,11 +1,12 @@
 """Makes a nested mapping with interpolations into a ``SweepConfig``; OmegaConf's errors become one sentence each."""
 
 import functools
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
@@ -16,8 +17,9 @@ from analysis.objective import term_defaults
 from sweeps.compose import resolvers
 from sweeps.compose.provenance import Origins
 from sweeps.config import SweepConfig, ranged, schema
-from trainer.config import check_value
+from trainer.config import LARGEST, brief, check_rungs, check_value
 
+_PASSED_ON = ("sampler.", "scheduler.", "tracking.", "baselines")  # to classes that check less
 _FILES = ("data.train", "data.validation", "data.test")
 _SWEEPS = ("sweep.dir", "search.warm_start", "search.transfer_from")
 _PATHS = ("bias.pairs_file", "model.path", "eval.json_schema", "eval.judge.path", "eval.judge.calibration")
@@ -126,6 +128,7 @@ def to_dataclass(raw: dict[str, Any], origins: Origins) -> tuple[SweepConfig, di
         ConfigError: with key, value, what was expected, and the file or override that holds it.
     """
     resolvers.register()
+    _check_plain(raw, origins)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(SweepConfig), OmegaConf.create(raw))
         config, unresolved = OmegaConf.to_object(merged), OmegaConf.to_container(merged, resolve=False)
@@ -165,6 +168,53 @@ def to_dataclass(raw: dict[str, Any], origins: Origins) -> tuple[SweepConfig, di
     return config, whole
 
 
+def _check_plain(raw: Mapping[str, Any], origins: Origins) -> None:
+    """Check what is no interpolation before what follows from it is resolved, which would name the key that follows.
+
+    Raises:
+        ConfigError: with the key that is wrong.
+    """
+    for path, number in _numbers("", raw):
+        finite = abs(number) <= LARGEST if isinstance(number, int) else math.isfinite(number)
+        if not finite and (isinstance(number, int) or path.startswith(_PASSED_ON)):
+            raise ConfigError(
+                f"{path}={brief(number)}: expected a finite number of at most {LARGEST:g}. ({origins.of(path)})"
+            )
+    for path, leaf in schema().items():
+        value = get(raw, path)
+        if get_origin(leaf.type) is list and isinstance(value, dict):
+            raise ConfigError(f"{path}={brief(value)}: expected a list, such as [a, b]. ({origins.of(path)})")
+        if leaf.metadata.get("choices") and value is not None and "${" not in str(value):
+            _check_choice(path, value, leaf.metadata, origins)
+    rungs = get(raw, "train.rungs")
+    if isinstance(rungs, list) and all(isinstance(it, int) and not isinstance(it, bool) for it in rungs):
+        try:
+            check_rungs(rungs)
+        except ConfigError:
+            check_rungs(rungs, origins.of("train.rungs"))
+            raise
+
+
+def _check_choice(path: str, value: Any, metadata: Mapping[str, Any], origins: Origins) -> None:
+    try:
+        check_value(path, value, metadata)
+    except ConfigError:
+        check_value(path, value, metadata, origins.of(path))  # reading where it came from takes time
+        raise
+
+
+def _numbers(path: str, value: Any) -> Iterator[tuple[str, int | float]]:
+    """Every number of a nested value, with its dotted path."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _numbers(f"{path}.{name}" if path else str(name), inner)
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from _numbers(f"{path}[{i}]", inner)
+    elif isinstance(value, int | float):
+        yield path, value
+
+
 def _explained(error: OmegaConfBaseException, raw: dict[str, Any], origins: Origins) -> ConfigError:
     """OmegaConf's error as one sentence with key, value and origin."""
     full = str(error.full_key or "")
@@ -187,5 +237,5 @@ def _explained(error: OmegaConfBaseException, raw: dict[str, Any], origins: Orig
     if leaf is None:
         return ConfigError(f"{full}: {first}. ({at})")
     expected = kinds.get(leaf.type, str(leaf.type).replace("typing.", "")) + (" or null" if leaf.optional else "")
-    value = "null" if get(raw, path) is None else repr(get(raw, path))
+    value = "null" if get(raw, path) is None else brief(get(raw, path))
     return ConfigError(f"{full}={value}: expected {expected}. ({at})")

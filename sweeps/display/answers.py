@@ -1,13 +1,12 @@
 """Written answers in the terminal: reference and answers side by side where there is room, else one below the other."""
 
-import json
 import math
 import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -22,9 +21,10 @@ from analysis.answers import (
     better_or_worse,
     differences,
     shortened,
-    visible,
 )
 from analysis.metrics import METRICS, as_shown
+from analysis.visible import json_text, visible
+from sweeps.process.console import SafeConsole
 
 _COLUMN = 34  # characters that a column is to have, so that texts stand side by side
 _PROMPT = 400  # characters of a prompt that are shown without --full
@@ -44,7 +44,7 @@ def show(shown: Answers, beside: Sequence[Answers], items: Sequence[Item], figur
     """
     colours = sys.stdout.isatty()
     width = shutil.get_terminal_size((120, 24)).columns
-    console = Console(width=width, highlight=False, no_color=None if colours else True)
+    console = SafeConsole(width=width, no_color=None if colours else True)
     for line in summary(shown, beside, figure):
         console.print(Text(visible(line)))
     said = "missing words underlined, added ones in red" if colours else "[-missing-] and {+added+} words"
@@ -151,8 +151,4 @@ def as_json(shown: Answers, beside: Sequence[Answers], items: Sequence[Item], fi
             {"item_id": item.item_id, "prompt": item.prompt, "reference": item.reference, "answers": answers}
         )
     content = {"trial": shown.name, "step": shown.step, "split": shown.split, "by": figure, "items": records}
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    return "".join(
-        char if char == "\n" or char.isprintable() else json.dumps(char)[1:-1] if ord(char) > 0x7E else char
-        for char in text
-    )
+    return json_text(content)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, Protocol
 
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live as RichLive
 from rich.table import Table
@@ -12,6 +13,7 @@ from rich.text import Text
 from analysis.folder import State
 from analysis.metrics import METRICS
 from analysis.rows import configuration_id
+from analysis.visible import single_line
 from sweeps.display.sweep_state import SweepState, TrialState
 
 _STATES = {State.STOPPED_EARLY: "stopped", State.OUT_OF_MEMORY: "no memory"}
@@ -151,10 +153,11 @@ def table(state: SweepState, width: int, height: int) -> RenderableType:
             *(["" if trial.ended is not None else "…" if left is None else duration(left)] if with_left else []),
             *([trial.reason] if wide else []),
         ]
+        cells = [*map(single_line, cells)]
         stuck = trial.one_class and trial.state is State.RUNNING
         lines.append((cells, "yellow" if stuck else _STYLES.get(trial.state, "red")))
     grid = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", expand=False)
-    widths = [max([len(head), *(len(cells[i]) for cells, _ in lines)]) for i, head in enumerate(heads)]
+    widths = [max([len(head), *(cell_len(cells[i]) for cells, _ in lines)]) for i, head in enumerate(heads)]
     taken = sum(min(w, _REASON_WIDTH) + 1 for head, w in zip(heads, widths, strict=True) if head != "values")
     for head in heads:
         widest = {"values": max(width - taken - 1, 10), "reason": _REASON_WIDTH}.get(head)
@@ -170,7 +173,7 @@ def table(state: SweepState, width: int, height: int) -> RenderableType:
         grid.add_row(*(Text(cell) for cell in cells), style=style)
     shown: list[RenderableType] = [Text(_summary(state), style="bold", overflow="ellipsis", no_wrap=True)]
     if state.phase:
-        shown.append(Text(state.phase, overflow="ellipsis", no_wrap=True))
+        shown.append(Text(single_line(state.phase), overflow="ellipsis", no_wrap=True))
     if rows:
         shown.append(grid)
     if len(rows) > room:
@@ -216,12 +219,12 @@ def one_line(state: SweepState, width: int) -> RenderableType:
     elif leading is not None:
         stuck = " (one class)" if leading.one_class else ""
         parts.append(f"leads at its last rung: {leading.trial_id} {_score(leading.objective)}{stuck}")
-    parts += [state.phase] if state.phase else []
+    parts += [single_line(state.phase)] if state.phase else []
     return Group(Text(" · ".join(parts), overflow="ellipsis", no_wrap=True))  # print() alone would wrap a Text
 
 
 def _summary(state: SweepState) -> str:
-    parts = [state.name, f"{state.ended}/{state.total} done"]
+    parts = [single_line(state.name), f"{state.ended}/{state.total} done"]
     if state.running:
         parts.append(f"{len(state.running)} running")
     parts.append(duration(state.elapsed()))

@@ -10,6 +10,7 @@ from rich.console import Console, RenderableType
 
 from analysis.folder import ENDED, State
 from analysis.rows import Row
+from analysis.visible import visible
 from sweeps.display.live_view import (
     Live,
     PlainLines,
@@ -24,6 +25,7 @@ from sweeps.display.live_view import (
     time_left,
 )
 from sweeps.display.sweep_state import SweepState
+from sweeps.process.console import SafeConsole
 from sweeps.store.tune_results import outcome_of, trial_key
 
 
@@ -56,7 +58,7 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         if self._live is not None:
-            self._view = Live(Console(file=self._stream), self._live)
+            self._view = Live(SafeConsole(file=self._stream), self._live)
         return self
 
     def __exit__(
@@ -153,7 +155,7 @@ class Progress:
         return done if state.ended >= state.total else f"{done}, {time_left(state.seconds_left())}"
 
     def _stamp(self, text: str) -> str:
-        return f"[{duration(self._state.elapsed()):>7}] {text}"
+        return f"[{duration(self._state.elapsed()):>7}] {visible(text)}"
 
     def _table(self, width: int, height: int) -> RenderableType:
         with self._lock:

@@ -11,6 +11,7 @@ from analysis.folder import ENDED, State, SweepFolder, TrialFolder, read_lines
 from analysis.leaderboard.leaderboard import build
 from analysis.leaderboard.seeds import spread
 from analysis.rows import Row, best_trial, configuration_id, leading_trial
+from analysis.visible import single_line
 from sweeps.process.installation import program, shell_path
 from sweeps.store.control import Driver, driver, requests, spent
 from sweeps.store.manifest import read_manifest
@@ -115,7 +116,7 @@ def lines(facts: Mapping[str, Any], folder: SweepFolder) -> list[str]:
     text += [f"note     {note}" for note in facts["notes"]]
     if facts["state"] in (STOPPED, DIED, IDLE):
         text.append(f"go on:   {program()} resume {shell_path(folder.where)}")
-    return text
+    return [single_line(line) for line in text]
 
 
 def _state_sentence(facts: Mapping[str, Any]) -> str:

@@ -5,14 +5,14 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from analysis.folder import SweepFolder
 from analysis.leaderboard import leaderboard
 from analysis.leaderboard.leaderboard import Row
 from analysis.leaderboard.seeds import best_seed
 from analysis.leaderboard.transfer import agreement_sentence
 from analysis.rows import best_trial
+from analysis.visible import single_line, visible
+from sweeps.process.console import SafeConsole
 from sweeps.process.installation import program, shell_path
 from sweeps.process.terminal import wrapped
 
@@ -35,12 +35,12 @@ def show_leaderboard(
     width = shutil.get_terminal_size((120, 24)).columns
     terms = [term.metric for term in leaderboard.objective_of(folder, rows)[0].terms]
     if sys.stdout.isatty():
-        Console(width=width).print(leaderboard.render(rows, width, by, terms))
+        SafeConsole(width=width).print(leaderboard.render(rows, width, by, terms))
     else:
         print(leaderboard.plain(rows, width, by, terms))
     print()
     sentences = [leaderboard.verdict(folder, rows, judgement), agreement_sentence(folder, rows)]
-    said = "\n".join(filter(None, sentences))
+    said = visible("\n".join(filter(None, sentences)))
     print(wrapped(said, sys.stdout))
 
 
@@ -50,19 +50,19 @@ def show_comparison(comparison: "Comparison") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=shutil.get_terminal_size((120, 24)).columns, highlight=False)
+    console = SafeConsole(width=shutil.get_terminal_size((120, 24)).columns)
     for head, lines in (("", comparison.table), ("config", comparison.changed)):
         if not lines:
             continue
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for i, name in enumerate((head, *comparison.names)):
-            table.add_column(Text(name), justify="right" if i else "left", overflow="fold")
+            table.add_column(Text(single_line(name)), justify="right" if i else "left", overflow="fold")
         for name, values in lines:
-            table.add_row(*(Text(cell) for cell in (name, *values)))
+            table.add_row(*(Text(single_line(cell)) for cell in (name, *values)))
         console.print(table)
         console.print()
     for sentence in comparison.sentences:
-        console.print(Text(sentence))
+        console.print(Text(visible(sentence)))
 
 
 def show_next(
@@ -76,7 +76,7 @@ def show_next(
         interrupted: whether a resume would go on with the sweep.
         hints: of trackers: a command, such as the one that uploads W&B runs, and what it does.
     """
-    shown, lorasweep = shell_path(folder.where), program()
+    shown, lorasweep = visible(shell_path(folder.where)), program()
     print(f"\nResults: {shown}/  (leaderboard.csv, trials/, sweep.yaml)")
     commands = []
     if interrupted:

@@ -21,6 +21,7 @@ from ray._private.grpc_utils import init_grpc_channel  # with the cluster's TLS 
 from rich.console import Console
 
 from analysis.errors import INTERRUPTED, ClusterError
+from analysis.visible import visible
 from sweeps.process.terminal import wrapped
 from sweeps.process.termination import end_now
 
@@ -179,7 +180,7 @@ class RayWatch:
         if not self._leaving and self._turn.acquire(blocking=False):
             if sys.stdout.isatty():
                 Console(file=sys.stdout).show_cursor()  # a live view hides it
-            print(wrapped(f"lorasweep: {message}", errors), file=errors)
+            print(wrapped(visible(f"lorasweep: {message}"), errors), file=errors)
         else:
             time.sleep(_SAY_SECONDS)  # the main thread says it, and is gone by then
         self._exit()

@@ -85,7 +85,7 @@ def requests(folder: SweepFolder) -> list[Request]:
         try:
             content = json.loads(file.read_text())
             kind, trial_id, point = content["kind"], content.get("trial_id", ""), content.get("point")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
         if kind == STOP or (kind == ENQUEUE and isinstance(point, dict)):
             waiting.append(Request(file.stem, kind, str(trial_id), point))
@@ -164,7 +164,7 @@ def spent(folder: SweepFolder) -> Spent:
     try:
         content = json.loads(_spent_file(folder).read_text())
         return Spent(float(content["seconds"]), float(content["device_seconds"]), str(content.get("closed", "")))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return Spent()
 
 
@@ -174,7 +174,8 @@ def driver(folder: SweepFolder) -> Driver:
     try:
         content = json.loads(_driver_file(folder).read_text())
         known = Driver(alive, *(content[name] for name in ("pid", "host", "started", "seen", "ended")))
-    except (OSError, ValueError, KeyError, TypeError):
+        _ = float(content["started"] or 0.0), float(content["seen"] or 0.0)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return Driver(alive)
     return known if not alive or not known.ended else Driver(alive)  # a new driver that has not written its record yet
 

@@ -99,8 +99,9 @@ def read_manifest(folder: SweepFolder) -> dict[str, Any]:
     try:
         manifest = fast_yaml.load(folder.sweep_file.read_text())
         version = manifest["format_version"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise FolderError(f"{folder.sweep_file}: cannot be read ({error}). Restore it from a copy.") from None
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+        why = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise FolderError(f"{folder.sweep_file}: cannot be read ({why}). Restore it from a copy.") from None
     if version != FORMAT_VERSION:
         raise FolderError(
             f"{folder.sweep_file}: format {version}, but this lorasweep reads {FORMAT_VERSION}."
@@ -109,6 +110,11 @@ def read_manifest(folder: SweepFolder) -> dict[str, Any]:
     missing = [name for name in NEEDED if name not in manifest]
     if missing:
         raise FolderError(f"{folder.sweep_file}: lacks {', '.join(missing)}. Restore it from a copy.")
+    for name in ("config", "unresolved", "asked", "space", "data"):
+        if not isinstance(manifest.get(name, {}), dict):
+            raise FolderError(f"{folder.sweep_file}: '{name}' is no mapping. Restore it from a copy.")
+    if not isinstance(manifest["config"].get("search"), dict):
+        raise FolderError(f"{folder.sweep_file}: 'config.search' is no mapping. Restore it from a copy.")
     for name in ("config", "unresolved", "asked"):
         if name in manifest:
             manifest[name] = normalised(manifest[name])

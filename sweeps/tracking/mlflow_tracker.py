@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from analysis.errors import ConfigError
 from analysis.folder import State
+from analysis.visible import csv_cell
 from sweeps.process.installation import program
 from sweeps.tracking.base import Hint, Outcome, Run, Table, TrackedSweep, Tracker
 
@@ -403,7 +404,7 @@ def _csv(table: Table) -> str:
     columns, rows = table
     text = io.StringIO(newline="")
     if rows:
-        csv.writer(text).writerows([columns, *rows])
+        csv.writer(text).writerows([csv_cell(cell) for cell in line] for line in [columns, *rows])
     return text.getvalue()
 
 

@@ -15,7 +15,6 @@ from analysis.answers import (
     differences,
     ranking_figure,
     shortened,
-    visible,
     worst_first,
 )
 from analysis.errors import ConfigError, FolderError
@@ -147,20 +146,6 @@ def test_what_is_alike_is_what_difflib_finds() -> None:
     alike = " ".join(" ".join(reference.split()[b.a : b.a + b.size]) for b in blocks).strip()
     ours, _ = differences(reference, answer)
     assert "".join(part for kind, part in ours if kind != MISSING).split() == alike.split()
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("\x1b[31mred\x07", "␛[31mred␇"),
-        ("\x9b2J\x7f", "<U+009B>2J␡"),
-        ("a\r\nb\tc\rd\u2028e", "a\nb\tc␍d\ne"),
-        ("\u202eabc\u2066", "<U+202E>abc<U+2066>"),
-        ("東京 é 👩\u200d🔬 \u00a0x", "東京 é 👩\u200d🔬 \u00a0x"),
-    ],
-)
-def test_nothing_of_a_text_can_steer_a_terminal(text: str, shown: str) -> None:
-    assert visible(text) == shown
 
 
 def test_a_long_text_keeps_its_beginning_and_more_of_its_end() -> None:

@@ -293,7 +293,7 @@ def test_reasons_stand_below_as_they_are_without_breaking_the_terminal(tmp_path:
     text = show(build(folder), 400)
     assert 't0002: loss is "nan", at [red]step 12[/]' in text  # not taken for markup
     assert "t0003: CUDA out of memory" in text
-    assert "t0009:  [2Jgone" in text
+    assert "t0009: ␛[2Jgone" in text
     assert "\x1b" not in text
     assert "nan" not in next(line for line in text.splitlines() if " t0004 " in line)
 

@@ -132,7 +132,7 @@ def test_settings_are_short(make_sweep: Any, value: str, shown: str) -> None:
 def test_a_reason_is_shown_as_it_stands_without_markup_or_escapes(sweep: Any) -> None:
     sweep.trial("t0000", None, State.FAILED, reason="bad [red]list[/] \x1b[31m here\nsecond")
     for text in (drawn(sweep, 80), leaderboard.plain(leaderboard.build(sweep.folder))):
-        assert "t0000: bad [red]list[/]  [31m here second" in text
+        assert "t0000: bad [red]list[/] ␛[31m here second" in text
         assert "\x1b" not in text
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.cells import cell_len
 from sklearn.metrics import classification_report
 
 from analysis.errors import ConfigError, FolderError
@@ -97,3 +98,30 @@ def test_the_command_shows_the_best_trial_beside_the_untuned_model(
         main([str(scored.root), "t0009"])
     with pytest.raises(ConfigError, match="--trial is not an option"):
         main([str(scored.root), "--trial"])
+
+
+LONG = [f"a label of more than sixty characters, which tells at length of class {i:02d} of them all" for i in range(37)]
+LONG += [
+    "多言語の分類ラベルで、とても長い名前を持つもの、端末では二倍の幅になる文字列です",
+    "a\nb \x1b[31mred",
+    "\u202ertl",
+]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_forty_classes_with_long_names_fit_a_terminal(
+    columns: int, scored: SweepFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    gold = LONG * 5
+    predicted = [LONG[(7 * i) % 40] if i % 3 else label for i, label in enumerate(gold)]
+    task = {"item_id": [*map(str, range(200))], "label": gold, "prediction": predicted, "group": ["x", "y"] * 100}
+    scored.trial("t0000").write_items("task", "validation", 8, task)
+    main([str(scored.root)])
+    shown = capsys.readouterr().out.split("CrowS-Pairs")[0].rstrip()
+    assert max(map(cell_len, shown.split("\n"))) <= columns
+    assert all(char == "\n" or char.isprintable() for char in shown)
+    table, legend = shown.split("\n\n")[1:3]
+    assert [line.split()[0] for line in table.split("\n")] == ["#", *(f"#{i}" for i in range(1, 41))]
+    whole = " ".join(legend.split())
+    assert all(" ".join(label.split()) in whole for label in LONG[:37])

@@ -1,5 +1,6 @@
 """Sampler and scheduler from config, and the guard around the scheduler."""
 
+import inspect
 import math
 import random
 import warnings
@@ -8,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
-from optuna.samplers import RandomSampler, TPESampler
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
+from optuna.samplers import GPSampler, RandomSampler, TPESampler
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule
 
 from analysis.errors import ConfigError
 from sweeps.compose import conf_tree, resolvers
+from sweeps.config import KEYWORDS
 from sweeps.search.scheduler import StandIn, build_sampler, build_scheduler, replay_scheduler, rungs_of
 
 ASHA = {"_target_": "ray.tune.schedulers.ASHAScheduler", "grace_period": 8, "reduction_factor": 3}
@@ -370,3 +372,11 @@ def test_drawing_a_bracket_leaves_numpys_global_generator_alone() -> None:
     np.random.seed(0)
     build_scheduler({**ASHA, "brackets": 2}, [8, 24]).on_trial_add(None, StandIn("t0000"))
     assert np.random.random() == expected
+
+
+def test_the_keywords_that_are_refused_early_are_those_of_the_classes() -> None:
+    classes = (AsyncHyperBandScheduler, MedianStoppingRule, TPESampler, GPSampler, RandomSampler)
+    known = {
+        cls.__name__.replace("AsyncHyperBand", "ASHA"): tuple(inspect.signature(cls).parameters) for cls in classes
+    }
+    assert known == KEYWORDS
