@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from analysis.plain_files import unshared
+
 RAY_MESSAGES = "ray_messages"  # what Ray's own processes tell the driver: a node that is lost, a raylet's last lines
 LIBRARIES = (
     "ray", RAY_MESSAGES, "transformers", "bitsandbytes", "wandb", "optuna", "accelerate", "peft", "datasets", "torch",
@@ -58,6 +60,8 @@ def to_file(path: Path, verbose: bool = False) -> Iterator[None]:
         path: the log file; made where there is something to write.
         verbose: show it on the terminal too.
     """
+    with contextlib.suppress(OSError):
+        unshared(path)
     with _handled_by(LogFile(path), verbose):
         yield
 
