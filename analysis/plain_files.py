@@ -6,6 +6,7 @@ through once, by whoever opens it, and is refused as a whole. A link *to* a swee
 """
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import BinaryIO
 from analysis.errors import FolderError
 
 _MARKER = ".bucket"  # of a local copy of a bucket: analysis/buckets/local_copy.py, which looks at that of the root
-_OF_WANDB = "wandb"  # W&B makes links of its own in it (latest-run, debug.log); lorasweep reads nothing through them
-_OURS_IN_WANDB = "views.json"
+_WANDB = "wandb"  # W&B makes links of its own in it, which nobody reads or writes through
+_LINKS_OF_WANDB, _RUNS_OF_WANDB = re.compile(r"latest-run|debug[\w-]*\.log"), re.compile(r"(offline-)?run-.*")
+_SETTINGS_OF_WANDB = (os.path.join("wandb", "settings"), os.path.join(".wandb", "settings"))
 _JOURNAL_LOCK = os.path.join("study", "journal.log.lock")  # Optuna's lock is a link; it is made and removed, never read
 
 
@@ -35,6 +37,8 @@ def require_plain(root: Path) -> None:
             raise FolderError(_refused(root, name, "is neither a file nor a folder (a pipe, a socket or a device)"))
         if entry.name == _MARKER and name != _MARKER:
             raise FolderError(_refused(root, name, "says that this is the copy of a bucket, and only a whole sweep is"))
+        if name in _SETTINGS_OF_WANDB:
+            raise FolderError(_refused(root, name, "would tell W&B to which server it sends runs"))
 
 
 def open_plain(path: Path, flags: int) -> int:
@@ -72,7 +76,7 @@ def unshared(path: Path) -> None:
 
 
 def _entries(root: Path) -> Iterator[tuple[os.DirEntry[str], str]]:
-    """Everything below a folder, with its name from there; of W&B's folder only what is lorasweep's."""
+    """Everything below a folder, with its name from there, but for links of W&B's and what is in its runs."""
     waiting = [("", str(root))]
     while waiting:
         above, folder = waiting.pop()
@@ -80,10 +84,11 @@ def _entries(root: Path) -> Iterator[tuple[os.DirEntry[str], str]]:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     name = os.path.join(above, entry.name)
-                    if name == _JOURNAL_LOCK or (above == _OF_WANDB and entry.name != _OURS_IN_WANDB):
+                    if name == _JOURNAL_LOCK or (above == _WANDB and _LINKS_OF_WANDB.fullmatch(entry.name)):
                         continue
                     yield entry, name
-                    if entry.is_dir(follow_symlinks=False):
+                    run = above == _WANDB and _RUNS_OF_WANDB.fullmatch(entry.name)
+                    if entry.is_dir(follow_symlinks=False) and not run:
                         waiting.append((name, entry.path))
         except (FileNotFoundError, NotADirectoryError):
             continue  # removed meanwhile by the sweep's driver; or no folder is there

@@ -1,6 +1,8 @@
 """A sweep folder of somebody else: nothing outside of it is read, written or deleted, whatever lies in it."""
 
 import contextlib
+import hashlib
+import json
 import os
 import signal
 import socket
@@ -12,14 +14,18 @@ from typing import Any
 import pytest
 import yaml
 
-from analysis.errors import ConfigError, FolderError
+from analysis.buckets.bucket import is_name
+from analysis.errors import ConfigError, FolderError, ModelError
 from analysis.folder import MetricsRow, State, Status, SweepFolder, append_line, atomic_write
 from sweeps.cli import main
 from sweeps.compose.compose import Composed, compose
+from sweeps.driver.ray_cluster import cluster_address
 from sweeps.driver.resume import same_sweep
+from sweeps.export import _check_kind
 from sweeps.run import resume_sweep, run_sweep
 from sweeps.store.folder_lock import locked
 from sweeps.store.manifest import make_manifest, read_manifest, write_manifest
+from trainer.engines.checkpoints import fault
 
 SECRET = "text-of-the-reader"
 SIZED = ["experiment=quickstart", "search.trials=3", "tracking=none", "sweep.name=theirs", "precision=fp32"]
@@ -54,7 +60,7 @@ def make(root: Path, composed: Composed, ended: bool) -> SweepFolder:
     for name in (
         "study/journal.log", "study/spent.json", "control/driver.json", "control/enqueue-1-a.json", "report.html",
         "leaderboard.csv", "lorasweep.log", ".lock", ".cluster.json", "wandb/views.json", "mlflow/mlflow.db",
-        "wandb/offline-run-1/files/config.yaml", "mlflow/artifacts/1/charts.html",
+        "wandb/staging/x", "wandb/offline-run-1/files/config.yaml", "mlflow/artifacts/1/charts.html",
     ):  # fmt: skip
         atomic_write(folder.root / name, "{}")
     return folder
@@ -161,7 +167,7 @@ def test_every_command_refuses_a_folder_in_which_anything_is_a_link(
         place.symlink_to(target)
         before = snapshot(target)
         for command, call in calls.items():
-            if name.startswith("wandb/offline"):  # W&B's own, which no command reads
+            if name.startswith("wandb/offline-run-1/"):  # W&B's own, which no command reads
                 if command in ("resume", "resume search.trials=9", "finalize data.test_rows=4", "run"):
                     continue
                 if command.startswith("cluster"):
@@ -224,6 +230,14 @@ def test_links_to_a_sweep_folder_and_those_of_wandb_are_fine(
         assert main(["rank", str(place)]) == 0
         assert main(["status", str(place)]) == 0
     assert "t0000" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["wandb/settings", ".wandb/settings"])
+def test_settings_of_wandb_in_a_folder_are_refused(composed: Composed, tmp_path: Path, place: str) -> None:
+    folder = make(tmp_path / "theirs", composed, ended=False)
+    atomic_write(folder.root / place, "[default]\nbase_url = http://127.0.0.1:1\n")
+    with pytest.raises(FolderError, match="to which server it sends runs"):
+        SweepFolder.open(folder.root)
 
 
 def test_a_lock_is_opened_without_touching_what_is_there(tmp_path: Path) -> None:
@@ -424,26 +438,34 @@ def ray_at(monkeypatch: pytest.MonkeyPatch) -> None:
     import sweeps.run
 
     def started(config: Any, *_: Any) -> Any:
-        raise Reached(str(config.ray.address))
+        address = cluster_address(config)
+        if address is not None:
+            host, port = address.split(":")
+            socket.create_connection((host, int(port)), 5).close()
+        raise Reached(str(address))
 
     monkeypatch.setattr(sweeps.run, "ray_running", started)
     monkeypatch.setattr(sweeps.run, "preflight", lambda *_: None)
 
 
-def test_a_stored_cluster_is_joined_only_where_the_command_names_it(
-    composed: Composed, tmp_path: Path, ray_at: None
+def test_a_stored_cluster_is_called_only_where_the_command_names_it(
+    composed: Composed, tmp_path: Path, ray_at: None, listening: tuple[str, Callable[[], bool]]
 ) -> None:
-    own = here(composed, tmp_path).with_values({"ray.address": "10.0.0.1:6379"})
+    address, called = listening
+    own = here(composed, tmp_path).with_values({"ray.address": address})
     folder = make(tmp_path / "runs" / "theirs", own, ended=False)
     where = str(folder.root)
     with pytest.raises(Reached, match="None"):
         resume_sweep(where, [])
-    with pytest.raises(Reached, match=r"10\.0\.0\.2:6379"):
-        resume_sweep(where, ["ray.address=10.0.0.2:6379"])
-    with pytest.raises(Reached, match=r"10\.0\.0\.1:6379"):  # the command itself says it
-        run_sweep(own)
     with pytest.raises(Reached, match="None"):
         run_sweep(own.with_values({"ray.address": None}))
+    assert not called()
+    with pytest.raises(Reached, match=address):
+        resume_sweep(where, [f"ray.address={address}"])
+    assert called()
+    with pytest.raises(Reached, match=address):  # the command itself says it
+        run_sweep(own)
+    assert called()
 
 
 @pytest.fixture
@@ -503,3 +525,29 @@ def test_own_code_is_run_where_the_user_says_that_it_is_theirs(
     assert Composed.from_stored(raw, own_code=True).config.eval.run_code
     theirs = stored(composed, tracking__trackers={"x": {"_target_": "a.B"}})
     assert Composed.from_stored(theirs, ["tracking=none"]).config.tracking.trackers == {}
+
+
+@pytest.mark.parametrize(
+    "config", [{"peft_type": "PROMPT_TUNING"}, {"peft_type": "LORA", "megatron_config": {"a": 1}}, [], {}]
+)
+def test_export_takes_lora_adapters_only(tmp_path: Path, config: Any) -> None:
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="adapter_config"):
+        _check_kind(file)
+    file.write_text(json.dumps({"peft_type": "LORA", "megatron_config": None}))
+    _check_kind(file)
+
+
+def test_a_checkpoint_names_no_file_outside_of_it(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text(SECRET)
+    digest = hashlib.sha256(SECRET.encode()).hexdigest()
+    for name in ("../mine", str(tmp_path / "mine")):
+        atomic_write(tmp_path / "8" / "counters.json", json.dumps({"step": 8, "sha256": {name: digest}}))
+        assert fault(tmp_path / "8") == f"{name} is not what was written"
+
+
+def test_objects_of_a_bucket_are_files_below_a_folder_and_none_is_hidden() -> None:
+    assert [name for name in ("sweep.yaml", "trials/t0000/status.json", "wandb/run-1.wandb") if not is_name(name)] == []
+    bad = ["../x", "a/../../x", "/etc/x", "a//b", ".bucket", "trials/.bucket", ".lock", "a/./b", "", "a\0b"]
+    assert [name for name in bad if is_name(name)] == []
