@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from analysis.buckets.bucket import explained, is_uri
+from analysis.buckets.local_copy import MARKER as BUCKET_MARKER
 from analysis.buckets.local_copy import LocalCopy, copy_at, copy_of
 from analysis.buckets.writes import observer_of
 from analysis.errors import FolderError, refuse_uri
+from analysis.plain_files import open_plain, require_plain, unshared
 
 FORMAT_VERSION = 1
 
@@ -103,7 +105,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     data = content.encode() if isinstance(content, str) else content
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb", opener=lambda name, flags: open_plain(Path(name), flags)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -159,7 +161,8 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    unshared(path)
+    descriptor = open_plain(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
     try:
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
@@ -228,8 +231,11 @@ class TrialFolder:
             dataset: ``task``, or a bias set such as ``crows_pairs``.
             split: ``validation`` or ``test``.
             step: of the checkpoint that was scored.
+
+        Raises:
+            FolderError: for words, such as a damaged ``metrics.jsonl`` has, that make no name of a file.
         """
-        return self.items_dir / f"{dataset}-{split}-{step}.parquet"
+        return self.items_dir / _plain_name(f"{dataset}-{split}-{step}.parquet", "an item table")
 
     def write_status(self, status: Status) -> None:
         """Write ``status.json``."""
@@ -366,7 +372,8 @@ class SweepFolder:
             to_drive: give the copy of a bucket that a driver works in, rather than one to read.
 
         Raises:
-            FolderError: where there is no sweep, or its bucket cannot be read.
+            FolderError: where there is no sweep, its bucket cannot be read, or what is there is no plain sweep folder
+                (``check_plain``).
             ConfigError: for a URI that cannot be opened.
         """
         if is_uri(root):
@@ -384,7 +391,23 @@ class SweepFolder:
                 f"{folder.root}: no sweep here (there is no sweep.yaml). Give the folder that `lorasweep run` printed,"
                 f" such as runs/<name>.{there}"
             )
+        folder.check_plain()
         return folder
+
+    def check_plain(self) -> None:
+        """Refuse a folder that could lead somewhere else: it may come from somebody else. One not there yet is fine.
+
+        Raises:
+            FolderError: for a link, pipe or device in it; and where it says that it is the copy of a bucket, and is not
+                the one that lorasweep keeps on this machine.
+        """
+        require_plain(self.root)
+        if self.copy is not None and not self.copy.is_kept_here():
+            raise FolderError(
+                f"{self.copy.root / BUCKET_MARKER} says that this is the copy of a bucket, and it is not the one that"
+                " lorasweep keeps on this machine: what is written here would go there. Remove that file to use the"
+                " folder as it is, or give the URI of the bucket."
+            )
 
     @classmethod
     def _open_uri(cls, uri: str, to_drive: bool) -> "SweepFolder":
@@ -442,16 +465,20 @@ class SweepFolder:
         return TrialFolder(self.trials_dir / trial_id)
 
     def final(self, name: str) -> TrialFolder:
-        """A finalist trained with one seed, such as ``t0003-seed1``, or a baseline, scored on the test split."""
-        return TrialFolder(self.finals_dir / name)
+        """A finalist trained with one seed, such as ``t0003-seed1``, or a baseline, scored on the test split.
+
+        Raises:
+            FolderError: for a name that could leave the sweep folder.
+        """
+        return TrialFolder(self.finals_dir / _plain_name(name, "a finalist or baseline"))
 
     def finals(self) -> list[TrialFolder]:
         """Everything in ``finals/``: finalists, one for each seed, and baselines."""
         return [TrialFolder(path) for path in _folders(self.finals_dir)]
 
     def baseline(self, name: str) -> TrialFolder:
-        """The files of a baseline."""
-        return TrialFolder(self.baselines_dir / name)
+        """The files of a baseline. Raises FolderError for a name that could leave the sweep folder."""
+        return TrialFolder(self.baselines_dir / _plain_name(name, "a baseline"))
 
     def trials(self) -> list[TrialFolder]:
         """The files of all trials that have started."""
@@ -460,6 +487,13 @@ class SweepFolder:
     def baselines(self) -> list[TrialFolder]:
         """The files of all baselines that were begun."""
         return [TrialFolder(path) for path in _folders(self.baselines_dir)]
+
+
+def _plain_name(name: str, what: str) -> str:
+    """Raises FolderError for a name that is no single part of a path, or a hidden one."""
+    if "/" in name or "\0" in name or not name or name.startswith("."):
+        raise FolderError(f"{name!r} is not the name of {what}: expected letters, digits, '-', '_', '@' and '.'.")
+    return name
 
 
 def _folders(parent: Path) -> Iterable[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import fast_yaml
-from analysis.errors import FolderError, refuse_uri
+from analysis.errors import FolderError, ModelError, refuse_uri
 from analysis.folder import SweepFolder, TrialFolder, fetch_folder
 from analysis.leaderboard import leaderboard
 from analysis.leaderboard.seeds import best_seed, spread
@@ -45,7 +45,7 @@ def export(run_dir: str, trial_id: str | None, to: str, merge: bool) -> None:
         if merge:
             _merge(files.adapter_dir, manifest, beside)
         else:
-            shutil.copytree(files.adapter_dir, beside)
+            shutil.copytree(files.adapter_dir, beside, symlinks=True)  # never through a link
         card = _card(manifest, files)
         (beside / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
         if target.exists():
@@ -83,7 +83,19 @@ def _with_adapter(folder: SweepFolder, trial_id: str, run_dir: str) -> TrialFold
             f"trial {trial_id} has no adapter, it is {status.state}{why}. `lorasweep rank {run_dir}` shows the others."
         )
     tensors(files.adapter_dir / "adapter_model.safetensors")
+    _check_kind(files.adapter_dir / "adapter_config.json")
     return files
+
+
+def _check_kind(file: Path) -> None:
+    """Raises ModelError for an adapter that is not LoRA: PEFT imports and fetches what configs of other kinds name."""
+    try:
+        config = json.loads(file.read_text())
+        kind, imports = config["peft_type"], config.get("megatron_config")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{file}: cannot be read ({error}). Restore it from a copy.") from None
+    if kind != "LORA" or imports:
+        raise ModelError(f"{file}: peft_type={kind}, megatron_config={imports}: no LoRA adapter that lorasweep wrote.")
 
 
 def _loading_code(files: TrialFolder, card: Mapping[str, Any], target: Path, merged: bool) -> str:

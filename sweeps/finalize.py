@@ -5,6 +5,7 @@ Everything is in ``finals/`` of the sweep folder; what is finished there is not 
 
 import getpass
 import hashlib
+import re
 import socket
 import sys
 import threading
@@ -80,7 +81,9 @@ class _Run:
         return any(row.split == "test" for row in self.files.read_metrics())
 
 
-def finalize(run_dir: str, top: int, seeds: int, overrides: Sequence[str], quiet: bool = False) -> int:
+def finalize(
+    run_dir: str, top: int, seeds: int, overrides: Sequence[str], quiet: bool = False, own_code: bool = False
+) -> int:
     """Train the ``top`` trials of a sweep with ``seeds`` new seeds each, score them on the test split, print a table.
 
     Args:
@@ -89,6 +92,7 @@ def finalize(run_dir: str, top: int, seeds: int, overrides: Sequence[str], quiet
         seeds: for each.
         overrides: of ``data.test``, ``data.allow_overlap``, ``bias``, ``eval``, ``ray`` and ``resources``.
         quiet: print the final scores only.
+        own_code: run code that the stored config names: it is the user's.
 
     Returns:
         The exit status: 1 where some run has no test score.
@@ -96,13 +100,14 @@ def finalize(run_dir: str, top: int, seeds: int, overrides: Sequence[str], quiet
     Raises:
         DataError: without test rows.
         FolderError: without a completed trial, or where ``finals/`` was scored on other test rows.
+        ConfigError: for what is not taken from a stored config (``sweeps/compose/foreign.py``).
     """
     for name, given in (("--top", top), ("--seeds", seeds)):
         if given < 1:
             raise ConfigError(f"{name} {given}: expected 1 or more.")
     folder = open_to_drive(run_dir)
     manifest = read_manifest(folder)
-    composed = _composed(manifest["unresolved"], overrides)
+    composed = _composed(manifest["unresolved"], overrides, own_code)
     test, near = _test_rows(folder, composed, manifest)
     rows = leaderboard.build(folder)
     finalists = _finalists(folder, rows, top)
@@ -113,7 +118,7 @@ def finalize(run_dir: str, top: int, seeds: int, overrides: Sequence[str], quiet
             minutes, seconds = divmod(int(time.monotonic() - began), 60)
             print(f"[{minutes:>4}:{seconds:02}] {text}", flush=True)
 
-    for sentence in near:
+    for sentence in [*composed.notes, *near]:
         say(sentence)
     preflight(composed.config, composed.space, quiet)
     with locked(folder):
@@ -136,11 +141,16 @@ def finalize(run_dir: str, top: int, seeds: int, overrides: Sequence[str], quiet
     return 0 if all(run.on_test for run in runs) else 1
 
 
-def _composed(stored: dict[str, Any], overrides: Sequence[str]) -> Composed:
+def _composed(stored: dict[str, Any], overrides: Sequence[str], own_code: bool) -> Composed:
     chosen = any(line.split("=")[0].lstrip("+") == "bias" for line in overrides)
     wanted = [*([] if chosen else ["bias=full"]), *overrides]
     return Composed.from_stored(
-        stored, wanted, CHANGEABLE, "when finalists are scored", "For other values start a new sweep."
+        stored,
+        wanted,
+        CHANGEABLE,
+        "when finalists are scored",
+        "For other values start a new sweep.",
+        own_code=own_code,
     )
 
 
@@ -196,7 +206,7 @@ def _finalists(folder: SweepFolder, rows: Sequence[Row], top: int) -> list[Row]:
 
 def _runs(folder: SweepFolder, composed: Composed, trial_id: str, seeds: int) -> list[_Run]:
     """Runs of a trial with new seeds: by its own seed the search chose it."""
-    own = _trial_config(folder.trial(trial_id))
+    own = _trial_config(folder.trial(trial_id), composed.config)
     runs = []
     for i in range(seeds):
         seed = own.seed + composed.config.search.repeats + i
@@ -207,16 +217,31 @@ def _runs(folder: SweepFolder, composed: Composed, trial_id: str, seeds: int) ->
     return runs
 
 
-def _trial_config(files: TrialFolder) -> TrialConfig:
-    """A trial's config as it was run. Raises FolderError where it cannot be read."""
+def _trial_config(files: TrialFolder, sweep: SweepConfig) -> TrialConfig:
+    """A trial's config as it was run: its values as they stand, its code and addresses those of the sweep's config.
+
+    Raises:
+        FolderError: where it cannot be read.
+    """
     try:
-        content = fast_yaml.load(files.config_file.read_text())
+        content = _literal(fast_yaml.load(files.config_file.read_text()))
         trial = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrialConfig), OmegaConf.create(content)))
         assert isinstance(trial, TrialConfig)
         check_trial(trial)
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException, ConfigError) as error:
         raise FolderError(f"{files.config_file}: cannot be read as a trial's config ({error}). Restore it.") from None
-    return trial
+    judge = replace(trial.eval.judge, server=sweep.eval.judge.server, key_variable=sweep.eval.judge.key_variable)
+    known = replace(trial.eval, metrics=sweep.eval.metrics, run_code=sweep.eval.run_code, judge=judge)
+    return replace(trial, eval=known)
+
+
+def _literal(value: Any) -> Any:
+    """Plain values in which OmegaConf resolves nothing: they were resolved when they were written."""
+    if isinstance(value, dict):
+        return {key: _literal(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_literal(inner) for inner in value]
+    return re.sub(r"(\\*)\$\{", lambda it: it[1] * 2 + "\\${", value) if isinstance(value, str) else value
 
 
 def _best_baselines(folder: SweepFolder, composed: Composed, rows: Sequence[Row], best: Row) -> list[Baseline]:

@@ -78,19 +78,27 @@ def run_sweep(
 
 
 def resume_sweep(
-    run_dir: str, overrides: list[str], view: str = "auto", worker: type[DeviceWorker] = DeviceWorker
+    run_dir: str,
+    overrides: list[str],
+    view: str = "auto",
+    worker: type[DeviceWorker] = DeviceWorker,
+    own_code: bool = False,
 ) -> int:
     """Go on with a sweep that was interrupted, or extend one (``search.trials=40``). Returns the exit status.
 
+    Args:
+        own_code: run code that the stored config names: it is the user's.
+
     Raises:
         FolderError: where there is no sweep, or another process drives it.
-        ConfigError: for an override that would change what trials are.
+        ConfigError: for an override that would change what trials are, and for what is not taken from a stored config
+            (``sweeps/compose/foreign.py``).
     """
     folder = open_to_drive(run_dir)
     manifest = read_manifest(folder)
     if not manifest["space"]:
         raise FolderError(f"{folder.where} holds a single trial, of `lorasweep trial`: there is nothing to go on with.")
-    composed = Composed.from_stored(manifest["unresolved"], overrides)
+    composed = Composed.from_stored(manifest["unresolved"], overrides, own_code=own_code)
     if worker is not DeviceWorker:
         return _go_on(folder, composed, manifest, view, worker, None)
     with workers_forked(composed.config) as forks:

@@ -59,6 +59,11 @@ def is_uri(value: object) -> bool:
     return scheme is not None and scheme[1].lower() != "file"
 
 
+def is_name(name: str) -> bool:
+    """Whether an object's name is that of a file below a folder, and of no hidden one."""
+    return "\0" not in name and all(part and not part.startswith(".") for part in name.split("/"))
+
+
 def joined(folder: str, name: str) -> str:
     """The place of a sweep of this name: a path or a URI, as the folder of sweeps is.
 
@@ -142,7 +147,10 @@ class Bucket:
             raise self._fault(error, f"removing {name}") from None
 
     def listing(self, prefix: str = "") -> dict[str, Entry]:
-        """Names of all objects below a prefix, which is a folder's; names are of this place, not of the prefix."""
+        """Names of all objects below a prefix, which is a folder's; names are of this place, not of the prefix.
+
+        Left out are those that would be no files below a folder (``a/../b``), and hidden ones: these are a copy's own.
+        """
         try:
             from pyarrow.fs import FileSelector, FileType
 
@@ -153,8 +161,8 @@ class Bucket:
             return {}
         except Exception as error:
             raise self._fault(error, "listing it") from None
-        files = [info for info in infos if info.type is FileType.File]
-        return {info.path[len(base) + 1 :]: Entry(info.size, (info.mtime_ns or 0) / 1e9) for info in files}
+        files = [(info.path[len(base) + 1 :], info) for info in infos if info.type is FileType.File]
+        return {name: Entry(it.size, (it.mtime_ns or 0) / 1e9) for name, it in files if is_name(name)}
 
     def entry(self, name: str) -> Entry | None:
         """One object as a listing shows it; None where it is not there."""

@@ -15,11 +15,13 @@ from functools import cached_property
 from pathlib import Path
 
 from analysis.buckets.bucket import Bucket, Entry, in_parallel
+from analysis.errors import ConfigError
 
 MARKER = ".bucket"  # holds the URI
 _INDEX = ".objects.json"  # name → size and time of the object that was fetched, and of the file it became
 _DEPTH = 6  # folders between a file and the sweep folder at most
 _SETTLED = 2.0  # seconds after which an object of the same size and time is the same: S3 counts whole seconds
+KINDS = ("staging", "view")
 DIGEST = "study/ended.parquet"
 _DIGESTED = re.compile(r"(trials|baselines)/[^/]+/(config\.yaml|status\.json|metrics\.jsonl)")
 _WHEN_OPENED = re.compile(
@@ -72,6 +74,14 @@ class LocalCopy:
     @cached_property
     def bucket(self) -> Bucket:
         return Bucket((self.root / MARKER).read_text().strip())
+
+    def is_kept_here(self) -> bool:
+        """Whether it lies where lorasweep keeps the copies of that bucket: a file of that name alone says nothing."""
+        try:
+            uri = (self.root / MARKER).read_text().strip()
+            return any(os.path.samefile(self.root, place(uri, kind)) for kind in KINDS if place(uri, kind).exists())
+        except (OSError, ValueError, ConfigError):
+            return False
 
     def name(self, path: Path) -> str:
         """The object of a file."""

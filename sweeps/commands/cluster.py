@@ -93,7 +93,9 @@ def _join(arguments: list[str]) -> int:
 
     name = options.name or f"{socket.gethostname()}-{os.getpid()}"
     wait = seconds_of(options.wait, "--wait")
-    return join_sweep(SweepFolder(options.run), cpus, name, wait, lambda line: print(f"{name}: {line}", flush=True))
+    folder = SweepFolder(options.run)
+    folder.check_plain()
+    return join_sweep(folder, cpus, name, wait, lambda line: print(f"{name}: {line}", flush=True))
 
 
 def _announce(arguments: list[str]) -> int:
@@ -125,7 +127,9 @@ def _folder_of(command: str, words: list[str]) -> SweepFolder | None:
     if sweep is None:
         return None
     _refuse_bucket(sweep.config.sweep.dir, "sweep.dir=")
-    return SweepFolder(Path(sweep.config.sweep.dir) / str(sweep.config.sweep.name))
+    folder = SweepFolder(Path(sweep.config.sweep.dir) / str(sweep.config.sweep.name))
+    folder.check_plain()
+    return folder
 
 
 def _refuse_bucket(place: str, key: str = "") -> None:

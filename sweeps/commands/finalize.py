@@ -18,6 +18,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--top", type=int, default=3, metavar="N", help="trials, from the top of the leaderboard (3)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds for each of them (3)")
+    parser.add_own_code()
     parser.add_argument("--quiet", action="store_true", help="print only the final scores and errors")
     options = parser.read(arguments)
     with gc_pause.paused():
@@ -25,4 +26,6 @@ def main(arguments: list[str]) -> int:
         from sweeps.process.installation import package_root
 
     package_root()
-    return finalize(options.run, options.top, options.seeds, options.overrides, quiet=options.quiet)
+    return finalize(
+        options.run, options.top, options.seeds, options.overrides, quiet=options.quiet, own_code=options.own_code
+    )

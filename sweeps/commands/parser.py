@@ -29,6 +29,14 @@ class Parser(argparse.ArgumentParser):
         """Take the folder of one sweep, as ``run``."""
         self.add_argument("run", metavar="RUN", help="sweep folder, such as runs/quickstart")
 
+    def add_own_code(self) -> None:
+        """Take ``--own-code``, as ``own_code``."""
+        self.add_argument(
+            "--own-code",
+            action="store_true",
+            help="run metrics, trackers and the like that the sweep's stored config names: they are yours",
+        )
+
     def add_json(self) -> None:
         """Take ``--json``, as ``json``."""
         self.add_argument("--json", action="store_true", help="print JSON for other programs")

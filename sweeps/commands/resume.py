@@ -13,6 +13,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_sweep_folder()
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="of search.*, tracking.*, ray.*, resources.*")
+    parser.add_own_code()
     add_view_options(parser)
     options = parser.read(arguments)
     with gc_pause.paused():
@@ -20,4 +21,4 @@ def main(arguments: list[str]) -> int:
         from sweeps.run import resume_sweep
 
     package_root()
-    return resume_sweep(options.run, options.overrides, view=view_of(options))
+    return resume_sweep(options.run, options.overrides, view=view_of(options), own_code=options.own_code)

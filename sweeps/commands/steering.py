@@ -68,7 +68,8 @@ def enqueue(folder: SweepFolder, values: Sequence[str]) -> str:
     Raises:
         ConfigError: for a point that is not in the sweep's space.
     """
-    composed = Composed.from_stored(read_manifest(folder)["unresolved"])
+    # Nothing of it is run here, and nobody contacted.
+    composed = Composed.from_stored(read_manifest(folder)["unresolved"], own_code=True, addresses=True)
     settings = read_overrides(values, conf_tree.groups()).settings
     if len(settings) < len(values) or any(setting.path.startswith("space.") for setting in settings):
         raise ConfigError(f"enqueue: {' '.join(values)}: expected values of the search space, such as lora.rank=16.")

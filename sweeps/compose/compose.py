@@ -24,7 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from analysis.errors import ConfigError, HardwareError, did_you_mean
 from analysis.objective import Objective
-from sweeps.compose import conf_tree
+from sweeps.compose import conf_tree, resolvers
+from sweeps.compose.foreign import JUDGE, not_given_again, refuse_code, refuse_environment, take_addresses_out
 from sweeps.compose.infer_schema import check_read
 from sweeps.compose.inferred import fill_in, refuse_encoder
 from sweeps.compose.objective_parts import (
@@ -188,6 +189,9 @@ class Composed:
         changeable: Sequence[str] = RESUMABLE,
         when: str = "when a sweep is resumed",
         remedy: str = "For other values start a new sweep; search.warm_start=RUN has it learn from this one.",
+        *,
+        own_code: bool = False,
+        addresses: bool = False,
     ) -> "Composed":
         """A sweep again from what ``unresolved`` (or ``resolved``) gave, for resume.
 
@@ -196,22 +200,31 @@ class Composed:
             changeable: sections (``search``) and keys (``data.test``).
             when: for the error about others.
             remedy: what to do instead, for that error.
+            own_code: take code that the stored config names; else only what comes with lorasweep, or overrides name.
+            addresses: keep the addresses in it, for a caller that contacts nobody or got them from its command. Else
+                they are left out, and ``notes`` says so.
 
         Raises:
-            ConfigError: for any other override, and as ``compose``.
+            ConfigError: for any other override, for what is not taken from a stored config
+                (``sweeps/compose/foreign.py``), and as ``compose``.
         """
         read = read_overrides(overrides, conf_tree.groups())
         for name in [*read.choices, *(setting.path for setting in read.settings)]:
-            if name.split(".", 1)[0] not in changeable and name not in changeable:
+            if name.split(".", 1)[0] not in changeable and name not in (*changeable, *JUDGE):
                 can = ", ".join(part if "." in part else f"{part}.*" for part in changeable)
                 raise ConfigError(
                     f"'{name}' cannot change {when}: {_why_fixed(name)}. What can: {can}. {remedy}".rstrip()
                 )
         raw = copy.deepcopy(dict(stored))
         raw["tracking"] = with_trackers(raw.get("tracking", {}))
+        refuse_environment(raw)
+        if not own_code:
+            refuse_code(raw, read)
+        left_out = [] if addresses else not_given_again(take_addresses_out(raw), read)
         for group, option in read.choices.items():
             raw[group] = _group(group, option)
-        return _build(raw, Origins(tuple, read.typed()), read, {}, stored=True)
+        again = _build(raw, Origins(tuple, read.typed()), read, {}, stored=True)
+        return replace(again, notes=[*left_out, *again.notes])
 
 
 def _why_fixed(name: str) -> str:
@@ -266,6 +279,7 @@ def _searched(extra: Path | None) -> list[str]:
 
 def _compose_files(lines: Sequence[str], name: str, extra: Path | None) -> tuple[dict[str, Any], dict[str, str]]:
     """What Hydra makes of the files: the nested config, and the option of each group."""
+    resolvers.let_read_environment()
     try:
         with initialize_config_module("conf", version_base="1.3"):
             composed = hydra_compose(name, [*lines, *_searched(extra)], return_hydra_config=True)
@@ -290,6 +304,7 @@ def _compose_files(lines: Sequence[str], name: str, extra: Path | None) -> tuple
 
 def _sources(lines: Sequence[str], extra: Path | None) -> list[Source]:
     """The files that Hydra composes, in the order in which later ones replace earlier ones."""
+    resolvers.let_read_environment()
     with initialize_config_module("conf", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         files = loader.compute_defaults_list("config", [*lines, *_searched(extra)], RunMode.RUN).defaults

@@ -10,7 +10,7 @@
 ``${startup:n}``              how many of n trials are drawn at random first: a quarter, at least 4, at most 10
 ``${conditional:${space}}``   whether a key of the space is searched only ``when`` another one has some value
 ``${growth:list}``            by which factor a list of rungs grows; 2 for a single rung
-``${oc.env:NAME}``            an environment variable, read once, where the command is run
+``${oc.env:NAME}``            an environment variable, read once, where the command is run; never a stored one
 ============================  =====================================================================
 """
 
@@ -18,12 +18,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.resolvers import oc
+
+_ENVIRONMENT = "oc.env"  # the only interpolation, of OmegaConf's and these, that reads the machine
 
 
 def register() -> None:
-    """Make the interpolations known in this process (the driver's or a worker's); calling it again is harmless."""
+    """Make the interpolations known in this process (the driver's or a worker's); calling it again is harmless.
+
+    From then on none reads the environment: ``read_environment`` has done that with what the user wrote, and what is
+    resolved may have been stored by somebody else.
+    """
     for function in (mul, div, pick, halvings, first, growth, startup, conditional, population):
         OmegaConf.register_new_resolver(function.__name__, function, replace=True)
+    OmegaConf.register_new_resolver(_ENVIRONMENT, _refused, replace=True)
+
+
+def let_read_environment() -> None:
+    """Let ``${oc.env:…}`` be resolved until ``register``: by Hydra, in the defaults lists of config files."""
+    OmegaConf.register_new_resolver(_ENVIRONMENT, oc.env, replace=True)
+
+
+def _refused(*arguments: Any) -> Any:
+    raise ValueError("an environment variable is read where a sweep begins, by a name that is written out: ${oc.env:X}")
 
 
 def mul(a: float, b: float) -> float:

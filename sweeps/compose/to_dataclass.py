@@ -20,6 +20,7 @@ from sweeps.config import SweepConfig, ranged, schema
 from trainer.config import LARGEST, brief, check_rungs, check_value
 
 _PASSED_ON = ("sampler.", "scheduler.", "tracking.", "baselines")  # to classes that check less
+_ENVIRONMENT = "${oc.env:"
 _FILES = ("data.train", "data.validation", "data.test")
 _SWEEPS = ("sweep.dir", "search.warm_start", "search.transfer_from")
 _PATHS = ("bias.pairs_file", "model.path", "eval.json_schema", "eval.judge.path", "eval.judge.calibration")
@@ -100,18 +101,36 @@ def read_environment(raw: dict[str, Any], origins: Origins) -> dict[str, Any]:
             return {key: read(inner, f"{path}.{key}" if path else str(key)) for key, inner in value.items()}
         if isinstance(value, list):
             return [read(inner, path) for inner in value]
-        if isinstance(value, str) and "${oc.env:" in value:
-            return re.sub(r"\$\{oc\.env:([^{}]*)\}", lambda match: variable(match[1], path), value)
-        return value
+        return in_text(value, path) if isinstance(value, str) else value
+
+    def in_text(text: str, path: str) -> str:
+        begin = text.find(_ENVIRONMENT)
+        end = _closing(text, begin + len(_ENVIRONMENT)) if begin >= 0 else -1
+        if end < 0:
+            return text
+        inner = text[begin + len(_ENVIRONMENT) : end]
+        return text[:begin] + variable(inner, path) + in_text(text[end + 1 :], path)
 
     def variable(arguments: str, path: str) -> str:
         name, comma, default = arguments.partition(",")
-        if name.strip() not in os.environ and not comma:
+        if name.strip() in os.environ:
+            return os.environ[name.strip()]
+        if not comma:
             raise ConfigError(f"{path}: the environment variable {name.strip()} is not set. ({origins.of(path)})")
-        return os.environ.get(name.strip(), default.strip())
+        return in_text(default.strip(), path)
 
     result: dict[str, Any] = read(raw, "")
     return result
+
+
+def _closing(text: str, begin: int) -> int:
+    """The place of the bracket that closes one that is open at ``begin``; -1 where there is none."""
+    depth = 1
+    for place in range(begin, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        if not depth:
+            return place
+    return -1
 
 
 def to_dataclass(raw: dict[str, Any], origins: Origins) -> tuple[SweepConfig, dict[str, Any]]:

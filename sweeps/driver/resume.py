@@ -10,6 +10,7 @@ from analysis.leaderboard.seeds import all_ended
 from analysis.rows import configuration_id
 from analysis.searched_values import leaves
 from sweeps.compose.compose import RESUMABLE, Composed
+from sweeps.compose.foreign import refuse_environment, refuse_other_code
 from sweeps.config import SearchConfig
 from sweeps.driver.baseline_runner import missing, planned, settings_of
 from sweeps.driver.stop_budget import StopBudget
@@ -30,6 +31,7 @@ def same_sweep(folder: SweepFolder, manifest: Mapping[str, Any], composed: Compo
 
     Raises:
         FolderError: with the differences, where it is another sweep.
+        ConfigError: for what is not taken from a stored config (``sweeps/compose/foreign.py``).
     """
     as_given = manifest.get("asked", manifest["unresolved"])  # as composed, before it was fitted to the machine
     different = list(differences(as_given, composed.unresolved()))
@@ -44,13 +46,16 @@ def same_sweep(folder: SweepFolder, manifest: Mapping[str, Any], composed: Compo
             f" — or give this one another name: sweep.name={folder.name}-2"
         )
     stored = dict(manifest["unresolved"])
+    refuse_environment(stored)
+    stored["eval"] = composed.raw["eval"]  # the same, and its addresses are the command's
     before = {part: stored.get(part, {}) for part in _FITTED}
     stored |= {part: composed.raw[part] for part in RESUMABLE if part in composed.raw}
     for part, names in _FITTED.items():  # unless the command asks for others now
         given, asked, fitted = stored.get(part, {}), as_given.get(part, {}), before[part]
         kept = {name: fitted[name] for name in names if name in fitted and given.get(name) == asked.get(name)}
         stored[part] = {**given, **kept}
-    again = Composed.from_stored(stored)
+    refuse_other_code(stored, composed.raw)
+    again = Composed.from_stored(stored, own_code=True, addresses=True)
     return replace(again, notes=[*again.notes, f"{shell_path(folder.where)} holds this sweep: going on with it."])
 
 

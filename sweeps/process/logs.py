@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from analysis.plain_files import unshared
+
 RAY_MESSAGES = "ray_messages"  # what Ray's own processes tell the driver: a node that is lost, a raylet's last lines
 LIBRARIES = (
     "ray", RAY_MESSAGES, "transformers", "bitsandbytes", "wandb", "optuna", "accelerate", "peft", "datasets", "torch",
@@ -61,6 +63,8 @@ def to_file(path: Path, verbose: bool = False) -> Iterator[None]:
         path: the log file; made where there is something to write.
         verbose: show it on the terminal too.
     """
+    with contextlib.suppress(OSError):
+        unshared(path)
     with _handled_by(LogFile(path), verbose):
         yield
 

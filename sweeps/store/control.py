@@ -17,6 +17,7 @@ from typing import Any
 
 from analysis.buckets.bucket import explained
 from analysis.folder import SweepFolder, atomic_write, remove_file
+from analysis.plain_files import open_plain
 from sweeps.store.bucket_lease import lives
 
 STOP, ENQUEUE = "stop", "enqueue"
@@ -194,7 +195,7 @@ def _locked(lock: Path) -> bool:
     import fcntl
 
     try:
-        with lock.open("rb") as file:
+        with os.fdopen(open_plain(lock, os.O_RDONLY), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -11,6 +11,7 @@ from analysis.buckets.bucket import check_writable, explained, is_uri, joined
 from analysis.buckets.local_copy import LocalCopy, copy_at
 from analysis.errors import FolderError
 from analysis.folder import SweepFolder
+from analysis.plain_files import open_lock
 from sweeps.config import SweepSettings
 from sweeps.process.installation import program, shell_path
 
@@ -19,10 +20,12 @@ def sweep_folder(settings: SweepSettings) -> SweepFolder:
     """The folder of a sweep of this config, whether it is there or not; of one in a bucket, an up to date copy.
 
     Raises:
-        FolderError: where the bucket cannot be read and written.
+        FolderError: where the bucket cannot be read and written, or the folder is no plain one.
     """
     if not is_uri(settings.dir):
-        return SweepFolder(Path(settings.dir) / str(settings.name))
+        folder = SweepFolder(Path(settings.dir) / str(settings.name))
+        folder.check_plain()
+        return folder
     copy = copy_at(joined(settings.dir, str(settings.name)), "staging")
     check_writable(copy.bucket, uuid.uuid4().hex)
     _fetch(copy)
@@ -40,7 +43,7 @@ def open_to_drive(run: str) -> SweepFolder:
 def _fetch(copy: LocalCopy) -> None:
     """Bring the driver's copy up to date, unless a driver is at work in it."""
     try:
-        with (copy.root / ".lock").open("w") as lock:
+        with open_lock(copy.root / ".lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             copy.fetch_to_drive()
     except BlockingIOError:
@@ -72,7 +75,7 @@ def locked(folder: SweepFolder) -> Iterator[None]:
     made = [path for path in (folder.root, *folder.root.parents) if not path.exists()]
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
-        lock = (folder.root / ".lock").open("w")
+        lock = open_lock(folder.root / ".lock")
     except OSError as error:
         raise FolderError(
             f"{folder.where}: cannot be written ({error.strerror}). Choose another place: sweep.dir=…"

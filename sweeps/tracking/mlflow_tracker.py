@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from analysis.errors import ConfigError
 from analysis.folder import State
@@ -61,6 +61,7 @@ class _TrackedRun:
         files: an artifact's path → its content, or a folder.
         ended: MLflow's status once it is finished.
         refused: MLflow takes no more of it, such as after it was deleted there.
+        files_elsewhere: its files would go out of the sweep folder, so they are not sent.
     """
 
     name: str
@@ -75,6 +76,7 @@ class _TrackedRun:
     ended: str | None = None
     closed: bool = False
     refused: bool = False
+    files_elsewhere: bool = False
 
     def add(self, key: str, value: float, step: int, again: bool = False) -> None:
         """A point of a curve, once; ``again``: even where there is one at that step."""
@@ -267,7 +269,8 @@ class MlflowTracker(Tracker):
                 self._find_or_create(run)
             self._send_values(run)
             for path in list(run.files):
-                self._send_file(run, path)
+                if not run.files_elsewhere:
+                    self._send_file(run, path)
                 del run.files[path]
             if run.ended is not None and not run.closed:
                 self._client.set_terminated(run.run_id, run.ended)
@@ -285,7 +288,9 @@ class MlflowTracker(Tracker):
         if not found:
             made = self._client.create_run(self._experiment, run.began, dict(run.tags), run.name)
             run.run_id = made.info.run_id
+            self._leave_files_out(run, made.info.artifact_uri)
             return
+        self._leave_files_out(run, found[0].info.artifact_uri)
         run_id, data = found[0].info.run_id, found[0].data
         there = {(key, point.step) for key in data.metrics for point in self._client.get_metric_history(run_id, key)}
         if run.kind != "sweep":
@@ -294,6 +299,16 @@ class MlflowTracker(Tracker):
         run.params = {key: value for key, value in run.params.items() if key not in data.params}  # they cannot change
         self._client.update_run(run_id, status="RUNNING")
         run.run_id = run_id
+
+    def _leave_files_out(self, run: _TrackedRun, place: str) -> None:
+        """Send no files where a database that came with the sweep folder has them go somewhere else."""
+        own = self.sweep.folder.root / "mlflow"
+        if self._artifacts is None or self._artifacts.parent != own or _is_below(place, own):
+            return
+        run.files_elsewhere = True
+        self._trouble(
+            f"{run.name} has no files there", ValueError(f"its database keeps them in {place}, outside of the folder")
+        )
 
     def _send_values(self, run: _TrackedRun) -> None:
         from mlflow.entities import Metric, Param, RunTag
@@ -330,6 +345,12 @@ class MlflowTracker(Tracker):
         if not self._noted:
             self._noted = True
             self.sweep.note(f"MLflow: {what} ({_reason(error)}). {then} in the sweep folder all the same.")
+
+
+def _is_below(place: str, folder: Path) -> bool:
+    """Whether an artifact location is a folder of this machine below another one."""
+    parts = urlsplit(place)
+    return parts.scheme in ("", "file") and Path(unquote(parts.path)).resolve().is_relative_to(folder.resolve())
 
 
 def _store(uri: str | None, default: Path) -> tuple[str, Path | None]:

@@ -91,6 +91,7 @@ def write_folder(
         FolderError: where a sweep is at ``to`` already.
     """
     folder = SweepFolder(to)
+    folder.check_plain()
     if folder.sweep_file.exists():
         raise FolderError(f"{folder.where}: there is a sweep here. Give another folder: --to DIR")
     whole = next((run for run in runs if run.kind == "sweep" and run.name == SWEEP_RUN), None)

@@ -102,7 +102,7 @@ def fault(checkpoint: Path) -> str:
         return f"{COUNTERS} cannot be read"
     for name, digest in digests.items():
         try:
-            if _digest(checkpoint / name) != digest:
+            if Path(name).name != name or _digest(checkpoint / name) != digest:
                 return f"{name} is not what was written"
         except OSError:
             return f"{name} cannot be read"

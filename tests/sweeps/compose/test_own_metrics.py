@@ -39,7 +39,7 @@ def test_a_metric_in_the_folder_of_the_command_is_an_objective_and_a_resume_impo
     assert composed.config.eval.generate == "rung"
     assert composed.config.data.extra_columns == ["tests"]
     (tmp_path / "shortness.py").unlink()
-    assert Composed.from_stored(composed.unresolved(), []).config.eval.metrics["brief"] == entry
+    assert Composed.from_stored(composed.unresolved(), [], own_code=True).config.eval.metrics["brief"] == entry
 
 
 def test_a_metric_beside_the_config_folder_is_found_and_one_that_is_nowhere_is_refused(

@@ -128,7 +128,7 @@ def test_three_trackers_follow_a_sweep_that_is_stopped_and_resumed(
     assert before["t0000"].status == "KILLED"
     assert before["t0000"].tags["state"] == "running"
 
-    done = command("resume", "runs/tiny")
+    done = command("resume", "runs/tiny", "--own-code")
     assert (done.returncode, done.stderr) == (0, "")
     after = mlflow_runs(uri, "tiny", tmp_path / "after")
     check_runs(after, folder)
@@ -182,7 +182,7 @@ def test_a_server_holds_a_sweep_that_is_stopped_and_resumed(
     assert (process.returncode, err, out.count("MLflow")) == (130, "", 0)
     folder = SweepFolder(tmp_path / "runs" / "tiny")
     before = mlflow_runs(server.url, "tiny", tmp_path / "before")
-    done = command("resume", "runs/tiny")
+    done = command("resume", "runs/tiny", f"tracking.uri={server.url}")
     assert (done.returncode, done.stderr) == (0, "")
     after = mlflow_runs(server.url, "tiny", tmp_path / "after")
     check_runs(after, folder)
