@@ -1,7 +1,8 @@
 """What trials and baselines wrote, item by item: beside the reference, the worst first, differences marked.
 
 Answers are the item tables ``generated`` of a sweep folder. ``lorasweep answers``, the report and the trackers read
-them here. Everything that is shown of a text goes through ``analysis.visible``: models may write control characters.
+them here. Everything that is shown of a text goes through ``analysis.text.visible``: models may write control
+characters.
 """
 
 import difflib
@@ -17,9 +18,9 @@ from analysis.folder import SweepFolder, TrialFolder
 from analysis.item_sums import GENERATED
 from analysis.leaderboard.baselines import UNTUNED
 from analysis.leaderboard.seeds import best_seed, runs
-from analysis.listing import listed
 from analysis.metrics import METRICS, badness
 from analysis.rows import Row, best_trial, leading_trial, row_files, sweep_yaml
+from analysis.text.listing import listed
 
 PREFIX = "generate."  # of the metrics of written answers
 _OWN = ("n_tokens", "finished", "judge_parsed")  # numeric columns that are no figure

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.listing import listed
 from analysis.shares import wilson
+from analysis.text.listing import listed
 
 Array = np.ndarray
 LEAST = 10  # rows that a rate is over, unless a config says otherwise (BENCHMARKS.md, "Gaps between groups")

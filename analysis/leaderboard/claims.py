@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from analysis.leaderboard.power_words import power_sentences
-from analysis.listing import listed
 from analysis.metric_words import SCORE, words_of
 from analysis.metrics import METRICS
 from analysis.objective import Objective
 from analysis.rows import Row
+from analysis.text.listing import listed
 
 if TYPE_CHECKING:
     from analysis.statistics.comparison import Judgement, Standing

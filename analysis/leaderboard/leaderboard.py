@@ -14,7 +14,7 @@ from analysis.leaderboard.table import plain, render
 from analysis.leaderboard.verdict import verdict
 from analysis.metrics import METRICS
 from analysis.rows import Row, best_trial, leading_trial
-from analysis.visible import csv_cell, finite, json_text
+from analysis.text.visible import csv_cell, finite, json_text
 
 __all__ = [
     "Ranking",
@@ -49,7 +49,7 @@ def to_csv(rows: Sequence[Row]) -> str:
     """One line a row, and one of kind ``seed`` for each seed of a configuration that has several.
 
     Values that are not known or not finite are empty fields. Texts are safe to show, and none is a formula to a
-    spreadsheet (``analysis.visible.csv_cell``).
+    spreadsheet (``analysis.text.visible.csv_cell``).
     """
     rows = with_seeds(rows)
     searched = list(dict.fromkeys(path for row in rows for path in row.config))

@@ -15,10 +15,10 @@ from rich.text import Text
 from analysis.bias_sets import HEADLINE
 from analysis.folder import State
 from analysis.leaderboard.seeds import spread, with_seeds
-from analysis.listing import listed
 from analysis.metrics import METRICS
 from analysis.rows import Row, best_trial
-from analysis.visible import single_line
+from analysis.text.listing import listed
+from analysis.text.visible import single_line
 
 _HEADS = {"precision": "prec"}  # of config keys whose name is much wider than their values
 _ALWAYS, _TERM, _CONFIG, _PREFERRED, _MORE = range(5)  # the higher, the sooner a column is dropped

@@ -20,7 +20,7 @@ from analysis.metrics import METRICS, as_shown
 from analysis.report import figures, gather, insights
 from analysis.report.sections import ReportData, page_sections, values_text
 from analysis.rows import Row, best_trial, sweep_yaml
-from analysis.visible import visible
+from analysis.text.visible import visible
 
 HERE = Path(__file__).parent
 

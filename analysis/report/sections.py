@@ -20,12 +20,12 @@ from analysis.folder import MetricsRow, State, SweepFolder
 from analysis.leaderboard.baselines import UNTUNED
 from analysis.leaderboard.ranking import Ranking
 from analysis.leaderboard.seeds import best_seed, runs
-from analysis.listing import listed
 from analysis.metrics import METRICS, as_shown
 from analysis.report import figures, gather, insights, written
 from analysis.report.optuna_study import paths
 from analysis.report.reproduce import command
 from analysis.rows import Row
+from analysis.text.listing import listed
 
 if TYPE_CHECKING:
     import optuna

@@ -8,7 +8,7 @@ from analysis.answers import ADDED, MISSING, PREFIX, SAME, Answers, Written, dif
 from analysis.folder import SweepFolder
 from analysis.metrics import METRICS, as_shown
 from analysis.report.gather import duration
-from analysis.visible import visible
+from analysis.text.visible import visible
 
 MOST = 200  # items on the page
 _PROMPT = 600  # characters of a prompt before it is folded

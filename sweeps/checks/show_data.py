@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from analysis.visible import single_line, visible
+from analysis.text.visible import single_line, visible
 from sweeps.checks.length import fitting_tokens
 from sweeps.process.console import SafeConsole
 from trainer.config import ModelConfig, TrialConfig

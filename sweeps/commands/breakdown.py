@@ -17,7 +17,7 @@ from analysis.leaderboard.baselines import UNTUNED
 from analysis.leaderboard.seeds import best_seed, runs
 from analysis.leaderboard.table import decimals
 from analysis.rows import Row, best_trial, row_files, sweep_yaml
-from analysis.visible import middle_out, single_line
+from analysis.text.visible import middle_out, single_line
 from sweeps.commands.parser import Parser
 from trainer.config import BiasConfig
 

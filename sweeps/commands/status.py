@@ -9,7 +9,7 @@ def main(arguments: list[str]) -> int:
     parser.add_json()
     options = parser.read(arguments)
     from analysis.folder import SweepFolder
-    from analysis.visible import json_text
+    from analysis.text.visible import json_text
     from sweeps.display.status import lines, overview
 
     folder = SweepFolder.open(options.run)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.errors import ConfigError, FetchError, did_you_mean, first_line, refuse_uri
-from analysis.visible import json_text
+from analysis.text.visible import json_text
 from sweeps.commands.parser import Parser
 
 if TYPE_CHECKING:

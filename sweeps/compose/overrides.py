@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import ConfigError, did_you_mean, nearest_names
-from analysis.visible import middle_out
+from analysis.text.visible import middle_out
 from sweeps.config import schema
 
 _REMOVABLE = ("space.", "data.topics.", "objective.terms.", "sampler.", "scheduler.", "tracking.trackers.")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from analysis.visible import middle_out
+from analysis.text.visible import middle_out
 
 
 @dataclass(frozen=True)

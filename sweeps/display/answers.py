@@ -23,7 +23,7 @@ from analysis.answers import (
     shortened,
 )
 from analysis.metrics import METRICS, as_shown
-from analysis.visible import json_text, visible
+from analysis.text.visible import json_text, visible
 from sweeps.process.console import SafeConsole
 
 _COLUMN = 34  # characters that a column is to have, so that texts stand side by side

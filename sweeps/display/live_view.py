@@ -13,7 +13,7 @@ from rich.text import Text
 from analysis.folder import State
 from analysis.metrics import METRICS
 from analysis.rows import configuration_id
-from analysis.visible import single_line
+from analysis.text.visible import single_line
 from sweeps.display.sweep_state import SweepState, TrialState
 
 _STATES = {State.STOPPED_EARLY: "stopped", State.OUT_OF_MEMORY: "no memory"}

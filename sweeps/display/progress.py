@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 
 from analysis.folder import ENDED, State
 from analysis.rows import Row
-from analysis.visible import visible
+from analysis.text.visible import visible
 from sweeps.display.live_view import (
     Live,
     PlainLines,

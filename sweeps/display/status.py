@@ -11,7 +11,7 @@ from analysis.folder import ENDED, State, SweepFolder, TrialFolder, read_lines
 from analysis.leaderboard.leaderboard import build
 from analysis.leaderboard.seeds import spread
 from analysis.rows import Row, best_trial, configuration_id, leading_trial
-from analysis.visible import single_line
+from analysis.text.visible import single_line
 from sweeps.process.installation import program, shell_path
 from sweeps.store.control import Driver, driver, requests, spent
 from sweeps.store.manifest import read_manifest

@@ -11,7 +11,7 @@ from analysis.leaderboard.leaderboard import Row
 from analysis.leaderboard.seeds import best_seed
 from analysis.leaderboard.transfer import agreement_sentence
 from analysis.rows import best_trial
-from analysis.visible import single_line, visible
+from analysis.text.visible import single_line, visible
 from sweeps.process.console import SafeConsole
 from sweeps.process.installation import program, shell_path
 from sweeps.process.terminal import wrapped

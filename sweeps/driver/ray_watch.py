@@ -21,7 +21,7 @@ from ray._private.grpc_utils import init_grpc_channel  # with the cluster's TLS 
 from rich.console import Console
 
 from analysis.errors import INTERRUPTED, ClusterError
-from analysis.visible import visible
+from analysis.text.visible import visible
 from sweeps.process.terminal import wrapped
 from sweeps.process.termination import end_now
 

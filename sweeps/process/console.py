@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from analysis.visible import visible
+from analysis.text.visible import visible
 
 
 class SafeConsole(Console):

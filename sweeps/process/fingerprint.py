@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from analysis.listing import listed
+from analysis.text.listing import listed
 from sweeps.process.installation import PACKAGES, package_root
 
 LIBRARIES = (

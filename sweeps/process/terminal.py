@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import IO, Any
 
-from analysis.visible import middle_out, visible
+from analysis.text.visible import middle_out, visible
 
 _LONGEST = 2_000  # characters of a word of a message; a longer one is no word, but a value that somebody gave
 

@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from analysis.errors import ConfigError
 from analysis.folder import State
-from analysis.visible import csv_cell
+from analysis.text.visible import csv_cell
 from sweeps.process.installation import program
 from sweeps.tracking.base import Hint, Outcome, Run, Table, TrackedSweep, Tracker
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import ConfigError, did_you_mean
-from analysis.listing import listed
 from analysis.metrics import METRICS, ends_of
+from analysis.text.listing import listed
 from trainer.answers.answer import Answer
 from trainer.answers.guarded_process import Ended, GuardedProcess, Hangs
 

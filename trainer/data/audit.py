@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from analysis.errors import DataError
-from analysis.listing import listed
+from analysis.text.listing import listed
 from trainer.data.likeness import Shingler, lookalikes, near_rows, normal_form
 
 NEAR = 0.8  # Jaccard similarity

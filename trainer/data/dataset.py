@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import DataError
-from analysis.listing import listed
 from analysis.metric_types import in_order
+from analysis.text.listing import listed
 from trainer.config import DataConfig
 from trainer.data.hub import hub_columns, hub_table
 from trainer.data.likeness import lookalikes

@@ -2,7 +2,7 @@
 
 import pytest
 
-from analysis.listing import listed
+from analysis.text.listing import listed
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import unicodedata
 import pandas as pd
 import pytest
 
-from analysis.visible import csv_cell, json_text, middle_out, single_line, visible
+from analysis.text.visible import csv_cell, json_text, middle_out, single_line, visible
 
 STEERING = [
     chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) in ("Cc", "Zl", "Zp", "Cs")
