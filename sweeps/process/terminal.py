@@ -1,8 +1,76 @@
-"""Sentences wrapped for a terminal. Imports nothing that takes time."""
+"""The terminal: sentences wrapped for it, and writing to one that was closed. Imports nothing that takes time."""
 
+import contextlib
+import errno
+import io
+import os
 import shutil
+import sys
 import textwrap
-from typing import IO
+from collections.abc import Iterator
+from typing import IO, TextIO
+
+_GONE = (errno.EIO, errno.ENXIO)  # of a terminal that was closed
+
+
+class Terminal(io.FileIO):
+    """Writes to a terminal. Once that is closed, what is written is lost, and whoever writes has no error from it.
+
+    Args:
+        descriptor: stays open.
+    """
+
+    def __init__(self, descriptor: int):
+        super().__init__(descriptor, "wb", closefd=False)
+
+    def write(self, data) -> int:  # type: ignore[no-untyped-def,override]  # any buffer, named differently by version
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return memoryview(data).nbytes
+
+
+def _stream(descriptor: int, like: TextIO) -> io.TextIOWrapper:
+    """A stream of text to a terminal."""
+    buffer = io.BufferedWriter(Terminal(descriptor))
+    return io.TextIOWrapper(buffer, like.encoding, like.errors, line_buffering=True)
+
+
+@contextlib.contextmanager
+def may_be_closed() -> Iterator[None]:
+    """While the block lasts, the terminal may be closed, and nothing fails because of it."""
+    before = sys.stdout, sys.stderr
+    for name, stream in zip(("stdout", "stderr"), before, strict=True):
+        if stream is not None and stream.isatty():
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+                setattr(sys, name, _stream(stream.fileno(), stream))
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+def only_python_speaks() -> TextIO:
+    """Leave standard error to Python's own prints: what libraries' C++ code says from now on helps nobody.
+
+    Returns:
+        The new ``sys.stderr``.
+    """
+    try:
+        sys.stderr.flush()
+        own = os.dup(sys.stderr.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    except (OSError, ValueError, AttributeError):  # it is no file, or closed
+        return sys.stderr
+    sys.stderr = _stream(own, sys.stderr)
+    return sys.stderr
 
 
 def wrapped(text: str, stream: IO[str]) -> str:
