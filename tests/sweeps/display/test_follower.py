@@ -28,7 +28,7 @@ def manifest(trials: int = 4, repeats: int = 1) -> dict[str, Any]:
         "config": {
             "search": {"trials": trials, "repeats": repeats},
             "train": {"max_steps": 16},
-            "objective": {"name": "o", "method": "weighted", "rho": 0.0, "terms": TERMS},
+            "objective": {"name": "o", "method": "chebyshev", "rho": 0.0, "terms": TERMS},
         },
     }
 
