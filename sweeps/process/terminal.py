@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import IO, TextIO
 
+_ERRORS = 2  # the descriptor of standard error
 _GONE = (errno.EIO, errno.ENXIO)  # of a terminal that was closed
 
 
@@ -43,11 +44,14 @@ def _stream(descriptor: int, like: TextIO) -> io.TextIOWrapper:
 def may_be_closed() -> Iterator[None]:
     """While the block lasts, the terminal may be closed, and nothing fails because of it."""
     before = sys.stdout, sys.stderr
-    for name, stream in zip(("stdout", "stderr"), before, strict=True):
-        if stream is not None and stream.isatty():
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-                setattr(sys, name, _stream(stream.fileno(), stream))
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        if before[0].isatty():
+            before[0].flush()
+            sys.stdout = _stream(before[0].fileno(), before[0])
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        if before[1].fileno() == _ERRORS:  # a descriptor of its own: libraries can be silenced without Python
+            before[1].flush()
+            sys.stderr = _stream(os.dup(_ERRORS), before[1])
     try:
         yield
     finally:
@@ -61,15 +65,13 @@ def only_python_speaks() -> TextIO:
     """Leave standard error to Python's own prints: what libraries' C++ code says from now on helps nobody.
 
     Returns:
-        The new ``sys.stderr``.
+        What they print to.
     """
-    try:
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # it is no file, or closed
         sys.stderr.flush()
-        own = os.dup(sys.stderr.fileno())
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    except (OSError, ValueError, AttributeError):  # it is no file, or closed
-        return sys.stderr
-    sys.stderr = _stream(own, sys.stderr)
+        if sys.stderr.fileno() == _ERRORS:
+            sys.stderr = _stream(os.dup(_ERRORS), sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _ERRORS)
     return sys.stderr
 
 
