@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-INTERRUPTED = 130  # exit status after Ctrl-C or SIGTERM, as shells have it
+INTERRUPTED = 130  # exit status after Ctrl-C, SIGTERM or SIGHUP, as shells have it for the first
 
 
 class LorasweepError(Exception):

@@ -361,6 +361,7 @@ class SweepFolder:
         self.control_dir = self.root / "control"
         self.wandb_dir = self.root  # wandb itself appends "wandb/"
         self.log_file = self.root / "lorasweep.log"
+        self.output_file = self.root / "output.log"  # what a detached sweep printed
         self.cluster_file = self.root / ".cluster.json"  # where the sweep's own Ray is, and its token, while it runs
 
     @classmethod

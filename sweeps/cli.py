@@ -16,8 +16,9 @@ from pathlib import Path
 
 from analysis import errors
 from analysis.errors import INTERRUPTED, ConfigError, FolderError, LorasweepError, did_you_mean
+from sweeps.process import signals
 from sweeps.process.logs import of_command
-from sweeps.process.terminal import message, safe_streams, wrapped
+from sweeps.process.terminal import may_be_closed, message, safe_streams, wrapped
 from sweeps.process.termination import ending
 from sweeps.process.threads import wait_policy
 from trainer.assets.cache import cache_folder
@@ -39,6 +40,7 @@ COMMANDS = {
     "export": ("RUN [TRIAL]", "write a trial's adapter, or the merged model"),
     "finalize": ("RUN", "train the best trials with more seeds, and score them on the test split"),
     "status": ("RUN", "how a sweep stands, running or not"),
+    "attach": ("RUN", "the live view of a running sweep: a detached one, or one in another terminal"),
     "stop": ("RUN [TRIAL]", "stop a running sweep, or one of its trials"),
     "enqueue": ("RUN KEY=VALUE …", "give a sweep a point to try next"),
     "resume": ("RUN", "go on with a sweep that was stopped, or extend it (search.trials=…)"),
@@ -82,14 +84,21 @@ def exit_codes() -> dict[int, str]:
         0: "done",
         1: "no trial has a score, or a defect of lorasweep (--debug shows where)",
         **dict(sorted(known.items())),
-        INTERRUPTED: "stopped by Ctrl-C or SIGTERM; `lorasweep resume` goes on",
+        INTERRUPTED: "stopped by Ctrl-C, SIGTERM or a closed terminal; `lorasweep resume` goes on",
     }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, a LorasweepError's own, 130 after Ctrl-C, 1 for a defect of ours."""
-    with safe_streams():
-        return ending(_main(arguments))
+    """Run one command. Returns the exit code: 0, a LorasweepError's own, 1 for a defect of ours.
+
+    It is 130 after Ctrl-C, SIGTERM or SIGHUP (``sweeps/process/signals.py``), wherever they come.
+    """
+    with may_be_closed(), safe_streams(), signals.installed():
+        try:
+            code = _main(arguments)
+        except KeyboardInterrupt:  # while an error was being told
+            code = INTERRUPTED
+        return ending(code)
 
 
 def _main(arguments: Sequence[str] | None) -> int:
@@ -104,16 +113,22 @@ def _main(arguments: Sequence[str] | None) -> int:
             return _dispatch(given)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # such as `… | head`: nobody reads on
-        return 0
+        return INTERRUPTED if signals.came() else 0
     except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
+        signals.said_stopped()
         return INTERRUPTED
     except LorasweepError as error:
+        if signals.interrupted():  # libraries make errors of their own of an interrupt
+            signals.said_stopped()
+            return INTERRUPTED
         if debug:
             traceback.print_exc()
         print(wrapped(message(f"lorasweep: {error}"), sys.stderr), file=sys.stderr)
         return error.exit_code
     except Exception as error:
+        if signals.came() and not debug:  # what breaks while all is being ended is no defect
+            signals.said_stopped()
+            return INTERRUPTED
         if debug:
             raise
         if isinstance(error, OSError) and error.errno in _DISK:

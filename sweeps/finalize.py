@@ -36,7 +36,8 @@ from sweeps.checks.estimate import entries
 from sweeps.checks.preflight import preflight
 from sweeps.compose.compose import RESUMABLE, Composed
 from sweeps.config import SweepConfig
-from sweeps.driver.baseline_runner import main_figures, planned
+from sweeps.display.live_view import main_figures
+from sweeps.driver.baseline_runner import planned
 from sweeps.driver.device_client import DispatcherClient, TrialPlacement
 from sweeps.driver.device_fleet import DeviceFleet, following_cluster
 from sweeps.driver.ray_cluster import check_kept, ignored_address, ray_running

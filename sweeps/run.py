@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.constraints import check_available
 from analysis.errors import INTERRUPTED, DataError, FolderError
-from analysis.folder import ENDED, State, SweepFolder
+from analysis.folder import ENDED, SweepFolder
 from analysis.leaderboard import leaderboard
 from analysis.leaderboard.seeds import runs
 from sweeps.checks.length import Measured, asked_about, choose, is_open, is_timed
@@ -21,6 +21,7 @@ from sweeps.checks.preflight import answers_note, preflight, skipped_note
 from sweeps.compose.compose import Composed, transfer_target
 from sweeps.config import SweepConfig
 from sweeps.display.progress import Progress
+from sweeps.display.summary import exit_status as _exit_status
 from sweeps.display.summary import show_leaderboard, show_next
 from sweeps.display.sweep_state import SweepState
 from sweeps.driver.baseline_runner import planned
@@ -29,7 +30,7 @@ from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.ray_cluster import check_kept, ignored_address, ray_running
 from sweeps.driver.resume import nothing_left, past_runs, same_sweep, tracked_config
 from sweeps.driver.worker_forks import workers_forked
-from sweeps.process import gc_pause
+from sweeps.process import detached, gc_pause, signals
 from sweeps.process.fork_server import ForkServer
 from sweeps.process.installation import program, shell_path
 from sweeps.process.logs import to_file
@@ -203,8 +204,10 @@ def _drive(
             _require_same_data(folder, manifest, data.fingerprint, data.labels)
             manifest |= {"config": composed.resolved(), "unresolved": composed.unresolved()}
         write_manifest(folder, manifest)
-        sweep = TuneRun(folder, composed, fleet, manifest["uid"], progress, began)
-        interrupted = sweep.run(let_go)
+        with signals.handled_by(None):  # from here on they stop the sweep, which says so in its folder
+            sweep = TuneRun(folder, composed, fleet, manifest["uid"], progress, began)
+            detached.begun(folder.output_file, folder.where)
+            interrupted = sweep.run(let_go)
         progress.phase("ranking")
     return _close(folder, progress, sweep, interrupted)
 
@@ -265,16 +268,6 @@ def _go_on_with(folder: SweepFolder) -> str:
     if not folder.sweep_file.exists():
         return "Run the command again."
     return f"Go on when there is a Ray again: {program()} resume {shell_path(folder.where)}"
-
-
-def _exit_status(rows: list[leaderboard.Row]) -> int:
-    """1 where no trial has a score, with a sentence."""
-    nothing = leaderboard.nothing_scored(rows)
-    if nothing:
-        print(f"\n{nothing}", file=sys.stderr)
-    trials = [row for row in rows if row.kind == "trial"]
-    over = any(row.status in (State.COMPLETED, State.STOPPED_EARLY) or row.seeds for row in trials)
-    return 0 if over and not nothing else 1
 
 
 def _progress(config: SweepConfig, view: str, ended: int = 0, seeds: Mapping[str, int] | None = None) -> Progress:

@@ -27,6 +27,7 @@ from sweeps.cli import COMMANDS
 from sweeps.commands.parser import Parser
 from sweeps.compose import conf_tree
 from sweeps.compose.compose import RESUMABLE, compose
+from sweeps.compose.foreign import JUDGE
 from sweeps.config import SweepConfig, schema
 
 ROOT = Path(__file__).parent.parent
@@ -183,7 +184,7 @@ def test_a_command_that_is_not_run_is_understood(name: str, line: str, parsed: C
         assert not settings or compose(settings).config
     else:
         assert set(keys) <= schema().keys()
-        assert command != "resume" or all(key.startswith(RESUMABLE) for key in keys)
+        assert command != "resume" or all(key.startswith(RESUMABLE) or key in JUDGE for key in keys)
 
 
 @functools.cache

@@ -25,10 +25,12 @@ KINDS = ("staging", "view")
 DIGEST = "study/ended.parquet"
 _DIGESTED = re.compile(r"(trials|baselines)/[^/]+/(config\.yaml|status\.json|metrics\.jsonl)")
 _WHEN_OPENED = re.compile(
-    r"(trials|baselines|finals)/[^/]+/(items|adapter|checkpoint)/.*|(wandb|mlflow)/.*|report\.html|lorasweep\.log"
+    r"(trials|baselines|finals)/[^/]+/(items|adapter|checkpoint)/.*|(wandb|mlflow)/.*|report\.html|(lorasweep|output)\.log"
     r"|study/journal\.log|study/ended\.parquet|leaderboard\.csv"
 )
-_NEEDED_TO_DRIVE = re.compile(r"trials/[^/]+/checkpoint/[^/]+/(counters|parent)\.json|(wandb|mlflow)/.*|lorasweep\.log")
+_NEEDED_TO_DRIVE = re.compile(
+    r"trials/[^/]+/checkpoint/[^/]+/(counters|parent)\.json|(wandb|mlflow)/.*|(lorasweep|output)\.log"
+)
 
 
 def place(uri: str, kind: str) -> Path:

@@ -17,7 +17,7 @@ from analysis.errors import ConfigError, HardwareError, masked, refuse_uri
 from analysis.folder import SweepFolder
 from sweeps.commands.composing import composed, composing_parser
 from sweeps.commands.parser import Parser
-from sweeps.commands.viewing import add_view_options
+from sweeps.commands.viewing import add_detach, add_view_options
 
 if TYPE_CHECKING:
     from sweeps.compose.compose import Composed
@@ -123,6 +123,7 @@ def _folder_of(command: str, words: list[str]) -> SweepFolder | None:
         return SweepFolder.open(run)
     parser = composing_parser("run", "", words)
     add_view_options(parser)
+    add_detach(parser)
     sweep = composed(parser.read(words))
     if sweep is None:
         return None

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from analysis.errors import ConfigError
 from sweeps.commands.composing import composed, composing_parser
-from sweeps.commands.viewing import add_view_options, view_of
+from sweeps.commands.viewing import add_detach, add_view_options, detached, view_of, wait_for
 from sweeps.process import gc_pause
+from sweeps.process.detached import detach
 
 if TYPE_CHECKING:
     from sweeps.compose.compose import Composed
@@ -16,15 +17,21 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str]) -> int:
-    description = "Run a sweep. Ctrl-C stops it cleanly; `lorasweep resume` goes on with it."
+    description = "Run a sweep. Ctrl-C stops it cleanly, as a closed terminal does; `lorasweep resume` goes on with it."
     parser = composing_parser("run", description, arguments)
     add_view_options(parser)
+    add_detach(parser)
     options = parser.read(arguments)
+    if options.cfg and options.detach:
+        raise ConfigError("--cfg prints the config and runs nothing: there is nothing to --detach. Give one of them.")
+    view = view_of(options)
+    if detached(options) and (started := detach()) is not None:
+        return wait_for(started)
     from sweeps.driver.worker_forks import forked_ahead
 
     with forked_ahead() if not options.cfg else contextlib.nullcontext() as forks:
         sweep = composed(options)
-        return _run(sweep, view_of(options), forks) if sweep is not None and forks is not None else 0
+        return _run(sweep, view, forks) if sweep is not None and forks is not None else 0
 
 
 def _run(sweep: "Composed", view: str, forks: "Callable[[SweepConfig], ForkServer | None]") -> int:

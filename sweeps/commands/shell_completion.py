@@ -14,7 +14,7 @@ from sweeps.compose.overrides import COMBINED
 from sweeps.config import schema
 
 _COMPOSING = ("run", "trial", "check", "cluster", "data", "fetch", "resume")  # take overrides
-_FOLDERS = ("rank", "answers", "export", "resume", "report", "compare", "status", "stop", "enqueue", "wandb")
+_FOLDERS = ("rank", "answers", "export", "resume", "report", "compare", "status", "attach", "stop", "enqueue", "wandb")
 _TRIALS = ("answers", "export")  # take a sweep, and one of its trials
 
 BASH = """\

@@ -308,3 +308,9 @@ def scores(trial: TrialState, terms: Sequence[str] = ()) -> str:
     shown["objective"] = _score(trial.objective)
     figures = "".join(f"  {name} {text}" for name, text in shown.items() if text != "–")
     return figures + ("  still one class for all rows" if trial.one_class else "")
+
+
+def main_figures(metrics: Mapping[str, float]) -> str:
+    """Accuracy and F1 for a line of progress, each after two spaces; empty where a row has neither."""
+    names = {"accuracy": "accuracy", "macro_f1": "F1"}
+    return "".join(f"  {head} {metrics[name]:.3f}" for name, head in names.items() if name in metrics)

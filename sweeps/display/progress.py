@@ -90,6 +90,12 @@ class Progress:
         with self._lock:
             self._state.best = (row.trial_id, row.objective) if row is not None else None
 
+    def event(self, text: str) -> None:
+        """Print a line where events are lines; in a view that is redrawn it stands anyway."""
+        with self._lock:
+            line = self._stamp(text)
+        self._view.event(line)
+
     def note(self, text: str) -> None:
         """Print a line that stays on the terminal. May be called from any thread."""
         with self._lock:

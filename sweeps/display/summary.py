@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from analysis.folder import SweepFolder
+from analysis.folder import State, SweepFolder
 from analysis.leaderboard import leaderboard
 from analysis.leaderboard.leaderboard import Row
 from analysis.leaderboard.seeds import best_seed
@@ -98,6 +98,16 @@ def show_next(
     if sys.stdout.isatty() and max(map(len, lines)) > shutil.get_terminal_size((120, 24)).columns:
         lines = [line for command, what in commands for line in (f"  # {what}", f"  {command}")]
     print("\nNext:", *lines, sep="\n")
+
+
+def exit_status(rows: Sequence[Row]) -> int:
+    """Of a sweep that came to its end: 1 where no trial has a score, which is said."""
+    nothing = leaderboard.nothing_scored(rows)
+    if nothing:
+        print(f"\n{nothing}", file=sys.stderr)
+    trials = [row for row in rows if row.kind == "trial"]
+    over = any(row.status in (State.COMPLETED, State.STOPPED_EARLY) or row.seeds for row in trials)
+    return 0 if over and not nothing else 1
 
 
 def _has_test_rows(folder: SweepFolder) -> bool:

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +10,7 @@ from analysis.errors import last_line
 from analysis.folder import MetricsRow, State, Status, SweepFolder
 from sweeps.compose.trial_template import TrialTemplate
 from sweeps.config import SweepConfig, computed_baselines, saved_answers
+from sweeps.display.live_view import main_figures
 from sweeps.driver.device_fleet import DeviceFleet
 from sweeps.store.bucket_upload import fetched_back
 from trainer.config import Baseline
@@ -130,9 +131,3 @@ class BaselineRunner:
 def settings_of(baseline: Baseline) -> dict[str, Any]:
     """What a tracker shows as a baseline's config."""
     return asdict(baseline.trial) | {"baseline": baseline.kind}
-
-
-def main_figures(metrics: Mapping[str, float]) -> str:
-    """Accuracy and F1 for a line of progress, each after two spaces; empty where a row has neither."""
-    names = {"accuracy": "accuracy", "macro_f1": "F1"}
-    return "".join(f"  {head} {metrics[name]:.3f}" for name, head in names.items() if name in metrics)

@@ -1,8 +1,8 @@
 """A Ray node that joins the cluster of a sweep by the file in its folder, and leaves by itself.
 
-On SIGTERM or SIGUSR1, as a job gets them before it is preempted or its time is over, it tells Ray that this node is
-about to go: the sweep's trials here write checkpoints between two steps and go on elsewhere. When the head is gone for
-good, it ends.
+On SIGTERM or SIGUSR1, as a job gets them before it is preempted or its time is over, and on SIGHUP, when its terminal
+is closed, it tells Ray that this node is about to go: the sweep's trials here write checkpoints between two steps and
+go on elsewhere. When the head is gone for good, it ends.
 
 Every node has a folder, a token file and ports of its own, and ends no process but its own Ray's: on a shared machine
 others may run one too.
@@ -31,7 +31,7 @@ from sweeps.store.cluster_file import ClusterHead, NoHead, is_announced, read_he
 
 # Seconds from a signal to the end. SLURM sends SIGKILL 30 s after SIGTERM by default; USR1 is what a job asks for by
 # --signal, here 120 s before its end.
-_GRACE = {signal.SIGTERM: 25.0, signal.SIGINT: 25.0, signal.SIGUSR1: 90.0}
+_GRACE = {signal.SIGTERM: 25.0, signal.SIGINT: 25.0, signal.SIGHUP: 25.0, signal.SIGUSR1: 90.0}
 _EVERY = 0.5
 _SAY_AGAIN = 60.0
 _START_SECONDS = 90.0
@@ -176,7 +176,7 @@ class _Node:
         environment = {key: value for key, value in os.environ.items() if key not in ("RAY_AUTH_TOKEN", "RAY_ADDRESS")}
         # A batch system sends SIGTERM to all processes of a job at once. A raylet that gets it ends its workers before
         # they can write checkpoints: so all of Ray's processes have it blocked, which is inherited.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, set(_GRACE))
         try:
             with self._log.open("wb") as out:
                 self._process = subprocess.Popen(
@@ -267,7 +267,7 @@ def _signals() -> Iterator[list[signal.Signals]]:
     def note(number: int, frame: FrameType | None) -> None:
         came.append(signal.Signals(number))
 
-    before = {number: signal.signal(number, note) for number in _GRACE}
+    before = {it: signal.signal(it, note) for it in _GRACE if signal.getsignal(it) is not signal.SIG_IGN}
     try:
         yield came
     finally:

@@ -20,6 +20,7 @@ from ray.exceptions import AuthenticationError
 from analysis.errors import ConfigError, FolderError, HardwareError, first_line
 from sweeps.config import SweepConfig
 from sweeps.driver.ray_watch import Part, RayWatch
+from sweeps.process import signals
 from sweeps.process.fork_server import ForkServer
 from sweeps.process.logs import RAY_MESSAGES
 from sweeps.process.ray_node import few_processes
@@ -31,6 +32,7 @@ NAMESPACE = "lorasweep"
 _CONNECT_SECONDS = 10
 _START_ATTEMPTS = 3
 _SHUTDOWN_SECONDS = 10.0  # it takes one
+_INTERRUPTED_SECONDS = 3.0  # for a Ray that has not come up
 _started: list[psutil.Process] = []  # of a Ray of our own: its raylet; like Ray's connection, of this process
 _watches: list[RayWatch] = []  # of this process, as its connection: at most one
 _JOB_FILES = "working_dir_files"  # Ray's folder for the working directories of jobs
@@ -68,6 +70,7 @@ def ray_running(
     # Ray prints a traceback for every trial that fails or is stopped by Ctrl-C; its reason is in the leaderboard.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     ray._private.worker.print_to_stdstream = _log_message  # of Ray's processes, not of ours: pages on standard output
+    ray._private.utils.set_sigterm_handler = lambda handler: None  # Ray's would end the driver; ours stops the sweep
     address = cluster_address(config)
     options: dict[str, Any] = {
         "namespace": NAMESPACE,
@@ -276,12 +279,14 @@ def end_ray(seconds: float = _SHUTDOWN_SECONDS) -> None:
         watch.stop()
     # Kept until they are ended: a second Ctrl-C may come while this is at work in another thread.
     _started.extend([process for raylet in _started for process in _below(raylet)])
-    shutdown = threading.Thread(target=ray.shutdown, name="ray.shutdown", daemon=True)
-    shutdown.start()
-    shutdown.join(seconds)
-    if shutdown.is_alive():
-        leave_nothing_to_libraries()
-    _kill_started()
+    try:
+        shutdown = threading.Thread(target=ray.shutdown, name="ray.shutdown", daemon=True)
+        shutdown.start()
+        shutdown.join(seconds)
+        if shutdown.is_alive():
+            leave_nothing_to_libraries()
+    finally:
+        _kill_started()  # also where a signal comes just now
 
 
 def expect_end() -> None:
@@ -324,7 +329,8 @@ def _start(options: dict[str, Any]) -> None:
     before = _raylets()
     for left in reversed(range(_START_ATTEMPTS)):
         try:
-            ray.init(**options)
+            with signals.hangups_kept_from_children():
+                ray.init(**options)
             _started.extend(raylet for raylet in _raylets() if raylet not in before)
             return
         except Exception as error:
@@ -337,6 +343,10 @@ def _start(options: dict[str, Any]) -> None:
                     " short of memory. Run the command again when it is less busy, or use a running cluster:"
                     " ray.address=HOST:PORT"
                 ) from error
+        except KeyboardInterrupt:  # Ray itself only ends what it has started where it has started all
+            _started.extend(_below(psutil.Process()))
+            end_ray(_INTERRUPTED_SECONDS)
+            raise
 
 
 def _check_listening(address: str | None) -> None:

@@ -6,7 +6,6 @@ state, from which nobody learns what to do. Where a process of Ray's hangs, noth
 
 import atexit
 import contextlib
-import os
 import signal
 import sys
 import threading
@@ -14,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 import grpc
 from ray._private.grpc_utils import init_grpc_channel  # with the cluster's TLS and token
@@ -22,7 +21,7 @@ from rich.console import Console
 
 from analysis.errors import INTERRUPTED, ClusterError
 from analysis.text.visible import visible
-from sweeps.process.terminal import wrapped
+from sweeps.process.terminal import only_python_speaks, wrapped
 from sweeps.process.termination import end_now
 
 _EVERY = 0.25  # seconds between two questions
@@ -169,7 +168,7 @@ class RayWatch:
     def _end(self, dead: Sequence[Part]) -> None:
         names = " and ".join(f"{part.name} ({part.address})" for part in dead)
         message = f"Ray died: no answer from {names}. Everything recorded so far is kept. {self._go_on()}"
-        errors = _silence_ray()
+        errors = only_python_speaks()
         self.error = ClusterError(message)
         if not self._leaving:
             signal.pthread_kill(threading.main_thread().ident or 0, _WAKE)
@@ -187,11 +186,3 @@ class RayWatch:
 
     def _exit(self) -> None:
         end_now(INTERRUPTED if self._leaving else ClusterError.exit_code)
-
-
-def _silence_ray() -> IO[str]:
-    """Leave the terminal to Python's own prints: what Ray's C++ code says from now on helps nobody. Returns stderr."""
-    errors = os.fdopen(os.dup(2), "w")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    sys.stderr = errors
-    return errors

@@ -1,9 +1,8 @@
-"""What stops a sweep before its end: Ctrl-C and SIGTERM, requests, budgets, a disk that is full."""
+"""What stops a sweep before its end: Ctrl-C, SIGTERM and SIGHUP, requests, budgets, a disk that is full."""
 
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,16 +14,23 @@ from analysis.folder import State
 from analysis.rows import configuration_id
 from sweeps.display.progress import Progress
 from sweeps.driver.ray_cluster import end_ray, expect_end
+from sweeps.process import signals
 
 _KEPT = "Everything recorded so far is kept."
+_SIGNALS = {
+    signal.SIGINT: "Stopping on Ctrl-C. Everything scored so far is kept.",
+    signal.SIGTERM: "Stopping on SIGTERM. Everything scored so far is kept.",
+    signal.SIGHUP: "Stopping: the terminal was closed (SIGHUP). Everything scored so far is kept.",
+}
+_HURRY = {signal.SIGINT: " Press Ctrl-C again to leave at once."}
 _SHUTDOWN_SECONDS = 3.0  # for Ray's own processes, which would outlive the driver for a while
 
 
 class SweepStopper(Stopper):
     """How a sweep ends before all its trials have; Tune's stopper, asked after every report of a trial.
 
-    - *At once* (Ctrl-C, SIGTERM, ``lorasweep stop``, a disk that cannot be written): device workers are ended in the
-      middle of their rung. A second Ctrl-C leaves without the ranking.
+    - *At once* (Ctrl-C, SIGTERM, SIGHUP, ``lorasweep stop``, a disk that cannot be written): device workers are ended
+      in the middle of their rung. A second Ctrl-C leaves without the ranking.
     - *Gently* (a budget that is used up): each running trial goes on to its next rung.
 
     Either way nothing new is suggested, no running trial has ended, and all go on from their last rung on resume. And
@@ -39,7 +45,6 @@ class SweepStopper(Stopper):
         self._at_once, self._gently = threading.Event(), threading.Event()
         self._progress, self._abandon = progress, abandon
         self._unwanted: set[str] = set()
-        self._signalled = False
         self.why = ""
         self.error: LorasweepError | None = None
 
@@ -64,14 +69,20 @@ class SweepStopper(Stopper):
     def at_once(self) -> bool:
         return self._at_once.is_set()
 
-    def stop(self, why: str, at_once: bool = True) -> None:
-        """Stop the sweep; ``why`` is a sentence. May be called from any thread, and more than once."""
+    def stop(self, why: str, at_once: bool = True, hint: str = "") -> None:
+        """Stop the sweep. May be called from any thread, and more than once.
+
+        Args:
+            why: a sentence; it is recorded.
+            at_once: rather than at the next rung of each trial.
+            hint: said after it.
+        """
         if self.is_set() and not (at_once and not self._at_once.is_set()):
             return
         self.why = self.why or why
         (self._at_once if at_once else self._gently).set()
         self._abandon()  # from here on, what Tune stops has not ended: it goes on with a resume
-        self._progress.stopping(why)
+        self._progress.stopping(why + hint)
 
     def stop_trial(self, trial_id: str) -> None:
         """End a trial, with all seeds of its configuration where it is the first, at the next rung."""
@@ -101,20 +112,15 @@ class SweepStopper(Stopper):
 
     @contextlib.contextmanager
     def catching(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._caught) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        """While the block lasts, the first signal stops the sweep, and a Ctrl-C that follows leaves at once."""
+        with signals.installed(), signals.handled_by(self._signalled, self._leave):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
-    def _caught(self, number: int, frame: Any) -> None:
-        if self._signalled:
-            self._progress.close()
-            # Threads that are still at work find no Ray any more; what they say of it helps nobody.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-            end_ray(_SHUTDOWN_SECONDS)  # not for long: what the signal interrupted may hold Ray's locks
-            os._exit(INTERRUPTED)
-        self._signalled = True
+    def _signalled(self, number: signal.Signals) -> None:
         expect_end()
-        self.stop("Stopping. Everything scored so far is kept. Press Ctrl-C again to leave at once.")
+        self.stop(_SIGNALS[number], hint=_HURRY.get(number, ""))
+
+    def _leave(self) -> None:
+        self._progress.close()
+        end_ray(_SHUTDOWN_SECONDS)  # not for long: what the signal interrupted may hold Ray's locks
+        os._exit(INTERRUPTED)

@@ -17,7 +17,7 @@ from ray import tune
 from ray.tune import Callback
 
 from analysis.constraints import Constraints
-from analysis.errors import ClusterError
+from analysis.errors import INTERRUPTED, LorasweepError
 from analysis.folder import MetricsRow, SweepFolder, read_lines
 from analysis.leaderboard import leaderboard
 from analysis.leaderboard.ranking import baselines_metrics, objective_of
@@ -226,6 +226,7 @@ class TuneRun:
         )
         baselines.start()
         scratch = tempfile.mkdtemp(prefix="lorasweep-tune-")
+        status: int | None = None
         try:
             tuner = self._tuner(scratch)
             with self.interrupt.catching():
@@ -240,12 +241,15 @@ class TuneRun:
                     gc.collect()
                     let_go()
                     self._track_sweep()
-        except ClusterError as error:
-            self.interrupt.why = self.interrupt.why or str(error)
+            status = INTERRUPTED if self.interrupt.at_once() else None
+        except Exception as error:
+            known = isinstance(error, LorasweepError)
+            self.interrupt.why = self.interrupt.why or (str(error) if known else f"{type(error).__name__}: {error}")
+            status = error.exit_code if isinstance(error, LorasweepError) else 1
             raise
         finally:
             with contextlib.suppress(OSError):
-                self.heartbeat.end(self.interrupt.why or "finished")
+                self.heartbeat.end(self.interrupt.why or "finished", status)
             self.tracking.close()
             shutil.rmtree(scratch, ignore_errors=True)
         return self.interrupt.at_once()

@@ -1,15 +1,84 @@
-"""What a command prints: wrapped for a terminal, and nothing that steers it. Imports nothing that takes time."""
+"""What a command prints: wrapped for a terminal, which may be closed, and nothing that steers it.
+
+Imports nothing that takes time.
+"""
 
 import contextlib
+import errno
+import io
+import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 from analysis.text.visible import middle_out, visible
 
 _LONGEST = 2_000  # characters of a word of a message; a longer one is no word, but a value that somebody gave
+_ERRORS = 2  # the descriptor of standard error
+_GONE = (errno.EIO, errno.ENXIO)  # of a terminal that was closed
+
+
+class Terminal(io.FileIO):
+    """Writes to a terminal. Once that is closed, what is written is lost, and whoever writes has no error from it.
+
+    Args:
+        descriptor: stays open.
+    """
+
+    def __init__(self, descriptor: int):
+        super().__init__(descriptor, "wb", closefd=False)
+
+    def write(self, data) -> int:  # type: ignore[no-untyped-def,override]  # any buffer, named differently by version
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return memoryview(data).nbytes
+
+
+def _stream(descriptor: int, like: TextIO) -> io.TextIOWrapper:
+    """A stream of text to a terminal."""
+    buffer = io.BufferedWriter(Terminal(descriptor))
+    return io.TextIOWrapper(buffer, like.encoding, like.errors, line_buffering=True)
+
+
+@contextlib.contextmanager
+def may_be_closed() -> Iterator[None]:
+    """While the block lasts, the terminal may be closed, and nothing fails because of it."""
+    before = sys.stdout, sys.stderr
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        if before[0].isatty():
+            before[0].flush()
+            sys.stdout = _stream(before[0].fileno(), before[0])
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        if before[1].fileno() == _ERRORS:  # a descriptor of its own: libraries can be silenced without Python
+            before[1].flush()
+            sys.stderr = _stream(os.dup(_ERRORS), before[1])
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+def only_python_speaks() -> TextIO:
+    """Leave standard error to Python's own prints: what libraries' C++ code says from now on helps nobody.
+
+    Returns:
+        What they print to.
+    """
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # it is no file, or closed
+        sys.stderr.flush()
+        if sys.stderr.fileno() == _ERRORS:
+            sys.stderr = _stream(os.dup(_ERRORS), sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _ERRORS)
+    return sys.stderr
 
 
 def wrapped(text: str, stream: IO[str]) -> str:

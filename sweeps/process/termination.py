@@ -7,9 +7,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 _END_SECONDS = 3.0  # for the handler that was there before to end the process
+_CHILD_SECONDS = 2.0  # for a child to end by itself
 _at_once = threading.Event()
 
 
@@ -58,14 +59,32 @@ def ending(status: int) -> int:
     return status
 
 
-def end_now(status: int) -> None:
-    """End this process without what libraries do at the interpreter's end; what was printed is written."""
+def end_now(status: int, leftovers: Iterable[Callable[[], None]] = ()) -> None:
+    """End this process without what libraries do at the interpreter's end; what was printed is written.
+
+    What it started ends with it: W&B's service, which writes what it has, and whatever a signal left half begun.
+
+    Args:
+        status: of the process.
+        leftovers: remove what would stay, once no process is left.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            stream.flush()
+    _end_children()
+    for remove in leftovers:
+        with contextlib.suppress(Exception):
+            remove()
+    os._exit(status)
+
+
+def _end_children() -> None:
     import psutil  # only here: each command imports this module
 
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    for child in psutil.Process().children():  # such as W&B's service, which writes what it has
+    below = psutil.Process().children(recursive=True)
+    for child in below:
         with contextlib.suppress(psutil.Error):
             child.terminate()
-    os._exit(status)
+    for child in psutil.wait_procs(below, _CHILD_SECONDS)[1]:
+        with contextlib.suppress(psutil.Error):
+            child.kill()

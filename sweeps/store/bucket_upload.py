@@ -28,11 +28,13 @@ _PATIENCE = 300.0  # seconds for which a bucket may not answer
 _AT_LAST = 20.0  # seconds for logs and trackers' files in the end
 _SLOWEST = 10.0  # seconds between two attempts
 _LOGS_EVERY, _TRACKERS_EVERY, _DIGEST_EVERY = 30.0, 300.0, 30.0  # seconds
-_LOGS, _TRACKERS = ("lorasweep.log", "study/journal.log"), ("wandb", "mlflow")
+_LOGS, _TRACKERS = ("lorasweep.log", "output.log", "study/journal.log"), ("wandb", "mlflow")
 _LATEST = re.compile(
     r"leaderboard\.csv|report\.html|study/spent\.json"
 )  # made again from the rest: the last one counts
-_NOT = re.compile(r"control/driver\.json|(.*/)?\..*|(wandb|mlflow)/.*|study/journal\.log(\..*)?|lorasweep\.log")
+_NOT = re.compile(
+    r"control/driver\.json|(.*/)?\..*|(wandb|mlflow)/.*|study/journal\.log(\..*)?|(lorasweep|output)\.log"
+)
 _SAY_EVERY = 2.0
 
 

@@ -49,6 +49,7 @@ class Driver:
         pid, host: its process.
         started, seen: seconds since 1970 by its clock: its start, and when it last said that it runs.
         ended: how its run ended, in a sentence; empty while it runs, and where it was killed.
+        status: its exit status, where it ended before all trials had.
     """
 
     alive: bool
@@ -57,6 +58,7 @@ class Driver:
     started: float = 0.0
     seen: float = 0.0
     ended: str = ""
+    status: int | None = None
 
 
 def ask_to_stop(folder: SweepFolder, trial_id: str = "") -> Request:
@@ -147,16 +149,22 @@ class Heartbeat(Spent):
             self._beat_at = now
             self._write()
 
-    def end(self, how: str) -> None:
-        """Write how the run ended, as a sentence."""
-        self.beat()
-        self._write(how)
+    def end(self, how: str, status: int | None = None) -> None:
+        """Write how the run ended.
 
-    def _write(self, ended: str = "") -> None:
+        Args:
+            how: a sentence.
+            status: the exit status, where that is not told by the trials.
+        """
+        self.beat()
+        self._write(how, status)
+
+    def _write(self, ended: str = "", status: int | None = None) -> None:
         amounts: dict[str, Any] = {"seconds": round(self.seconds, 3), "device_seconds": round(self.device_seconds, 3)}
         amounts |= {"closed": self.closed} if self.closed else {}
         atomic_write(_spent_file(self.folder), json.dumps(amounts) + "\n")
         identity = self._identity | {"seen": time.time(), "ended": ended}
+        identity |= {"status": status} if status is not None else {}
         atomic_write(_driver_file(self.folder), json.dumps(identity) + "\n")
 
 
@@ -174,7 +182,8 @@ def driver(folder: SweepFolder) -> Driver:
     alive = _locked(folder.root / ".lock") or _lives_elsewhere(folder)
     try:
         content = json.loads(_driver_file(folder).read_text())
-        known = Driver(alive, *(content[name] for name in ("pid", "host", "started", "seen", "ended")))
+        recorded = [content[name] for name in ("pid", "host", "started", "seen", "ended")]
+        known = Driver(alive, *recorded, content.get("status"))  # type: ignore[call-arg]
         _ = float(content["started"] or 0.0), float(content["seen"] or 0.0)
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return Driver(alive)

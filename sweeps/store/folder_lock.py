@@ -13,6 +13,7 @@ from analysis.errors import FolderError
 from analysis.folder import SweepFolder
 from analysis.plain_files import open_lock
 from sweeps.config import SweepSettings
+from sweeps.process import signals
 from sweeps.process.installation import program, shell_path
 
 
@@ -66,7 +67,7 @@ def new_folder(folder: SweepFolder, settings: SweepSettings) -> SweepFolder:
 
 def _left_behind(path: Path) -> bool:
     """Whether a file is what a driver leaves that was killed before it had begun."""
-    return path.name.startswith(".") or path.name in ("control", "lorasweep.log")
+    return path.name.startswith(".") or path.name in ("control", "lorasweep.log", "output.log")
 
 
 @contextlib.contextmanager
@@ -89,12 +90,16 @@ def locked(folder: SweepFolder) -> Iterator[None]:
             ) from None
         from sweeps.store.bucket_upload import uploading
 
-        try:
-            with uploading(folder.copy) if folder.copy else contextlib.nullcontext():
-                yield
-        finally:
+        def remove_where_not_begun() -> None:
             if made and not folder.sweep_file.exists():
                 shutil.rmtree(folder.root, ignore_errors=True)
                 for parent in made[1:]:
                     with contextlib.suppress(OSError):  # something else is in it by now
                         parent.rmdir()
+
+        with signals.left_behind(remove_where_not_begun), contextlib.ExitStack() as work:
+            work.callback(remove_where_not_begun)
+            if folder.copy:
+                work.enter_context(signals.patient())
+                work.enter_context(uploading(folder.copy))
+            yield
