@@ -1,7 +1,8 @@
 """A W&B server on the loopback address: as much of its HTTP and GraphQL as the client needs to log runs online.
 
 It keeps what a real one would show: a run's config, history by step, summary and state, uploaded files, artifacts with
-their aliases, saved views. ``trouble`` makes it fail as servers do.
+their aliases, saved views. ``trouble`` makes it fail as servers do; ``die`` and ``come_back`` are a server that is gone
+for a while, and has its state and its address when it is there again.
 """
 
 import base64
@@ -9,6 +10,7 @@ import contextlib
 import gzip
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -62,15 +64,21 @@ class ServedArtifact:
 class WandbServer:
     """``with WandbServer() as server``: serves at ``server.url`` until the block ends.
 
+    Args:
+        port: to serve at; 0: any that is free.
+
     Attributes:
         runs: by name (W&B's word for the run id).
         artifacts: in the order they were made.
         views: saved workspaces and reports.
-        trouble: "" (well), "500", "hang" (accepts, and answers after ``hang_seconds``) or "drop" (closes connections).
+        trouble: "" (well), a status such as "500" or "401", "hang" (accepts, and answers after ``hang_seconds``) or
+            "drop" (closes connections).
         refused: requests that met with trouble.
+        asked: GraphQL operations, in the order in which they came.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
+        self.port = port
         self.runs: dict[str, ServedRun] = {}
         self.artifacts: list[ServedArtifact] = []
         self.views: list[dict[str, Any]] = []
@@ -82,19 +90,32 @@ class WandbServer:
         self.over = threading.Event()
 
     def __enter__(self) -> "WandbServer":
-        handler = type("Handler", (_Handler,), {"server_state": self})
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._http.daemon_threads = True
-        self._http.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that hangs up is no news
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
-        self._thread.start()
+        self.come_back()
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self.die()
+
+    def come_back(self) -> None:
+        """Serve, at the address of before; nothing of what was kept is lost."""
+        handler = type("Handler", (_Handler,), {"server_state": self})
+        self.over.clear()
+        self._http = _Http(("127.0.0.1", self.port), handler)
+        self._http.daemon_threads = True
+        self._http.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that hangs up is no news
+        self.port = self._http.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+
+    def die(self) -> None:
+        """Be gone: connections that are open end too, and new ones are refused."""
         self.over.set()
         self._http.shutdown()
         self._http.server_close()
+        for connection in list(self._http.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def latest(self, type_: str) -> list[ServedArtifact]:
         return [artifact for artifact in self.artifacts if artifact.type == type_]
@@ -313,6 +334,22 @@ class WandbServer:
                 self.artifacts[int(owner)].files[_name(name)] = content
 
 
+class _Http(ThreadingHTTPServer):
+    """Knows its open connections: a client keeps them, and would go on being served after the server's death."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.connections: set[socket.socket] = set()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self.connections.discard(request)
+        super().shutdown_request(request)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_state: WandbServer
@@ -329,7 +366,7 @@ class _Handler(BaseHTTPRequestHandler):
             if state.trouble in ("hang", "drop"):
                 self.close_connection = True
                 return None
-            return self._reply(500, b'{"errors": [{"message": "out of order"}]}')
+            return self._reply(int(state.trouble), b'{"errors": [{"message": "out of order"}]}')
         path = self.path.split("?")[0]
         result: dict[str, Any] = {}
         if path == "/graphql":
