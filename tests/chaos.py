@@ -219,8 +219,8 @@ class Chaos:
                 elif self.struck.total() < self.settings.strikes:
                     if self._wait_for_a_moment():
                         self._strike()
-                elif not self._pass(1.0):
-                    continue
+                else:
+                    self._pass(1.0)
         except Hung as hung:
             self.faults.append(str(hung))
             self.command.kill_all()

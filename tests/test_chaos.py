@@ -105,7 +105,7 @@ def test_weights_are_compared_bit_by_bit(sweeps: tuple[SweepFolder, SweepFolder]
 
 
 def test_each_fault_of_what_wandb_shows_is_told(sweeps: tuple[SweepFolder, SweepFolder]) -> None:
-    def faults(change: object) -> str:
+    def faults(_: object) -> str:
         return " ".join(wandb_faults(sweeps[0], shown))
 
     shown = complete()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.process.installation import package_root
-from tests.wandb_server import ServedArtifact, ServedRun, WandbServer
+from tests.wandb_server import ServedRun, WandbServer
 
 _KEPT = ("runs", "artifacts", "views")
 
@@ -93,8 +93,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    from tests.wandb_server_process import main as known_by_its_module  # what is pickled names its class by module
-
-    known_by_its_module(sys.argv[1:])
-
-__all__ = ["KeptServer", "ServedArtifact", "ServedRun", "ServerProcess", "main"]
+    main(sys.argv[1:])
