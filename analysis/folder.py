@@ -346,6 +346,7 @@ class SweepFolder:
         self.asks_file = self.root / "study" / "asks.jsonl"
         self.journal_file = self.root / "study" / "journal.log"
         self.transfer_file = self.root / "study" / "transfer.jsonl"
+        self.tracked_file = self.root / "study" / "tracked.jsonl"  # which runs of which tracker are complete
         self.trials_dir = self.root / "trials"
         self.baselines_dir = self.root / "baselines"
         self.finals_dir = self.root / "finals"

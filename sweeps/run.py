@@ -27,7 +27,7 @@ from sweeps.driver.baseline_runner import planned
 from sweeps.driver.device_fleet import DeviceFleet, following_cluster
 from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.ray_cluster import check_kept, ignored_address, ray_running
-from sweeps.driver.resume import nothing_left, same_sweep
+from sweeps.driver.resume import nothing_left, past_runs, same_sweep, tracked_config
 from sweeps.driver.worker_forks import workers_forked
 from sweeps.process import gc_pause
 from sweeps.process.fork_server import ForkServer
@@ -39,7 +39,9 @@ from sweeps.store.bucket_upload import saved
 from sweeps.store.control import driver
 from sweeps.store.folder_lock import locked, new_folder, open_to_drive, sweep_folder
 from sweeps.store.manifest import make_manifest, read_manifest, write_manifest
-from sweeps.tracking.base import check_trackers
+from sweeps.tracking.base import Hint, TrackedSweep, build_trackers, check_trackers
+from sweeps.tracking.catch_up import CatchUp
+from sweeps.tracking.from_folder import sweep_due
 from trainer.evaluation.metric_names import told
 
 if TYPE_CHECKING:
@@ -107,13 +109,33 @@ def _go_on(
     done = nothing_left(folder, composed.config.search, baselines)
     if done and not driver(folder).alive:
         ranking = leaderboard.ranked(folder)
+        hints = _track_what_lacks(folder, composed, manifest, ranking.rows)
         show_leaderboard(folder, ranking.rows, judgement=ranking.judgement)
         print(f"\n{done}")
+        for hint in hints:
+            print(f"To {hint.purpose}: {hint.command}")
         return _exit_status(ranking.rows)
     check_trackers(composed.config.tracking, composed.raw["tracking"], composed.explicit)
     preflight(composed.config, composed.space, view == "quiet")
     with locked(folder), _progress(composed.config, view, *_ended(folder)) as progress:
         return _drive(folder, composed, progress, manifest, worker, forks)
+
+
+def _track_what_lacks(
+    folder: SweepFolder, composed: Composed, manifest: Mapping[str, Any], rows: Sequence[leaderboard.Row]
+) -> list[Hint]:
+    """Give the trackers of a sweep that is over what an earlier driver could not. Returns what can be done then."""
+    tracking = composed.config.tracking
+    trackers = build_trackers(tracking, TrackedSweep(folder, manifest["uid"], print))
+    due = [*past_runs(folder, composed), sweep_due(folder, rows, tracked_config(composed))] if trackers else []
+    catch_up = CatchUp(folder, trackers, due)
+    if not catch_up.needed:
+        return []
+    check_trackers(tracking, composed.raw["tracking"], composed.explicit)
+    with locked(folder), to_file(folder.log_file):
+        hints = catch_up.write()
+        saved(folder, print)
+    return hints
 
 
 def _drive(

@@ -11,10 +11,11 @@ from analysis.rows import configuration_id
 from analysis.searched_values import leaves
 from sweeps.compose.compose import RESUMABLE, Composed
 from sweeps.config import SearchConfig
-from sweeps.driver.baseline_runner import missing
+from sweeps.driver.baseline_runner import missing, planned, settings_of
 from sweeps.driver.stop_budget import StopBudget
 from sweeps.process.installation import program, shell_path
 from sweeps.store.control import ENQUEUE, requests, spent
+from sweeps.tracking.from_folder import Due, PastRuns
 from trainer.config import Baseline
 
 # fitted to the machine and the data
@@ -98,6 +99,18 @@ def nothing_left(folder: SweepFolder, search: SearchConfig, baselines: Sequence[
         if used
         else ""
     )
+
+
+def past_runs(folder: SweepFolder, composed: Composed) -> list[Due]:
+    """The trials that have ended and the baselines that were scored, as each tracker should have them."""
+    baselines = planned(composed.template, composed.precisions)
+    configs = {baseline.name: settings_of(baseline) for baseline in baselines}
+    return list(PastRuns(folder, configs, composed.config.search.repeats).due())
+
+
+def tracked_config(composed: Composed) -> dict[str, Any]:
+    """What trackers show as the sweep's config; ``lorasweep wandb pull`` reads it."""
+    return composed.resolved() | {"searched": list(composed.space)}
 
 
 _ABSENT = object()

@@ -28,6 +28,7 @@ from sweeps.display.progress import Progress
 from sweeps.driver.baseline_runner import BaselineRunner, missing, planned, settings_of
 from sweeps.driver.device_client import LOST
 from sweeps.driver.device_fleet import DeviceFleet
+from sweeps.driver.resume import past_runs, tracked_config
 from sweeps.driver.stop_budget import StopBudget
 from sweeps.driver.stopper import SweepStopper
 from sweeps.driver.trial_proxy import TrialProxy
@@ -44,6 +45,7 @@ from sweeps.store.leaderboard_writer import LeaderboardWriter
 from sweeps.store.reconcile import update_files, update_study
 from sweeps.store.recorder import Recorder, write_config
 from sweeps.tracking.base import TrackedSweep, build_trackers
+from sweeps.tracking.from_folder import Due, sweep_due
 from sweeps.tracking.tables import charts
 from sweeps.tracking.tune_callback import TrackerCallback, keep_keys_from_ray, spare_imports_for_usage_reports
 from trainer.config import Baseline
@@ -164,6 +166,8 @@ class TuneRun:
         self.tracking = TrackerCallback(
             trackers, folder, self.trial_config, self.interrupt.is_set, config.search.repeats
         )
+        if records:  # an earlier driver may have been killed before its trackers had all
+            self.tracking.catch_up(self._ended_runs())
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # the search refers to it, and Tune pickles that into scratch that nobody reads
@@ -370,11 +374,14 @@ class TuneRun:
     def _track_sweep(self) -> None:
         if self.tracking.active:
             rows = leaderboard.ranked(self.folder).rows
+            config = tracked_config(self.composed)
             objective, _ = objective_of(self.folder, rows)
-            config = self.composed.resolved() | {
-                "searched": list(self.composed.space)
-            }  # `lorasweep wandb pull` reads it
             self.tracking.log_sweep(rows, config, charts(rows, objective))
+            self.tracking.catch_up([*self._ended_runs(), sweep_due(self.folder, rows, config)])
+
+    def _ended_runs(self) -> list[Due]:
+        """What each tracker should have now: it is told of those that it lacks."""
+        return past_runs(self.folder, self.composed) if self.tracking.active else []
 
 
 def beside_the_driver() -> tune.PlacementGroupFactory:

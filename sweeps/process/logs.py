@@ -3,9 +3,12 @@
 import contextlib
 import logging
 import sys
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 RAY_MESSAGES = "ray_messages"  # what Ray's own processes tell the driver: a node that is lost, a raylet's last lines
 LIBRARIES = (
@@ -98,11 +101,14 @@ def _handled_by(file: LogFile, verbose: bool, warned: bool = True) -> Iterator[N
     for logger in loggers:
         logger.handlers = handlers[:]  # some have a handler of their own, on standard error
         logger.propagate = False
+    hook = threading.excepthook
+    threading.excepthook = partial(_log_thread, hook)
     for handler in handlers:
         root.addHandler(handler)  # else Python itself writes to standard error what has no handler
     try:
         yield
     finally:
+        threading.excepthook = hook
         if captured:
             logging.captureWarnings(False)
         for handler in handlers:
@@ -111,6 +117,25 @@ def _handled_by(file: LogFile, verbose: bool, warned: bool = True) -> Iterator[N
             logger.propagate, logger.handlers = propagate, own
         for handler in handlers:
             handler.close()
+
+
+def _log_thread(other: Callable[[threading.ExceptHookArgs], Any], failed: threading.ExceptHookArgs) -> None:
+    """Log what ended a library's own thread, such as W&B's where its service was killed; it is no error of the sweep.
+
+    Args:
+        other: told of all other threads.
+        failed: as Python tells ``threading.excepthook``.
+    """
+    place = failed.exc_traceback
+    while place is not None:
+        library = str(place.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        if library in LIBRARIES:
+            known = failed.exc_value is not None
+            what = (failed.exc_type, failed.exc_value, failed.exc_traceback) if known else None
+            logging.getLogger(library).warning("a thread of %s ended", library, exc_info=what)  # type: ignore[arg-type]
+            return
+        place = place.tb_next
+    other(failed)
 
 
 def of_worker(path: Path, node: str) -> None:

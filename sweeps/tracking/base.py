@@ -22,6 +22,7 @@ from sweeps.config import TrackingConfig
 SWEEP_RUN = "sweep"  # the name of the run that stands for the whole sweep
 
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]  # column names, rows
+Point = tuple[int, Mapping[str, Any]]  # step, values: as of ``Tracker.log_point``
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,15 @@ class Run:
         kind: ``trial``, ``baseline`` or ``sweep``.
         config: nested, resolved.
         values: of a trial: dotted path → what the search gave it.
+        earlier: points that the sweep folder has already, in order. Of an earlier process, whose tracker had them all
+            unless it was killed; or all points, of a run that is written after it ended.
     """
 
     name: str
     kind: str
     config: Mapping[str, Any]
     values: Mapping[str, Any] = field(default_factory=dict)
+    earlier: tuple[Point, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,9 @@ class Tracker(ABC):
 
     title: ClassVar[str] = ""  # what messages call it; by default the class's name
     off: bool = False  # made, but switched off by its settings: it is never called
+    key: str = ""  # its name in the config, by which its complete runs are recorded
+    # ``start_run`` brings a run up to ``run.earlier``. Else those points are logged where a whole run is written.
+    writes_earlier: ClassVar[bool] = False
 
     def __init__(self, sweep: TrackedSweep) -> None:
         self.sweep = sweep
@@ -132,6 +139,21 @@ class Tracker(ABC):
     @abstractmethod
     def finish_run(self, name: str, outcome: Outcome) -> None:
         """A run has ended, or is left to be gone on with. The last call for it."""
+
+    def kept(self, name: str) -> str | None:
+        """Where a run that was finished is now complete, in words for ``holds``; None where some of it may be lost.
+
+        Asked after each call, until it is: then the run is recorded as complete.
+        """
+        return ""
+
+    def holds(self, name: str, place: str) -> bool:
+        """Whether a run that is complete at ``place`` need not be written again. Nobody is to be asked for it."""
+        return True
+
+    def cut_off(self, name: str) -> bool:
+        """Whether a run that was finished here was not written to its end, and should be written again."""
+        return False
 
     def close(self) -> None:
         """All runs are finished: write or send what is left. Whoever waits for this does so for a bounded time."""
@@ -171,6 +193,8 @@ def check_trackers(tracking: TrackingConfig, raw: Mapping[str, Any], explicit: S
 def build_trackers(tracking: TrackingConfig, sweep: TrackedSweep) -> list[Tracker]:
     """The trackers of a sweep. Raises ConfigError, as ``check_trackers``."""
     made = [cls(sweep, **keywords) for cls, keywords in _classes(tracking)]
+    for tracker, name in zip(made, tracking.trackers, strict=True):
+        tracker.key = name
     return [tracker for tracker in made if not tracker.off]
 
 

@@ -103,6 +103,7 @@ class MlflowTracker(Tracker):
     """
 
     title = "MLflow"
+    writes_earlier = True
 
     def __init__(
         self,
@@ -156,21 +157,22 @@ class MlflowTracker(Tracker):
         tags |= {"tags": ", ".join(self._tags)} if self._tags else {}
         tags |= {"searched": ", ".join(run.values)} if run.values else {}
         tracked = _TrackedRun(run.name, run.kind, dict(_params(run.config)), _cut(tags), _now())
-        if run.kind == "trial":  # what an earlier process recorded, and may not have sent
-            for row in self.sweep.folder.trial(run.name).read_metrics():
-                for key, value in row.metrics.items() if not row.final else ():
-                    tracked.add(key, float(value), row.step)
         self._runs[run.name] = tracked
+        for step, values in run.earlier:  # what an earlier process may not have sent
+            self._add(tracked, step, values)
         self._send()
 
     def log_point(self, name: str, step: int, values: Mapping[str, Any]) -> None:
-        run = self._runs[name]
+        self._add(self._runs[name], step, values)
+        self._send()
+
+    @staticmethod
+    def _add(run: _TrackedRun, step: int, values: Mapping[str, Any]) -> None:
         for key, value in values.items():
             if isinstance(value, int | float):
                 run.add(key, float(value), step)
             else:
                 run.tags |= _cut({f"{key}.at_step_{step}": value})
-        self._send()
 
     def finish_run(self, name: str, outcome: Outcome) -> None:
         """Scores as ``final.<metric>``, the outcome as status and tags; tables, charts and the adapter as artifacts."""
@@ -198,6 +200,12 @@ class MlflowTracker(Tracker):
                     run.files["adapter"] = outcome.adapter.folder
         finally:  # an artifact that cannot be made does not keep the run open
             self._send()
+
+    def kept(self, name: str) -> str | None:
+        return self._uri if self._runs[name].complete else None
+
+    def holds(self, name: str, place: str) -> bool:
+        return place == self._uri
 
     def close(self) -> None:
         if not self._hung:

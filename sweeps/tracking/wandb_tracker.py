@@ -11,7 +11,8 @@ from typing import Any
 
 from analysis.folder import State
 from sweeps.tracking.base import SWEEP_RUN, Hint, Outcome, Run, TrackedSweep, Tracker
-from sweeps.tracking.wandb_runs import WandbRuns
+from sweeps.tracking.wandb_environment import switched_off
+from sweeps.tracking.wandb_runs import OFFLINE, ONLINE, WandbRuns
 
 ARTIFACT_NAME = re.compile(r"[^A-Za-z0-9_.-]")  # what W&B refuses in an artifact's name
 
@@ -23,7 +24,8 @@ class WandbTracker(Tracker):
     """Runs at W&B, grouped by the sweep's name.
 
     Runs are named by trial id and found again by ``<uid>-<trial id>``, so a sweep that is run again goes on in the same
-    runs. ``WANDB_MODE`` (online, offline, disabled) in the environment wins over ``mode``; no API key is handled here.
+    runs. In the environment ``WANDB_MODE`` (online, offline, disabled) wins over ``mode``, and ``WANDB_DISABLED`` over
+    both; no API key is handled here.
 
     Args:
         sweep: W&B writes to ``wandb/`` in its folder.
@@ -35,6 +37,7 @@ class WandbTracker(Tracker):
     """
 
     title = "W&B"
+    writes_earlier = True
 
     def __init__(
         self,
@@ -48,12 +51,16 @@ class WandbTracker(Tracker):
     ) -> None:
         super().__init__(sweep)
         requested = os.environ.get("WANDB_MODE", "").strip().lower() or mode
-        mode = {"run": "online", "dryrun": "offline"}.get(requested, requested)
+        mode = {"run": ONLINE, "shared": ONLINE, "dryrun": OFFLINE}.get(requested, requested)
+        if mode != "disabled" and switched_off():
+            mode = "disabled"
+            sweep.note("W&B is switched off by WANDB_DISABLED in the environment: the trials are not tracked there.")
         fixed = {"project": project, "entity": entity, "group": sweep.folder.name, "tags": tuple(tags)}
         self._runs = WandbRuns(sweep.folder, sweep.uid, mode, fixed, sweep.note)
         self._most = {"predictions": predictions, "answers": answers}
         self._baselines: set[str] = set()
         self.off = mode == "disabled"
+        self._target = f"{entity or ''}/{project}"
 
     def connect(self) -> None:
         self._runs.connect()
@@ -62,7 +69,8 @@ class WandbTracker(Tracker):
         tags = _tags(run.config) if run.kind == "trial" else []
         if run.kind == "baseline":
             self._baselines.add(run.name)
-        self._runs.start(run.name, run.kind, dict(run.config), tags)
+        earlier = [{"step": step} | dict(values) for step, values in run.earlier]
+        self._runs.start(run.name, run.kind, dict(run.config), tags, earlier)
 
     def log_point(self, name: str, step: int, values: Mapping[str, Any]) -> None:
         self._runs.log(name, {"step": step} | dict(values))
@@ -85,14 +93,27 @@ class WandbTracker(Tracker):
             summary |= outcome.metrics
         self._runs.finish(name, summary, _EXIT_CODES.get(outcome.state, 1))
 
+    def kept(self, name: str) -> str | None:
+        mode = self._runs.kept.get(name)
+        return f"{mode} {self._target}" if mode else None
+
+    def holds(self, name: str, place: str) -> bool:
+        """Where runs go online, one that is only on disk is written again, unless ``wandb sync`` uploaded it."""
+        mode, _, target = place.partition(" ")
+        there = mode == ONLINE or self._runs.mode != ONLINE or self._runs.uploaded(name)
+        return target == self._target and there
+
+    def cut_off(self, name: str) -> bool:
+        return name in self._runs.cut_off
+
     def close(self) -> None:
         self._runs.disconnect()
 
     def hint(self, cut_short: bool = False) -> Hint | None:
         """The command that uploads what is not uploaded yet."""
-        if not (cut_short or self._runs.waiting()):
+        if not self._runs.waiting():
             return None
-        return Hint(self._runs.sync_command(), "upload the offline W&B runs")
+        return Hint(self._runs.sync_command(), "upload the W&B runs that are only here")
 
 
 def _tags(config: Mapping[str, Any]) -> list[str]:

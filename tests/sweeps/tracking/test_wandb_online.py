@@ -9,18 +9,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import wandb
 
-from analysis.folder import MetricsRow, State, Status, SweepFolder
+from analysis.folder import MetricsRow, State, Status, SweepFolder, append_line
 from analysis.rows import Row
+from sweeps.process.logs import to_file
 from sweeps.tracking import wandb_runs
 from sweeps.tracking.base import TrackedSweep
+from sweeps.tracking.catch_up import CatchUp
+from sweeps.tracking.from_folder import PastRuns
 from sweeps.tracking.tune_callback import TrackerCallback
 from sweeps.tracking.wandb_tracker import WandbTracker
 from tests.analysis.answers import TUNED, UNTUNED, table
 from tests.sweeps.tracking.test_wandb_tracker import VALUES, Read, command, complete, report, start, tell, trial
-from tests.wandb_server import WandbServer, wait_for
+from tests.wandb_server import ServedRun, WandbServer, wait_for
 
 KEY = "0123456789abcdef" * 3
 
@@ -228,28 +232,198 @@ def test_a_server_lost_in_the_middle_loses_nothing_that_was_logged(
     assert command(mine) in notes[0]
 
 
-def test_what_was_written_offline_is_uploaded_by_the_printed_command_as_one_run_each(
+def record_rungs(folder: SweepFolder, *steps: int) -> None:
+    """What the recorder writes of rungs, before any tracker hears of them."""
+    for step in steps:
+        row = MetricsRow("t0000", step, step * 100, step / 10, False, 96, {"accuracy": step / 100})
+        folder.trial("t0000").append_metrics(row)
+
+
+def record_end(folder: SweepFolder) -> None:
+    """What a completed trial's folder holds beside its rungs."""
+    write_trial(folder)
+    folder.trial("t0000").append_metrics(MetricsRow("t0000", 24, 2400, 2.4, True, 3, {"accuracy": 0.9}))
+    append_line(folder.asks_file, {"event": "ask", "trial_id": "t0000", "values": VALUES})
+    append_line(folder.asks_file, {"event": "tell", "trial_id": "t0000", "step": 24, "objective": 0.8})
+
+
+def catch_up(folder: SweepFolder, notes: list[str], mode: str = "online") -> CatchUp:
+    sweep = TrackedSweep(folder, "ab12cd34", notes.append)
+    return CatchUp(folder, [WandbTracker(sweep, "p", None, [], mode, 2, 0)], list(PastRuns(folder).due()))
+
+
+def cores() -> list[psutil.Process]:
+    mine = psutil.Process().children(recursive=True)
+    return [it for it in mine if it.is_running() and "wandb-core" in " ".join(it.cmdline())]
+
+
+def test_what_was_written_offline_goes_online_with_the_rest_once_the_server_is_back(
     tracker: Callable[..., TrackerCallback], folder: SweepFolder, server: WandbServer, notes: list[str]
 ) -> None:
-    """Fallen back to offline, interrupted, and gone on with: still one run."""
+    """Fallen back to offline, interrupted, and gone on with: still one run, and nothing left to upload."""
     server.trouble = "500"
     one = trial("t0000")
     first = tracker()
     start(first, one)
     tell(first, one, report(12, 0.12))
     first.close()
+    assert "wandb sync runs" not in command(first)
+    assert " sync " in command(first)
+    assert "--include-online" not in command(first)
     server.trouble = ""
+    record_rungs(folder, 12)
     write_trial(folder)
     second = tracker()
     start(second, one)
     tell(second, one, finished(24))
     complete(second, one)
     second.close()
-    synced = subprocess.run(command(first) or command(second), shell=True, capture_output=True, text=True)
-    assert synced.returncode == 0, synced.stdout + synced.stderr
     (run,) = server.runs.values()
-    assert sorted(run.series("accuracy")) == [(12, 0.12), (24, 0.24)]
+    assert run.series("accuracy") == [(12, 0.12), (24, 0.24)]
     assert command(second) == ""
+
+
+def test_the_printed_command_uploads_runs_that_were_gone_on_with_offline_as_one_run_each(
+    folder: SweepFolder, server: WandbServer, notes: list[str]
+) -> None:
+    def offline() -> TrackerCallback:
+        sweep = TrackedSweep(folder, "ab12cd34", notes.append)
+        return TrackerCallback([WandbTracker(sweep, "p", None, [], "offline")], folder, lambda i, v: v)
+
+    def upload() -> list[tuple[int, float]]:
+        synced = subprocess.run(command(offline()), shell=True, capture_output=True, text=True)
+        assert synced.returncode == 0, synced.stdout + synced.stderr
+        (run,) = server.runs.values()
+        return run.series("accuracy")
+
+    one = trial("t0000")
+    for step, end in ((12, False), (24, False), (48, True)):
+        mine = offline()
+        start(mine, one)
+        tell(mine, one, report(step, step / 100))
+        if end:
+            complete(mine, one)
+        mine.close()
+        record_rungs(folder, step)
+        if step == 24:
+            assert upload() == [(12, 0.12), (24, 0.24)]  # two drivers wrote it
+    assert upload() == [(12, 0.12), (24, 0.24), (48, 0.48)]  # and what is uploaded is not uploaded again
+    assert command(offline()) == ""
+
+
+@pytest.mark.parametrize("there", [0, 1, 2])
+def test_an_ended_trial_whose_driver_was_killed_gets_what_its_run_lacks_and_nobody_asks_twice(
+    folder: SweepFolder, server: WandbServer, notes: list[str], there: int
+) -> None:
+    """Whatever W&B had when the driver died: no run, one rung, or both and no end."""
+    if there:
+        lines = {i: {"step": step, "accuracy": step / 100, "_step": i} for i, step in enumerate((12, 24)[:there])}
+        server.runs["ab12cd34-t0000"] = ServedRun("ab12cd34-t0000", "p", lines=lines)
+    record_rungs(folder, 12, 24)
+    record_end(folder)
+    first = catch_up(folder, notes)
+    assert first.needed
+    assert first.write() == []
+    (run,) = server.runs.values()
+    assert (run.name, run.job_type) == ("ab12cd34-t0000", "trial")
+    assert run.series("accuracy") == [(12, 0.12), (24, 0.24)]
+    assert {"state": "completed", "accuracy": 0.9, "objective": 0.8}.items() <= run.summary.items()
+    assert run.exit_code == 0
+    assert [name for name in run.files if "predictions" in name]
+    assert notes == ["W&B lacks 1 run of this sweep: written there from the sweep folder."]
+    asked = len(server.asked)
+    assert not catch_up(folder, notes).needed
+    assert not catch_up(folder, notes, "offline").needed
+    assert len(server.asked) == asked
+
+
+def test_a_run_that_is_only_on_disk_is_complete_offline_and_not_online(
+    folder: SweepFolder, server: WandbServer, notes: list[str]
+) -> None:
+    record_rungs(folder, 12, 24)
+    record_end(folder)
+    (hint,) = catch_up(folder, notes, "offline").write()
+    assert "--include-online" not in hint.command
+    assert not catch_up(folder, notes, "offline").needed
+    online = catch_up(folder, notes)
+    assert online.needed
+    assert online.write() == []
+    assert server.runs["ab12cd34-t0000"].series("accuracy") == [(12, 0.12), (24, 0.24)]
+    assert not list(folder.root.glob("wandb/offline-run-*"))
+
+
+def test_an_upload_that_the_server_refused_is_said_with_the_command_and_written_by_the_next_resume(
+    tracker: Callable[..., TrackerCallback], folder: SweepFolder, server: WandbServer, notes: list[str]
+) -> None:
+    """W&B ends such a run without an error."""
+    mine, one = tracker(), trial("t0000")
+    start(mine, one)
+    tell(mine, one, report(12, 0.12))
+    assert wait_for(lambda: server.runs and server.runs["ab12cd34-t0000"].lines, 60)
+    server.trouble = "401"
+    tell(mine, one, report(24, 0.24))
+    complete(mine, one)
+    mine.close()
+    assert "sync --include-online" in command(mine)
+    assert "sync --include-online" in notes[0]
+    server.trouble = ""
+    record_rungs(folder, 12, 24)
+    folder.trial("t0000").write_status(Status(State.STOPPED_EARLY, step=24))
+    assert catch_up(folder, notes).write() == []
+    assert server.runs["ab12cd34-t0000"].series("accuracy") == [(12, 0.12), (24, 0.24)]
+    assert server.runs["ab12cd34-t0000"].summary["state"] == "stopped_early"
+
+
+def test_a_service_process_that_is_killed_costs_one_sentence_and_no_run(
+    tracker: Callable[..., TrackerCallback],
+    folder: SweepFolder,
+    server: WandbServer,
+    notes: list[str],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    mine, one, later = tracker(), trial("t0000"), trial("t0001")
+    with to_file(folder.log_file):
+        start(mine, one)
+        tell(mine, one, report(12, 0.12))
+        assert wait_for(lambda: server.runs and server.runs["ab12cd34-t0000"].lines, 60)
+        for core in cores():
+            core.kill()
+            core.wait()
+        tell(mine, one, report(24, 0.24))
+        complete(mine, one)
+        start(mine, later)
+        tell(mine, later, report(12, 0.5))
+        complete(mine, later)
+        record_rungs(folder, 12, 24)
+        folder.trial("t0000").write_status(Status(State.STOPPED_EARLY, step=24))
+        mine.catch_up(list(PastRuns(folder).due()))
+        mine.close(60)
+    assert {name: run.series("accuracy") for name, run in server.runs.items()} == {
+        "ab12cd34-t0000": [(12, 0.12), (24, 0.24)],
+        "ab12cd34-t0001": [(12, 0.5)],
+    }
+    assert {run.exit_code for run in server.runs.values()} == {0}
+    assert "its service process has ended; it is started again" in notes[0]
+    assert command(mine) == ""
+    assert "Traceback" not in "".join(capfd.readouterr())
+    assert "Traceback" in folder.log_file.read_text()
+
+
+def test_the_variables_of_an_agent_change_no_run(
+    tracker: Callable[..., TrackerCallback], server: WandbServer, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"WANDB_SWEEP_ID": "s1", "WANDB_RUN_ID": "r1", "WANDB_RUN_GROUP": "theirs"}.items():
+        monkeypatch.setenv(name, value)
+    mine = tracker()
+    for one in (trial("t0000"), trial("t0001")):
+        start(mine, one)
+        tell(mine, one, report(12, 0.12))
+        complete(mine, one)
+    mine.close()
+    assert sorted(server.runs) == ["ab12cd34-t0000", "ab12cd34-t0001"]
+    assert {(run.project, run.group) for run in server.runs.values()} == {("p", "my sweep")}
+    (note,) = notes
+    assert "WANDB_RUN_GROUP, WANDB_RUN_ID, WANDB_SWEEP_ID" in note
 
 
 def test_a_killed_driver_leaves_one_run_that_the_next_goes_on_with(
@@ -260,6 +434,8 @@ import time
 from types import SimpleNamespace
 from analysis.folder import SweepFolder
 from sweeps.tracking.base import TrackedSweep
+from sweeps.tracking.catch_up import CatchUp
+from sweeps.tracking.from_folder import PastRuns
 from sweeps.tracking.tune_callback import TrackerCallback
 from sweeps.tracking.wandb_tracker import WandbTracker
 folder = SweepFolder({str(folder.root)!r})
@@ -276,6 +452,7 @@ time.sleep(60)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+    record_rungs(folder, 12)
     mine, one = tracker(), trial("t0000")
     start(mine, one)
     tell(mine, one, report(24, 0.24))

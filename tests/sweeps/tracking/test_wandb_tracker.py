@@ -18,7 +18,7 @@ import wandb
 from ray import tune
 from wandb.util import get_core_path
 
-from analysis.folder import SweepFolder
+from analysis.folder import MetricsRow, SweepFolder
 from sweeps.display.progress import Progress
 from sweeps.display.sweep_state import SweepState
 from sweeps.driver.tune_run import TuneCallback
@@ -273,21 +273,24 @@ def test_a_baseline_is_a_run_of_its_own_kind(tracker: Callable[..., TrackerCallb
     assert (run.summary["state"], run.summary["accuracy"], run.summary["perplexity"]) == ("completed", 0.3, "NaN")
 
 
-def test_a_sweep_that_goes_on_adds_to_its_runs(tracker: Callable[..., TrackerCallback], folder: SweepFolder) -> None:
+def test_a_run_that_is_gone_on_with_is_written_whole(
+    tracker: Callable[..., TrackerCallback], folder: SweepFolder
+) -> None:
     one = trial("t0000")
     first = tracker()
     start(first, one)
     tell(first, one, report(12, 0.5))
     first.close()
+    assert only(runs(folder)["ab12cd34-t0000"]).series("accuracy") == [(12, 0.5)]
+    folder.trial("t0000").append_metrics(MetricsRow("t0000", 12, 1200, 1.2, False, 96, {"accuracy": 0.5}))
     second = tracker()
     start(second, one)
     tell(second, one, report(24, 0.6))
     complete(second, one)
     second.close()
-    before, after = runs(folder)["ab12cd34-t0000"]
-    assert before.series("accuracy") + after.series("accuracy") == [(12, 0.5), (24, 0.6)]
-    assert before.run["resume"]
-    assert after.run["resume"]  # so that `wandb sync` uploads them as one run, in order of time
+    after = only(runs(folder)["ab12cd34-t0000"])  # whole, in the place of the first
+    assert after.series("accuracy") == [(12, 0.5), (24, 0.6)]
+    assert after.run["resume"]
     assert after.summary["state"] == "stopped_early"
 
 
@@ -296,7 +299,7 @@ def test_a_driver_that_is_killed_leaves_what_it_logged(folder: SweepFolder) -> N
 import os, time
 from pathlib import Path
 from types import SimpleNamespace
-from analysis.folder import SweepFolder
+from analysis.folder import MetricsRow, SweepFolder
 from sweeps.tracking.base import TrackedSweep
 from sweeps.tracking.tune_callback import TrackerCallback
 from sweeps.tracking.wandb_tracker import WandbTracker
