@@ -1,10 +1,10 @@
 """Which of W&B's environment variables a sweep follows."""
 
 import pytest
+from wandb import Settings
 
 from sweeps.tracking import wandb_environment
 from sweeps.tracking.wandb_environment import set_aside, switched_off
-from wandb import Settings
 
 AGENT = {
     "WANDB_SWEEP_ID": "s1", "WANDB_RUN_ID": "r1", "WANDB_RUN_GROUP": "g", "WANDB_NAME": "n", "WANDB_RESUME": "must",
