@@ -58,7 +58,8 @@ def _tokenizer(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _save_model(kind: str, folder: Path) -> None:
+def save_tiny_model(kind: str, folder: Path) -> Path:
+    """A random model of that kind with its tokenizer: ``llama``, ``gpt2`` (decoders) or ``bert`` (without a head)."""
     import torch
     from transformers import (
         AutoModelForCausalLM,
@@ -68,6 +69,7 @@ def _save_model(kind: str, folder: Path) -> None:
         LlamaConfig,
     )
 
+    _tokenizer(folder)
     torch.manual_seed(0)
     size = {"vocab_size": 32, "pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 1}
     if kind == "llama":
@@ -92,18 +94,13 @@ def _save_model(kind: str, folder: Path) -> None:
         )
         model = AutoModelForSequenceClassification.from_config(config).bert
     model.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of random models: ``llama``, ``gpt2`` (decoders) and ``bert`` (an encoder without a head)."""
-    folders = {}
-    for kind in ("llama", "gpt2", "bert"):
-        folder = tmp_path_factory.mktemp(f"tiny-{kind}")
-        _tokenizer(folder)
-        _save_model(kind, folder)
-        folders[kind] = folder
-    return folders
+    return {kind: save_tiny_model(kind, tmp_path_factory.mktemp(f"tiny-{kind}")) for kind in ("llama", "gpt2", "bert")}
 
 
 def write_rows(path: Path, n: int, seed: int) -> Path:

@@ -33,7 +33,7 @@ class TrialProxy(tune.Trainable):
         hide_gpus()
         super().__init__(*arguments, **named)
 
-    def setup(  # type: ignore[override]  # with_parameters gives what comes after config
+    def setup(  # type: ignore[override]  # what comes after config is given below
         self,
         config: dict[str, Any],
         template: TrialTemplate,
@@ -182,3 +182,21 @@ class TrialProxy(tune.Trainable):
         if self.placement.device is not None:
             self._write_slot_file(None)
             self.placement.leave()
+
+
+def with_parameters(**parameters: Any) -> type[TrialProxy]:
+    """The proxy's class for one sweep, as Tune starts it.
+
+    Not ``tune.with_parameters``, which puts each parameter into Ray's object store: where a raylet is ended by SIGTERM,
+    the driver would try to recover them there, and Ray's code ends it at once, with status 1 and without a word.
+
+    Args:
+        parameters: of ``TrialProxy.setup``, which each proxy gets with its class.
+    """
+
+    class BoundProxy(TrialProxy):
+        def setup(self, config: dict[str, Any]) -> None:  # type: ignore[override]
+            super().setup(config, **parameters)
+
+    BoundProxy.__name__ = TrialProxy.__name__
+    return BoundProxy

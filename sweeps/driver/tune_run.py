@@ -31,7 +31,7 @@ from sweeps.driver.device_fleet import DeviceFleet
 from sweeps.driver.resume import past_runs, tracked_config
 from sweeps.driver.stop_budget import StopBudget
 from sweeps.driver.stopper import SweepStopper
-from sweeps.driver.trial_proxy import TrialProxy
+from sweeps.driver.trial_proxy import with_parameters
 from sweeps.search import lineage
 from sweeps.search.pacing import PacedSearch
 from sweeps.search.pbt_exchange import Exchange
@@ -258,8 +258,7 @@ class TuneRun:
         """Ray Tune, set up. ``scratch``: a folder for its own state, which nobody reads."""
         spare_imports_for_usage_reports()
         keep_keys_from_ray()
-        proxy = tune.with_parameters(
-            TrialProxy,
+        proxy = with_parameters(
             template=self.composed.template,
             objective=self.composed.objective,
             root=str(self.folder.root),

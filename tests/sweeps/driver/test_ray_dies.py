@@ -79,6 +79,7 @@ def all_end(sweep: Sweep) -> None:
     [
         pytest.param("gcs_server", signal.SIGKILL, "control store", id="control store killed"),
         pytest.param("raylet", signal.SIGKILL, "raylet of this machine", id="raylet killed"),
+        pytest.param("raylet", signal.SIGTERM, "raylet of this machine", id="raylet ended"),
         pytest.param("gcs_server", signal.SIGSTOP, "control store", id="control store hangs", marks=pytest.mark.heavy),
         pytest.param("raylet", signal.SIGSTOP, "raylet of this machine", id="raylet hangs", marks=pytest.mark.heavy),
     ],
@@ -87,7 +88,7 @@ def test_a_local_ray_that_dies_ends_the_sweep_with_a_sentence_and_it_can_be_gone
     name: str, number: int, what: str, lorasweep: Any, tiny: Any, tmp_path: Path
 ) -> None:
     # What hangs is given up after 13 s; trials need nothing of it, and go on meanwhile.
-    trials = 2 if number == signal.SIGKILL else 16
+    trials = 16 if number == signal.SIGSTOP else 2
     sweep = Sweep(lorasweep(tmp_path), "run", *tiny("llama", *LONG, f"search.trials={trials}"))
     sweep.until("step 2/400")
     sweep.send(name, number)
