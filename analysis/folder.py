@@ -22,6 +22,7 @@ from analysis.buckets.bucket import explained, is_uri
 from analysis.buckets.local_copy import LocalCopy, copy_at, copy_of
 from analysis.buckets.writes import observer_of
 from analysis.errors import FolderError, refuse_uri
+from analysis.file_system import flush
 
 FORMAT_VERSION = 1
 
@@ -106,7 +107,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            flush(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -168,7 +169,7 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
             written = os.write(descriptor, line)
             if written < len(line):  # the disk is full
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            os.fsync(descriptor)
+            flush(descriptor)
         except OSError:
             os.ftruncate(descriptor, size)  # nothing of a line that cannot be written whole
             raise

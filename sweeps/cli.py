@@ -17,6 +17,7 @@ from pathlib import Path
 from analysis import errors
 from analysis.errors import INTERRUPTED, ConfigError, FolderError, LorasweepError, did_you_mean
 from sweeps.process.logs import of_command
+from sweeps.process.open_files import allow_many
 from sweeps.process.terminal import wrapped
 from sweeps.process.termination import ending
 from sweeps.process.threads import wait_policy
@@ -94,6 +95,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     os.environ.update(wait_policy())
+    allow_many()
     # Read when grpc is imported, by Ray too: else it tells the terminal of each server that is being ended.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     given = [argument for argument in given if argument != "--debug"]

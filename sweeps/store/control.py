@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from analysis.buckets.bucket import explained
+from analysis.file_system import lock_now
 from analysis.folder import SweepFolder, atomic_write, remove_file
 from sweeps.store.bucket_lease import lives
+from sweeps.store.driver_claim import is_claimed
 
 STOP, ENQUEUE = "stop", "enqueue"
 
@@ -170,7 +172,7 @@ def spent(folder: SweepFolder) -> Spent:
 
 def driver(folder: SweepFolder) -> Driver:
     """The process that runs the sweep, or ran it last."""
-    alive = _locked(folder.root / ".lock") or _lives_elsewhere(folder)
+    alive = _locked(folder.root / ".lock") or is_claimed(folder) or _lives_elsewhere(folder)
     try:
         content = json.loads(_driver_file(folder).read_text())
         known = Driver(alive, *(content[name] for name in ("pid", "host", "started", "seen", "ended")))
@@ -190,11 +192,9 @@ def _lives_elsewhere(folder: SweepFolder) -> bool:
 
 
 def _locked(lock: Path) -> bool:
-    import fcntl
-
     try:
         with lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock_now(file, shared=True)
     except BlockingIOError:
         return True
     except OSError:

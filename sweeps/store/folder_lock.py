@@ -1,18 +1,20 @@
 """Who may write a sweep folder: it must be new or a sweep's, and one driver at a time has it."""
 
 import contextlib
-import fcntl
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from analysis.buckets.bucket import check_writable, explained, is_uri, joined
 from analysis.buckets.local_copy import LocalCopy, copy_at
 from analysis.errors import FolderError
+from analysis.file_system import lock_now
 from analysis.folder import SweepFolder
 from sweeps.config import SweepSettings
 from sweeps.process.installation import program, shell_path
+from sweeps.store.driver_claim import claimed, refuse_living
 
 
 def sweep_folder(settings: SweepSettings) -> SweepFolder:
@@ -41,7 +43,7 @@ def _fetch(copy: LocalCopy) -> None:
     """Bring the driver's copy up to date, unless a driver is at work in it."""
     try:
         with (copy.root / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_now(lock)
             copy.fetch_to_drive()
     except BlockingIOError:
         return
@@ -78,16 +80,10 @@ def locked(folder: SweepFolder) -> Iterator[None]:
             f"{folder.where}: cannot be written ({error.strerror}). Choose another place: sweep.dir=…"
         ) from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FolderError(
-                f"{folder.where}: another lorasweep runs this sweep now. Wait for it, or stop it first."
-            ) from None
         from sweeps.store.bucket_upload import uploading
 
         try:
-            with uploading(folder.copy) if folder.copy else contextlib.nullcontext():
+            with _alone(folder, lock), uploading(folder.copy) if folder.copy else contextlib.nullcontext():
                 yield
         finally:
             if made and not folder.sweep_file.exists():
@@ -95,3 +91,21 @@ def locked(folder: SweepFolder) -> Iterator[None]:
                 for parent in made[1:]:
                     with contextlib.suppress(OSError):  # something else is in it by now
                         parent.rmdir()
+
+
+@contextlib.contextmanager
+def _alone(folder: SweepFolder, lock: IO[Any]) -> Iterator[None]:
+    """Be the folder's only driver: by its lock, or by a claim where the file system has no locks.
+
+    Raises:
+        FolderError: where another driver has it, or it cannot be written.
+    """
+    try:
+        has_locks = lock_now(lock)
+    except BlockingIOError:
+        raise FolderError(
+            f"{folder.where}: another lorasweep runs this sweep now. Wait for it, or stop it first."
+        ) from None
+    refuse_living(folder)
+    with contextlib.nullcontext() if has_locks else claimed(folder):
+        yield
