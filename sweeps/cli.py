@@ -18,7 +18,7 @@ from analysis import errors
 from analysis.errors import INTERRUPTED, ConfigError, FolderError, LorasweepError, did_you_mean
 from sweeps.process.logs import of_command
 from sweeps.process.open_files import allow_many
-from sweeps.process.terminal import wrapped
+from sweeps.process.terminal import show_anything, wrapped
 from sweeps.process.termination import ending
 from sweeps.process.threads import wait_policy
 from trainer.assets.cache import cache_folder
@@ -96,6 +96,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     debug = "--debug" in given
     os.environ.update(wait_policy())
     allow_many()
+    show_anything(sys.stdout, sys.stderr)
     # Read when grpc is imported, by Ray too: else it tells the terminal of each server that is being ended.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     given = [argument for argument in given if argument != "--debug"]

@@ -2,6 +2,9 @@
 
 import contextlib
 
+from analysis.errors import HardwareError
+
+LEAST = 256  # with which a sweep of 200 trials ran; with 64, and with 128, Ray ended or hung without a word
 MOST = 65536  # as Ray has it: some programs close every number up to the limit
 
 
@@ -25,3 +28,14 @@ def allow_many() -> int | None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
         return most
     return soft
+
+
+def require_enough() -> None:
+    """Raises HardwareError where fewer files may be open than a sweep needs, as Ray then dies or hangs silently."""
+    limit = allow_many()
+    if limit is not None and limit < LEAST:
+        raise HardwareError(
+            f"This process may have {limit} files open (ulimit -n): a sweep needs {LEAST} at least, more with many"
+            " trials at a time. Raise the hard limit (ulimit -Hn, /etc/security/limits.conf, docker run --ulimit"
+            " nofile=65536) and run the command again."
+        )

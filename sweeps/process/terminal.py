@@ -1,8 +1,32 @@
-"""Sentences wrapped for a terminal. Imports nothing that takes time."""
+"""Sentences wrapped for a terminal, in characters that it has. Imports nothing that takes time."""
 
+import codecs
+import io
 import shutil
 import textwrap
 from typing import IO
+
+_PLAIN = {"–": "-", "—": "-", "…": "...", "·": "|", "×": "x", "→": "->", "≥": ">=", "≤": "<=", "✓": "+", "✗": "x"}
+
+
+def show_anything(*streams: IO[str]) -> None:
+    """From now on, write what a stream's encoding lacks, such as of ``LC_ALL=C``, in its nearest form, or as "?".
+
+    Without this, a command ends with an error at the first character that the terminal cannot show.
+
+    Args:
+        streams: standard output and error; such that are no text files of Python's own are left alone.
+    """
+    codecs.register_error("lorasweep", _nearest)
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="lorasweep")
+
+
+def _nearest(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
 
 
 def wrapped(text: str, stream: IO[str]) -> str:

@@ -32,3 +32,20 @@ def test_it_is_never_lowered() -> None:
     code = CODE.format(soft=hard, hard=hard)
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert said == [str(hard)] * 3
+
+
+@pytest.mark.parametrize(("hard", "said"), [(128, "This process may have 128 files open (ulimit -n)"), (256, "fine")])
+def test_too_few_are_refused_with_the_number(hard: int, said: str) -> None:
+    code = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, {hard}))
+from analysis.errors import HardwareError
+from sweeps.process.open_files import require_enough
+try:
+    require_enough()
+    print("fine")
+except HardwareError as error:
+    print(error)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.startswith(said)
