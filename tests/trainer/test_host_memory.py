@@ -31,7 +31,7 @@ def test_a_job_sees_the_least_limit_of_the_groups_above_it(groups: Path) -> None
     group(groups, own="0::/slurm/job_7/step_0")
     group(groups / "slurm", memory_max=5000, memory_current=4900)
     group(groups / "slurm/job_7", memory_max=2000, memory_current=500)
-    group(groups / "slurm/job_7/step_0", memory_max="max", memory_current=500)
+    group(groups / "slurm/job_7/step_0", memory_max=3000, memory_current=500)
     assert host_memory.limit() == 2000
     assert host_memory.available() == 100, "others use what the group above has"
 
