@@ -23,7 +23,8 @@ from analysis.buckets.local_copy import MARKER as BUCKET_MARKER
 from analysis.buckets.local_copy import LocalCopy, copy_at, copy_of
 from analysis.buckets.writes import observer_of
 from analysis.errors import FolderError, refuse_uri
-from analysis.plain_files import open_plain, require_plain, unshared
+from analysis.files.file_system import flush
+from analysis.files.plain_files import open_plain, require_plain, unshared
 
 FORMAT_VERSION = 1
 
@@ -108,7 +109,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         with open(temporary, "wb", opener=lambda name, flags: open_plain(Path(name), flags)) as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            flush(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -171,7 +172,7 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
             written = os.write(descriptor, line)
             if written < len(line):  # the disk is full
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            os.fsync(descriptor)
+            flush(descriptor)
         except OSError:
             os.ftruncate(descriptor, size)  # nothing of a line that cannot be written whole
             raise

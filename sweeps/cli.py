@@ -18,7 +18,8 @@ from analysis import errors
 from analysis.errors import INTERRUPTED, ConfigError, FolderError, LorasweepError, did_you_mean
 from sweeps.process import signals
 from sweeps.process.logs import of_command
-from sweeps.process.terminal import may_be_closed, message, safe_streams, wrapped
+from sweeps.process.open_files import allow_many
+from sweeps.process.terminal import may_be_closed, message, safe_streams, show_anything, wrapped
 from sweeps.process.termination import ending
 from sweeps.process.threads import wait_policy
 from trainer.assets.cache import cache_folder
@@ -93,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     It is 130 after Ctrl-C, SIGTERM or SIGHUP (``sweeps/process/signals.py``), wherever they come.
     """
+    show_anything(sys.stdout, sys.stderr)
     with may_be_closed(), safe_streams(), signals.installed():
         try:
             code = _main(arguments)
@@ -105,6 +107,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     os.environ.update(wait_policy())
+    allow_many()
     # Read when grpc is imported, by Ray too: else it tells the terminal of each server that is being ended.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     given = [argument for argument in given if argument != "--debug"]

@@ -17,6 +17,7 @@ import psutil
 
 from analysis.errors import HardwareError, LorasweepError, first_line
 from sweeps.process.scratch import socket_place
+from trainer import host_memory
 
 _NET_SECONDS = 3.0
 _LITTLE_DISK = 5e9  # bytes: a model and its checkpoints
@@ -111,12 +112,12 @@ def _libraries() -> Iterator[Finding]:
 
 def _machine() -> Iterator[Finding]:
     cores, usable = os.cpu_count() or 1, usable_cores()
-    memory, limit = psutil.virtual_memory(), _memory_limit()
-    total = min(memory.total, limit or memory.total)
-    free = min(memory.available, total)
+    limit, total, free = host_memory.limit(), host_memory.total(), host_memory.available()
+    machine = psutil.virtual_memory().total
     threads = os.environ.get("OMP_NUM_THREADS")
     facts = {"cores": cores, "usable_cores": usable, "memory": total, "memory_available": free, "omp_threads": threads}
     shown = f"{cores} cores, {_gb(total)} of memory, {_gb(free)} of it free"
+    shown += f" (the limit of a container or job; the machine has {_gb(machine)})" if limit else ""
     shown += f", OMP_NUM_THREADS={threads}" if threads else ""
     if free < _LITTLE_MEMORY:
         advice = "A small model wants 3 GB free: end other programs, or expect failures."
@@ -136,13 +137,6 @@ def usable_cores() -> float:
         return min(allowed, int(quota) / int(period))
     except (OSError, ValueError):  # no such control group, or "max"
         return allowed
-
-
-def _memory_limit() -> int | None:
-    try:
-        return int(Path("/sys/fs/cgroup/memory.max").read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def _torch() -> Iterator[Finding]:

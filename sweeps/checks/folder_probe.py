@@ -16,6 +16,7 @@ from pathlib import Path
 from analysis.buckets.bucket import Bucket, explained
 from analysis.buckets.local_copy import copy_at, copy_of
 from analysis.errors import FolderError
+from analysis.files.file_system import flush
 from sweeps.store.node_copy import NodeCopy
 
 _LAG = 5.0  # seconds that a network file system may take to show a file of another machine
@@ -65,7 +66,7 @@ class FolderProbe:
             with (self.place / name).open("w") as file:
                 file.write(self.nonce)
                 file.flush()
-                os.fsync(file.fileno())
+                flush(file.fileno())
         except OSError as error:
             raise FolderError(
                 f"node {node} cannot write to {self.folder} ({error.strerror}). Mount it there with the right to write"

@@ -7,6 +7,7 @@ from typing import Any
 from analysis.errors import ConfigError, ModelError, did_you_mean
 from sweeps.checks.estimate import entries
 from sweeps.config import SweepConfig, saved_answers
+from sweeps.process.open_files import require_enough
 from sweeps.space.dimensions import Choices, Space
 from trainer.answers.code_tests import isolation_note
 from trainer.answers.judge import check_prompt, read_calibration
@@ -33,6 +34,7 @@ def preflight(config: SweepConfig, space: Space, quiet: bool = False) -> None:
         if not quiet:
             print(line, flush=True)
 
+    require_enough()
     dataset = load_dataset(config.data, report)
     for sentence in lookalikes(dataset.labels):
         report(sentence)

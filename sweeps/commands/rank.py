@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
 
 def _rank(options: argparse.Namespace) -> int:
     from analysis.errors import ConfigError
-    from analysis.folder import SweepFolder
+    from analysis.folder import SweepFolder, disk_fault
     from analysis.leaderboard import leaderboard
     from sweeps.display.summary import show_leaderboard
 
@@ -56,7 +56,12 @@ def _rank(options: argparse.Namespace) -> int:
 
             print("\nFinal scores (lorasweep finalize):\n\n" + report(read_finals(folder)))
         if not by and len(folders) == 1:
-            leaderboard.write(folder, ranking.rows)
+            try:
+                leaderboard.write(folder, ranking.rows)
+            except OSError as error:
+                if not disk_fault(error):
+                    raise
+                print(f"\n{folder.leaderboard_file}: not written ({error.strerror}).", file=sys.stderr)
     nothing = leaderboard.nothing_scored(ranking.rows, ranking.by)
     if nothing:
         print(f"\n{nothing}", file=sys.stderr)

@@ -17,6 +17,7 @@ from analysis.errors import LorasweepError
 from analysis.folder import MetricsRow, State, TrialFolder
 from sweeps.checks.simulate import Sizes
 from sweeps.driver.device_facts import DataFacts, NodeFaults, StartCheck, WorkerFacts
+from sweeps.process.memory_deaths import MemoryKills
 from trainer.config import Baseline, TrialConfig
 from trainer.engine import Admission, Admitted, DeviceFailed, Ended, Event, Full, Halted, Refused, RungResult
 
@@ -277,6 +278,7 @@ class TrialPlacement:
 
     _heard: int = 0  # step of the last rung that was returned
     _full: str = ""  # name of the worker that refused it last for want of room
+    _kills: MemoryKills = field(default_factory=MemoryKills)
 
     @property
     def _alone(self) -> bool:
@@ -324,13 +326,13 @@ class TrialPlacement:
         if hung:
             device.end_hanging()
         self.lost.append(device.name)
-        how = f"hung for {self.rung_timeout:g} s" if hung else "died"
+        memory = self._kills.explain(error)
+        how = f"hung for {self.rung_timeout:g} s" if hung else "died, as memory ran out" if memory else "died"
         if len(self.lost) >= LIVES:  # which takes a moment to be known
             self.lost = self.dispatcher.died_by_themselves(self.lost)
         if len(self.lost) < LIVES:
             self.notes.append(f"its device worker ({device.where}) {how}: went on from its last checkpoint")
             return None
-        memory = isinstance(error, OutOfMemoryError) or "running low on memory" in str(error)
         how = "the node's memory ran out" if memory else f"it {how}"
         return self._taken_for_cause(
             State.OUT_OF_MEMORY if memory else State.FAILED,

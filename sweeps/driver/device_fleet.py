@@ -31,6 +31,7 @@ from sweeps.driver.device_facts import DataFacts, WorkerFacts
 from sweeps.driver.device_worker import DeviceWorker
 from sweeps.driver.ray_cluster import cluster_address
 from sweeps.driver.start_check import Examination, could_not_start, start_check, together
+from sweeps.process.memory_deaths import MemoryKills
 from trainer.config import TrialConfig
 
 TICK = 0.5  # seconds between two looks
@@ -124,6 +125,7 @@ class DeviceFleet:
         self._refused: dict[str, LorasweepError] = {}  # id of a node that is not used → why
         self._began_work = False  # from then on a node that is refused is noted, and is no error
         self._deaths: Counter[str] = Counter()  # id of a node → workers that died while they started, in a row
+        self._kills = MemoryKills()
         self._lost: dict[str, tuple[str, float]] = {}  # name of a lost worker → its node's id, until when to wait
         self._verdicts: dict[str, bool] = {}  # name of a worker that died → whether it died by itself
         self._last_words: dict[str, HardwareError] = {}  # name of a worker that ended itself → why
@@ -383,14 +385,15 @@ class DeviceFleet:
         """A worker died while it started: it is started again, but not for ever."""
         node = member.seat.node
         error = _error_of(member.dies) if member.dies.done else None
+        no_memory = self._kills.explain(error)
         again = not (isinstance(error, ActorDiedError) and error.actor_init_failed)  # it would fail in the same way
         self._deaths[member.seat.node_id] += 1
         if again and self._deaths[member.seat.node_id] < _STARTS:
-            why = last_line(error) if error else "it cannot be reached"
+            why = "memory ran out" if no_memory else last_line(error) if error else "it cannot be reached"
             self.note(f"{node}: a device worker died while it started ({why}). It is started again.")
             return
         if not isinstance(error, LorasweepError):
-            error = could_not_start(node, error or RayError("it cannot be reached"), self.elastic)
+            error = could_not_start(node, error or RayError("it cannot be reached"), self.elastic, no_memory)
         self._refuse(member, error)
 
     def _refuse(self, member: _Member, error: LorasweepError) -> None:

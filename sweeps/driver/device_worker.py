@@ -29,8 +29,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from analysis.errors import DataError, HardwareError, LorasweepError, first_line
 from analysis.folder import ENDED, MetricsRow, State, SweepFolder, TrialFolder, disk_fault
 from analysis.objective import Objective
@@ -43,6 +41,7 @@ from sweeps.process.termination import on_sigterm
 from sweeps.search.lineage import take_over
 from sweeps.store.checkpoint_writer import CheckpointWriter, complete
 from sweeps.store.node_copy import NodeCopy
+from trainer import host_memory
 from trainer.config import Baseline, EngineConfig, TrialConfig
 from trainer.engine import (
     Admission,
@@ -454,7 +453,7 @@ class DeviceWorker:
 
         device = materials.device
         name = f"CPU, {self.threads} thread{'s' if self.threads > 1 else ''}"
-        memory = psutil.virtual_memory().total
+        memory = host_memory.total()
         if device.type == "cuda":
             name = ", ".join([torch.cuda.get_device_name(device), *(f"GPU {i}" for i in ray.get_gpu_ids())])
             name += f", {self.gpus:.3g} of it" if 0 < self.gpus < 1 else ""

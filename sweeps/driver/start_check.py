@@ -19,6 +19,7 @@ from sweeps.driver.device_facts import StartCheck, WorkerFacts
 from sweeps.driver.ray_cluster import cluster_address
 from sweeps.process.fingerprint import fingerprint
 from sweeps.process.installation import PACKAGES
+from sweeps.process.memory_deaths import memory_there
 
 _CLOCK_SECONDS = 5.0  # by which clocks may differ without a word, and for which one is waited for
 
@@ -69,14 +70,22 @@ def clock_note(node: str, difference: float) -> str:
     )
 
 
-def could_not_start(node: str, error: RayError, cluster: bool = True) -> HardwareError:
+def could_not_start(node: str, error: RayError, cluster: bool = True, no_memory: bool = False) -> HardwareError:
     """What to raise where a device worker did not start, or does not understand what it is asked.
 
     Args:
         node: its name.
         error: of Ray.
         cluster: whether the Ray is one with nodes of other machines.
+        no_memory: whether it was ended for want of memory.
     """
+    if no_memory:
+        where = f"node {node}: " if cluster else ""
+        there = "" if cluster else f": {memory_there()}"
+        return HardwareError(
+            f"{where}memory ran out while a device worker started, which loads torch, model and data{there}. Give it"
+            " more memory, end other programs there, or use a smaller model."
+        )
     if not cluster:
         return HardwareError(
             f"a device worker could not start ({last_line(error)}). Run the command again; `lorasweep doctor` says what"

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from analysis.plain_files import unshared
+from analysis.files.plain_files import unshared
 
 RAY_MESSAGES = "ray_messages"  # what Ray's own processes tell the driver: a node that is lost, a raylet's last lines
 LIBRARIES = (

@@ -1,8 +1,9 @@
-"""What a command prints: wrapped for a terminal, which may be closed, and nothing that steers it.
+"""What a command prints: wrapped for a terminal, which may be closed, in characters that it has, that do not steer it.
 
 Imports nothing that takes time.
 """
 
+import codecs
 import contextlib
 import errno
 import io
@@ -79,6 +80,29 @@ def only_python_speaks() -> TextIO:
             sys.stderr = _stream(os.dup(_ERRORS), sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), _ERRORS)
     return sys.stderr
+
+
+_PLAIN = {"–": "-", "—": "-", "…": "...", "·": "|", "×": "x", "→": "->", "≥": ">=", "≤": "<=", "✓": "+", "✗": "x"}
+
+
+def show_anything(*streams: IO[str]) -> None:
+    """From now on, write what a stream's encoding lacks, such as of ``LC_ALL=C``, in its nearest form, or as "?".
+
+    Without this, a command ends with an error at the first character that the terminal cannot show.
+
+    Args:
+        streams: standard output and error; such that are no text files of Python's own are left alone.
+    """
+    codecs.register_error("lorasweep", _nearest)
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="lorasweep")
+
+
+def _nearest(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
 
 
 def wrapped(text: str, stream: IO[str]) -> str:

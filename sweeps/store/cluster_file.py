@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
 from analysis.errors import FolderError, HardwareError
+from analysis.files.file_system import flush
 from analysis.folder import SweepFolder
 
 _CONNECT_SECONDS = 3.0
@@ -47,7 +48,7 @@ def write_head(folder: SweepFolder, head: ClusterHead) -> None:
             with open(number, "w") as file:
                 json.dump(asdict(head), file)
                 file.flush()
-                os.fsync(file.fileno())
+                flush(file.fileno())
             os.replace(temporary, folder.cluster_file)
         except BaseException:
             with suppress(OSError):

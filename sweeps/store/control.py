@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from analysis.buckets.bucket import explained
+from analysis.files.file_system import lock_now
+from analysis.files.plain_files import open_plain
 from analysis.folder import SweepFolder, atomic_write, remove_file
-from analysis.plain_files import open_plain
 from sweeps.store.bucket_lease import lives
+from sweeps.store.driver_claim import is_claimed
 
 STOP, ENQUEUE = "stop", "enqueue"
 
@@ -179,7 +181,7 @@ def spent(folder: SweepFolder) -> Spent:
 
 def driver(folder: SweepFolder) -> Driver:
     """The process that runs the sweep, or ran it last."""
-    alive = _locked(folder.root / ".lock") or _lives_elsewhere(folder)
+    alive = _locked(folder.root / ".lock") or is_claimed(folder) or _lives_elsewhere(folder)
     try:
         content = json.loads(_driver_file(folder).read_text())
         recorded = [content[name] for name in ("pid", "host", "started", "seen", "ended")]
@@ -201,11 +203,9 @@ def _lives_elsewhere(folder: SweepFolder) -> bool:
 
 
 def _locked(lock: Path) -> bool:
-    import fcntl
-
     try:
         with os.fdopen(open_plain(lock, os.O_RDONLY), "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock_now(file, shared=True)
     except BlockingIOError:
         return True
     except OSError:

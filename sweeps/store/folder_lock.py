@@ -1,20 +1,22 @@
 """Who may write a sweep folder: it must be new or a sweep's, and one driver at a time has it."""
 
 import contextlib
-import fcntl
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from analysis.buckets.bucket import check_writable, explained, is_uri, joined
 from analysis.buckets.local_copy import LocalCopy, copy_at
 from analysis.errors import FolderError
+from analysis.files.file_system import lock_now
+from analysis.files.plain_files import open_lock
 from analysis.folder import SweepFolder
-from analysis.plain_files import open_lock
 from sweeps.config import SweepSettings
 from sweeps.process import signals
 from sweeps.process.installation import program, shell_path
+from sweeps.store.driver_claim import claimed, refuse_living
 
 
 def sweep_folder(settings: SweepSettings) -> SweepFolder:
@@ -45,7 +47,7 @@ def _fetch(copy: LocalCopy) -> None:
     """Bring the driver's copy up to date, unless a driver is at work in it."""
     try:
         with open_lock(copy.root / ".lock") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_now(lock)
             copy.fetch_to_drive()
     except BlockingIOError:
         return
@@ -82,12 +84,6 @@ def locked(folder: SweepFolder) -> Iterator[None]:
             f"{folder.where}: cannot be written ({error.strerror}). Choose another place: sweep.dir=…"
         ) from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FolderError(
-                f"{folder.where}: another lorasweep runs this sweep now. Wait for it, or stop it first."
-            ) from None
         from sweeps.store.bucket_upload import uploading
 
         def remove_where_not_begun() -> None:
@@ -97,9 +93,27 @@ def locked(folder: SweepFolder) -> Iterator[None]:
                     with contextlib.suppress(OSError):  # something else is in it by now
                         parent.rmdir()
 
-        with signals.left_behind(remove_where_not_begun), contextlib.ExitStack() as work:
+        with _alone(folder, lock), signals.left_behind(remove_where_not_begun), contextlib.ExitStack() as work:
             work.callback(remove_where_not_begun)
             if folder.copy:
                 work.enter_context(signals.patient())
                 work.enter_context(uploading(folder.copy))
             yield
+
+
+@contextlib.contextmanager
+def _alone(folder: SweepFolder, lock: IO[Any]) -> Iterator[None]:
+    """Be the folder's only driver: by its lock, or by a claim where the file system has no locks.
+
+    Raises:
+        FolderError: where another driver has it, or it cannot be written.
+    """
+    try:
+        has_locks = lock_now(lock)
+    except BlockingIOError:
+        raise FolderError(
+            f"{folder.where}: another lorasweep runs this sweep now. Wait for it, or stop it first."
+        ) from None
+    refuse_living(folder)
+    with contextlib.nullcontext() if has_locks else claimed(folder):
+        yield

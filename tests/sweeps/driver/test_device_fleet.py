@@ -207,6 +207,21 @@ def test_a_worker_that_dies_while_it_starts_is_started_again_a_few_times() -> No
         sweep.fleet.assemble()
 
 
+def test_a_worker_that_is_killed_for_memory_while_it_starts_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    kills = [0]
+    monkeypatch.setattr("trainer.host_memory.kills", lambda: kills[0])
+    sweep = Following("a", address=None)
+    sweep.cluster.facts["a"] = None
+    for _ in range(3):
+        sweep.look()
+        kills[0] += 1
+        sweep.cluster.started[-1].die(ActorDiedError())
+        sweep.look()
+    assert sum("died while it started (memory ran out). It is started again" in note for note in sweep.notes) == 2
+    with pytest.raises(HardwareError, match="memory ran out while a device worker started"):
+        sweep.fleet.assemble()
+
+
 def test_a_call_goes_on_elsewhere_when_its_worker_is_lost() -> None:
     sweep = Following("a", "b").begin()
     asked: list[str] = []

@@ -180,3 +180,14 @@ def test_a_worker_that_does_not_start_names_the_node() -> None:
     local = could_not_start("10.1.2.3", RayActorError(error_msg="out of memory"), cluster=False)
     assert "out of memory" in str(local)
     assert "node" not in str(local), "there is only this one"
+
+
+def test_a_worker_for_which_there_is_no_memory_says_how_much_there_is() -> None:
+    error = RayActorError(error_msg="died: Refer to the documentation on how to address the out of memory issue")
+    here = str(could_not_start("10.1.2.3", error, cluster=False, no_memory=True))
+    assert here.startswith("memory ran out while a device worker started")
+    assert " GB may be used here" in here
+    assert "documentation" not in here
+    there = str(could_not_start("beta", error, no_memory=True))
+    assert there.startswith("node beta: memory ran out while a device worker started")
+    assert " GB" not in there, "this machine's memory says nothing about that one's"
