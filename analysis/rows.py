@@ -207,7 +207,7 @@ def read_rows(folder: SweepFolder, searched: Sequence[str]) -> list[Row]:
 def _missing(folder: SweepFolder, with_folder: Collection[str], searched: Sequence[str]) -> list[Row]:
     """Trials that ended, as the search wrote down, and whose folders are not there."""
     rows = []
-    for record in read_lines(folder.asks_file):
+    for record in read_lines(folder.asks_file, having=b'"tell"'):
         name, values = record.get("trial_id"), record.get("values")
         if record.get("event") == "tell" and isinstance(name, str) and name not in with_folder:
             config = {path: values.get(path) if isinstance(values, Mapping) else None for path in searched}
