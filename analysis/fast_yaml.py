@@ -5,6 +5,7 @@ from typing import Any
 import yaml
 
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DEEPEST = 200  # levels; what nests deeper has more characters than that
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
@@ -14,7 +15,18 @@ def load(content: bytes | str) -> Any:
     Raises:
         YAMLError, ValueError: for what is not YAML.
     """
+    if len(content) > _DEEPEST:
+        _check_depth(content)
     return yaml.load(content, Loader=LOADER)
+
+
+def _check_depth(content: bytes | str) -> None:
+    """libyaml's reader ends the process where nesting uses up the stack; its events do not nest."""
+    depth = 0
+    for event in yaml.parse(content, Loader=LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError(f"nested more than {_DEEPEST} deep")
 
 
 def dump(content: Any, width: int = 80) -> str:

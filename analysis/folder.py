@@ -21,7 +21,7 @@ from typing import Any
 from analysis.buckets.bucket import explained, is_uri
 from analysis.buckets.local_copy import LocalCopy, copy_at, copy_of
 from analysis.buckets.writes import observer_of
-from analysis.errors import FolderError, refuse_uri
+from analysis.errors import FolderError, parsed_json, refuse_uri
 
 FORMAT_VERSION = 1
 
@@ -193,7 +193,7 @@ def read_lines(path: Path, having: bytes = b"") -> Iterator[dict[str, Any]]:
         if having not in line:
             continue
         try:
-            record = json.loads(line)
+            record = parsed_json(line)
         except ValueError:
             continue
         if isinstance(record, dict):
@@ -281,7 +281,7 @@ class TrialFolder:
     def read_status(self) -> Status:
         """Raises FolderError where the file is there but cannot be read; a missing file means pending."""
         try:
-            raw = json.loads(self.status_file.read_text())
+            raw = parsed_json(self.status_file.read_text())
             state = State(raw["state"])
             notes = tuple(map(str, raw.get("notes", ())))
             return Status(state, raw.get("reason", ""), int(raw.get("step", 0)), raw.get("where", ""), notes)

@@ -54,8 +54,8 @@ class ConfigReader:
         return values
 
     def _whole(self, content: bytes, lines: list[bytes]) -> dict[str, Any]:
+        parsed = fast_yaml.load(content)  # refuses what would end the process in compose
         root = yaml.compose(content, Loader=fast_yaml.LOADER)
-        parsed = fast_yaml.load(content)
         values: dict[str, Any] = {}
         for path in self.searched:
             at: Any = parsed

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.buckets.bucket import explained
+from analysis.errors import parsed_json
 from analysis.folder import SweepFolder, atomic_write, remove_file
 from sweeps.store.bucket_lease import lives
 
@@ -83,7 +84,7 @@ def requests(folder: SweepFolder) -> list[Request]:
     waiting = []
     for file in sorted(folder.control_dir.glob("*-*.json")):
         try:
-            content = json.loads(file.read_text())
+            content = parsed_json(file.read_text())
             kind, trial_id, point = content["kind"], content.get("trial_id", ""), content.get("point")
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
@@ -162,7 +163,7 @@ class Heartbeat(Spent):
 def spent(folder: SweepFolder) -> Spent:
     """What all drivers of the sweep have used so far; 0 where that is not recorded."""
     try:
-        content = json.loads(_spent_file(folder).read_text())
+        content = parsed_json(_spent_file(folder).read_text())
         return Spent(float(content["seconds"]), float(content["device_seconds"]), str(content.get("closed", "")))
     except (OSError, ValueError, KeyError, TypeError):
         return Spent()
@@ -172,7 +173,7 @@ def driver(folder: SweepFolder) -> Driver:
     """The process that runs the sweep, or ran it last."""
     alive = _locked(folder.root / ".lock") or _lives_elsewhere(folder)
     try:
-        content = json.loads(_driver_file(folder).read_text())
+        content = parsed_json(_driver_file(folder).read_text())
         known = Driver(alive, *(content[name] for name in ("pid", "host", "started", "seen", "ended")))
     except (OSError, ValueError, KeyError, TypeError):
         return Driver(alive)
