@@ -4,9 +4,11 @@ A message says what was given, what was expected, and what to do. The command li
 ``lorasweep --debug …`` adds the traceback.
 """
 
+import json
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 INTERRUPTED = 130  # exit status after Ctrl-C, SIGTERM or SIGHUP, as shells have it for the first
 
@@ -138,3 +140,11 @@ def last_line(error: BaseException) -> str:
     cause = getattr(error, "cause", None) or error
     lines = str(cause).strip().splitlines() or [type(cause).__name__]
     return lines[-1].strip()[:500]
+
+
+def parsed_json(text: str | bytes) -> Any:
+    """``json.loads`` that raises ValueError for all that is not JSON, also for what is nested too deep to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None

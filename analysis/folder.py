@@ -22,7 +22,7 @@ from analysis.buckets.bucket import explained, is_uri
 from analysis.buckets.local_copy import MARKER as BUCKET_MARKER
 from analysis.buckets.local_copy import LocalCopy, copy_at, copy_of
 from analysis.buckets.writes import observer_of
-from analysis.errors import FolderError, refuse_uri
+from analysis.errors import FolderError, parsed_json, refuse_uri
 from analysis.files.file_system import flush
 from analysis.files.plain_files import open_plain, require_plain, unshared
 
@@ -182,14 +182,23 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
         observer.written(path, None, size + len(line))
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a ``.jsonl`` file; torn lines are dropped, a missing file is empty."""
-    if not path.exists():
+def read_lines(path: Path, having: bytes = b"") -> Iterator[dict[str, Any]]:
+    """The records of a ``.jsonl`` file; torn lines are dropped, a missing file is empty.
+
+    Args:
+        path: of the file.
+        having: read only lines with this in them: parsing takes most of the time.
+    """
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         return
-    for line in path.read_bytes().splitlines():
+    for line in content.splitlines():
+        if having not in line:
+            continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
+            record = parsed_json(line)
+        except ValueError:
             continue
         if isinstance(record, dict):
             yield record
@@ -201,14 +210,48 @@ class TrialFolder:
     def __init__(self, root: Path):
         self.root = root
         self.trial_id = root.name
-        self.config_file = root / "config.yaml"
-        self.status_file = root / "status.json"
-        self.metrics_file = root / "metrics.jsonl"
-        self.items_dir = root / "items"
-        self.checkpoints_dir = root / "checkpoint"
-        self.adapter_dir = root / "adapter"
-        self.adapter_size_file = root / "adapter_size.json"  # of an adapter that search.keep_adapters removed
-        self.lineage_file = root / "lineage.jsonl"  # PBT: whose weights the trial took over, and when
+
+    # Paths are made when one is asked for: a ranking opens three files of each of thousands of trials.
+
+    @property
+    def config_file(self) -> Path:
+        """The trial's values, as config."""
+        return self.root / "config.yaml"
+
+    @property
+    def status_file(self) -> Path:
+        """Its ``Status``."""
+        return self.root / "status.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """A ``MetricsRow`` a line."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def items_dir(self) -> Path:
+        """Its item tables."""
+        return self.root / "items"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """A folder for each checkpoint, named by its step."""
+        return self.root / "checkpoint"
+
+    @property
+    def adapter_dir(self) -> Path:
+        """The adapter of its best rung."""
+        return self.root / "adapter"
+
+    @property
+    def adapter_size_file(self) -> Path:
+        """The size of an adapter that search.keep_adapters removed."""
+        return self.root / "adapter_size.json"
+
+    @property
+    def lineage_file(self) -> Path:
+        """PBT: whose weights the trial took over, and when."""
+        return self.root / "lineage.jsonl"
 
     def checkpoint_dir(self, step: int) -> Path:
         """The folder of the checkpoint at a step."""
@@ -245,7 +288,7 @@ class TrialFolder:
     def read_status(self) -> Status:
         """Raises FolderError where the file is there but cannot be read; a missing file means pending."""
         try:
-            raw = json.loads(self.status_file.read_text())
+            raw = parsed_json(self.status_file.read_text())
             state = State(raw["state"])
             notes = tuple(map(str, raw.get("notes", ())))
             return Status(state, str(raw.get("reason", "")), int(raw.get("step", 0)), str(raw.get("where", "")), notes)
@@ -499,4 +542,8 @@ def _plain_name(name: str, what: str) -> str:
 
 
 def _folders(parent: Path) -> Iterable[Path]:
-    return sorted(p for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
+    try:
+        with os.scandir(parent) as entries:
+            return [parent / name for name in sorted(entry.name for entry in entries if entry.is_dir())]
+    except (FileNotFoundError, NotADirectoryError):
+        return []

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from analysis import fast_yaml
-from analysis.errors import FolderError
+from analysis.errors import FolderError, parsed_json
 from analysis.folder import (
     FORMAT_VERSION,
     MetricsRow,
@@ -207,7 +207,7 @@ def read_rows(folder: SweepFolder, searched: Sequence[str]) -> list[Row]:
 def _missing(folder: SweepFolder, with_folder: Collection[str], searched: Sequence[str]) -> list[Row]:
     """Trials that ended, as the search wrote down, and whose folders are not there."""
     rows = []
-    for record in read_lines(folder.asks_file):
+    for record in read_lines(folder.asks_file, having=b'"tell"'):
         name, values = record.get("trial_id"), record.get("values")
         if record.get("event") == "tell" and isinstance(name, str) and name not in with_folder:
             config = {path: values.get(path) if isinstance(values, Mapping) else None for path in searched}
@@ -219,14 +219,14 @@ def _missing(folder: SweepFolder, with_folder: Collection[str], searched: Sequen
 def adapter_parameters(files: TrialFolder) -> float:
     """Numbers in the adapter's weights, from the head of its file or as ``keep_size`` kept it; NaN without either."""
     try:
-        return float(json.loads(files.adapter_size_file.read_text())["parameters"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return float(parsed_json(files.adapter_size_file.read_text())["parameters"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         pass  # the adapter is there
     weights = files.adapter_dir / "adapter_model.safetensors"
     fetch_missing([weights])
     try:
         with weights.open("rb") as file:
-            head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            head = parsed_json(file.read(int.from_bytes(file.read(8), "little")))
         return float(sum(math.prod(entry["shape"]) for name, entry in head.items() if name != "__metadata__"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, RecursionError):
         return math.nan

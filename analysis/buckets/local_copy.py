@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from analysis.buckets.bucket import Bucket, Entry, in_parallel
-from analysis.errors import ConfigError
+from analysis.errors import ConfigError, parsed_json
 
 MARKER = ".bucket"  # holds the URI
 _INDEX = ".objects.json"  # name → size and time of the object that was fetched, and of the file it became
@@ -193,7 +193,7 @@ class LocalCopy:
 
     def _index(self) -> dict[str, list[float]]:
         try:
-            return dict(json.loads((self.root / _INDEX).read_text()))
+            return dict(parsed_json((self.root / _INDEX).read_text()))
         except (OSError, ValueError, TypeError):
             return {}
 

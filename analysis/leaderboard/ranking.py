@@ -128,7 +128,7 @@ def judged(folder: SweepFolder, ranking: Ranking, labels: Sequence[str]) -> Rank
         marked.append(row)
     if not ranking.by and ranking.objective.ties == "cost":
         marked = _cheapest_first(folder, marked, judgement)
-    marked = [replace(row, rank=rank) for rank, row in enumerate(marked, start=1)]
+    marked = [row if row.rank == rank else replace(row, rank=rank) for rank, row in enumerate(marked, start=1)]
     return replace(ranking, rows=marked, judgement=judgement)
 
 
@@ -201,7 +201,7 @@ def _on_fronts(rows: list[Row], objective: Objective) -> list[Row]:
 
     numbers = fronts([_losses(rows[i], objective) for i in places])
     front = dict(zip(places, numbers, strict=True))
-    return [replace(row, front=front.get(i, 0)) for i, row in enumerate(rows)]
+    return [replace(row, front=front[i]) if i in front else row for i, row in enumerate(rows)]
 
 
 def _cheapest_first(folder: SweepFolder, rows: list[Row], judgement: "Judgement") -> list[Row]:

@@ -50,7 +50,7 @@ class _Column:
 
     @cached_property
     def width(self) -> int:
-        return max(cell_len(text) for text in (*self.head, *self.cells))
+        return max(_cells_of(text) for text in (*self.head, *self.cells))
 
 
 def render(rows: Sequence[Row], width: int, by: Sequence[str] = (), terms: Sequence[str] = ()) -> RenderableType:
@@ -189,8 +189,13 @@ def _config_head(path: str, paths: Sequence[str]) -> tuple[str, ...]:
 
 
 def _pad(text: str, column: _Column) -> str:
-    space = " " * (column.width - cell_len(text))
+    space = " " * (column.width - _cells_of(text))
     return text + space if column.left else space + text
+
+
+def _cells_of(text: str) -> int:
+    """Terminal cells of a text without line breaks and escapes."""
+    return len(text) if text.isascii() else cell_len(text)
 
 
 def decimals(value: float, digits: int | None) -> str:

@@ -36,7 +36,7 @@ from analysis.statistics.selection import SCORE, optimism
 
 LEVEL = 0.05
 RESAMPLES = 1_999
-_AT_ONCE = 1 << 25  # sums over items (a resample, a row and a column each) that are in memory at a time
+_AT_ONCE = 1 << 22  # sums over items (a resample, a row and a column each) that are in memory at a time
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,9 @@ class Scored:
         first, other = {}, {}
         for name, columns in self.columns.items():
             estimator = ESTIMATORS[name]
-            moved = _product(masks[estimator.dataset].astype(np.float32), _as_numbers(columns[1:]) - columns[:1])
+            varying, apart = self._apart[name]
+            moved = np.zeros((len(columns) - 1, len(masks[estimator.dataset]), columns.shape[2]))
+            moved[..., varying] = _product(masks[estimator.dataset].astype(np.float32), apart)
             n = np.array(float(columns.shape[1]))
             first[name] = estimator.value(columns[:1].sum(axis=1, dtype=np.float64)[:, None] + moved, n)
             other[name] = estimator.value(columns[1:].sum(axis=1, dtype=np.float64)[:, None] - moved, n)
@@ -88,6 +91,13 @@ class Scored:
             first[name] = np.full((len(given) - 1, resamples), given[0])
             other[name] = np.repeat(given[1:, None], resamples, axis=1)
         return first, other
+
+    @cached_property
+    def _apart(self) -> dict[str, tuple[Array, Array]]:
+        """Metric → which of its columns differ between runs (labels do not), and by how much from the first run's."""
+        differences = {name: columns[1:] - columns[:1] for name, columns in self.columns.items()}
+        varying = {name: np.flatnonzero(given.any(axis=(0, 1))) for name, given in differences.items()}
+        return {name: (varying[name], given[..., varying[name]]) for name, given in differences.items()}
 
     def jackknifed(self, metric: str) -> tuple[Array, Array]:
         """The quantity of a metric, and how much each unit moves it.
@@ -130,15 +140,11 @@ class Scored:
         return max((columns.shape[0] * columns.shape[2] for columns in self.columns.values()), default=1)
 
 
-def _as_numbers(columns: Array) -> Array:
-    return columns.astype(np.float32, copy=False)
-
-
 def _product(weights: Array, columns: Array) -> Array:
     """(rows, resamples, k) sums from (resamples, items) and (rows, items, k), as one matrix product."""
     rows, items, k = columns.shape
     flat = weights @ columns.transpose(1, 0, 2).reshape(items, rows * k)
-    return flat.reshape(-1, rows, k).transpose(1, 0, 2).astype(np.float64)
+    return flat.reshape(len(weights), rows, k).transpose(1, 0, 2).astype(np.float64)
 
 
 def scores(objective: Objective, values: Mapping[str, Array]) -> Array:

@@ -6,6 +6,7 @@ id. Rows scored on other items than most (an older run, the rung subset) are bro
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,12 @@ def read_table(files: TrialFolder, dataset: str, step: int, split: str = "valida
     """One item table. Raises FolderError where it is not there or cannot be read."""
     path = files.items_file(dataset, split, step)
     fetch_missing([path])
+    return _read(path, dataset, split, step)
+
+
+def _read(path: Path, dataset: str, split: str, step: int) -> pa.Table:
     try:
-        table = pq.ParquetFile(path).read(use_threads=False)
+        table = pq.ParquetFile(path, pre_buffer=False).read(use_threads=False)
     except FileNotFoundError:
         raise FolderError(
             f"{path}: no such item table. The trial was not scored on {dataset} ({split}) at step {step}."
@@ -102,11 +107,12 @@ def read_tables(
     folder: SweepFolder, rows: Sequence[Row], dataset: str = "task"
 ) -> tuple[dict[str, pa.Table], dict[str, str]]:
     """Trial id → item table, and trial id → why there is none."""
-    fetch_missing([row_files(folder, row).items_file(dataset, "validation", row.step) for row in rows])
+    files = [row_files(folder, row).items_file(dataset, "validation", row.step) for row in rows]
+    fetch_missing(files)
     tables, lacking = {}, {}
-    for row in rows:
+    for row, file in zip(rows, files, strict=True):
         try:
-            tables[row.trial_id] = read_table(row_files(folder, row), dataset, row.step)
+            tables[row.trial_id] = _read(file, dataset, "validation", row.step)
         except FolderError as error:
             lacking[row.trial_id] = str(error)
     return tables, lacking

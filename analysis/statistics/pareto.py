@@ -1,5 +1,6 @@
 """Pareto fronts and hypervolume of losses; lower is better in every column."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,20 +14,30 @@ def fronts(losses: Sequence[Sequence[float]]) -> list[int]:
 
     Front 2 is the first of what remains without front 1, and so on (Deb et al. 2002, "A fast and elitist multiobjective
     genetic algorithm: NSGA-II", section III.A). A row with a loss that is not finite is on none: 0.
+
+    Rows are placed one after the other, the smallest first (Zhang et al. 2015, "An efficient approach to nondominated
+    sorting for evolutionary multiobjective optimization", IEEE Transactions on Evolutionary Computation 19, 201-213):
+    only earlier ones can dominate a row, and where front k has one that does, so has each front before it.
     """
     values = np.asarray(losses, dtype=np.float64)
-    place = np.zeros(len(values), dtype=int)
-    left = np.flatnonzero(np.isfinite(values).all(axis=1)) if len(values) else np.array([], dtype=int)
-    number = 0
-    while len(left):
-        number += 1
-        here = values[left]
-        dominated = np.zeros(len(left), dtype=bool)
-        for i, own in enumerate(here):
-            dominated[i] = bool(((here <= own).all(axis=1) & (here < own).any(axis=1)).any())
-        place[left[~dominated]] = number
-        left = left[dominated]
-    return place.tolist()
+    place = [0] * len(values)
+    finite = np.flatnonzero(np.isfinite(values).all(axis=1)) if len(values) else np.array([], dtype=int)
+    found: list[list[int]] = []
+    for row in finite[np.lexsort(values[finite].T[::-1])] if len(finite) else ():
+        number = bisect_left(found, True, key=lambda front, row=row: not _dominated(values, front, row))  # type: ignore[misc]
+        if number == len(found):
+            found.append([])
+        found[number].append(row)
+        place[row] = number + 1
+    return place
+
+
+def _dominated(values: Array, front: list[int], row: int) -> bool:
+    """Whether one of a front is better than a row that is not before any of them in lexicographic order."""
+    if values.shape[1] <= 2:
+        front = front[-1:]  # the later in such a front, the better in the last column
+    here = values[front]
+    return bool(((here <= values[row]).all(axis=1) & (here < values[row]).any(axis=1)).any())
 
 
 def hypervolume(losses: Sequence[Sequence[float]], reference: Sequence[float]) -> float:

@@ -1,6 +1,5 @@
 """Prints data as the model sees them, with token lengths and labels: ``lorasweep data``."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from analysis.errors import parsed_json
 from analysis.text.visible import single_line, visible
 from sweeps.checks.length import fitting_tokens
 from sweeps.process.console import SafeConsole
@@ -70,7 +70,7 @@ def _window(model: ModelConfig) -> int:
     """Tokens that a model reads at once, by its ``config.json``; very many where that cannot be told."""
     file = config_file(model, network=False)
     try:
-        settings = json.loads(file.read_text(encoding="utf-8")) if file else {}
+        settings = parsed_json(file.read_text(encoding="utf-8")) if file else {}
     except (OSError, ValueError):
         settings = {}
     settings = settings.get("text_config") or settings

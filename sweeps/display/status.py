@@ -29,7 +29,7 @@ def overview(folder: SweepFolder) -> dict[str, Any]:
         FolderError: where there is no sweep.
     """
     manifest = read_manifest(folder)
-    search: Mapping[str, Any] = manifest["config"]["search"]
+    search = _search(folder, manifest)
     process = driver(folder)
     asked = {line["trial_id"] for line in read_lines(folder.asks_file) if line.get("event") == "ask"}
     handed_out = set(map(configuration_id, asked))
@@ -79,6 +79,14 @@ def overview(folder: SweepFolder) -> dict[str, Any]:
         "budget": {name: value for name, value in search.get("budget", {}).items() if value not in (None, {})},
         "notes": [f"{trial['trial_id']}: {note}" for trial in trials for note in trial["notes"]] + unreadable,
     }
+
+
+def _search(folder: SweepFolder, manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the search. Raises FolderError where ``sweep.yaml`` does not have it."""
+    search = manifest["config"].get("search") if isinstance(manifest["config"], Mapping) else None
+    if not isinstance(search, Mapping) or not isinstance(search.get("trials"), int):
+        raise FolderError(f"{folder.sweep_file}: lacks config.search.trials, a number. Restore it from a copy.")
+    return search
 
 
 def lines(facts: Mapping[str, Any], folder: SweepFolder) -> list[str]:

@@ -11,7 +11,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
-from analysis.errors import FolderError, HardwareError
+from analysis.errors import FolderError, HardwareError, parsed_json
 from analysis.files.file_system import flush
 from analysis.folder import SweepFolder
 
@@ -69,7 +69,7 @@ def read_head(folder: SweepFolder) -> ClusterHead:
     """
     file = folder.cluster_file
     try:
-        content = json.loads(file.read_text())
+        content = parsed_json(file.read_text())
         head = ClusterHead(str(content["address"]), str(content["token"]))
         host, _, port = head.address.rpartition(":")
         number = int(port)
@@ -102,7 +102,7 @@ def read_head(folder: SweepFolder) -> ClusterHead:
 def is_announced(folder: SweepFolder, head: ClusterHead | None = None) -> bool:
     """Whether the file is there; and names this head, where one is given."""
     try:
-        content = json.loads(folder.cluster_file.read_text())
+        content = parsed_json(folder.cluster_file.read_text())
         return head is None or (content.get("address") == head.address and content.get("token") == head.token)
     except FileNotFoundError:
         return False

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.buckets.bucket import explained
+from analysis.errors import parsed_json
 from analysis.files.file_system import lock_now
 from analysis.files.plain_files import open_plain
 from analysis.folder import SweepFolder, atomic_write, remove_file
@@ -88,7 +89,7 @@ def requests(folder: SweepFolder) -> list[Request]:
     waiting = []
     for file in sorted(folder.control_dir.glob("*-*.json")):
         try:
-            content = json.loads(file.read_text())
+            content = parsed_json(file.read_text())
             kind, trial_id, point = content["kind"], content.get("trial_id", ""), content.get("point")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
@@ -173,7 +174,7 @@ class Heartbeat(Spent):
 def spent(folder: SweepFolder) -> Spent:
     """What all drivers of the sweep have used so far; 0 where that is not recorded."""
     try:
-        content = json.loads(_spent_file(folder).read_text())
+        content = parsed_json(_spent_file(folder).read_text())
         return Spent(float(content["seconds"]), float(content["device_seconds"]), str(content.get("closed", "")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return Spent()
@@ -183,11 +184,11 @@ def driver(folder: SweepFolder) -> Driver:
     """The process that runs the sweep, or ran it last."""
     alive = _locked(folder.root / ".lock") or is_claimed(folder) or _lives_elsewhere(folder)
     try:
-        content = json.loads(_driver_file(folder).read_text())
+        content = parsed_json(_driver_file(folder).read_text())
         recorded = [content[name] for name in ("pid", "host", "started", "seen", "ended")]
         known = Driver(alive, *recorded, content.get("status"))  # type: ignore[call-arg]
         _ = float(content["started"] or 0.0), float(content["seen"] or 0.0)
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return Driver(alive)
     return known if not alive or not known.ended else Driver(alive)  # a new driver that has not written its record yet
 

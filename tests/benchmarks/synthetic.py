@@ -71,6 +71,7 @@ class Maker:
             "command": ["lorasweep", "run", "experiment=quickstart", "search.trials=1000"],
             "config": {
                 "objective": OBJECTIVE,
+                "search": {"trials": 1000},
                 "task": {"name": "completion"},
                 "engine": {"name": "packed"},
                 "model": {"source": "package", "package": "smollm2"},

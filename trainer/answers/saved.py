@@ -1,11 +1,10 @@
 """Answers that another system wrote before, read from JSON lines: a baseline of a sweep (``{answers: FILE}``)."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.errors import DataError
+from analysis.errors import DataError, parsed_json
 from trainer.data.schemas import Row, asked
 
 
@@ -58,7 +57,7 @@ def _lines(file: Path, where: str) -> list[dict[str, Any]]:
         if not text.strip():
             continue
         try:
-            line = json.loads(text)
+            line = parsed_json(text)
         except ValueError:
             line = None
         if not isinstance(line, dict) or not isinstance(line.get("answer"), str):

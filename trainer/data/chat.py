@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.errors import DataError, ModelError
+from analysis.errors import DataError, ModelError, parsed_json
 from trainer.data.text_tokens import common
 
 Messages = Sequence[dict[str, Any]]
@@ -161,7 +161,7 @@ def _parsed(message: dict[str, Any]) -> dict[str, Any]:
         function = call.get("function", call)
         if isinstance(function.get("arguments"), str):
             try:
-                function = function | {"arguments": json.loads(function["arguments"])}
+                function = function | {"arguments": parsed_json(function["arguments"])}
             except ValueError as error:
                 raise DataError(
                     f"the arguments of a tool call are not valid JSON ({error}). Correct the row."

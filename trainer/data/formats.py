@@ -12,12 +12,11 @@ preferences    ``chosen`` and ``rejected``                  refused: one answer 
 =============  ===========================================  ===========================================================
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.errors import DataError, did_you_mean
+from analysis.errors import DataError, did_you_mean, parsed_json
 from trainer.config import DataConfig
 
 SHAREGPT = "conversations"
@@ -123,7 +122,7 @@ def _renamed(message: Mapping[str, Any]) -> dict[str, Any]:
 
 def _calls(value: Any) -> list[dict[str, Any]]:
     try:
-        parsed = json.loads(value) if isinstance(value, str) else value
+        parsed = parsed_json(value) if isinstance(value, str) else value
     except ValueError as error:
         raise DataError(f"a function_call is not valid JSON ({error}).") from None
     calls = parsed if isinstance(parsed, list) else [parsed]
@@ -161,9 +160,11 @@ def tool_schemas(value: Any, column: str) -> tuple[dict[str, Any], ...] | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
-        parsed = json.loads(value) if isinstance(value, str) else value
+        parsed = parsed_json(value) if isinstance(value, str) else value
         tools = (
-            [json.loads(tool) if isinstance(tool, str) else tool for tool in parsed] if isinstance(parsed, list) else []
+            [parsed_json(tool) if isinstance(tool, str) else tool for tool in parsed]
+            if isinstance(parsed, list)
+            else []
         )
     except ValueError as error:
         raise DataError(

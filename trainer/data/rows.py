@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
-from analysis.errors import DataError
+from analysis.errors import DataError, parsed_json
 from trainer.config import DataConfig
 from trainer.data.formats import FUNCTIONS, KWARGS, SHAREGPT, SYSTEM, tool_schemas, wrapped
 from trainer.data.schemas import Row, columns_of, content_of, conversation
@@ -187,7 +187,7 @@ def _decoded(value: Any) -> Any:
     """Messages that stand as JSON in a cell, as in CSV, become a list."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            return json.loads(value)
+            return parsed_json(value)
         except ValueError as error:
             raise DataError(f"the messages are not valid JSON ({error}). Correct or remove the row.") from None
     return value

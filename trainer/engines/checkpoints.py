@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.errors import parsed_json
 from analysis.files.file_system import flush
 from analysis.folder import atomic_write
 
@@ -95,7 +96,7 @@ def remove(checkpoint: Path) -> None:
 def fault(checkpoint: Path) -> str:
     """What is wrong with a checkpoint, as a phrase; empty where it is whole. Files without a digest are not checked."""
     try:
-        counters = json.loads((checkpoint / COUNTERS).read_text())
+        counters = parsed_json((checkpoint / COUNTERS).read_text())
         digests = counters.get("sha256", {})
         int(counters["step"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -112,7 +113,7 @@ def fault(checkpoint: Path) -> str:
 def scored_rung(checkpoint: Path) -> int:
     """The step of the last rung that was scored before a checkpoint, its own where that cannot be read; 0: none was."""
     try:
-        return int(json.loads((checkpoint / COUNTERS).read_text())[SCORED])
+        return int(parsed_json((checkpoint / COUNTERS).read_text())[SCORED])
     except (OSError, ValueError, KeyError, TypeError):  # damaged, or older: those were written at rungs alone
         return int(checkpoint.name)
 

@@ -1,6 +1,5 @@
 """The record of a trial: its rungs, the best one, its counters, and how they are written; the same for all engines."""
 
-import json
 import math
 import os
 import resource
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from analysis.errors import FolderError
+from analysis.errors import FolderError, parsed_json
 from analysis.folder import MetricsRow, State, TrialFolder, replace_tree
 from analysis.item_sums import GENERATED
 from trainer.config import TrialConfig
@@ -191,7 +190,7 @@ class TrialRecord:
 
     def load(self, checkpoint: Path) -> None:
         """Read the best rung and the counters of a checkpoint."""
-        counters: dict[str, Any] = json.loads((checkpoint / COUNTERS).read_text())
+        counters: dict[str, Any] = parsed_json((checkpoint / COUNTERS).read_text())
         self.step = int(counters["step"])
         self.tokens = int(counters["tokens"])
         self.stale = int(counters.get("stale", 0))  # older checkpoints do not count

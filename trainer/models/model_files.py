@@ -3,12 +3,12 @@
 Only safetensors and GGUF weights are loaded: a pickle can run code. ``trust_remote_code`` stays off.
 """
 
-import json
 import re
 import struct
 from pathlib import Path
+from typing import Any
 
-from analysis.errors import ModelError
+from analysis.errors import ModelError, parsed_json
 
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's, of an adapter
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -42,10 +42,10 @@ def check_folder(path: str) -> None:
             f"model.path={path}: there is no config.json in it, nor a .gguf file. It holds: {_listing(folder)}."
         )
     try:
-        settings = json.loads(config.read_text())
+        settings = parsed_json(config.read_text())
     except ValueError as error:
         raise ModelError(f"{config}: not valid JSON ({error}). Copy the model folder again.") from None
-    if "model_type" not in settings:
+    if not isinstance(settings, dict) or "model_type" not in settings:
         raise ModelError(f"{config}: no 'model_type', which transformers needs to know the architecture.")
     if not any((folder / name).exists() for name in TOKENIZERS):
         raise ModelError(
@@ -69,7 +69,7 @@ def check_folder(path: str) -> None:
 def _of_adapter(config: Path) -> str:
     """The model that an adapter was trained on, in brackets; empty where its config does not say."""
     try:
-        base = json.loads(config.read_text()).get("base_model_name_or_path")
+        base = parsed_json(config.read_text()).get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError):
         return ""
     return f" ({base})" if base else ""
@@ -78,7 +78,7 @@ def _of_adapter(config: Path) -> str:
 def _check_shards(index: Path) -> None:
     """Raises ModelError unless all files that an index of weights names are there."""
     try:
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = sorted(set(parsed_json(index.read_text())["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index}: not an index of weights ({error}). Download or copy it again.") from None
     whole = index.parent / index.name.removesuffix(".index.json")
@@ -98,7 +98,7 @@ def _check_shards(index: Path) -> None:
 def width(config_file: Path) -> tuple[int | None, str]:
     """Hidden size and model type that a ``config.json`` names; None and "" where it does not, or cannot be read."""
     try:
-        settings = json.loads(config_file.read_text())
+        settings = parsed_json(config_file.read_text())
     except (OSError, ValueError):
         return None, ""
     if not isinstance(settings, dict):
@@ -134,18 +134,26 @@ def tensors(file: Path) -> dict[str, list[int]]:
             length = struct.unpack("<Q", handle.read(8))[0]
             if length > min(size - 8, 100_000_000):
                 raise ValueError(f"header of {length} bytes in a file of {size}")
-            header = json.loads(handle.read(length))
+            header = parsed_json(handle.read(length))
         header.pop("__metadata__", None)
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         if size != 8 + length + end:
             raise ValueError(f"{size} bytes, {8 + length + end} expected")
-        return {name: entry["shape"] for name, entry in header.items()}
+        shapes = {name: entry["shape"] for name, entry in header.items()}
+        wrong = next((name for name, shape in shapes.items() if not _is_shape(shape)), None)
+        if wrong is not None:
+            raise ValueError(f"{wrong} has the shape {shapes[wrong]!r}")
+        return shapes
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         if _is_pointer(file):
             raise ModelError(
                 f"{file}: a pointer of Git LFS, not the weights. Fetch them with `git lfs pull` in that folder."
             ) from None
         raise ModelError(f"{file}: not a complete safetensors file ({error}). Download or copy it again.") from None
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(size, int) and size >= 0 for size in value)
 
 
 def _is_pointer(file: Path) -> bool:

@@ -1,10 +1,10 @@
 """Whether a base model is an encoder, told from its ``config.json``, without importing torch."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from analysis.errors import parsed_json
 from trainer.assets.packages import PACKAGES
 from trainer.config import ModelConfig
 from trainer.data.hub import reachable
@@ -32,7 +32,7 @@ def encoder_name(config: ModelConfig, network: bool) -> str:
         return ""
     file = config_file(config, network)
     try:
-        settings = json.loads(file.read_text(encoding="utf-8")) if file else {}
+        settings = parsed_json(file.read_text(encoding="utf-8")) if file else {}
     except (OSError, ValueError):  # loading the model says what is wrong
         return ""
     return Path(name).name if isinstance(settings, Mapping) and _encodes(settings) else ""

@@ -17,7 +17,9 @@ from analysis.folder import State, SweepFolder
 from analysis.leaderboard import leaderboard
 from analysis.objective import Objective
 from analysis.rows import Row
+from analysis.statistics import comparison
 from analysis.statistics.comparison import Judgement, holm, judge
+from analysis.statistics.estimators import Scored
 from analysis.statistics.selection import expected_largest
 
 LABELS = ["a", "b", "c", "d"]
@@ -380,3 +382,27 @@ def test_a_configuration_of_several_seeds_is_judged_by_its_mean_with_the_spread_
     assert single is not None
     wide, narrow = (given.standings["t0004"].high - given.standings["t0004"].low for given in (found, single))
     assert wide > 2 * narrow
+
+
+def test_the_test_is_the_same_however_many_exchanges_are_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = SweepFolder(tmp_path)
+    rows = simulated(folder, [0.7, 0.6, 0.55], 150, seed=3)
+    many = judged(folder, rows).standings
+    monkeypatch.setattr(comparison, "_AT_ONCE", 1)
+    one = judged(folder, rows).standings
+    assert {name: at.p for name, at in one.items()} == pytest.approx({name: at.p for name, at in many.items()})
+
+
+def test_a_thousand_rivals_are_tested_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = {"accuracy": np.random.default_rng(0).integers(2, size=(1000, 40, 1)).astype(np.float32)}
+    scored = Scored({"task": 40}, columns, {}, lambda values: values["accuracy"])
+    widest: list[int] = []
+    plain = Scored.exchanged
+    monkeypatch.setattr(
+        Scored, "exchanged", lambda self, masks: widest.append(len(masks["task"])) or plain(self, masks)
+    )
+    monkeypatch.setattr(comparison, "RESAMPLES", 9_999)
+    comparison._permutation(scored, columns["accuracy"].mean(axis=(1, 2)))
+    assert max(widest) * scored.width <= 1 << 22

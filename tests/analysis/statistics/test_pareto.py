@@ -9,6 +9,7 @@ import pytest
 from optuna._hypervolume import compute_hypervolume
 from optuna.study._multi_objective import _fast_non_domination_rank
 
+from analysis.statistics import pareto
 from analysis.statistics.pareto import fronts, hypervolume
 
 
@@ -44,3 +45,16 @@ def test_the_order_of_rows_does_not_matter() -> None:
     for order in itertools.permutations(rows):
         assert hypervolume(order, [1.0, 1.0]) == pytest.approx(hypervolume(rows, [1.0, 1.0]))
         assert [row for row, place in zip(order, fronts(order), strict=True) if place == 2] == [[0.6, 0.6]]
+
+
+@pytest.mark.parametrize("fronts_there", [1, 30, 2000])
+def test_a_row_is_compared_with_few_fronts(monkeypatch: pytest.MonkeyPatch, fronts_there: int) -> None:
+    rng = np.random.default_rng(0)
+    steps = rng.integers(fronts_there, size=2000)
+    across = rng.permutation(2000) / 2000
+    losses = np.stack([steps + across, steps + 1 - across], axis=1)
+    looks: list[int] = []
+    plain = pareto._dominated
+    monkeypatch.setattr(pareto, "_dominated", lambda *given: looks.append(1) or plain(*given))
+    assert [place - 1 for place in fronts(losses.tolist())] == _fast_non_domination_rank(losses).tolist()
+    assert len(looks) <= 2000 * (1 + math.ceil(math.log2(max(fronts_there, 2))))

@@ -14,11 +14,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from analysis.errors import ConfigError, FolderError
 from analysis.folder import MetricsRow, State, Status, SweepFolder, append_line, read_lines
 from sweeps.cli import main
 from sweeps.compose.compose import Composed, compose
+from sweeps.display.status import overview
 from sweeps.driver.baseline_runner import planned
 from sweeps.driver.resume import differences, nothing_left, same_sweep
 from sweeps.driver.stopper import SweepStopper
@@ -100,6 +102,14 @@ def test_status_of_a_sweep_with_a_file_that_cannot_be_read_says_so(
     seen, shown = status(folder, capsys)
     assert seen["trials"]["ended"] == 1
     assert "not a status file" in shown
+
+
+def test_status_of_a_sweep_whose_record_lacks_the_search_says_so(folder: SweepFolder) -> None:
+    content = yaml.safe_load(folder.sweep_file.read_text())
+    del content["config"]["search"]
+    folder.sweep_file.write_text(yaml.safe_dump(content))
+    with pytest.raises(FolderError, match=r"sweep\.yaml: lacks config\.search\.trials"):
+        overview(folder)
 
 
 def test_enqueue_checks_the_point_and_says_when_it_is_tried(
