@@ -4,6 +4,7 @@
 # make check     lint, format, types, import contracts
 # make test      the default tests;  make test-all adds those marked heavy
 # make audit     known vulnerabilities and licences of what is installed, and its bill of materials, dist/lorasweep.cdx.json
+# make mutants   small mistakes in a module: do its tests notice?  BENCH="--changed main": in changed lines (see --help)
 # make bench-sweep, bench-pack, bench-overhead, bench-search, bench-elastic, bench-quality, bench-bucket, bench-groups, bench-claims, bench-generate   what BENCHMARKS.md reports (BENCH="--setting short": see each --help)
 # make gpu-day   all that is to be measured on a GPU, without an install;  make gpu-day-bundle what it needs carried along
 PYTHON ?= python3
@@ -81,6 +82,10 @@ check: dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+.PHONY: mutants
+mutants: dev
+	$(BIN)/python tests/benchmarks/mutants.py $(BENCH)
 
 format: dev
 	$(BIN)/ruff check --fix .
