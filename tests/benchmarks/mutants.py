@@ -212,8 +212,8 @@ class Seen:
             self.failed.append(report.nodeid or "collection")
 
 
-def in_a_fork(tests: list[str], tree: ast.Module | None, module: str, seconds: float, first: bool) -> dict[str, Any]:
-    """Run tests in a fork of this process, which has imported nothing of ours yet.
+def in_a_fork(tests: list[str], tree: ast.Module | None, module: str, seconds: float, *more: str) -> dict[str, Any]:
+    """Run tests in a fork of this process, which has imported nothing of ours yet; ``more`` are options of pytest.
 
     Returns:
         ``seconds`` by test, and ``failed``; or nothing, where it took longer than ``seconds``.
@@ -224,7 +224,7 @@ def in_a_fork(tests: list[str], tree: ast.Module | None, module: str, seconds: f
         os.setpgid(0, 0)
         os.close(reader)
         try:
-            seen = _run_here(tests, tree, module, first)
+            seen = _run_here(tests, tree, module, *more)
             os.write(writer, json.dumps({"seconds": seen.seconds, "failed": seen.failed}).encode())
         except BaseException as error:
             os.write(writer, json.dumps({"seconds": {}, "failed": [repr(error)]}).encode())
@@ -254,7 +254,7 @@ def in_a_fork(tests: list[str], tree: ast.Module | None, module: str, seconds: f
     return answer
 
 
-def _run_here(tests: list[str], tree: ast.Module | None, module: str, first: bool) -> Seen:
+def _run_here(tests: list[str], tree: ast.Module | None, module: str, *more: str) -> Seen:
     import pytest
 
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -270,8 +270,7 @@ def _run_here(tests: list[str], tree: ast.Module | None, module: str, first: boo
 
         importlib.machinery.SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
     seen = Seen()
-    stop = ["-x"] if first else []
-    pytest.main([*tests, "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-m", "not heavy", *stop], plugins=[seen])
+    pytest.main([*tests, "-q", "-p", "no:cacheprovider", "-m", "not heavy", *more], plugins=[seen])
     return seen
 
 
@@ -288,7 +287,7 @@ def try_module(module: str, chosen: list[Mutant], slow: float, until: float) -> 
     begun = time.monotonic()
     if not tests or not chosen:
         return [], "no tests" if chosen else "no line to change"
-    plain = in_a_fork(tests, None, module, 3600, first=False)
+    plain = in_a_fork(tests, None, module, 3600, f"--timeout={slow}")  # then a test has failed, and is left out
     failing = {it.split("::")[0] for it in plain.get("failed", [])}
     quick = {name: took for name, took in plain["seconds"].items() if took <= slow and name not in plain["failed"]}
     if not quick:
@@ -298,12 +297,12 @@ def try_module(module: str, chosen: list[Mutant], slow: float, until: float) -> 
     for mutant in chosen:
         if time.monotonic() > until:
             break
-        told = in_a_fork(list(quick), mutated(mutant), module, 30 + PATIENCE * whole, first=True)
+        told = in_a_fork(list(quick), mutated(mutant), module, 30 + PATIENCE * whole, "-x")
         failed = told.get("failed", [])
         outcome = "slow" if not told else "killed" if failed else "survived"
         tried.append(Tried(mutant, outcome, failed[0] if failed else ""))
         print(f"  {outcome:8} {module}:{mutant.line} {mutant.what}", flush=True)
-    left_out = len(plain["seconds"]) - len(quick)
+    left_out = len({*plain["seconds"], *plain["failed"]} - quick.keys())
     return tried, f"{len(quick)} tests in {whole:.0f} s" + (f", {left_out} left out as slow" if left_out else "")
 
 

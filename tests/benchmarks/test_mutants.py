@@ -94,7 +94,7 @@ def test_a_mutant_is_seen_in_a_fork_alone(module: str, tmp_path: Path, monkeypat
     monkeypatch.syspath_prepend(str(tmp_path / "analysis"))
 
     def outcome(tree: ast.Module | None) -> tuple[bool, bool]:
-        told = mutants.in_a_fork([str(file)], tree, module, 300, first=True)
+        told = mutants.in_a_fork([str(file)], tree, module, 300, "-x")
         return bool(told["seconds"]), bool(told["failed"])
 
     by_what = {it.what: it for it in mutants.mutants(module)}

@@ -19,7 +19,7 @@ def modes(folder: Path) -> dict[str, int]:
     return {str(file.relative_to(folder)): stat.S_IMODE(file.stat().st_mode) for file in files}
 
 
-@pytest.mark.parametrize("engine", ["packed", "hf"])
+@pytest.mark.parametrize("engine", ["packed", pytest.param("hf", marks=pytest.mark.heavy)])
 def test_two_processes_write_the_same_adapter_with_modes_by_the_umask(engine, tiny, tmp_path, lorasweep):
     """PEFT keeps target modules in a set, whose order PYTHONHASHSEED decides; safetensors makes files of mode 0600."""
     sweeps = []
