@@ -3,18 +3,23 @@
 # make dev       install, and what the targets below need (each makes it by itself)
 # make check     lint, format, types, import contracts
 # make test      the default tests;  make test-all adds those marked heavy
+# make audit     known vulnerabilities and licences of what is installed, and its bill of materials, dist/lorasweep.cdx.json
+# make mutants   small mistakes in a module: do its tests notice?  BENCH="--changed main": in changed lines (see --help)
 # make bench-sweep, bench-pack, bench-overhead, bench-search, bench-elastic, bench-quality, bench-bucket, bench-groups, bench-claims, bench-generate   what BENCHMARKS.md reports (BENCH="--setting short": see each --help)
 # make gpu-day   all that is to be measured on a GPU, without an install;  make gpu-day-bundle what it needs carried along
 PYTHON ?= python3
 # the build of torch: the one that is installed, or else the CPU's
 TORCH ?= $(or $(patsubst $(VENV)/installed-%,%,$(firstword $(wildcard $(VENV)/installed-*))),cpu)
-TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+# with the hashes of the CPU build: for one of your own make, a list of your own
+TORCH_CPU_LIST ?= requirements/torch-cpu.txt
 # test processes side by side, each with one thread
 JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --retries 5
+# Lists name every package with the hashes of its files. What they hold as source is built by what is there already.
+HASHED := --quiet --require-hashes --no-deps --no-build-isolation --requirement
 
 # Ray's clusters ask for a token: from 2.61 on by default, in the tests already
 test test-all: export RAY_AUTH_MODE := token
@@ -25,28 +30,43 @@ test test-all: export RAY_AUTH_MODE := token
 install: $(VENV)/installed-$(TORCH)
 dev: $(VENV)/dev-$(TORCH)
 
-$(VENV)/installed-$(TORCH): pyproject.toml constraints.txt
+$(VENV)/installed-$(TORCH): pyproject.toml $(addprefix requirements/,build.txt run.txt torch-cpu.txt torch-cuda.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else f"lorasweep needs Python 3.11 to 3.13, $(PYTHON) is {sys.version.split()[0]}: make install PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	rm -f $(VENV)/installed-* $(VENV)/dev-*
+	$(PIP) install $(HASHED) requirements/build.txt
 	$(MAKE) --no-print-directory torch-$(TORCH)
-	$(PIP) install --quiet --constraint constraints.txt --editable .
+	$(PIP) install $(HASHED) requirements/run.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	$(PIP) check
 	$(BIN)/python -m compileall -q analysis conf sweeps trainer # else the first command and Ray's workers do
 	touch $@
 
-$(VENV)/dev-$(TORCH): $(VENV)/installed-$(TORCH)
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+$(VENV)/dev-$(TORCH): $(VENV)/installed-$(TORCH) requirements/dev.txt
+	$(PIP) install $(HASHED) requirements/dev.txt
+	$(PIP) check
 	touch $@
 
-# A mirror's or a local CPU build first, then PyTorch's own index. macOS has but one build.
+.PHONY: extra-mlflow extra-wandb-report
+extra-mlflow extra-wandb-report: extra-%: install
+	$(PIP) install $(HASHED) requirements/$*.txt
+
+# A mirror's or a local CPU build first, then PyTorch's own index: whose file it is, its hash says. macOS has but one build.
 .PHONY: torch-cpu torch-cuda
 torch-cpu:
-	@if [ "$$(uname)" = Darwin ]; then $(PIP) install --quiet torch==$(TORCH_VERSION); \
-	else $(PIP) install --quiet 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null \
-	|| $(PIP) install --quiet --index-url $(TORCH_CPU_INDEX) 'torch==$(TORCH_VERSION)+cpu'; fi
+	@if [ "$$(uname)" = Darwin ]; then $(PIP) install $(HASHED) requirements/torch-cuda.txt; \
+	elif ! told=$$($(PIP) install $(HASHED) $(TORCH_CPU_LIST) 2>&1); then \
+	case "$$told" in *'DO NOT MATCH THE HASHES'*) echo "$$told" >&2; \
+	echo 'A CPU build of your own? Give a list with its hash: make install TORCH_CPU_LIST=FILE' >&2; exit 1;; esac; \
+	$(PIP) install --index-url $(TORCH_CPU_INDEX) $(HASHED) $(TORCH_CPU_LIST); fi
 torch-cuda: # pip takes an installed CPU build of the same version for it
 	@if $(PIP) show torch 2>/dev/null | grep -q '^Version:.*+cpu'; then $(PIP) uninstall --quiet --yes torch; fi
-	$(PIP) install --quiet torch==$(TORCH_VERSION)
+	$(PIP) install $(HASHED) requirements/torch-cuda.txt
+
+# the lists of requirements/ with their hashes, from constraints.txt: after a change of it or of pyproject.toml
+.PHONY: requirements
+requirements:
+	requirements/compile.sh $(BIN)/uv
 
 # the image's versions with their hashes, those of constraints.txt and CUDA's: after a change of either
 cluster/requirements.txt: dev
@@ -63,6 +83,10 @@ check: dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+.PHONY: mutants
+mutants: dev
+	$(BIN)/python tests/benchmarks/mutants.py $(BENCH)
+
 format: dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -73,6 +97,15 @@ test: dev
 test-all: dev
 	$(BIN)/python -m pytest -m 'not heavy' -n $(JOBS) --dist loadfile
 	$(BIN)/python -m pytest -m heavy
+
+.PHONY: audit
+AUDIT_TOOLS := .audit
+audit: install $(AUDIT_TOOLS)/installed # vulnerabilities, licences and the bill of materials of what .venv holds
+	@$(AUDIT_TOOLS)/bin/python requirements/audit.py --python $(BIN)/python --to dist/lorasweep.cdx.json $(AUDIT)
+$(AUDIT_TOOLS)/installed: requirements/audit.txt
+	$(PYTHON) -m venv $(AUDIT_TOOLS)
+	$(AUDIT_TOOLS)/bin/python -m pip --disable-pip-version-check --retries 5 install $(HASHED) requirements/audit.txt
+	touch $@
 
 .PHONY: gpu-day gpu-day-bundle
 # neither installs anything: on the GPU's machine there may be no package index
@@ -107,4 +140,4 @@ bench-elastic: dev # 1,000 trials on 64 devices that come and go: a quarter of a
 	$(BIN)/python -m tests.benchmarks.elastic $(BENCH)
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(AUDIT_TOOLS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

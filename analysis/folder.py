@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -137,6 +138,20 @@ def replace_tree(beside: Path, folder: Path) -> None:
     beside.rename(folder)
     if observer := observer_of(folder):
         observer.placed(folder)
+
+
+def usual_modes(folder: Path) -> None:
+    """Give every file below a folder the mode that a new file gets there.
+
+    Some libraries make files that their owner alone may read, safetensors for one; a folder may be shared.
+    """
+    probe = folder / f".mode.{os.getpid()}.tmp"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)
 
 
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES)

@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis import fast_yaml
 from analysis.errors import FolderError, ModelError, refuse_uri
-from analysis.folder import SweepFolder, TrialFolder, fetch_folder
+from analysis.folder import SweepFolder, TrialFolder, fetch_folder, usual_modes
 from analysis.leaderboard import leaderboard
 from analysis.leaderboard.seeds import best_seed, spread
 from analysis.rows import best_trial
@@ -48,6 +48,7 @@ def export(run_dir: str, trial_id: str | None, to: str, merge: bool) -> None:
             shutil.copytree(files.adapter_dir, beside, symlinks=True)  # never through a link
         card = _card(manifest, files)
         (beside / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+        usual_modes(beside)
         if target.exists():
             target.rmdir()
         beside.rename(target)

@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 from analysis.errors import FolderError
-from analysis.folder import ENDED, MetricsRow, State, Status, SweepFolder, TrialFolder, append_line, atomic_write
+from analysis.folder import (
+    ENDED,
+    MetricsRow,
+    State,
+    Status,
+    SweepFolder,
+    TrialFolder,
+    append_line,
+    atomic_write,
+    usual_modes,
+)
 from analysis.folder import read_lines as lines_of
 
 
@@ -32,6 +42,23 @@ def test_a_write_makes_its_folders_and_leaves_nothing_but_the_file(tmp_path: Pat
     atomic_write(path, b"second")
     assert path.read_bytes() == b"second"
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o002, "0o664"), (0o022, "0o644"), (0o077, "0o600")])
+def test_files_have_the_modes_that_the_umask_gives(tmp_path: Path, mask: int, mode: str) -> None:
+    before = os.umask(mask)
+    try:
+        atomic_write(tmp_path / "whole.json", "{}")
+        append_line(tmp_path / "lines.jsonl", {})
+        (tmp_path / "below").mkdir()
+        for name, other in (("closed", 0o600), ("below/open", 0o666)):  # by a library that has a mind of its own
+            (tmp_path / name).touch()
+            (tmp_path / name).chmod(other)
+        usual_modes(tmp_path)
+    finally:
+        os.umask(before)
+    modes = {it.name: oct(it.stat().st_mode & 0o777) for it in tmp_path.rglob("*") if it.is_file()}
+    assert modes == dict.fromkeys(["whole.json", "lines.jsonl", "closed", "open"], mode)
 
 
 def test_a_failure_before_the_rename_leaves_the_old_file_and_no_temporary_one(

@@ -5,10 +5,10 @@ The conversion is done once: the folder loads in a quarter of a second, the GGUF
 
 import contextlib
 import io
-import shutil
 from pathlib import Path
 
 from analysis.errors import FetchError
+from analysis.folder import usual_modes
 
 _PROBE = "Tokenizers differ in spaces, 12,345 digits and naïve Unicode 🙂."
 
@@ -53,5 +53,4 @@ def convert_gguf(gguf: Path, to: Path) -> None:
                 f"{gguf.name}: what was written does not load as the same model ({what}). Install the versions that"
                 " lorasweep is tested with: make install."
             )
-    for file in to.glob("*.safetensors"):  # written as readable by their owner alone, but a cache may be shared
-        shutil.copymode(to / "config.json", file)
+    usual_modes(to)  # a cache may be shared

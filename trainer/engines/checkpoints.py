@@ -26,6 +26,7 @@ ADAPTER_FILE = "adapter_model.safetensors"  # as PEFT names it
 OPTIMIZER_FILE = "optimizer.safetensors"
 BEST_FILE = "best.safetensors"  # the best rung's adapter
 SCORED = "scored"
+ADAPTER_METADATA = {"format": "pt"}  # as PEFT writes it
 _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # as safetensors names them
 
 
@@ -68,6 +69,7 @@ def write_tensors(path: Path, tensors: Mapping[str, "torch.Tensor"], metadata: M
     # https://huggingface.co/docs/safetensors: the header's length in 8 bytes, the header, then all tensors' bytes
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
+    tensors = dict(sorted(tensors.items()))  # what was read from a file comes in another order
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.nbytes
         dtype = _DTYPES[str(tensor.dtype).removeprefix("torch.")]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from analysis.errors import ConfigError
@@ -22,13 +22,14 @@ from analysis.folder import State, TrialFolder
 from trainer.config import TrialConfig, check_trial, sharding_refusal
 from trainer.device_cache import DeviceCache
 from trainer.engine import Admission, Admitted, Ended, Event, Full, RungResult, never, written
+from trainer.engines.adapter_files import write_adapter_files
 from trainer.engines.checkpoints import OPTIMIZER_FILE, write_tensors
 from trainer.engines.hf_trainer import StepTrainer
 from trainer.engines.interruption import interruptible
 from trainer.engines.keyed_dropout import DropoutKeys, use_keyed_dropout
 from trainer.engines.trial_record import Score, TrialRecord
 from trainer.evaluation.evaluate import Evaluation, evaluate
-from trainer.models.lora import add_adapter, remove_adapter
+from trainer.models.lora import ADAPTER, add_adapter, remove_adapter
 from trainer.models.ranks import Interrupted, by_lost_rank
 from trainer.outcomes import ended_by, raise_device_fault
 
@@ -195,10 +196,14 @@ class _Run:
             return
 
         def write() -> dict[str, str]:
-            self.model.save_pretrained(str(to))
-            return {OPTIMIZER_FILE: write_tensors(to / OPTIMIZER_FILE, self._training.optimizer_tensors())}
+            digests = write_adapter_files(to, self._adapter_config, self._weights())
+            return digests | {OPTIMIZER_FILE: write_tensors(to / OPTIMIZER_FILE, self._training.optimizer_tensors())}
 
         self.record.checkpoint(to, write)()
+
+    @property
+    def _adapter_config(self) -> PeftConfig:
+        return self.model.peft_config[ADAPTER]
 
     @property
     def _training(self) -> StepTrainer:
@@ -284,12 +289,14 @@ class _Run:
     # --- weights
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        return {name: tensor.detach().cpu().clone() for name, tensor in get_peft_model_state_dict(self.model).items()}
+        state = get_peft_model_state_dict(self.model)
+        return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
     def _save_best(self) -> None:
         if self.record.best is not None:
-            set_peft_model_state_dict(self.model, self.record.best.weights)
-            self.record.write_adapter(lambda to: self.model.save_pretrained(str(to)))
+            weights = self.record.best.weights
+            set_peft_model_state_dict(self.model, weights)
+            self.record.write_adapter(lambda to: write_adapter_files(to, self._adapter_config, weights))
 
     def _read_checkpoint(self, checkpoint: Path) -> dict[str, torch.Tensor]:
         """Put a checkpoint's weights and counters in place; returns the optimiser's moments."""

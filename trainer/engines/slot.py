@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from analysis.folder import TrialFolder
 from trainer.config import TrialConfig
 from trainer.data.encode import Encoded
+from trainer.engines.adapter_files import write_adapter_files
 from trainer.engines.batches import MicroBatch, micro_batches
 from trainer.engines.checkpoints import ADAPTER_FILE, OPTIMIZER_FILE, write_tensors
 from trainer.engines.learning_rates import PREFIX, peak_rate, schedule
@@ -35,7 +36,6 @@ from trainer.models.lora import (
     suffix,
 )
 
-_METADATA = {"format": "pt"}
 # As in Hugging Face Trainer: biases and norms are not decayed.
 _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 
@@ -171,11 +171,8 @@ class Slot:
         adapter = {key: copies.pop(key) for key in weights}
 
         def write() -> dict[str, str]:
-            self._write_config(to)
-            return {
-                ADAPTER_FILE: write_tensors(to / ADAPTER_FILE, adapter, _METADATA),
-                OPTIMIZER_FILE: write_tensors(to / OPTIMIZER_FILE, copies),
-            }
+            digests = write_adapter_files(to, self.config, adapter)
+            return digests | {OPTIMIZER_FILE: write_tensors(to / OPTIMIZER_FILE, copies)}
 
         return self.record.checkpoint(to, write)
 
@@ -195,17 +192,7 @@ class Slot:
         """The best rung's adapter into the trial's folder; nothing where there was no rung."""
         best = self.record.best
         if best is not None:
-            self.record.write_adapter(lambda to: self._write(best.weights, to))
-
-    def _write(self, weights: Weights, to: Path) -> None:
-        to.mkdir(parents=True)
-        save_file(weights, to / ADAPTER_FILE, metadata=_METADATA)
-        self._write_config(to)
-
-    def _write_config(self, to: Path) -> None:
-        config = copy.copy(self.config)
-        config.inference_mode = True
-        config.save_pretrained(str(to))
+            self.record.write_adapter(lambda to: write_adapter_files(to, self.config, best.weights))
 
     def _make_tensors(self) -> None:
         trial, model = self.trial, self.base.model

@@ -19,7 +19,7 @@ from analysis.folder import MetricsRow, State, TrialFolder, replace_tree
 from analysis.item_sums import GENERATED
 from trainer.config import TrialConfig
 from trainer.engine import Ended, RungResult
-from trainer.engines.checkpoints import BEST_FILE, COUNTERS, SCORED, remove, seal, write_tensors
+from trainer.engines.checkpoints import ADAPTER_METADATA, BEST_FILE, COUNTERS, SCORED, remove, seal, write_tensors
 from trainer.evaluation.evaluate import Evaluation, Validation, metrics_of
 from trainer.outcomes import Diverged, MetricMissing
 
@@ -152,7 +152,7 @@ class TrialRecord:
         reason = f"train.patience: no better objective in the last {self.stale} rungs" if short else ""
         return Ended(self.trial.trial_id, State.COMPLETED, reason, self.step, row)
 
-    def write_adapter(self, write: Callable[[Path], None]) -> None:
+    def write_adapter(self, write: Callable[[Path], object]) -> None:
         """Put the adapter into the trial's folder: ``write`` fills a new folder, which then is renamed into place."""
         if not self.writes:
             return
@@ -183,7 +183,7 @@ class TrialRecord:
             to.mkdir(parents=True)
             digests = dict(write())
             if best is not None:
-                digests[BEST_FILE] = write_tensors(to / BEST_FILE, best.weights)
+                digests[BEST_FILE] = write_tensors(to / BEST_FILE, best.weights, ADAPTER_METADATA)
             seal(to, counters, digests)
 
         return complete

@@ -8,7 +8,7 @@ from scipy.stats import binom, bootstrap
 
 from analysis.errors import DataError
 from analysis.statistics import paired
-from analysis.statistics.paired import paired_difference
+from analysis.statistics.paired import item_scores, paired_difference
 
 
 def scores(values: list[float], start: int = 0) -> dict[str, float]:
@@ -17,6 +17,15 @@ def scores(values: list[float], start: int = 0) -> dict[str, float]:
 
 def hits(n: int, seed: int, p: float) -> list[float]:
     return [float(x) for x in np.random.default_rng(seed).random(n) < p]
+
+
+def test_an_items_score_is_a_hit_or_minus_its_loss_a_token() -> None:
+    labelled = {"item_id": ["x", "y"], "prediction": ["a", "b"], "label": ["a", "a"], "nll": [9.0, 9.0]}
+    assert item_scores(labelled) == {"x": 1.0, "y": 0.0}
+    text = {"item_id": [3, 4], "nll": [6.0, 8.0], "n_tokens": [3, 2]}
+    assert item_scores(text) == {"3": -2.0, "4": -4.0}
+    completion = {**text, "completion_nll": [5.0, 1.0], "completion_tokens": [2, 4]}
+    assert item_scores(completion) == {"3": -2.5, "4": -0.25}, "the prompt's tokens do not count"
 
 
 def test_the_interval_is_that_of_scipys_own_paired_bootstrap() -> None:

@@ -171,6 +171,20 @@ def test_a_configuration_whose_first_seed_was_stopped_is_done_and_time_left_coun
     assert state.seconds_left() == 25
 
 
+def test_time_left_counts_the_seeds_to_come_of_every_configuration(clock: Clock) -> None:
+    state = SweepState("quick", 4, 10, 0, clock, repeats=4, seeds_before={"t0001": 2})
+    state.start("t0000", VALUES)
+    clock.now += 10
+    state.report("t0000", 10, {}, 0.5, seconds=10)
+    state.end("t0000", State.COMPLETED, "")
+    for trial in ("t0001.3", "t0002"):
+        state.start(trial, VALUES)
+        state.report(trial, 10, {}, 0.5)
+        state.end(trial, State.COMPLETED, "")
+    # 30 steps in 10 seconds, 10 a trial. To come: three seeds of t0000, one of t0001, three of t0002, four of the last
+    assert state.seconds_left() == pytest.approx((3 + 1 + 3 + 4) * 10 * 10 / 30)
+
+
 def test_a_trial_with_its_own_number_of_steps_is_measured_by_it(state: SweepState) -> None:
     state.start("t0000", {"train.max_steps": 96})
     assert state.trials["t0000"].max_steps == 96

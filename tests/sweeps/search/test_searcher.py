@@ -587,3 +587,16 @@ def test_points_of_another_sweep_are_tried_ever_more_seldom_and_the_same_ones_af
     assert whole[0] == 3  # three points first, then the next one for certain
     assert 4 <= len(whole) <= 20
     assert sum(number < 20 for number in whole) > sum(number >= 40 for number in whole)
+
+
+def test_what_is_to_come_are_all_seeds_of_all_configurations(tmp_path: Path) -> None:
+    search = make(tmp_path, trials=3, seeds=(7, 8, 9))
+    assert search.open_trials() == (set(), 9)
+    first = search.suggest("a")
+    assert search.open_trials() == ({first["trial_id"]}, 6), "its further seeds are due once it has completed"
+    search.on_trial_complete("a", end("completed", 0.5))
+    assert search.open_trials() == (set(), 2 + 6)
+    further = search.suggest("b")
+    assert search.open_trials() == ({further["trial_id"]}, 1 + 6)
+    search.close()
+    assert search.open_trials() == ({further["trial_id"]}, 0)

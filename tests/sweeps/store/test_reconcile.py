@@ -8,6 +8,7 @@ which a driver can die, ``make test-all`` every one.
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import pytest
 from ray.tune.search import Searcher
 
 import sweeps.driver.device_client
-from analysis.folder import ENDED, State, Status, SweepFolder, append_line, read_lines
+from analysis.folder import ENDED, MetricsRow, State, Status, SweepFolder, append_line, read_lines
 from analysis.objective import Objective
 from sweeps.compose.compose import Composed, compose
 from sweeps.compose.trial_template import TrialTemplate
@@ -29,6 +30,7 @@ from sweeps.driver.trial_proxy import TrialProxy
 from sweeps.search.scheduler import build_sampler, build_scheduler, replay_scheduler
 from sweeps.search.searcher import GuardedOptunaSearch, SearchPlan
 from sweeps.space.dimensions import DefineByRun
+from sweeps.store import reconcile
 from sweeps.store.checkpoint_writer import complete
 from sweeps.store.node_copy import NodeCopy
 from sweeps.store.reconcile import update_files, update_study
@@ -274,3 +276,53 @@ def test_a_checkpoint_without_a_best_rung_leaves_the_adapter_alone(tmp_path: Pat
     (files.checkpoint_dir(4) / "counters.json").write_text("{}")
     write_best_adapter(files)
     assert not files.adapter_dir.exists()
+
+
+# Parts of it
+
+
+@pytest.mark.parametrize(
+    ("state", "objective"),
+    [
+        (State.COMPLETED, 0.9),  # its best rung
+        (State.STOPPED_EARLY, 0.5),  # its last one, by which it was stopped
+        (State.FAILED, None),
+        (State.DIVERGED, None),
+        (State.OUT_OF_MEMORY, None),
+    ],
+)
+def test_an_end_is_told_again_by_the_rungs_in_its_files(state: State, objective: float | None) -> None:
+    rows = [
+        MetricsRow("t0000", step, 10 * step, 1.0, final, 8, {"accuracy": value})
+        for step, final, value in ((2, False, 0.9), (4, False, 0.5), (6, False, math.nan), (6, True, 0.95))
+    ]
+    report = reconcile._last(rows, Status(state, "so", 6), lambda metrics: metrics["accuracy"])
+    assert (report["state"], report["reason"], report["step"], report["done"]) == (str(state), "so", 6, True)
+    assert report["objective"] == objective or (objective is None and math.isnan(report["objective"]))
+    without = reconcile._last([], Status(state, "so", 0), lambda metrics: metrics["accuracy"])
+    assert math.isnan(without["objective"])
+
+
+def test_every_trial_that_was_told_has_its_end_written_whatever_else_was_recorded(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    names = ["t0000", "t0001", "t0002"]
+    for name in names:
+        folder.trial(name).write_status(Status(State.RUNNING, "", 2))
+        folder.trial(name).checkpoint_dir(2).mkdir(parents=True)
+    folder.trial("t0002").write_status(Status(State.COMPLETED, "", 8))  # the driver died before it removed checkpoints
+    told = {"event": "tell", "step": 4}
+    update_files(
+        folder,
+        [
+            *({"event": "ask", "trial_id": name} for name in names),
+            {**told, "trial_id": "t0000", "state": "stopped_early"},
+            {**told, "trial_id": "t0001", "state": "failed", "reason": "it broke"},
+            {**told, "trial_id": "t0002", "state": "completed"},
+        ],
+    )
+    first, second, third = (folder.trial(name).read_status() for name in names)
+    assert (first.state, first.step) == (State.STOPPED_EARLY, 4)
+    assert "step 4" in first.reason
+    assert second == Status(State.FAILED, "it broke", 4)
+    assert third == Status(State.COMPLETED, "", 8)
+    assert [folder.trial(name).checkpoints() for name in names] == [[], [], []]
