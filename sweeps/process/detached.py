@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from sweeps.process.scratch import leave_to_other, take_over
+
 _EVERY = 0.2  # seconds between two looks at what was printed
 _CHUNK = 1 << 16
 
@@ -73,9 +75,11 @@ def detach() -> Started | None:
     pid = os.fork()
     if pid:
         os.close(writing)
+        leave_to_other()
         return Started(pid, printed, reading)
     os.close(reading)
     os.setsid()
+    take_over()
     for target, source in enumerate((os.open(os.devnull, os.O_RDONLY), *(file.fileno() for file in printed))):
         os.dup2(source, target)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))

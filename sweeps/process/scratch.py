@@ -31,6 +31,7 @@ _JANITOR = (
     "import sys; sys.path[:] = {}; from sweeps.process.scratch import clean_up_after; clean_up_after(sys.argv[1:])"
 )
 _open: list[Path] = []  # the folders of this process, while it has any
+_janitors: list["subprocess.Popen[bytes]"] = []  # the one that waits for the end of this process
 
 
 @contextlib.contextmanager
@@ -52,6 +53,7 @@ def private_scratch() -> Iterator[None]:
         before = {name: os.environ.get(name) for name in _VARIABLES}
         janitor = _start_janitor(folders)
         _open.extend(folders)
+        _janitors.append(janitor)
         os.environ.update({"TMPDIR": str(files), "RAY_TMPDIR": str(sockets)})
         tempfile.tempdir = str(files)
         try:
@@ -66,7 +68,26 @@ def private_scratch() -> Iterator[None]:
                     os.environ[name] = value
             _open.clear()
             made.close()  # its locks
-            _let_clean(janitor, folders)
+            if janitor in _janitors:
+                _janitors.remove(janitor)
+                _let_clean(janitor, folders)
+
+
+def take_over() -> None:
+    """In a process that was forked to go on in the place of this one: the folders are its own from now on."""
+    for janitor in _janitors:
+        if janitor.stdin:
+            janitor.stdin.write(f"{os.getpid()}\n".encode())
+            janitor.stdin.flush()
+
+
+def leave_to_other() -> None:
+    """Another process has taken over: this one ends without waiting for what goes on there."""
+    while _janitors:
+        janitor = _janitors.pop()
+        if janitor.stdin:
+            janitor.stdin.close()
+        janitor.returncode = 0  # it is not waited for
 
 
 def socket_folder() -> Path:
@@ -153,18 +174,20 @@ def clean_up_after(folders: Sequence[str]) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    parent = os.getppid()
+    owner = parent = os.getppid()
     os.set_blocking(0, False)
-    while os.getppid() == parent:  # a child of it that it forked may hold the pipe open
+    while owner != parent or os.getppid() == parent:  # a child of it that it forked may hold the pipe open
         with contextlib.suppress(BlockingIOError):
-            if not os.read(0, 1):
+            told = os.read(0, 64)
+            if not told:
                 break
+            owner = int(told)
         time.sleep(_EVERY / 5)
     with contextlib.ExitStack() as locked:
         for folder in folders:
             with contextlib.suppress(OSError):  # from now on nobody else cleans up here
                 _try_lock(locked.enter_context(Path(folder, _OWNER).open("rb")).fileno())
-        _remove([Path(folder) for folder in folders])
+        _remove([Path(folder) for folder in folders], owner)
 
 
 def remove_abandoned(places: Iterable[Path]) -> None:
@@ -176,7 +199,7 @@ def remove_abandoned(places: Iterable[Path]) -> None:
     for place in places:
         for folder in place.glob(f"{_PREFIX}*"):
             if folder not in _open and _is_abandoned(folder):
-                _remove([folder], patience=0.0)
+                _remove([folder], os.getpid(), patience=0.0)
 
 
 def _is_abandoned(folder: Path) -> bool:
@@ -201,15 +224,17 @@ def _try_lock(file: int) -> bool:
     return True
 
 
-def _remove(folders: Sequence[Path], patience: float = _PATIENCE) -> None:
+def _remove(folders: Sequence[Path], owner: int, patience: float = _PATIENCE) -> None:
     """End the processes that have files of the folders open or name them, after some patience, and remove the folders.
+
+    The owner is none of them: a command that has ended well has a log of Ray's open until it exits.
 
     Ray's workers are no children of anybody that is left; but their logs are in the folder, as those of its agents,
     and its servers have it in their command lines.
     """
     until = time.monotonic() + patience
     for _ in range(200):
-        using = _users(folders)
+        using = [process for process in _users(folders) if process not in (owner, os.getpid())]
         if not using:
             break
         if time.monotonic() >= until:
@@ -222,17 +247,13 @@ def _remove(folders: Sequence[Path], patience: float = _PATIENCE) -> None:
 
 
 def _users(folders: Sequence[Path]) -> list[int]:
-    """The processes of this user that have files below the folders open or name one of them.
-
-    Not this process, nor the one that started it: a command that has ended well has a log of Ray's open until it exits.
-    """
-    besides = (os.getpid(), os.getppid())
+    """The processes of this user that have files below the folders open or name one of them."""
     if not Path("/proc/self/fd").is_dir():
-        return [process for process in _naming(folders) if process not in besides]
+        return _naming(folders)
     names = tuple(os.fsencode(folder) for folder in folders)
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) not in besides:
+        if entry.name.isdigit():
             with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
                 if entry.stat().st_uid == os.getuid() and _uses(entry, names):
                     found.append(int(entry.name))

@@ -27,6 +27,21 @@ with private_scratch():
 """
 
 
+GOES_ON = """
+import os, sys, time
+from pathlib import Path
+from sweeps.process.scratch import leave_to_other, private_scratch, socket_folder, take_over
+with private_scratch():
+    if os.fork():
+        leave_to_other()
+    else:
+        take_over()
+        while not Path(sys.argv[1]).exists():
+            time.sleep(0.05)
+        Path(sys.argv[1]).write_text(str(socket_folder().exists()))
+"""
+
+
 @pytest.fixture
 def place(tmp_path_factory, monkeypatch):
     folder = Path(tempfile.mkdtemp(prefix="sc-", dir="/tmp"))
@@ -97,6 +112,17 @@ def test_what_a_killed_process_leaves_is_removed_and_what_has_files_open_there_i
     assert stranger.poll() is None
     stranger.kill()
     stranger.wait()
+
+
+def test_a_process_that_was_forked_to_go_on_keeps_the_folder(place, tmp_path):
+    told = tmp_path / "told"
+    environment = {**os.environ, "PYTHONPATH": package_root()}
+    subprocess.run([sys.executable, "-c", GOES_ON, str(told)], env=environment, check=True)  # the first one has ended
+    time.sleep(1)  # for a janitor that does not know better
+    assert len(list(place.iterdir())) == 1
+    told.touch()
+    assert until_empty(place)
+    assert told.read_text() == "True"
 
 
 def test_the_next_command_removes_what_a_lost_machine_left_and_nothing_of_others(place):
