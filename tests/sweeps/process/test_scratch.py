@@ -114,7 +114,7 @@ def test_what_a_killed_process_leaves_is_removed_and_what_has_files_open_there_i
     stranger.wait()
 
 
-def test_a_process_that_was_forked_to_go_on_keeps_the_folder(place, tmp_path):
+def test_a_process_that_was_forked_to_go_on_keeps_the_folder(tmp_path, place):
     told = tmp_path / "told"
     environment = {**os.environ, "PYTHONPATH": package_root()}
     subprocess.run([sys.executable, "-c", GOES_ON, str(told)], env=environment, check=True)  # the first one has ended
