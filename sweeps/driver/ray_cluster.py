@@ -84,7 +84,9 @@ def ray_running(
         os.environ.setdefault("RAY_enable_worker_prestart", "0")
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         options |= {"address": "local", "num_cpus": cores, "include_dashboard": False}
-        options["_system_config"] = {"worker_niceness": config.resources.niceness}
+        # Ray's memory monitor is off: it ends the youngest of its processes, a proxy or the dispatcher, and spares the
+        # device worker that has the memory. The kernel ends the largest.
+        options["_system_config"] = {"worker_niceness": config.resources.niceness, "memory_monitor_refresh_ms": 0}
     else:
         if config.resources.niceness:
             raise ConfigError(

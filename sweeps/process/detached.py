@@ -80,8 +80,11 @@ def detach() -> Started | None:
     os.close(reading)
     os.setsid()
     take_over()
+    others = [stream.fileno() for stream in (sys.stdout, sys.stderr)]  # may be copies of 1 and 2 (`may_be_closed`)
     for target, source in enumerate((os.open(os.devnull, os.O_RDONLY), *(file.fileno() for file in printed))):
         os.dup2(source, target)
+    for target, file in zip(others, printed, strict=True):  # else whoever reads the pipe waits for the whole sweep
+        os.dup2(file.fileno(), target)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     _waiting = _Waiting(printed, writing)
     return None

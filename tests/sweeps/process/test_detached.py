@@ -54,9 +54,12 @@ detached.begun(pathlib.Path("output.log"), "runs/x")
 os.kill(os.getpid(), signal.SIGHUP)
 print("goes on", os.getsid(0) == os.getpid(), os.getppid() == 1 or "child", sys.stdout.isatty(), sys.stdin.read())
 print("to standard error", file=sys.stderr)
+while not pathlib.Path("go").exists():
+    time.sleep(0.05)
 pathlib.Path("end").write_text("reached")"""
     out, err = (process := start(work, tmp_path)).communicate(timeout=60)
-    assert (out, err, process.returncode) == ("starting\nit is runs/x\n", "a warning\n", 0)
+    assert (out, err, process.returncode) == ("starting\nit is runs/x\n", "a warning\n", 0)  # the pipes are closed
+    (tmp_path / "go").touch()
     until(tmp_path / "end")
     said = (tmp_path / "output.log").read_text().splitlines()
     assert said[:2] == ["starting", "a warning"]
