@@ -47,7 +47,7 @@ MODULES = tuple(f"{room}/{name}.py" for room, names in _ROOMS.items() for name i
 MORE_TESTS = {
     "sweeps/search/lineage.py": ["tests/sweeps/store/test_reconcile.py"],
     "sweeps/search/study_log.py": ["tests/sweeps/store/test_reconcile.py"],
-    "trainer/engines/tensors": ["tests/trainer/engines"],
+    "trainer/engines/tensors": ["tests/trainer/engines/test_pack.py", "tests/trainer/engines/test_pack_equivalence.py"],
 }
 LIBRARIES = {  # imported once, before any fork: what the tests of a package take longest to import
     "analysis": ["torch", "pandas", "pyarrow.parquet", "scipy.stats", "sklearn.metrics"],
