@@ -43,11 +43,13 @@ _ROOMS = {
     "trainer/engines": "pack pack_layers slot tensors/flat_adamw",
 }
 MODULES = tuple(f"{room}/{name}.py" for room, names in _ROOMS.items() for name in names.split())
+_PACKS = [f"tests/trainer/engines/test_{it}.py" for it in ("pack", "pack_equivalence", "pack_lengths")]
 # Tests of a folder that mirrors a module's are found by themselves; these see it too.
 MORE_TESTS = {
     "sweeps/search/lineage.py": ["tests/sweeps/store/test_reconcile.py"],
     "sweeps/search/study_log.py": ["tests/sweeps/store/test_reconcile.py"],
-    "trainer/engines/tensors": ["tests/trainer/engines"],
+    "trainer/engines/tensors": _PACKS,
+    "trainer/engines/pack_layers.py": _PACKS,
 }
 LIBRARIES = {  # imported once, before any fork: what the tests of a package take longest to import
     "analysis": ["torch", "pandas", "pyarrow.parquet", "scipy.stats", "sklearn.metrics"],

@@ -216,3 +216,36 @@ def test_word_counts_that_have_no_bias_stand_in_no_comparison_and_prevent_no_win
     by = leaderboard.ranked(sweep.folder, ["accuracy"]).judgement
     assert by is not None
     assert sorted(by.standings) == ["linear", "t0000", "t0001"]
+
+
+def test_by_fronts_what_nothing_beats_stands_above_a_better_number(sweep: Any, make_sweep: Any) -> None:
+    """t0003 is beaten by t0000 in both terms, and has a better number than the others of the first front."""
+    places = {"t0000": (0.85, 60.0), "t0001": (0.9, 70.0), "t0002": (0.5, 50.0), "t0003": (0.84, 61.0)}
+
+    def ranked_by(method: str) -> list[str]:
+        made = make_sweep({**sweep.wanted, "method": method}, name=method)
+        for name, (quality, crows) in places.items():
+            made.trial(name, made.metrics(quality, crows))
+        return order(made)
+
+    assert ranked_by("pareto") == ["t0000", "t0001", "t0002", "t0003"]
+    assert ranked_by("chebyshev") == ["t0000", "t0003", "t0001", "t0002"]
+
+
+@pytest.mark.parametrize(("ties", "expected"), [("cost", ["t0000", "t0001"]), ("score", ["t0001", "t0000"])])
+def test_of_those_tied_with_the_best_the_cheapest_is_first_in_every_list(
+    make_sweep: Any, ties: str, expected: list[str]
+) -> None:
+    """The list that is kept while a sweep runs, which compares only where that decides, and the one with intervals."""
+    quality = {"metric": "accuracy", "direction": "max", "range": [0.0, 1.0], "weight": 1.0}
+    sweep = make_sweep({"name": "x", "rho": 0.0, "ties": ties, "terms": {"quality": quality}})
+    for name, wrong in (("t0000", range(20, 68)), ("t0001", range(46))):  # 48 and 46 of 160, most of them other items
+        predictions = ["b" if i in wrong else "a" for i in range(160)]
+        columns = {"item_id": [str(i) for i in range(160)], "label": ["a"] * 160, "prediction": predictions}
+        files = sweep.trial(name, 1 - len(wrong) / 160)
+        files.write_items("task", "validation", 24, columns)
+        files.adapter_size_file.write_text('{"parameters": 1000}')
+    slow = sweep.folder.trial("t0001").metrics_file
+    slow.write_text(slow.read_text().replace('"seconds": 3.0', '"seconds": 300.0'))
+    assert order(sweep) == expected
+    assert [row.trial_id for row in leaderboard.ranked(sweep.folder).rows] == expected

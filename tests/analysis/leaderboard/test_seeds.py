@@ -199,3 +199,10 @@ def test_the_report_lists_seeds_below_their_configuration_and_trains_each_again(
     assert "model=m engine.pass_cost=512 seed=1" in command({**manifest, "config": measured}, seed)
     given = ["lorasweep", "run", "engine.pass_cost=512"]
     assert command({**manifest, "config": measured, "command": given}, seed).count("pass_cost") == 1
+
+
+def test_a_configuration_has_one_seed_where_nothing_else_is_said() -> None:
+    (only,) = configurations([row("t0000", 0.5)])
+    assert (only.trial_id, only.status, only.objective) == ("t0000", "completed", 0.5)
+    (waits,) = configurations([row("t0000", 0.5)], lambda name: 2)
+    assert waits.status != "completed", "its second seed is to come"

@@ -8,6 +8,7 @@ import pytest
 
 from analysis.folder import State
 from analysis.leaderboard import leaderboard
+from analysis.leaderboard.verdict import beats_baselines
 
 
 def verdict(sweep: Any, by: list[str] | None = None) -> list[str]:
@@ -261,6 +262,8 @@ def test_another_metric_that_ranks_is_compared_with_the_baseline_that_is_best_in
     )
     assert others[0].endswith("] nats on 160 items.")
     assert verdict(sweep, ["accuracy"])[0] == first
+    ranking = leaderboard.ranked(sweep.folder)
+    assert beats_baselines(sweep.folder, ranking.rows, ranking.judgement) is False, "in one of two metrics alone"
 
 
 def test_a_baseline_without_the_metric_that_ranks_takes_no_part(make_sweep: Any) -> None:

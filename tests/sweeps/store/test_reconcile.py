@@ -299,7 +299,10 @@ def test_an_end_is_told_again_by_the_rungs_in_its_files(state: State, objective:
     report = reconcile._last(rows, Status(state, "so", 6), lambda metrics: metrics["accuracy"])
     assert (report["state"], report["reason"], report["step"], report["done"]) == (str(state), "so", 6, True)
     assert report["objective"] == objective or (objective is None and math.isnan(report["objective"]))
+    rung = reconcile._report(rows[0], Status(state, "so", 6), State.RUNNING, 0.9)
+    assert (rung["done"], rung["reason"], rung["step"], rung["tokens"]) == (False, "", 2, 20)
     without = reconcile._last([], Status(state, "so", 0), lambda metrics: metrics["accuracy"])
+    assert (without["step"], without["tokens"], without["n_items"]) == (0, 0, 0)
     assert math.isnan(without["objective"])
 
 
