@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from analysis.errors import ModelError, first_line
+from analysis.errors import LorasweepError, ModelError, first_line
 from trainer.config import ModelConfig
 from trainer.models.model_files import check_folder, gguf_file
 
@@ -117,5 +117,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     where = model_folder(config)
     try:
         return open_tokenizer(where, loading_arguments(config, where))
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except (LorasweepError, MemoryError):
+        raise
+    except Exception as error:  # transformers and tokenizers raise anything for a folder that is broken
         raise ModelError(f"{where}: its tokenizer cannot be loaded: {first_line(error)}") from error

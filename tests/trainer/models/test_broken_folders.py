@@ -16,6 +16,7 @@ from analysis.errors import ModelError
 from trainer.config import ModelConfig
 from trainer.models.base_model import BaseModel, load_base
 from trainer.models.model_files import guess_linear_modules
+from trainer.models.tokenizer import load_tokenizer
 
 IDS = torch.arange(4, 20)[None]
 
@@ -242,3 +243,30 @@ def test_weights_that_were_stored_in_four_bits_are_used_at_that_precision_alone(
     for precision in ("fp32", "bf16", "int8"):
         with pytest.raises(ModelError, match=rf"precision={precision} cannot be had. Use precision=nf4, or the model"):
             load(tmp_path / "four", precision=precision)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("tokenizer.json", {"added_tokens": [{"id": 0, "content": "<s>"}]}),
+        ("tokenizer.json", {"post_processor": {"type": "none such"}}),
+        ("tokenizer.json", {"model": [[]]}),
+        ("tokenizer_config.json", {"bos_token": 3}),
+        ("tokenizer_config.json", {"unk_token": [], "model_max_length": {}}),
+    ],
+)
+def test_a_tokenizer_that_libraries_fail_on_in_their_own_ways_is_refused(folder, file, change) -> None:
+    described = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(described | change))
+    with pytest.raises(ModelError, match=f"{folder}: its tokenizer cannot be loaded"):
+        load_tokenizer(ModelConfig(source="local", path=str(folder)))
+
+
+def test_a_damaged_gguf_file_is_refused(tmp_path) -> None:
+    head = b"GGUF" + (3).to_bytes(4, "little")
+    (tmp_path / "model.gguf").write_bytes(head + (1 << 40).to_bytes(8, "little") * 2 + bytes(64))
+    config = ModelConfig(source="local", path=str(tmp_path))
+    with pytest.raises(ModelError, match=str(tmp_path)):
+        load_tokenizer(config)
+    with pytest.raises(ModelError, match=str(tmp_path)):
+        load(tmp_path)
