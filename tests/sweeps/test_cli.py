@@ -115,7 +115,7 @@ def test_the_other_commands_hand_over_their_arguments(called):
     cli.main(["export", "runs/x", "--to", "out"])
     assert called.calls[0][1][0].config.lora.rank == 2
     assert called.calls[1:] == [
-        ("resume_sweep", ("runs/x", ["search.trials=9"]), {"view": "quiet"}),
+        ("resume_sweep", ("runs/x", ["search.trials=9"]), {"view": "quiet", "own_code": False}),
         ("export", ("runs/x", "t0001", "out", True), {}),
         ("export", ("runs/x", None, "out", False), {}),
     ]

@@ -283,7 +283,7 @@ def test_a_torn_adapter_is_not_exported(merge, trial, called):
 
 
 def test_an_export_to_a_full_disk_leaves_nothing(trial, called, monkeypatch):
-    def full(source, target):
+    def full(source, target, **options):
         target.mkdir()
         (target / "adapter_model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")
