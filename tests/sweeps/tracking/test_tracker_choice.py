@@ -94,7 +94,7 @@ def test_mode_disabled_switches_wandb_off_and_nothing_else(tmp_path: Path, monke
 def test_a_relative_folder_stays_where_it_was_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     composed = compose(["tracking=mlflow", "tracking.uri=./shared"])
-    again = Composed.from_stored(composed.unresolved())
+    again = Composed.from_stored(composed.unresolved(), addresses=True)
     assert again.config.tracking.trackers["mlflow"]["uri"] == str(tmp_path / "shared")
     assert compose(["tracking.uri=databricks"]).config.tracking.uri == "databricks"
 
