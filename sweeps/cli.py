@@ -5,6 +5,7 @@ Each is a module of its name in ``sweeps/commands/``; ``sweeps/commands/run.py``
 Nothing heavy is imported here at module level: ``--help`` answers at once, and mistakes are told before torch loads.
 """
 
+import contextlib
 import errno
 import importlib
 import os
@@ -111,9 +112,15 @@ def _main(arguments: Sequence[str] | None) -> int:
     # Read when grpc is imported, by Ray too: else it tells the terminal of each server that is being ended.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     given = [argument for argument in given if argument != "--debug"]
+    with contextlib.ExitStack() as scratch:  # it ends last: what is to be said is said before that is waited for
+        return _run(given, debug, scratch)
+
+
+def _run(given: list[str], debug: bool, scratch: contextlib.ExitStack) -> int:
+    """Run a command, and tell the user of its error. Returns the exit code."""
     try:
         with of_command(_warnings_log(), debug):
-            return _dispatch(given)
+            return _dispatch(given, scratch)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # such as `… | head`: nobody reads on
         return INTERRUPTED if signals.came() else 0
@@ -157,7 +164,7 @@ def _warnings_log() -> Path:
         return Path(tempfile.gettempdir()) / "lorasweep-warnings.log"
 
 
-def _dispatch(given: list[str]) -> int:
+def _dispatch(given: list[str], scratch: contextlib.ExitStack) -> int:
     if not given or given[0] in ("-h", "--help", "help"):
         print(usage(), end="")
         return 0 if given else 2
@@ -172,8 +179,8 @@ def _dispatch(given: list[str]) -> int:
         return int(main(rest))
     from sweeps.process.scratch import private_scratch
 
-    with private_scratch():
-        return int(main(rest))
+    scratch.enter_context(private_scratch())
+    return int(main(rest))
 
 
 if __name__ == "__main__":

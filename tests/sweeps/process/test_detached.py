@@ -23,7 +23,7 @@ def work():
         print("it is", where, flush=True)
         return where if isinstance(where, int) else 0
     {work}
-cli._dispatch = lambda given: work()
+cli._dispatch = lambda *given: work()
 sys.exit(cli.main([]))
 """
 

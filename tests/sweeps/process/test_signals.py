@@ -19,7 +19,7 @@ from sweeps import cli
 from sweeps.process import signals
 def say(text): print(text, flush=True)
 {work}
-cli._dispatch = lambda given: work()
+cli._dispatch = lambda *given: work()
 sys.exit(cli.main([]))
 """
 WAITS = """
