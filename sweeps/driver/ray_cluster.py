@@ -333,6 +333,7 @@ def _start(options: dict[str, Any]) -> None:
         try:
             with signals.hangups_kept_from_children():
                 ray.init(**options)
+            signals.take_again()
             _started.extend(raylet for raylet in _raylets() if raylet not in before)
             return
         except Exception as error:

@@ -38,6 +38,7 @@ class _Signals:
         self.acts: list[Act | None] = [_interrupt]
         self.hurries: list[Callable[[], None]] = [_end_hard]
         self.leftovers: list[Callable[[], None]] = []
+        self.taken: list[signal.Signals] = []
         self.installed = self.interrupted = self.said = self.patient = self.hung_up = False
 
     def serve(self) -> None:
@@ -68,6 +69,7 @@ def installed() -> Iterator[None]:
     _state.installed = True
     hooks = threading.excepthook, sys.unraisablehook
     before = {it: signal.signal(it, _caught) for it in STOPPING if signal.getsignal(it) is not signal.SIG_IGN}
+    _state.taken = list(before)
     try:
         yield
     finally:
@@ -75,6 +77,13 @@ def installed() -> Iterator[None]:
             signal.signal(number, handler)
         threading.excepthook, sys.unraisablehook = hooks
         _state.installed = False
+
+
+def take_again() -> None:
+    """Take the signals from a library that took them: Ray's C++ code prints the stack first, whoever comes after it."""
+    if _state.installed and threading.current_thread() is threading.main_thread():
+        for number in _state.taken:
+            signal.signal(number, _caught)
 
 
 @contextlib.contextmanager

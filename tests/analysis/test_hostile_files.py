@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 import pytest
+import yaml
 
 from analysis import fast_yaml
 from analysis.errors import FolderError, LorasweepError, ModelError, parsed_json
@@ -29,7 +30,7 @@ def test_yaml_that_is_nested_too_deep_does_not_end_the_process(text: str) -> Non
     if not child:
         try:
             fast_yaml.load(text)
-        except ValueError:
+        except (ValueError, yaml.YAMLError):
             os._exit(7)
         os._exit(8)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
