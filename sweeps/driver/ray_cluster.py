@@ -24,7 +24,7 @@ from sweeps.process import signals
 from sweeps.process.fork_server import ForkServer
 from sweeps.process.logs import RAY_MESSAGES
 from sweeps.process.ray_node import few_processes
-from sweeps.process.scratch import private_scratch
+from sweeps.process.scratch import leave_to_janitor, private_scratch
 from sweeps.process.termination import leave_nothing_to_libraries
 from sweeps.process.worker_variables import trackers_keys_hidden, worker_environment
 
@@ -110,6 +110,8 @@ def ray_running(
                 ending.join()
             elif watch.error is None:
                 end_ray()
+            if watch.error is not None:
+                leave_to_janitor()  # Ray's code ends this process, with a status of its own, if that takes seconds
             _watches.remove(watch)
 
 

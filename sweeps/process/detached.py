@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from sweeps.process.scratch import leave_to_other, take_over
+from sweeps.process.scratch import leave_to_janitor, take_over
 
 _EVERY = 0.2  # seconds between two looks at what was printed
 _CHUNK = 1 << 16
@@ -75,7 +75,7 @@ def detach() -> Started | None:
     pid = os.fork()
     if pid:
         os.close(writing)
-        leave_to_other()
+        leave_to_janitor()
         return Started(pid, printed, reading)
     os.close(reading)
     os.setsid()

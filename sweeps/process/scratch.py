@@ -51,9 +51,9 @@ def private_scratch() -> Iterator[None]:
         sockets, files = _folders(made)
         folders = sorted({sockets, files})
         before = {name: os.environ.get(name) for name in _VARIABLES}
-        janitor = _start_janitor(folders)
         _open.extend(folders)
-        _janitors.append(janitor)
+        with contextlib.suppress(OSError):  # no process can be started: the folders are removed at a usual end alone
+            _janitors.append(_start_janitor(folders))
         os.environ.update({"TMPDIR": str(files), "RAY_TMPDIR": str(sockets)})
         tempfile.tempdir = str(files)
         try:
@@ -66,11 +66,11 @@ def private_scratch() -> Iterator[None]:
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
+            still_mine = bool(_open)
             _open.clear()
             made.close()  # its locks
-            if janitor in _janitors:
-                _janitors.remove(janitor)
-                _let_clean(janitor, folders)
+            if still_mine:
+                _let_clean(_janitors.pop() if _janitors else None, folders)
 
 
 def take_over() -> None:
@@ -81,8 +81,9 @@ def take_over() -> None:
             janitor.stdin.flush()
 
 
-def leave_to_other() -> None:
-    """Another process has taken over: this one ends without waiting for what goes on there."""
+def leave_to_janitor() -> None:
+    """End without waiting for the folders' end: another process has taken them over, or this one is in a hurry."""
+    _open.clear()
     while _janitors:
         janitor = _janitors.pop()
         if janitor.stdin:
@@ -158,10 +159,11 @@ def _start_janitor(folders: Sequence[Path]) -> "subprocess.Popen[bytes]":
     )
 
 
-def _let_clean(janitor: "subprocess.Popen[bytes]", folders: Sequence[Path]) -> None:
-    """Have the janitor clean up, and wait for it; where it was killed, do its work."""
+def _let_clean(janitor: "subprocess.Popen[bytes] | None", folders: Sequence[Path]) -> None:
+    """Have the janitor clean up, and wait for it; where there is none, or it was killed, do its work."""
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        janitor.communicate(timeout=3 * _PATIENCE)
+        if janitor:
+            janitor.communicate(timeout=3 * _PATIENCE)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -30,10 +30,10 @@ with private_scratch():
 GOES_ON = """
 import os, sys, time
 from pathlib import Path
-from sweeps.process.scratch import leave_to_other, private_scratch, socket_folder, take_over
+from sweeps.process.scratch import leave_to_janitor, private_scratch, socket_folder, take_over
 with private_scratch():
     if os.fork():
-        leave_to_other()
+        leave_to_janitor()
     else:
         take_over()
         while not Path(sys.argv[1]).exists():
