@@ -50,7 +50,7 @@ COMMANDS = {
     "completion": ("bash|zsh", "print a script for the shell that completes commands, groups and keys"),
 }
 
-_WITH_PROCESSES = ("check", "cluster", "run", "trial", "finalize", "resume", "wandb")  # or temporary files
+_WITH_PROCESSES = ("check", "cluster", "run", "trial", "finalize", "resume")  # or temporary files
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # faults of a disk, not of this program
 

@@ -113,7 +113,7 @@ def read_manifest(folder: SweepFolder) -> dict[str, Any]:
     for name in ("config", "unresolved", "asked", "space", "data"):
         if not isinstance(manifest.get(name, {}), dict):
             raise FolderError(f"{folder.sweep_file}: '{name}' is no mapping. Restore it from a copy.")
-    if not isinstance(manifest["config"].get("search"), dict):
+    if not isinstance(manifest["config"].get("search", {}), dict):  # one that was pulled from a tracker has none
         raise FolderError(f"{folder.sweep_file}: 'config.search' is no mapping. Restore it from a copy.")
     for name in ("config", "unresolved", "asked"):
         if name in manifest:

@@ -219,7 +219,7 @@ def test_test_rows_may_be_kept_and_near_ones_are_told(sweep, tiny_data, tmp_path
     test.write_text(test.read_text() + f"{first}\nthey say that {first}\n")
     folder = SweepFolder.open(sweep / "runs" / "tiny")
     manifest = read_manifest(folder)
-    composed = _composed(manifest["unresolved"], [f"data.test={test}", "data.allow_overlap=true"])
+    composed = _composed(manifest["unresolved"], [f"data.test={test}", "data.allow_overlap=true"], own_code=False)
     facts, sentences = _test_rows(folder, composed, manifest)
     assert facts["rows"] == 8
     assert "1 test row stands among" in sentences[0]
@@ -245,7 +245,7 @@ def test_seeds_of_one_configuration_are_one_finalist_and_get_seeds_that_the_sear
         ranked.append(Row("trial", name, "completed", 12, final=True, objective=quality))
     rows = in_order(configurations(ranked), Objective.from_config(OBJECTIVE), [])
     assert [row.trial_id for row in _finalists(folder, rows, 2)] == ["t0001", "t0002"], "not t0003, for its best seed"
-    composed = _composed(read_manifest(folder)["unresolved"], ["bias=none"])
+    composed = _composed(read_manifest(folder)["unresolved"], ["bias=none"], own_code=False)
     assert [run.trained.seed for run in _runs(folder, composed, "t0000", 2)] == [1, 2]
     repeated = replace(composed, config=replace(composed.config, search=replace(composed.config.search, repeats=3)))
     assert [run.name for run in _runs(folder, repeated, "t0000", 2)] == ["t0000-seed3", "t0000-seed4"]

@@ -166,7 +166,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Statuses with which the watch would have ended this process."""
     statuses: list[int] = []
     monkeypatch.setattr(os, "_exit", statuses.append)
-    monkeypatch.setattr(ray_watch, "_silence_ray", lambda: sys.stderr)
+    monkeypatch.setattr(ray_watch, "only_python_speaks", lambda: sys.stderr)
     monkeypatch.setattr(ray_watch.atexit, "register", lambda function: statuses.append(-1))
     monkeypatch.setattr(ray_watch, "_EVERY", 0.05)
     monkeypatch.setattr(ray_watch, "_CLOSE_SECONDS", 20)  # however slow this machine is just now
@@ -231,7 +231,7 @@ def test_where_a_signal_has_stopped_the_sweep_the_death_of_a_part_is_no_error(en
 
 def test_a_block_that_is_done_as_a_part_dies_is_done(ended: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     dying, done = threading.Event(), threading.Event()
-    monkeypatch.setattr(ray_watch, "_silence_ray", lambda: (dying.set(), done.wait(10)))
+    monkeypatch.setattr(ray_watch, "only_python_speaks", lambda: (dying.set(), done.wait(10)))
     server = Server()
     run(watch_of(server.part()), stop_and(server, lambda: dying.wait(10)))
     done.set()
