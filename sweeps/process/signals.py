@@ -33,13 +33,18 @@ class _Signals:
     """The state of this process."""
 
     def __init__(self) -> None:
-        self.first: signal.Signals | None = None
-        self.unheard = False  # the first came where signals are held
         self.acts: list[Act | None] = [_interrupt]
         self.hurries: list[Callable[[], None]] = [_end_hard]
         self.leftovers: list[Callable[[], None]] = []
         self.taken: list[signal.Signals] = []
-        self.installed = self.interrupted = self.said = self.patient = self.hung_up = False
+        self.installed = self.patient = False
+        self.begin()
+
+    def begin(self) -> None:
+        """No signal has come yet; what blocks around this have asked for stays."""
+        self.first: signal.Signals | None = None
+        self.unheard = False  # the first came where signals are held
+        self.interrupted = self.said = self.hung_up = False
 
     def serve(self) -> None:
         """Do what is asked for at the first signal, unless signals are held."""
@@ -65,7 +70,7 @@ def installed() -> Iterator[None]:
     if _state.installed or threading.current_thread() is not threading.main_thread():
         yield
         return
-    _state.__init__()  # type: ignore[misc]
+    _state.begin()
     _state.installed = True
     hooks = threading.excepthook, sys.unraisablehook
     before = {it: signal.signal(it, _caught) for it in STOPPING if signal.getsignal(it) is not signal.SIG_IGN}

@@ -171,7 +171,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     monkeypatch.setattr(ray_watch, "_EVERY", 0.05)
     monkeypatch.setattr(ray_watch, "_CLOSE_SECONDS", 20)  # however slow this machine is just now
     monkeypatch.setattr(ray_watch, "_SAY_SECONDS", 3)
-    monkeypatch.setattr(psutil, "Process", lambda: type("Nobody", (), {"children": lambda self: []})())
+    monkeypatch.setattr(psutil, "Process", lambda: type("Nobody", (), {"children": lambda self, recursive: []})())
     yield statuses
     for thread in threading.enumerate():
         if thread.name == "Ray watch":
