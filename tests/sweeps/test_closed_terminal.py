@@ -72,6 +72,7 @@ def test_a_closed_terminal_stops_a_sweep_and_one_that_is_detached_is_watched_and
     assert "Results: " in folder.output_file.read_text()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_ray_starts_leaves_one_line_and_nothing_else(number, lorasweep, tiny, tmp_path: Path) -> None:
     command = lorasweep(tmp_path)
