@@ -123,7 +123,7 @@ def test_mcnemars_exact_test_needs_more_than_the_normal_one(metric: str) -> None
 
 def test_a_cheaper_trial_that_stands_before_the_best_is_explained() -> None:
     best, cheaper = rows(0.8, 0.79)
-    frozen = replace(cheaper, kind="baseline")  # of the same name, as an imported answer file may have it
+    frozen = replace(cheaper, kind="baseline", objective=0.9)  # of the same name, as an answer file may have it
     said = claims([frozen, cheaper, best], judgement(0.01))
     (sentence,) = (it for it in said if "stands before" in it)
     assert sentence.startswith("t1 (0.790) stands before t0 (0.800), which has the best score:")
