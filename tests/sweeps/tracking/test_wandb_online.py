@@ -283,6 +283,7 @@ def test_what_was_written_offline_goes_online_with_the_rest_once_the_server_is_b
     assert command(second) == ""
 
 
+@pytest.mark.heavy  # seen to fail beside other tests, never alone: the last driver wrote what was uploaded again
 def test_the_printed_command_uploads_runs_that_were_gone_on_with_offline_as_one_run_each(
     folder: SweepFolder, server: WandbServer, notes: list[str]
 ) -> None:
