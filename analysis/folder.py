@@ -309,7 +309,7 @@ class TrialFolder:
             return Status(state, str(raw.get("reason", "")), int(raw.get("step", 0)), str(raw.get("where", "")), notes)
         except FileNotFoundError:
             return Status(State.PENDING)
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise FolderError(
                 f"{self.status_file}: not a status file ({error}). Delete it to see the trial as pending."
             ) from None

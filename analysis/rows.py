@@ -228,7 +228,7 @@ def adapter_parameters(files: TrialFolder) -> float:
         with weights.open("rb") as file:
             head = parsed_json(file.read(int.from_bytes(file.read(8), "little")))
         return float(sum(math.prod(entry["shape"]) for name, entry in head.items() if name != "__metadata__"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
         return math.nan
 
 

@@ -7,7 +7,6 @@ files open there, and removes it. Where the janitor was killed too, as by a rebo
 """
 
 import contextlib
-import fcntl
 import os
 import shutil
 import signal
@@ -17,14 +16,16 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from analysis.errors import HardwareError
+from analysis.files.file_system import lock_now
 
 _PREFIX, _OWNER = "lsw-", ".owner"  # the file is locked by the command whose folder it is
 _LONGEST = 20  # bytes of the place for sockets: below it Ray's have up to 84 more, and a socket's path may have 107
 _SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # where the usual place is too long for sockets
 _VARIABLES = ("TMPDIR", "RAY_TMPDIR")
-_EVERY = 0.25  # seconds between two looks of the janitor
+_EVERY = 0.05  # seconds between two looks of the janitor
 _PATIENCE = 6.0  # for processes to end by themselves: W&B's service writes what it has, Ray's agents take a while
 _UNMARKED = 3600.0  # seconds after which a folder without an owner is one whose command died while making it
 _JANITOR = (
@@ -139,7 +140,7 @@ def _new_folder(place: Path, made: contextlib.ExitStack) -> Path:
     try:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))  # mode 0700
         lock = made.enter_context((folder / f"{_OWNER}.new").open("wb"))
-        _try_lock(lock.fileno())
+        _try_lock(lock)
         os.rename(lock.name, folder / _OWNER)  # nobody sees it unlocked
     except OSError as error:
         raise HardwareError(
@@ -184,11 +185,11 @@ def clean_up_after(folders: Sequence[str]) -> None:
             if not told:
                 break
             owner = int(told)
-        time.sleep(_EVERY / 5)
+        time.sleep(_EVERY)
     with contextlib.ExitStack() as locked:
         for folder in folders:
             with contextlib.suppress(OSError):  # from now on nobody else cleans up here
-                _try_lock(locked.enter_context(Path(folder, _OWNER).open("rb")).fileno())
+                _try_lock(locked.enter_context(Path(folder, _OWNER).open("rb")))
         _remove([Path(folder) for folder in folders], owner)
 
 
@@ -211,19 +212,18 @@ def _is_abandoned(folder: Path) -> bool:
             return False
         try:
             with (folder / _OWNER).open("rb") as lock:
-                return _try_lock(lock.fileno())
+                return _try_lock(lock)
         except FileNotFoundError:
             return time.time() - about.st_mtime > _UNMARKED
     return False
 
 
-def _try_lock(file: int) -> bool:
+def _try_lock(file: IO[bytes]) -> bool:
     """Whether nobody else has the lock; on a file system without locks nobody can tell, and nothing is removed."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock_now(file)
     except OSError:
         return False
-    return True
 
 
 def _remove(folders: Sequence[Path], owner: int, patience: float = _PATIENCE) -> None:
@@ -243,7 +243,7 @@ def _remove(folders: Sequence[Path], owner: int, patience: float = _PATIENCE) ->
             for process in using:
                 with contextlib.suppress(OSError):
                     os.kill(process, signal.SIGKILL)
-        time.sleep(_EVERY / 5)
+        time.sleep(_EVERY)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -91,7 +91,7 @@ def requests(folder: SweepFolder) -> list[Request]:
         try:
             content = parsed_json(file.read_text())
             kind, trial_id, point = content["kind"], content.get("trial_id", ""), content.get("point")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
         if kind == STOP or (kind == ENQUEUE and isinstance(point, dict)):
             waiting.append(Request(file.stem, kind, str(trial_id), point))
@@ -176,7 +176,7 @@ def spent(folder: SweepFolder) -> Spent:
     try:
         content = parsed_json(_spent_file(folder).read_text())
         return Spent(float(content["seconds"]), float(content["device_seconds"]), str(content.get("closed", "")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return Spent()
 
 

@@ -1,5 +1,6 @@
 """Private folders for temporary files: of whom they are, and who removes them."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -12,7 +13,6 @@ import psutil
 import pytest
 
 from analysis.errors import HardwareError
-from sweeps.process import scratch
 from sweeps.process.installation import package_root
 from sweeps.process.scratch import private_scratch, remove_abandoned, socket_folder
 
@@ -160,7 +160,7 @@ def test_without_locks_nothing_is_taken_for_abandoned(place, monkeypatch):
     folder.mkdir()
     (folder / ".owner").touch()
     with monkeypatch.context() as context:
-        context.setattr(scratch.fcntl, "flock", unsupported)
+        context.setattr(fcntl, "flock", unsupported)
         remove_abandoned([place])
         assert folder.exists()
     remove_abandoned([place])
