@@ -33,6 +33,7 @@ _JANITOR = (
 )
 _open: list[Path] = []  # the folders of this process, while it has any
 _janitors: list["subprocess.Popen[bytes]"] = []  # the one that waits for the end of this process
+outliving: set[int] = set()  # process ids of janitors: whoever ends what this process has started leaves them alone
 
 
 @contextlib.contextmanager
@@ -55,6 +56,7 @@ def private_scratch() -> Iterator[None]:
         _open.extend(folders)
         with contextlib.suppress(OSError):  # no process can be started: the folders are removed at a usual end alone
             _janitors.append(_start_janitor(folders))
+            outliving.add(_janitors[-1].pid)
         os.environ.update({"TMPDIR": str(files), "RAY_TMPDIR": str(sockets)})
         tempfile.tempdir = str(files)
         try:

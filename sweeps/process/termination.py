@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
+from sweeps.process.scratch import outliving
+
 _END_SECONDS = 3.0  # for the handler that was there before to end the process
 _CHILD_SECONDS = 2.0  # for a child to end by itself
 _at_once = threading.Event()
@@ -81,7 +83,7 @@ def end_now(status: int, leftovers: Iterable[Callable[[], None]] = ()) -> None:
 def _end_children() -> None:
     import psutil  # only here: each command imports this module
 
-    below = psutil.Process().children(recursive=True)
+    below = [child for child in psutil.Process().children(recursive=True) if child.pid not in outliving]
     for child in below:
         with contextlib.suppress(psutil.Error):
             child.terminate()

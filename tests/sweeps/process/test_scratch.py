@@ -27,6 +27,15 @@ with private_scratch():
 """
 
 
+LEAVES_AT_ONCE = """
+import signal
+from sweeps.process.scratch import leave_to_janitor, private_scratch, socket_folder
+from sweeps.process.termination import end_now
+with private_scratch():
+    (socket_folder() / "file").touch()
+    {leave}
+    end_now(8)
+"""
 GOES_ON = """
 import os, sys, time
 from pathlib import Path
@@ -123,6 +132,15 @@ def test_a_process_that_was_forked_to_go_on_keeps_the_folder(tmp_path, place):
     told.touch()
     assert until_empty(place)
     assert told.read_text() == "True"
+
+
+@pytest.mark.parametrize("leave", ["", "leave_to_janitor()"])
+def test_a_process_that_ends_all_it_started_leaves_the_janitor_to_its_work(place, leave):
+    environment = {**os.environ, "PYTHONPATH": package_root()}
+    user = "import subprocess; subprocess.Popen(['sleep', '300'], stdout=(socket_folder() / 'log').open('wb'))"
+    code = LEAVES_AT_ONCE.format(leave=f"{user}; {leave}")
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 8
+    assert until_empty(place)
 
 
 def test_the_next_command_removes_what_a_lost_machine_left_and_nothing_of_others(place):
