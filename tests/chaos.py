@@ -86,7 +86,7 @@ class Settings:
 
     @property
     def trials(self) -> int:
-        return max(6, math.ceil(self.strikes * 0.4))
+        return max(6, math.ceil(self.strikes * 0.75))  # a quiet machine gives time for 1.5 strikes a trial
 
     @property
     def rel(self) -> float:

@@ -109,14 +109,14 @@ def reading() -> Reader:
 
 @pytest.fixture(scope="session")
 def lorasweep() -> Iterator[type[Lorasweep]]:
-    Lorasweep.temporary = Path(tempfile.mkdtemp(prefix="lt-", dir="/tmp"))
-    yield Lorasweep
-    left = left_behind(Lorasweep.temporary)
+    place = Path(tempfile.mkdtemp(prefix="lt-", dir="/tmp"))
+    yield type("LorasweepHere", (Lorasweep,), {"temporary": place})  # tests/cluster/ has this fixture once more
+    left = left_behind(place)
     for process in psutil.process_iter():  # of tests that failed: a driver that hung, a raylet that was stopped
         with contextlib.suppress(psutil.Error):
             if process.environ().get("LORASWEEP_TESTS") == str(os.getpid()):
                 process.kill()
-    shutil.rmtree(Lorasweep.temporary)
+    shutil.rmtree(place)
     assert not left, "a command of these tests left temporary files behind"
 
 
