@@ -1,17 +1,22 @@
 """The folders of W&B's runs in a sweep folder: which are uploaded, which are not, which another one replaces.
 
 W&B keeps one for each time that a run is begun: ``run-<time>-<id>``, or ``offline-run-<time>-<id>``, with a file
-``.wandb``. Beside that ``.wandb.synced`` says that it is uploaded: ``wandb sync`` writes it, and passes over such runs;
-here it is written for runs that were online too, so that ``wandb sync --include-online`` uploads what is missing only.
+``run-<id>.wandb``; where there is one of that second, with a number at the end. Beside the file ``.wandb.synced`` says
+that it is uploaded: ``wandb sync`` writes it, and passes over such runs; here it is written for runs that were online
+too, so that ``wandb sync --include-online`` uploads what is missing only.
 """
 
 import contextlib
 import glob
+from collections.abc import Iterator
 from pathlib import Path
 
 from analysis.folder import remove_tree
 
 _POINTS = "lorasweep-points"  # how many points W&B has of the run once the folder is uploaded
+# W&B's files are LevelDB's log format after a head of its own: https://github.com/google/leveldb, doc/log_format.md
+_HEAD, _BLOCK, _RECORD_HEAD = 7, 1 << 15, 7
+_WHOLE, _LAST = 1, 4
 
 
 class WandbFolders:
@@ -22,8 +27,9 @@ class WandbFolders:
 
     def of(self, run_id: str) -> list[Path]:
         """The folders of a run, the oldest first."""
-        found = self.root.glob(f"*run-*-{glob.escape(run_id)}")
-        return sorted((it for it in found if any(it.glob("*.wandb"))), key=lambda it: it.name.partition("run-")[2])
+        file = glob.escape(f"{run_id}.wandb")  # the folder's name may have a number after it: of two in one second
+        found = {it.parent for it in self.root.glob(f"*run-*/run-{file}")}
+        return sorted(found, key=_begun)
 
     def missing(self) -> tuple[bool, bool]:
         """Whether something written offline is not uploaded, and whether something of runs that were online is not."""
@@ -32,8 +38,12 @@ class WandbFolders:
         return any(offline), not all(offline)
 
     def points(self, run_id: str) -> int:
-        """How many points of a run were uploaded from here, as far as that is known."""
-        return max((_points(it) for it in self.of(run_id) if is_uploaded(it)), default=0)
+        """How many points of a run were uploaded from here, also out of what a driver wrote that was then killed."""
+        points = 0
+        for folder in filter(is_uploaded, self.of(run_id)):
+            noted = _noted(folder)
+            points = max(points, points + _written(folder) if noted is None else noted)
+        return points
 
 
 def is_uploaded(folder: Path) -> bool:
@@ -77,8 +87,45 @@ def upload_failed(log: Path) -> bool:
     return bool(ending) and '"msg":"filestream: request sent"' not in answered
 
 
-def _points(folder: Path) -> int:
+def _begun(folder: Path) -> tuple[str, int, str]:
+    """Sorts folders of one run: by their second, and those of one second by W&B's number."""
+    time, _, name = folder.name.partition("run-")[2].partition("-")
+    return time, len(name), name
+
+
+def _noted(folder: Path) -> int | None:
     try:
         return int((folder / _POINTS).read_text())
     except (OSError, ValueError):
-        return 0
+        return None
+
+
+def _written(folder: Path) -> int:
+    """How many points there are in a folder's files; tables, which have no step, are none."""
+    from wandb.proto import wandb_internal_pb2
+
+    points = 0
+    for file in folder.glob("*.wandb"):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # the end of a file may be cut off
+            for content in _records(file.read_bytes()):
+                record = wandb_internal_pb2.Record.FromString(content)
+                points += any("step" in (item.key, *item.nested_key) for item in record.history.item)
+    return points
+
+
+def _records(log: bytes) -> Iterator[bytes]:
+    """The records of a file that are whole."""
+    at, parts = _HEAD, b""
+    while at + _RECORD_HEAD <= len(log):
+        if _BLOCK - at % _BLOCK < _RECORD_HEAD:  # no head fits into what is left of the block
+            at += _BLOCK - at % _BLOCK
+            continue
+        length, kind = int.from_bytes(log[at + 4 : at + 6], "little"), log[at + 6]
+        at += _RECORD_HEAD
+        if not kind or at + length > len(log):
+            return
+        parts += log[at : at + length]
+        at += length
+        if kind in (_WHOLE, _LAST):
+            yield parts
+            parts = b""

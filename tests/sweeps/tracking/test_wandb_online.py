@@ -283,10 +283,12 @@ def test_what_was_written_offline_goes_online_with_the_rest_once_the_server_is_b
     assert command(second) == ""
 
 
-@pytest.mark.heavy  # seen to fail beside other tests, never alone: the last driver wrote what was uploaded again
+@pytest.mark.parametrize("killed", [False, True])
 def test_the_printed_command_uploads_runs_that_were_gone_on_with_offline_as_one_run_each(
-    folder: SweepFolder, server: WandbServer, notes: list[str]
+    folder: SweepFolder, server: WandbServer, notes: list[str], killed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(folder.root.parents[1])  # `wandb sync` makes a folder for logs
+
     def offline() -> TrackerCallback:
         sweep = TrackedSweep(folder, "ab12cd34", notes.append)
         return TrackerCallback([WandbTracker(sweep, "p", None, [], "offline")], folder, lambda i, v: v)
@@ -307,6 +309,8 @@ def test_the_printed_command_uploads_runs_that_were_gone_on_with_offline_as_one_
         mine.close()
         record_rungs(folder, step)
         if step == 24:
+            for noted in folder.root.rglob("lorasweep-points") if killed else ():
+                noted.unlink()  # a driver that is killed has not written it
             assert upload() == [(12, 0.12), (24, 0.24)]  # two drivers wrote it
     assert upload() == [(12, 0.12), (24, 0.24), (48, 0.48)]  # and what is uploaded is not uploaded again
     assert command(offline()) == ""
