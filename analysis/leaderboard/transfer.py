@@ -24,7 +24,7 @@ def agreement_sentence(folder: SweepFolder, rows: Sequence[Row]) -> str:
         folder: of this sweep.
         rows: its leaderboard.
     """
-    earlier = list(read_lines(folder.transfer_file))
+    earlier = [line for line in read_lines(folder.transfer_file) if _is_whole(line)]
     if not earlier:
         return ""
     pairs = []
@@ -66,13 +66,24 @@ def spearman(pairs: Sequence[tuple[float, float]]) -> tuple[float, float, float]
     return correlation(values), float(low), float(high)
 
 
+def _is_whole(line: Mapping[str, Any]) -> bool:
+    """Whether a line says all that a comparison takes; the folder may be another one's, or damaged."""
+    numbers = [line.get(key) for key in ("rate", "rank", "objective")]
+    usable = all(isinstance(it, int | float) and math.isfinite(it) for it in numbers)
+    return usable and "source" in line and line["rate"] > 0 and line["rank"] > 0
+
+
 def _nearest(config: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]) -> float | None:
-    """The objective of the earlier trial that is nearest to a trial's config, if one is near."""
-    lora, lr = config["lora"], config["optim"]["lr"]
-    rate = effective_rate(lr, lora["alpha_rule"], lora["alpha_value"], lora["rank"])
+    """The objective of the earlier trial that is nearest to a trial's config, if one is near; a config that lacks a
+    value that this takes is near none."""
+    try:
+        lora, lr = config["lora"], config["optim"]["lr"]
+        rate, rank = effective_rate(lr, lora["alpha_rule"], lora["alpha_value"], lora["rank"]), lora["rank"]
+    except (KeyError, TypeError, ValueError):
+        return None
 
     def distance(line: Mapping[str, Any]) -> float:
-        return abs(math.log10(rate / line["rate"])) + 0.5 * abs(math.log10(lora["rank"] / line["rank"]))
+        return abs(math.log10(rate / line["rate"])) + 0.5 * abs(math.log10(rank / line["rank"]))
 
     nearest = min(earlier, key=distance)
     return float(nearest["objective"]) if distance(nearest) <= _NEAR else None

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 
 from analysis import fast_yaml
 from analysis.effective_rate import effective_rate
-from analysis.errors import ConfigError
+from analysis.errors import ConfigError, FolderError
 from analysis.folder import State, SweepFolder, append_line, read_lines
 from analysis.objective import Objective
 from sweeps.search.warm_start import configurations_of, over_seeds, rungs_of, state_over_seeds
@@ -66,7 +66,7 @@ def transferred(
         settings: values of the space's keys → the adapter's settings of the trial that has them.
 
     Raises:
-        FolderError: where a folder is no sweep.
+        FolderError: where a folder is no sweep, or a trial's config in it lacks a value.
         ConfigError: where nothing of a sweep can be placed.
     """
     if runs and "optim.lr" not in space:
@@ -121,8 +121,14 @@ def _trials(
             continue
         mean = over_seeds([trial, *seeds], objective)[0] if seeds and state is State.COMPLETED else None
         score = max(scores) if mean is None else mean
-        rank = int(then["lora.rank"])
-        rate = effective_rate(then["optim.lr"], then["lora.alpha_rule"], then["lora.alpha_value"], rank) * factor
+        try:
+            rank = int(then["lora.rank"])
+            rate = effective_rate(then["optim.lr"], then["lora.alpha_rule"], then["lora.alpha_value"], rank) * factor
+        except (KeyError, TypeError, ValueError) as error:
+            raise FolderError(
+                f"{trial.config_file}: not a LoRA trial's config: {error} is missing or no value of its kind. Leave"
+                f" {run} out of search.transfer_from."
+            ) from None
         others = {path: value for path, value in then.items() if path in space}
         values = placed([RatePoint(rate, rank, others)], space, settings)
         if values:
@@ -132,7 +138,13 @@ def _trials(
 
 def to_transfer(folder: SweepFolder, runs: Sequence[str]) -> tuple[list[Transferred], list[str]]:
     """What the sweep's folder holds already, and the folders that it holds nothing of."""
-    kept = [Transferred(**line) for line in read_lines(folder.transfer_file)]
+    try:
+        kept = [Transferred(**line) for line in read_lines(folder.transfer_file)]
+    except TypeError as error:
+        raise FolderError(
+            f"{folder.transfer_file}: a line is not what a sweep writes there ({error}). Remove the file: what it held"
+            " is read again from the earlier sweeps."
+        ) from None
     known = {it.source.rsplit("/", 1)[0] for it in kept}
     return kept, [run for run in runs if run.rstrip("/") not in known]
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from analysis.errors import ConfigError
-from analysis.folder import MetricsRow, State, Status, SweepFolder
+from analysis.errors import ConfigError, FolderError
+from analysis.folder import MetricsRow, State, Status, SweepFolder, append_line
 from analysis.leaderboard.transfer import agreement_sentence, spearman
 from analysis.objective import Objective
 from analysis.rows import Row
@@ -150,3 +150,19 @@ def test_the_sweep_says_how_well_ranks_agreed(tmp_path: Path) -> None:
         agreement_sentence(folder, rows)
     )
     assert "only 3 trials are near" in agreement_sentence(folder, rows[:3])
+    folder.trial("t0001").config_file.write_text("{lora: {rank: 16}, optim: {lr: 1e-3}}")
+    append_line(folder.transfer_file, {"source": "damaged", "rank": 16, "objective": 0.5})
+    assert f"{len(rows) - 1} trials)" in agreement_sentence(folder, rows)
+
+
+@pytest.mark.parametrize("config", ["{}", "{lora: {rank: many}}", "{lora: {rank: 8, alpha_rule: new}, optim: {lr: 1}}"])
+def test_a_config_of_a_trial_that_is_none_and_a_damaged_line_are_named(tmp_path: Path, config: str) -> None:
+    run = small(tmp_path, [(2e-3, 0.8, State.COMPLETED)])
+    SweepFolder(Path(run)).trial("t0000").config_file.write_text(config)
+    with pytest.raises(FolderError, match=r"t0000/.*: not a LoRA trial's config.*search\.transfer_from"):
+        transferred([run], SPACE, BaseModel(), ACCURACY, settings)
+    folder = SweepFolder(tmp_path / "new")
+    (folder.root / "study").mkdir(parents=True)
+    append_line(folder.transfer_file, {"source": "small/t0000", "rate": 1e-3})
+    with pytest.raises(FolderError, match=r"transfer\.jsonl: a line is not what .* Remove the file"):
+        to_transfer(folder, [run])
