@@ -49,7 +49,10 @@ MORE_TESTS = {
     "sweeps/search/lineage.py": ["tests/sweeps/store/test_reconcile.py"],
     "sweeps/search/study_log.py": ["tests/sweeps/store/test_reconcile.py"],
     "trainer/engines/tensors": _PACKS,
-    "trainer/engines/pack_layers.py": _PACKS,
+    "trainer/engines/pack_layers.py": [
+        *_PACKS,
+        *(f"tests/trainer/engines/test_{it}.py" for it in ("architectures", "shared_inputs", "pack_stack")),
+    ],
 }
 LIBRARIES = {  # imported once, before any fork: what the tests of a package take longest to import
     "analysis": ["torch", "pandas", "pyarrow.parquet", "scipy.stats", "sklearn.metrics"],

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.errors import DataError, ModelError, parsed_json
+from trainer.data.templates import RENDER_ERRORS
 from trainer.data.text_tokens import common
 
 Messages = Sequence[dict[str, Any]]
@@ -270,8 +271,9 @@ def _applied(tokenizer: Any, messages: Messages, tools: Tools, tokenize: bool = 
         raise ModelError(
             f"{tokenizer.name_or_path}: its chat template is not valid (line {error.lineno}: {error.message})."
         ) from None
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise DataError(f"the model's chat template refuses these messages: {error}") from None
+    except (jinja2.TemplateError, *RENDER_ERRORS) as error:
+        why = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
+        raise DataError(f"the model's chat template refuses these messages: {why}") from None
 
 
 def turn_end(tokenizer: Any) -> int | None:

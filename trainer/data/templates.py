@@ -8,6 +8,10 @@ from analysis.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from jinja2 import Template
 
+# What code in a template raises, beside Jinja's own errors: among others a macro that calls itself, or 9 ** 9 ** 9.
+RENDER_ERRORS = (
+    TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError, MemoryError,
+)  # fmt: skip
 WHOLE = "row"  # in a template: all columns, for names that are no identifiers: {{ row["column name"] }}
 
 
@@ -38,6 +42,8 @@ class RowTemplate:
                 f"{key}, line {error.lineno}: not a Jinja template ({error.message}). A column stands in it as"
                 " {{ column }}; see https://jinja.palletsprojects.com/templates."
             ) from None
+        except RecursionError:
+            raise ConfigError(f"{key}: not a Jinja template (nested too deep).") from None
         if not self.columns:
             raise ConfigError(f"{key}={source!r}: no column in it. A column stands in it as {{{{ column }}}}.")
 
@@ -54,7 +60,7 @@ class RowTemplate:
 
         try:
             return self._template.render({WHOLE: dict(cells), **cells})
-        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        except (TemplateError, *RENDER_ERRORS) as error:
             raise DataError(f"{self.key} cannot be filled in ({type(error).__name__}: {error})") from None
 
 

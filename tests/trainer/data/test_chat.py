@@ -283,6 +283,24 @@ def encode(tokenizer: Any, wanted: list[Row], max_length: int, skip: bool = Fals
     return tokens_of(wanted, (), "chat", tokenizer, None, max_length, training=True, skip=skip)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{{ " + "(" * 5_000 + "1" + ")" * 5_000 + " }}",
+        "{{ 'x' * 10 ** 18 }}",
+        "{% for i in range(10 ** 9) %}{{ i }}{% endfor %}",
+        "{{ 1 / 0 }}",
+        "{{ messages[99].content.text }}",
+        "{{ messages[0]['content'].__class__.__mro__ }}",
+    ],
+)
+def test_a_template_that_fails_in_any_way_is_named(tokenizer: Any, template: str) -> None:
+    tokenizer.chat_template = template
+    with pytest.raises(DataError, match=r"chat template refuses these messages: ."):
+        chat_tokens(tokenizer, SHORT)
+
+
 def test_the_loss_mask_of_a_batch_is_that_of_the_conversation(tokenizer: Any) -> None:
     tokenizer.chat_template = SMOLLM2
     row = encode(tokenizer, rows(LONG), 1000).encoded[0]

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.errors import DataError
+from analysis.errors import ConfigError, DataError
 from trainer.config import DataConfig, SplitConfig
 from trainer.data.dataset import load_dataset, load_test, schema_of
 
@@ -182,6 +182,22 @@ def test_templates_stand_in_for_columns(tmp_path: Path) -> None:
         ("which?\nA a\nB b\n", " B"),
         ("who?\nA c\nmore", " A"),
     ]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% macro again() %}{{ again() + prompt }}{% endmacro %}{{ again() }}",
+        "{{ prompt * 10 ** 18 }}",
+        "{% for i in range(10 ** 9) %}{{ prompt }}{% endfor %}",
+    ],
+)
+def test_a_template_that_does_not_end_or_takes_all_memory_is_named(tmp_path: Path, template: str) -> None:
+    file = write(tmp_path / "a.jsonl", "jsonl", PAIRS)
+    with pytest.raises(DataError, match=r"line 1: data\.template cannot be filled in \((Rec|Mem|Over)"):
+        load_dataset(of("jsonl", file, file, template=template, schema="completion"))
+    with pytest.raises(ConfigError, match=r"data\.template: not a Jinja template \(nested too deep"):
+        load_dataset(of("jsonl", file, file, template="{{ " + "(" * 5_000 + "prompt" + ")" * 5_000 + " }}"))
 
 
 def test_a_template_in_a_config_runs_no_code(tmp_path: Path) -> None:
