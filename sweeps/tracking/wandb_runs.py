@@ -323,7 +323,7 @@ class WandbRuns:
 
 def _is_gone(error: Exception) -> bool:
     """Whether W&B's service process, which all runs share, has ended: killed by somebody, or for its memory."""
-    return isinstance(error, ConnectionError) or type(error).__name__ == "MailboxClosedError"
+    return isinstance(error, ConnectionError) or type(error).__name__ in ("MailboxClosedError", "HandleAbandonedError")
 
 
 def _line(error: Exception) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import wandb
+from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from analysis.folder import MetricsRow, State, Status, SweepFolder, append_line
 from analysis.rows import Row
@@ -412,6 +413,37 @@ def test_a_service_process_that_is_killed_costs_one_sentence_and_no_run(
     assert command(mine) == ""
     assert "Traceback" not in "".join(capfd.readouterr())
     assert "Traceback" in folder.log_file.read_text()
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, MailboxClosedError, HandleAbandonedError])
+def test_a_service_that_dies_while_a_run_begins_is_no_reason_to_go_offline(
+    tracker: Callable[..., TrackerCallback],
+    folder: SweepFolder,
+    server: WandbServer,
+    notes: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception],
+) -> None:
+    begin, calls = wandb.init, []
+
+    def dies_once(**keys: Any) -> Any:
+        calls.append(keys)
+        if len(calls) == 1:
+            raise error
+        return begin(**keys)
+
+    monkeypatch.setattr(wandb, "init", dies_once)
+    mine, one = tracker(), trial("t0000")
+    start(mine, one)
+    tell(mine, one, report(12, 0.12))
+    complete(mine, one)
+    record_rungs(folder, 12)
+    folder.trial("t0000").write_status(Status(State.STOPPED_EARLY, step=12))
+    mine.catch_up(list(PastRuns(folder).due()))
+    mine.close(60)
+    assert server.runs["ab12cd34-t0000"].series("accuracy") == [(12, 0.12)]
+    assert "its service process has ended; it is started again" in notes[0]
+    assert command(mine) == ""
 
 
 def test_the_variables_of_an_agent_change_no_run(
