@@ -241,7 +241,10 @@ def t_quantile(freedom: Array, confidence: float = CONFIDENCE) -> Array:
 
 
 def as_t(z: Array, freedom: Array) -> Array:
-    """Normal numbers made into those of Student's t (Cornish and Fisher's expansion; exact to 1 % from 4 on)."""
+    """Normal numbers made into those of Student's t, by Cornish and Fisher's expansion.
+
+    For z of 2 it is too small by 2 % with 4 degrees of freedom and by 0.2 % with 8; for z of 3, by 10 % and 2 %.
+    """
     z2 = z * z
     first, second = z * (z2 + 1) / 4, z * (5 * z2 * z2 + 16 * z2 + 3) / 96
     return np.asarray(z + first / freedom + second / freedom**2)
