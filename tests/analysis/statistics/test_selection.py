@@ -9,9 +9,10 @@ from analysis.objective import Objective
 from analysis.rows import Row
 from analysis.statistics import selection
 from analysis.statistics.comparison import configurations
-from analysis.statistics.estimators import ESTIMATORS
+from analysis.statistics.estimators import ESTIMATORS, Scored
+from analysis.statistics.intervals import spread
 from analysis.statistics.items import align
-from analysis.statistics.selection import expected_largest, quarters
+from analysis.statistics.selection import LEAST_QUARTERED, expected_largest, optimism, quarters
 from tests.benchmarks.claims import SHARES, World, compared
 
 F1 = Objective.from_config({"name": "s", "rho": 0.0, "terms": {"q": {"metric": "macro_f1", "range": [0.0, 1.0]}}})
@@ -117,3 +118,57 @@ def test_copies_of_a_configuration_count_once_and_unknown_ones_each() -> None:
     rows = [Row("trial", f"t{i}", "completed", 1, config=config) for i, config in
             enumerate(({"lora.rank": 8}, {"lora.rank": 8}, {"lora.rank": 16}, {}, {}))]  # fmt: skip
     assert configurations(rows) == 4
+
+
+def of_seeds(between: float, of_seeds: float, slope: float = 1.0) -> tuple[dict[str, float], float]:
+    """The correction of the best of twelve configurations of two seeds; and what the best shows above the truth.
+
+    Args:
+        between: standard deviation of what configurations are truly apart.
+        of_seeds: of what seeds add to it.
+        slope: by how much the score rises with the accuracy.
+
+    Returns:
+        Means over thirty draws.
+    """
+    rng, runs, n, corrected, shown = np.random.default_rng(7), 24, 300, [], []
+    owners = np.repeat(np.arange(12), 2)
+    for _ in range(30):
+        truth = 0.7 + between * rng.standard_normal(12)
+        share = truth[owners] + of_seeds * rng.standard_normal(runs)
+        columns = (rng.random((runs, n)) < share[:, None]).astype(np.float32)[..., None]
+        scored = Scored({"task": n}, {"accuracy": columns}, {}, lambda them: slope * them["accuracy"], owners)
+        given = spread(scored, "accuracy")
+        corrected.append(optimism(scored, {"accuracy": given}, {"accuracy": np.full(12, slope)}, range(12)))
+        best = int(np.argmax(given.quantity))
+        shown.append(given.quantity[best] - truth[best])
+    return {name: float(np.mean([it[name] for it in corrected])) for name in corrected[0]}, float(np.mean(shown))
+
+
+def test_of_configurations_with_several_seeds_the_noise_of_items_and_seeds_is_taken_off() -> None:
+    equal, shown = of_seeds(0.0, 0.0)
+    assert equal["accuracy"] == pytest.approx(shown, rel=0.15)
+    assert equal["objective"] == pytest.approx(equal["accuracy"])
+    by_seeds, more = of_seeds(0.0, 0.08)
+    assert more > 2 * shown
+    assert by_seeds["accuracy"] == pytest.approx(more, rel=0.15)
+    clear, less = of_seeds(0.1, 0.0)
+    assert less < 0.6 * shown
+    assert clear["accuracy"] == pytest.approx(less, rel=0.5)
+    scaled, _ = of_seeds(0.0, 0.08, slope=5.0)
+    assert scaled["accuracy"] == pytest.approx(by_seeds["accuracy"])
+    assert scaled["objective"] == pytest.approx(5 * by_seeds["accuracy"])
+
+
+def test_of_few_items_the_fall_from_halves_is_taken_as_of_noise() -> None:
+    rng = np.random.default_rng(3)
+
+    def found(n: int) -> float:
+        columns = (rng.random((8, n)) < 0.7).astype(np.float32)[..., None]
+        scored = Scored({"task": n}, {"accuracy": columns}, {}, lambda them: them["accuracy"])
+        return optimism(scored, {}, {}, range(8))["accuracy"] / math.sqrt(0.21 / n)
+
+    few = [found(LEAST_QUARTERED - 1) for _ in range(60)]
+    many = [found(4 * LEAST_QUARTERED) for _ in range(60)]
+    assert np.mean(few) == pytest.approx(expected_largest(8), rel=0.2)
+    assert np.mean(many) == pytest.approx(expected_largest(8), rel=0.25)
