@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import math
+import os
 import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from analysis.errors import ConfigError
@@ -14,7 +17,8 @@ from analysis.folder import State, SweepFolder, TrialFolder, read_lines
 from analysis.objective import Objective
 from sweeps.compose.compose import compose
 from sweeps.driver.device_worker import DeviceWorker
-from sweeps.search.lineage import reconcile, record, take_over
+from sweeps.search.lineage import exchanged_values, reconcile, record, take_over
+from sweeps.search.pbt import PopulationBasedTraining, perturbed
 from sweeps.search.pbt_exchange import Exchange
 from sweeps.search.scheduler import build_sampler, build_scheduler, replay_scheduler
 from sweeps.search.searcher import GuardedOptunaSearch, SearchPlan
@@ -152,6 +156,81 @@ def test_a_space_whose_trials_could_not_share_weights_is_refused(overrides: list
         build_scheduler({**PBT, "quantile": 0.7}, RUNGS)
 
 
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"quantile": 0.0}, "quantile"), ({"quantile": 0.51}, "quantile"), ({"resample": -0.1}, "resample"),
+        ({"resample": 1.1}, "resample"), ({"factors": ()}, "factors"), ({"factors": (1.2, 0)}, "factors"),
+        ({"factors": (1.2, True)}, "factors"), ({"factors": ("1.2", 0.8)}, "factors"), ({"factors": (-1,)}, "factors"),
+    ],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_named(given: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValueError, match=f"^{word} must be"):
+        PopulationBasedTraining(**given)
+
+
+def test_settings_at_the_ends_of_what_makes_sense_are_taken() -> None:
+    for given in ({"quantile": 0.5}, {"resample": 0.0}, {"resample": 1.0}, {"factors": (2,)}):
+        PopulationBasedTraining(**given)  # type: ignore[arg-type]
+
+
+def test_the_worst_are_the_share_asked_for_rounded_up_and_never_among_the_best() -> None:
+    def replaced(n: int, quantile: float) -> list[str]:
+        scheduler, made = population(quantile=quantile)
+        several = trials(n)
+        for trial in several:
+            scheduler.on_trial_add(None, trial)
+        for k, trial in enumerate(several):
+            reach(scheduler, trial, 2, k / 10)
+        assert {it.parent for it in made} <= {f"t{k}" for k in range(n - len(made), n)}
+        return [it.trial_id for it in made]
+
+    assert replaced(5, 0.25) == ["t0", "t1"]
+    assert replaced(4, 0.25) == ["t0"]
+    assert replaced(3, 0.5) == ["t0"]
+    assert replaced(1, 0.5) == []
+
+
+def test_a_trial_that_fails_or_is_removed_is_not_waited_for() -> None:
+    for leave in ("on_trial_error", "on_trial_remove"):
+        scheduler, made = population(quantile=0.5)
+        three = trials(3)
+        for trial in three:
+            scheduler.on_trial_add(None, trial)
+        reach(scheduler, three[0], 2, 0.1)
+        reach(scheduler, three[1], 2, 0.9)
+        assert (made, scheduler.debug_string()) == ([], "population of 3")
+        getattr(scheduler, leave)(None, three[2])
+        assert [it.trial_id for it in made] == ["t0"]
+        assert scheduler.debug_string() == "population of 2"
+
+
+def test_what_is_drawn_is_on_the_grid_within_the_ends_and_beside_the_donors_choice() -> None:
+    space: Space = {
+        "optim.lr": Uniform(0.1, 0.9, step=0.2),
+        "optim.weight_decay": Choices((0.0, 0.01, 0.1)),
+    }
+    for resample in (0.0, 1.0):
+        how = PopulationBasedTraining(resample=resample, factors=(0.1, 0.5, 1.3, 100.0))
+        rates, decays = set(), set()
+        for seed in range(200):
+            made = perturbed({"optim.lr": 0.5, "optim.weight_decay": 0.0}, space, how, np.random.default_rng(seed))
+            rates.add(made["optim.lr"])
+            decays.add(made["optim.weight_decay"])
+        assert rates == ({0.1, 0.3, 0.7, 0.9} if resample == 0.0 else {0.1, 0.3, 0.5, 0.7, 0.9})
+        assert decays == ({0.0, 0.01} if resample == 0.0 else {0.0, 0.01, 0.1})
+    how = PopulationBasedTraining(resample=1.0)
+    plain: Space = {"optim.lr": Uniform(0.0, 10.0), "optim.weight_decay": Uniform(1e-4, 1.0, log=True)}
+    drawn = [perturbed({"optim.lr": 1.0, "optim.weight_decay": 1.0}, plain, how, np.random.default_rng(seed))
+             for seed in range(300)]  # fmt: skip
+    assert np.mean([it["optim.lr"] for it in drawn]) == pytest.approx(5.0, abs=0.6)  # type: ignore[arg-type]
+    logs = [math.log10(it["optim.weight_decay"]) for it in drawn]  # type: ignore[arg-type]
+    assert np.mean(logs) == pytest.approx(-2.0, abs=0.3)
+    only = {"optim.weight_decay": 1.0}
+    assert perturbed(only, plain, how, np.random.default_rng(0)).keys() == only.keys()
+    assert perturbed(only, {"optim.lr": plain["optim.lr"]}, how, np.random.default_rng(0)) == {}
+
+
 def search(root: Path) -> Any:
     made = GuardedOptunaSearch(
         DefineByRun(SPACE),
@@ -254,6 +333,8 @@ def test_a_checkpoint_that_is_taken_over_keeps_its_own_counters_and_best_rung(tm
     assert json.loads(read["counters.json"])["of"] == "t0"
     assert json.loads(read["parent.json"]) == {"parent": "t1", "step": 4}
     assert own.checkpoints() == [4]
+    (own.checkpoints_dir / f".from-t1.{os.getpid()}").mkdir()  # of an attempt that was killed
+    assert take_over(own, donor, 4) == ""
     assert "cannot be taken over" in take_over(own, donor, 6)
     assert own.checkpoints() == [4]
     assert [it.name for it in own.checkpoints_dir.iterdir()] == ["4"]
@@ -280,8 +361,11 @@ def test_what_the_driver_did_not_live_to_write_down_is_undone(tmp_path: Path) ->
     assert folder.trial("t0001").checkpoints() == [2]  # goes on from its own weights
     lineage = list(read_lines(folder.trial("t0000").lineage_file))
     assert lineage == [{"step": 4, "parent": "t0002", "old": decided.old, "new": decided.new}]
+    assert exchanged_values(folder.trial("t0002")) == {}
     record(folder.trial("t0002"), decided)
     assert list(read_lines(folder.trial("t0002").lineage_file)) == lineage
+    record(folder.trial("t0002"), Exchange("t0002", "t0001", 6, decided.new, {"optim.lr": 4e-3}))
+    assert exchanged_values(folder.trial("t0002")) == {"optim.lr": 4e-3}
 
 
 def test_the_driver_writes_an_exchange_down_once_a_device_has_made_it(tmp_path, monkeypatch) -> None:
