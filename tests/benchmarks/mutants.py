@@ -47,6 +47,7 @@ _PACKS = [f"tests/trainer/engines/test_{it}.py" for it in ("pack", "pack_equival
 # Tests of a folder that mirrors a module's are found by themselves; these see it too.
 MORE_TESTS = {
     "sweeps/search/lineage.py": ["tests/sweeps/store/test_reconcile.py"],
+    "sweeps/search/searcher.py": ["tests/sweeps/store/test_reconcile.py"],
     "sweeps/search/study_log.py": ["tests/sweeps/store/test_reconcile.py"],
     "trainer/engines/tensors": _PACKS,
     "trainer/engines/pack_layers.py": [

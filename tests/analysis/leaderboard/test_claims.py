@@ -128,3 +128,21 @@ def test_a_cheaper_trial_that_stands_before_the_best_is_explained() -> None:
     (sentence,) = (it for it in said if "stands before" in it)
     assert sentence.startswith("t1 (0.790) stands before t0 (0.800), which has the best score:")
     assert not [it for it in claims([best, cheaper], judgement(0.01)) if "stands before" in it]
+
+
+def test_a_row_is_told_apart_where_p_is_below_the_level_and_not_at_it() -> None:
+    def tied(**p: tuple[float, float]) -> list[str]:
+        """``p`` before and after Holm's correction."""
+        standings = {"t0": standing(0.0, 1.0)}
+        standings |= {name: replace(standing(0.02, plain), adjusted=adjusted) for name, (plain, adjusted) in p.items()}
+        return Judgement("objective", "t0", standings).tied
+
+    assert tied(t1=(0.05, 0.05)) == ["t1"]
+    assert tied(t1=(0.05, 0.1), t2=(0.5, 0.5)) == ["t1", "t2"]
+    assert tied(t1=(0.04, 0.08), t2=(0.04, 0.08)) == []  # each is told apart by itself: then their number costs nothing
+    assert tied(t1=(0.04, 0.08), t2=(0.06, 0.08), t3=(0.01, 0.03)) == ["t1", "t2"]
+    assert tied(t1=(0.04, 0.05), t2=(0.06, 0.06), t3=(0.01, 0.049)) == ["t1", "t2"]
+    beaten = {"t0": standing(0.0, 1.0), "zero_shot": replace(standing(0.1, 0.5), rival=False)}
+    assert Judgement("objective", "t0", beaten).tied == []
+    assert Judgement("objective", "t0", beaten).winner == "t0"
+    assert Judgement("objective", "t0", beaten, lacking={"t1": "no item table"}).winner is None

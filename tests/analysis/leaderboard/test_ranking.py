@@ -8,7 +8,7 @@ import pytest
 
 from analysis.errors import ConfigError
 from analysis.folder import MetricsRow, State, Status
-from analysis.leaderboard import leaderboard
+from analysis.leaderboard import leaderboard, ranking
 from analysis.leaderboard.leaderboard import build
 
 
@@ -249,3 +249,17 @@ def test_of_those_tied_with_the_best_the_cheapest_is_first_in_every_list(
     slow.write_text(slow.read_text().replace('"seconds": 3.0', '"seconds": 300.0'))
     assert order(sweep) == expected
     assert [row.trial_id for row in leaderboard.ranked(sweep.folder).rows] == expected
+
+
+def test_a_baseline_that_was_scored_again_counts_by_its_last_scores_of_the_kind_asked_for(sweep: Any) -> None:
+    files = sweep.folder.baseline("zero_shot")
+    files.root.mkdir(parents=True)
+    for final, accuracy in ((False, 0.1), (True, 0.2), (False, 0.3), (True, 0.4), (False, 0.5)):
+        files.append_metrics(MetricsRow("zero_shot", 0, 0, 1.0, final, 12, {"accuracy": accuracy}))
+    named = ["zero_shot", "few_shot"]
+    assert ranking.baselines_metrics(sweep.folder, named, True) == {"zero_shot": {"accuracy": 0.4}}
+    assert ranking.baselines_metrics(sweep.folder, named, False) == {"zero_shot": {"accuracy": 0.5}}
+    other = sweep.folder.baseline("few_shot")
+    other.root.mkdir(parents=True)
+    other.append_metrics(MetricsRow("few_shot", 0, 0, 1.0, False, 12, {"accuracy": 0.6}))
+    assert ranking.baselines_metrics(sweep.folder, ["few_shot"], True) == {"few_shot": {"accuracy": 0.6}}
