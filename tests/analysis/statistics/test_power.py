@@ -1,11 +1,12 @@
 """What some items can show: against Monte Carlo, against published tables, and against the tool's own test."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import binom, ttest_ind
+from scipy.stats import binom, multinomial, ttest_ind
 
 from analysis.folder import SweepFolder
 from analysis.objective import Objective
@@ -27,6 +28,34 @@ def test_mcnemars_power_is_what_drawn_tables_give(n: int, disagreeing: float) ->
     p = np.minimum(1, 2 * binom.cdf(drawn[:, :2].min(1), drawn[:, :2].sum(1), 0.5))
     assert np.mean(p < 0.05) == pytest.approx(0.8, abs=0.01)
     assert items_needed(apart, disagreeing, shares=True) == pytest.approx(n, rel=0.03)
+
+
+@pytest.mark.parametrize(("size", "share", "n"), [(0.2, 0.5, 12), (0.0, 0.4, 15), (0.3, 0.3, 20), (0.1, 0.05, 9)])
+def test_mcnemars_power_of_few_items_is_the_sum_over_all_tables(size: float, share: float, n: int) -> None:
+    share = max(size, share)
+    named = 0.0
+    for ahead in range(n + 1):
+        for behind in range(n + 1 - ahead):
+            apart = ahead + behind
+            p = min(1.0, 2 * binom.cdf(min(ahead, behind), apart, 0.5)) if apart else 1.0
+            if p < 0.05:
+                cells = [(share + size) / 2, (share - size) / 2, 1 - share]
+                named += multinomial.pmf([ahead, behind, n - apart], n, cells)
+    assert power(size, share, n, shares=True) == pytest.approx(named, abs=1e-8)
+    assert power(-size, share, n, shares=True) == pytest.approx(named, abs=1e-8)
+
+
+def test_nothing_is_found_where_nothing_differs_and_all_where_nothing_varies() -> None:
+    for shares in (False, True):
+        assert power(0.0, 0.0, 100, shares) == 0.0
+    assert power(0.3, 0.09, 43) == 1.0  # every item differs by as much: 1.96 · 0.3 / √43 is below it
+    assert power(0.3, 0.09, 3) == 0.0
+    assert power(0.3, 0.01, 3) == 0.0  # a mean square below the square of the mean is none
+    assert math.isnan(could_have_shown(0.04, 2))
+    found = could_have_shown(0.04, 400)  # mean square 0.2², of 400 items
+    assert power(found, 0.04, 400) == pytest.approx(0.8)
+    assert found == pytest.approx((1.959964 + 0.841621) * 0.01, rel=0.01)
+    assert could_have_shown(4.0, 400) == pytest.approx(10 * found)
 
 
 def test_the_number_of_items_is_connors() -> None:
