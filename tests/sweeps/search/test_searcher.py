@@ -600,3 +600,40 @@ def test_what_is_to_come_are_all_seeds_of_all_configurations(tmp_path: Path) -> 
     assert search.open_trials() == ({further["trial_id"]}, 1 + 6)
     search.close()
     assert search.open_trials() == ({further["trial_id"]}, 0)
+
+
+def test_a_configuration_whose_seeds_had_not_all_ended_goes_on_with_those_that_lack(tmp_path: Path) -> None:
+    search = make(tmp_path, trials=2, seeds=(7, 8, 9))
+    first = search.suggest("a")
+    search.on_trial_complete("a", end("completed", 0.3))
+    one, two = search.suggest("b"), search.suggest("c")
+    assert [one["values"]["seed"], two["values"]["seed"]] == [8, 9]
+    search.on_trial_result("c", rung(8, 0.4))
+    search.on_trial_complete("b", end("completed", 0.6))
+    again = resumed(tmp_path, trials=2, seeds=(7, 8, 9))
+    assert again.suggest("d") == two, "neither the first seed nor the second is trained again"
+    second = again.suggest("e")
+    assert second["trial_id"] == "t0001"
+    again.on_trial_result("d", rung(8, 0.9))  # from a checkpoint before the rung, which counts once
+    again.on_trial_complete("d", end("completed", 0.9))
+    assert (told(again, 0).state, told(again, 0).value) == (TrialState.COMPLETE, pytest.approx(0.6))
+    means = [line for line in read_lines(SweepFolder(tmp_path).asks_file) if line["event"] == "mean"]
+    assert [(line["trial_id"], line["objective"]) for line in means] == [(first["trial_id"], pytest.approx(0.6))]
+    whole = resumed(tmp_path, trials=2, seeds=(7, 8, 9))
+    assert [taken for _, taken in whole.take_up()] == [second]
+    assert whole.open_trials() == ({second["trial_id"]}, 0)
+
+
+@pytest.mark.parametrize("died", ["between trials", "after each ask"])
+def test_what_a_genetic_sampler_remembers_in_the_study_survives_a_death(tmp_path: Path, died: str) -> None:
+    genetic = {"_target_": "optuna.samplers.NSGAIISampler", "population_size": 4}
+    whole = make(tmp_path / "whole", genetic)
+    expected = [play(whole, str(k)) for k in range(20)]
+    got: list[Any] = []
+    for k in range(20):
+        search = resumed(tmp_path / "cut", sampler=genetic)
+        if died == "after each ask":
+            search.suggest("lost")
+            search = resumed(tmp_path / "cut", sampler=genetic)
+        got.append(play(search, f"again{k}"))
+    assert got == expected
