@@ -232,6 +232,7 @@ def read_past(records: Iterable[Mapping[str, Any]]) -> list[Past]:
                     past[number] = study[-1]
                     past[number].current = record["values"]
                 else:
+                    _ = TrialState[record.get("told", TrialState.FAIL.name)], float(record["time"])
                     study[-1].end_line = record
                     study[-1].rungs = {int(step): value for step, value in record.get("rungs", {}).items()}
             elif event == "rung":
@@ -243,6 +244,7 @@ def read_past(records: Iterable[Mapping[str, Any]]) -> list[Past]:
             elif event == "tell" and record.get("told") == WAIT:
                 past[number].first = Answer.of(record)
             elif event in ("tell", "mean") and past[number].end_line is None:
+                _ = Answer.of(record), float(record["time"])  # what is read of it later is there
                 past[number].end_line = record
         except (KeyError, TypeError, ValueError) as error:
             raise FolderError(
