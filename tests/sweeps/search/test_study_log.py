@@ -111,7 +111,7 @@ def test_of_each_kind_of_line_the_first_counts() -> None:
 
 
 def test_rejected_points_and_those_of_other_sweeps_are_trials_of_the_study_and_none_of_ours() -> None:
-    warm = ask(5, 0.4, event="warm", told="COMPLETE", objective=0.9, source="runs/a/t0003", rungs={"4": 0.8})
+    warm = ask(None, 0.4, event="warm", told="COMPLETE", objective=0.9, source="runs/a/t0003", rungs={"4": 0.8})
     rejected, theirs, running = read_past([ask(None, 0.2, event="reject"), warm, ask(0, 0.1)])
     assert rejected.frozen(0, several=False).state is TrialState.FAIL
     trial = theirs.frozen(1, several=False)
