@@ -36,6 +36,7 @@ def test_after_a_kill_and_a_resume_the_server_has_one_whole_run_for_each_trial(
 ) -> None:
     environment = {"OMP_NUM_THREADS": "1", "WANDB_API_KEY": KEY, "NETRC": str(tmp_path / "netrc")}
     environment |= {"WANDB_CONFIG_DIR": str(tmp_path / "wandb-config"), "WANDB_SWEEP_ID": "s1", "WANDB_RUN_ID": "r1"}
+    environment["WANDB_MODE"] = "online"
     with WandbServer() as server:
         command = lorasweep(tmp_path, environment | {"WANDB_BASE_URL": server.url})
         process = command.start("run", *tiny("llama", *SETTINGS, "tracking=wandb", "search.trials=3"))
