@@ -146,3 +146,24 @@ def test_a_row_is_told_apart_where_p_is_below_the_level_and_not_at_it() -> None:
     assert Judgement("objective", "t0", beaten).tied == []
     assert Judgement("objective", "t0", beaten).winner == "t0"
     assert Judgement("objective", "t0", beaten, lacking={"t1": "no item table"}).winner is None
+
+
+def test_what_has_no_sampling_error_and_who_is_not_compared_is_said() -> None:
+    given = judgement(0.02, fixed=("ece", "bias.winobias.gap"), lacking={"t7": "no item table", "t8": "another"})
+    said = claims(rows(0.8, 0.78), given)
+    assert "Taken as measured, without sampling error: ece, bias.winobias.gap." in said
+    assert "Not compared, for want of item scores: t7 and t8 (no item table)" in said
+    assert not [line for line in claims(rows(0.8, 0.78), judgement(0.02)) if "measured" in line or "want of" in line]
+
+
+def test_one_rival_takes_no_correction_and_of_several_the_largest_p_is_said() -> None:
+    one, two = claims(rows(0.8, 0.78), judgement(0.02))[0], claims(rows(0.8, 0.78, 0.7), judgement(0.02, 0.1))[0]
+    assert one.endswith("told from t1 on 500 items (permutation test).")
+    assert two.endswith("told from t1 and t2 on 500 items (permutation test, Holm's correction).")
+    alone = claims(rows(0.8, 0.7), judgement(0.1, p=0.001))[0]
+    assert alone == "t0 is better than the other completed trial on 500 items (permutation test, p 0.001)."
+    several = judgement(0.1, 0.2, p=0.001)
+    several = replace(several, standings=several.standings | {"t2": standing(0.2, 0.02)})
+    wins = claims(rows(0.8, 0.7, 0.6), several)[0]
+    assert wins == "t0 is better than each of 2 other completed trials on 500 items (permutation test, largest p 0.02)."
+    assert claims(rows(0.8), judgement())[0] == "t0 has no rival to be compared with."

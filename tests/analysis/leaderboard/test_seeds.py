@@ -14,7 +14,7 @@ from analysis import load
 from analysis.folder import State, append_line
 from analysis.leaderboard import leaderboard
 from analysis.leaderboard.compare_sweeps import compare, rank_together
-from analysis.leaderboard.seeds import best_seed, configurations, mean_over_seeds, runs, spread, with_seeds
+from analysis.leaderboard.seeds import best_seed, configurations, counted, mean_over_seeds, runs, spread, with_seeds
 from analysis.rows import Row, best_trial, configuration_id
 from sweeps.search.study_log import Answer, mean_of
 
@@ -206,3 +206,19 @@ def test_a_configuration_has_one_seed_where_nothing_else_is_said() -> None:
     assert (only.trial_id, only.status, only.objective) == ("t0000", "completed", 0.5)
     (waits,) = configurations([row("t0000", 0.5)], lambda name: 2)
     assert waits.status != "completed", "its second seed is to come"
+
+
+def test_trials_and_configurations_are_counted() -> None:
+    baseline = Row("baseline", "majority", "completed", 0, objective=0.1)
+    pair = row("t0001", seeds=(row("t0001"), row("t0001.1")))
+    assert counted([row("t0000"), baseline]) == "1 trial"
+    assert counted([row("t0000"), row("t0001")]) == "2 trials"
+    assert counted([pair, baseline]) == "1 configuration (2 runs)"
+    assert counted([row("t0000"), pair]) == "2 configurations (3 runs)"
+    assert counted([]) == "0 trials"
+
+
+def test_a_spread_takes_two_seeds() -> None:
+    assert math.isnan(spread(row("t0000")))
+    assert math.isnan(spread(row("t0000", seeds=(row("t0000"),))))
+    assert spread(row("t0000", seeds=(row("t0000", 0.4), row("t0000.1", 0.6)))) == pytest.approx(0.02**0.5)

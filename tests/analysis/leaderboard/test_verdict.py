@@ -303,3 +303,11 @@ def test_the_only_trial_that_completed_has_an_interval_too(sweep: Any) -> None:
     assert "t0000 has no rival to be compared with." in leaderboard.verdict(
         sweep.folder, ranking.rows, ranking.judgement
     )
+
+
+def test_the_untuned_model_is_named_first_among_baselines_that_have_no_scores(sweep: Any) -> None:
+    sweep.trial("t0000", 0.9)
+    sweep.trial("linear", None, State.FAILED, kind="baseline", reason="no rows")
+    sweep.trial("zero_shot", None, State.RUNNING, kind="baseline")
+    (line, *_) = verdict(sweep)
+    assert line.endswith("The untuned model is there to compare it with, but is running.")
