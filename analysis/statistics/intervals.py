@@ -172,7 +172,7 @@ def variance_of(influences: Array, classes: Array | None, join: bool = False) ->
     between = (counts * means**2).sum(axis=1) / n**2
     total = within.sum(axis=1) + between
     if join:  # what is joined is known from all items
-        freedom = np.full_like(freedom, n - 1.0)
+        return total * n / (n - 1), np.full(len(influences), n - 1.0)
     parts = (within**2 / np.maximum(freedom, 1.0)).sum(axis=1) + between**2 / (n - 1)
     own = np.where(parts > 0, total**2 / np.where(parts > 0, parts, 1.0), n - 1.0)
     return total * n / (n - 1), np.clip(own, 1.0, n - 1.0)
