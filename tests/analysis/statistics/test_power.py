@@ -55,7 +55,8 @@ def test_nothing_is_found_where_nothing_differs_and_all_where_nothing_varies() -
     found = could_have_shown(0.04, 400)  # mean square 0.2², of 400 items
     assert power(found, 0.04, 400) == pytest.approx(0.8)
     assert found == pytest.approx((1.959964 + 0.841621) * 0.01, rel=0.01)
-    assert could_have_shown(4.0, 400) == pytest.approx(10 * found)
+    assert could_have_shown(1e4, 400) == pytest.approx(500 * found)
+    assert mean_square(0.3, 0.1, 50) == pytest.approx(50 * 0.01 + 0.09)
 
 
 def test_the_number_of_items_is_connors() -> None:
