@@ -94,6 +94,11 @@ def leave_to_janitor() -> None:
         janitor.returncode = 0  # it is not waited for
 
 
+def private_folder() -> Path | None:
+    """The folder for files that ``private_scratch`` has made; None where it is not at work."""
+    return Path(os.environ["TMPDIR"]) if _open else None
+
+
 def socket_folder() -> Path:
     """A place for sockets: with a short path where ``private_scratch`` is at work, else that of temporary files."""
     return Path(os.environ["RAY_TMPDIR"] if _open else tempfile.gettempdir())

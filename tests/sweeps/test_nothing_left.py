@@ -97,6 +97,7 @@ def test_no_secret_of_the_environment_is_told(lorasweep, tiny, public):
     assert {path for path in seen(public) if not path.startswith("/proc")} == set()
     assert "tell-nobody-" not in out + err
     assert not (home / ".ray").exists(), "Ray would keep a token there that all users can read"
+    assert not (home / ".cache" / "wandb").exists(), "W&B would leave a log there each time"
 
 
 def _keys_of_workers(mark: str) -> set[str]:

@@ -468,6 +468,24 @@ def test_wandb_mode_in_the_environment_wins(
     assert notes == []
 
 
+@pytest.mark.parametrize("given", ["online", "offline"])
+def test_wandb_disabled_in_the_environment_switches_it_off_with_a_word(
+    tracker: Callable[..., TrackerCallback],
+    folder: SweepFolder,
+    notes: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    given: str,
+) -> None:
+    monkeypatch.setenv("WANDB_DISABLED", "true")
+    mine, one = tracker(given), trial("t0000")
+    start(mine, one)
+    tell(mine, one, report(12, 0.5))
+    complete(mine, one)
+    mine.close()
+    assert list(folder.root.glob("wandb/*")) == []
+    assert notes == ["W&B is switched off by WANDB_DISABLED in the environment: the trials are not tracked there."]
+
+
 def test_no_api_key_lands_in_the_sweep_folder_or_in_a_pickle(
     tracker: Callable[..., TrackerCallback], folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
