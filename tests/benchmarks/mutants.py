@@ -46,6 +46,7 @@ MODULES = tuple(f"{room}/{name}.py" for room, names in _ROOMS.items() for name i
 _PACKS = [f"tests/trainer/engines/test_{it}.py" for it in ("pack", "pack_equivalence", "pack_lengths")]
 # Tests of a folder that mirrors a module's are found by themselves; these see it too.
 MORE_TESTS = {
+    "analysis/leaderboard": ["tests/analysis/test_constraints.py"],
     "sweeps/search/lineage.py": ["tests/sweeps/store/test_reconcile.py"],
     "sweeps/search/searcher.py": ["tests/sweeps/store/test_reconcile.py"],
     "sweeps/search/study_log.py": ["tests/sweeps/store/test_reconcile.py"],

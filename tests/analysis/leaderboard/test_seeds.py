@@ -222,3 +222,9 @@ def test_a_spread_takes_two_seeds() -> None:
     assert math.isnan(spread(row("t0000")))
     assert math.isnan(spread(row("t0000", seeds=(row("t0000"),))))
     assert spread(row("t0000", seeds=(row("t0000", 0.4), row("t0000.1", 0.6)))) == pytest.approx(0.02**0.5)
+
+
+def test_a_configuration_has_the_values_that_its_seeds_have_in_common() -> None:
+    group = [row("t0000", config={"lora.rank": 8, "seed": 1}), row("t0000.1", config={"lora.rank": 8, "seed": 2})]
+    (ranked,) = configurations(group)
+    assert ranked.config == {"lora.rank": 8, "seed": None}
