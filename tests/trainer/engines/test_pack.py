@@ -217,6 +217,52 @@ def test_only_the_slot_whose_fault_it_is_ends(error, state, trials, materials, t
     assert str(error) in ended.reason
 
 
+def test_an_optimiser_step_that_fails_before_it_changes_anything_ends_its_slot_alone(
+    trials,
+    materials,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+) -> None:
+    four = trials(4)
+    stepping = slot.Slot.stepping
+
+    def faulty(self: slot.Slot) -> Stepping:
+        if self.trial.trial_id == "t0002" and self.record.step == 2:
+            raise ValueError("odd moments")
+        return stepping(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(slot.Slot, "stepping", faulty)
+        events = drive(packed_engine(materials), four, tmp_path)
+    others = [trial for trial in four if trial.trial_id != "t0002"]
+    assert states(events) == {**{t.trial_id: State.COMPLETED for t in others}, "t0002": State.FAILED}
+    [ended] = events["t0002"]
+    assert "odd moments" in ended.reason
+    expected = alone(materials, others, tmp_path / "alone")
+    assert furthest([at_step(tmp_path, t, 8) for t in others], expected) <= EXACT
+
+
+def test_an_optimiser_step_that_fails_half_way_ends_all_whose_weights_it_may_have_changed(
+    trials,
+    materials,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+) -> None:
+    step, done = pack.adamw_step, []
+
+    def half_way(slots: list[Stepping], factors: torch.Tensor) -> None:
+        done.append(len(slots))
+        if len(done) == 3:
+            raise ValueError("half of it is written")
+        step(slots, factors)
+
+    monkeypatch.setattr(pack, "adamw_step", half_way)
+    events = drive(packed_engine(materials), trials(3), tmp_path)
+    assert done == [3, 3, 3]
+    assert set(states(events).values()) == {State.FAILED}
+    assert all("half of it is written" in seen[-1].reason and seen[-1].step == 2 for seen in events.values())
+
+
 def test_a_full_device_says_so_and_what_a_pack_cannot_hold_is_refused(trials, materials, tmp_path) -> None:  # noqa: F811
     engine = packed_engine(materials, slots=1)
     one, two = trials(2)
