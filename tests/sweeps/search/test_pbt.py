@@ -219,6 +219,12 @@ def test_what_is_drawn_is_on_the_grid_within_the_ends_and_beside_the_donors_choi
             decays.add(made["optim.weight_decay"])
         assert rates == ({0.1, 0.3, 0.7, 0.9} if resample == 0.0 else {0.1, 0.3, 0.5, 0.7, 0.9})
         assert decays == ({0.0, 0.01} if resample == 0.0 else {0.0, 0.01, 0.1})
+    how = PopulationBasedTraining(resample=0.0)
+    chosen: Space = {"optim.lr": Choices((0.1, 0.2, 0.3)), "optim.weight_decay": Choices((0.0, 0.01, 0.1))}
+    ends = [perturbed({"optim.lr": 0.3, "optim.weight_decay": 0.1}, chosen, how, np.random.default_rng(seed))
+            for seed in range(40)]  # fmt: skip
+    assert {it["optim.lr"] for it in ends} == {0.2, 0.3}
+    assert {it["optim.weight_decay"] for it in ends} == {0.01, 0.1}
     how = PopulationBasedTraining(resample=1.0)
     plain: Space = {"optim.lr": Uniform(0.0, 10.0), "optim.weight_decay": Uniform(1e-4, 1.0, log=True)}
     drawn = [perturbed({"optim.lr": 1.0, "optim.weight_decay": 1.0}, plain, how, np.random.default_rng(seed))
@@ -365,7 +371,8 @@ def test_what_the_driver_did_not_live_to_write_down_is_undone(tmp_path: Path) ->
     record(folder.trial("t0002"), decided)
     assert list(read_lines(folder.trial("t0002").lineage_file)) == lineage
     record(folder.trial("t0002"), Exchange("t0002", "t0001", 6, decided.new, {"optim.lr": 4e-3}))
-    assert exchanged_values(folder.trial("t0002")) == {"optim.lr": 4e-3}
+    record(folder.trial("t0002"), Exchange("t0002", "t0001", 8, {"optim.lr": 4e-3}, {"optim.lr": 8e-3}))
+    assert exchanged_values(folder.trial("t0002")) == {"optim.lr": 8e-3}
 
 
 def test_the_driver_writes_an_exchange_down_once_a_device_has_made_it(tmp_path, monkeypatch) -> None:
