@@ -191,8 +191,9 @@ def test_the_worst_are_the_share_asked_for_rounded_up_and_never_among_the_best()
     assert replaced(1, 0.5) == []
 
 
-def test_a_trial_that_fails_or_is_removed_is_not_waited_for() -> None:
-    for leave in ("on_trial_error", "on_trial_remove"):
+def test_a_trial_that_has_ended_in_whatever_way_is_not_waited_for() -> None:
+    ended = {"step": 6, "objective": 0.5, "state": "completed"}
+    for leave, more in (("on_trial_error", ()), ("on_trial_remove", ()), ("on_trial_complete", (ended,))):
         scheduler, made = population(quantile=0.5)
         three = trials(3)
         for trial in three:
@@ -200,7 +201,7 @@ def test_a_trial_that_fails_or_is_removed_is_not_waited_for() -> None:
         reach(scheduler, three[0], 2, 0.1)
         reach(scheduler, three[1], 2, 0.9)
         assert (made, scheduler.debug_string()) == ([], "population of 3")
-        getattr(scheduler, leave)(None, three[2])
+        getattr(scheduler, leave)(None, three[2], *more)
         assert [it.trial_id for it in made] == ["t0"]
         assert scheduler.debug_string() == "population of 2"
 
