@@ -329,3 +329,93 @@ def test_every_trial_that_was_told_has_its_end_written_whatever_else_was_recorde
     assert second == Status(State.FAILED, "it broke", 4)
     assert third == Status(State.COMPLETED, "", 8)
     assert [folder.trial(name).checkpoints() for name in names] == [[], [], []]
+
+
+class Noted:
+    """A search and a scheduler that write down what they are told; the scheduler stops trials at some steps."""
+
+    def __init__(self, stops_at: tuple[int, ...] = ()):
+        self.stops_at, self.told = stops_at, []
+
+    def take_up(self) -> list[tuple[str, dict[str, Any]]]:
+        return [("taken up 0", {"trial_id": "t0000"})]
+
+    def search(self) -> Any:
+        def note(event: str) -> Callable[[str, dict[str, Any]], None]:
+            return lambda name, report: self.told.append((event, report["step"], report["objective"], report["state"]))
+
+        return SimpleNamespace(
+            take_up=self.take_up, on_trial_result=note("rung"), on_trial_complete=note("end"),
+        )  # fmt: skip
+
+    def scheduler(self) -> Any:
+        def decided(_: object, trial: Any, report: dict[str, Any]) -> str:
+            self.told.append(("decided", report["step"], report["objective"], trial.trial_id))
+            return "STOP" if report["step"] in self.stops_at else "CONTINUE"
+
+        def ended(_: object, trial: Any, report: dict[str, Any]) -> None:
+            self.told.append(("scheduler", report["step"], report["objective"], report["done"]))
+
+        return SimpleNamespace(on_trial_result=decided, on_trial_complete=ended)
+
+
+def half_told(root: Path, state: State, step: int) -> SweepFolder:
+    """A trial with rungs at 4 and 8 and, at its end, a final scoring, of which the study knows nothing."""
+    folder = SweepFolder(root)
+    files = folder.trial("t0000")
+    for at, score, final in ((4, 0.75, False), (8, 0.5, False), *([(8, 0.25, True)] if state in ENDED else [])):
+        files.append_metrics(MetricsRow("t0000", at, 100 * at, 1.0, final, 12, {"accuracy": score}))
+    files.write_status(Status(state, "why", step))
+    files.checkpoint_dir(4).mkdir(parents=True)
+    return folder
+
+
+def taken_in(folder: SweepFolder, noted: Noted) -> list[tuple[Any, ...]]:
+    update_study(folder, noted.search(), noted.scheduler(), lambda metrics: metrics["accuracy"])
+    return noted.told
+
+
+def test_a_rung_at_which_the_scheduler_stops_a_trial_ends_it_though_the_driver_died_before_it_said_so(
+    tmp_path: Path,
+) -> None:
+    folder = half_told(tmp_path, State.RUNNING, 8)
+    assert taken_in(folder, Noted(stops_at=(4,))) == [
+        ("decided", 4, 0.75, "t0000"), ("end", 4, 0.75, "running"), ("scheduler", 4, 0.75, False),
+    ]  # fmt: skip
+    status = folder.trial("t0000").read_status()
+    assert (status.state, status.step) == (State.STOPPED_EARLY, 4)
+    assert status.reason == "scheduler: not among the best at step 4"
+    assert folder.trial("t0000").checkpoints() == []
+
+
+def test_rungs_of_a_trial_that_goes_on_are_told_and_nothing_else(tmp_path: Path) -> None:
+    folder = half_told(tmp_path, State.RUNNING, 8)
+    assert [it[:3] for it in taken_in(folder, Noted())] == [
+        ("decided", 4, 0.75), ("rung", 4, 0.75), ("decided", 8, 0.5), ("rung", 8, 0.5),
+    ]  # fmt: skip
+    assert folder.trial("t0000").read_status().state is State.RUNNING
+    assert folder.trial("t0000").checkpoints_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "stops_at", "objective", "rungs"),
+    [
+        (State.COMPLETED, (), 0.75, [4]),  # of the best rung; the last one was told together with the end
+        (State.COMPLETED, (4,), 0.75, [4]),  # it has ended: what the scheduler says of it now changes nothing
+        (State.STOPPED_EARLY, (8,), 0.5, [4, 8]),  # of the rung at which it was stopped
+        (State.DIVERGED, (), math.nan, [4]),
+        (State.FAILED, (), math.nan, [4]),
+    ],
+)
+def test_an_end_that_only_the_files_have_is_told_to_the_study(
+    tmp_path: Path, state: State, stops_at: tuple[int, ...], objective: float, rungs: list[int]
+) -> None:
+    folder = half_told(tmp_path, state, 8)
+    told = taken_in(folder, Noted(stops_at))
+    assert [step for event, step, *_ in told if event == "rung"] == rungs
+    (end,), (scheduler,) = ([it for it in told if it[0] == name] for name in ("end", "scheduler"))
+    assert end == ("end", 8, pytest.approx(objective, nan_ok=True), str(state))
+    assert scheduler == ("scheduler", 8, pytest.approx(objective, nan_ok=True), True)
+    assert told[-2:] == [end, scheduler]
+    assert folder.trial("t0000").checkpoints() == []
+    assert folder.trial("t0000").read_status() == Status(state, "why", 8)
