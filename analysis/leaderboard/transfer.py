@@ -74,11 +74,15 @@ def _is_whole(line: Mapping[str, Any]) -> bool:
 
 
 def _nearest(config: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]) -> float | None:
-    """The objective of the earlier trial that is nearest to a trial's config, if one is near; a config that lacks a
-    value that this takes is near none."""
+    """The objective of the earlier trial that is nearest to a trial's config, if one is near.
+
+    A config that lacks a value that this takes is near none.
+    """
     try:
         lora, lr = config["lora"], config["optim"]["lr"]
         rate, rank = effective_rate(lr, lora["alpha_rule"], lora["alpha_value"], lora["rank"]), lora["rank"]
+        if not (rate > 0 and rank > 0):
+            return None
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -8,7 +8,7 @@ from analysis.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from jinja2 import Template
 
-# What code in a template raises, beside Jinja's own errors: among others a macro that calls itself, or 9 ** 9 ** 9.
+# What code in a template raises, beside Jinja's own errors: such as a macro that calls itself.
 RENDER_ERRORS = (
     TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError, MemoryError,
 )  # fmt: skip

@@ -153,6 +153,9 @@ def test_the_sweep_says_how_well_ranks_agreed(tmp_path: Path) -> None:
     folder.trial("t0001").config_file.write_text("{lora: {rank: 16}, optim: {lr: 1e-3}}")
     append_line(folder.transfer_file, {"source": "damaged", "rank": 16, "objective": 0.5})
     assert f"{len(rows) - 1} trials)" in agreement_sentence(folder, rows)
+    nothing = {"lora": {"rank": 0, "alpha_rule": "fixed", "alpha_value": 32.0}, "optim": {"lr": 0.0}}
+    folder.trial("t0002").config_file.write_text(yaml.safe_dump(nothing))
+    assert f"{len(rows) - 2} trials)" in agreement_sentence(folder, rows)
 
 
 @pytest.mark.parametrize("config", ["{}", "{lora: {rank: many}}", "{lora: {rank: 8, alpha_rule: new}, optim: {lr: 1}}"])

@@ -45,8 +45,9 @@ def test_points_are_counted_in_what_wandb_wrote(
     (file,) = folder.glob("*.wandb")
     file.write_bytes(file.read_bytes()[:-50])  # a driver was killed; the end of the file is not a point
     assert folders.points("ab-t0000") == points
-    file.write_bytes(b"no file of W&B's at all" * 9)
-    assert folders.points("ab-t0000") == 0
+    for nonsense in (b"", b"no file of W&B's at all" * 9, b":W&B\0\0\0" + b"\0\0\0\0\x20\0\x01" + b"\xff" * 32):
+        file.write_bytes(nonsense)
+        assert folders.points("ab-t0000") == 0
 
 
 def test_two_folders_of_one_run_in_the_same_second_are_both_found(folders: WandbFolders, tmp_path: Path) -> None:
