@@ -1,6 +1,7 @@
 """Metrics as sums over items: the same values as scikit-learn and the trainer's own give."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from sklearn.metrics import f1_score, log_loss
 
 from analysis.errors import DataError, FolderError
 from analysis.folder import SweepFolder
-from analysis.metrics import ranking_metrics
+from analysis.metrics import METRICS, ranking_metrics
 from analysis.objective import Objective
 from analysis.statistics.estimators import ESTIMATORS, Scored, scores
 from analysis.statistics.intervals import spread, t_quantile
@@ -263,3 +264,23 @@ def test_what_cannot_be_compared_is_refused(folder: SweepFolder) -> None:
         align([table(folder, "t0", a), table(folder, "t2", other)])
     with pytest.raises(FolderError, match="lacks label"):
         table(folder, "t3", {"item_id": ["a"], "prediction": ["b"]})
+
+
+def test_the_estimators_are_those_of_the_metrics_that_have_one() -> None:
+    named = list(ESTIMATORS)
+    assert len(named) == len(ESTIMATORS) > 40
+    assert {"accuracy", "perplexity", "bias.crows_pairs.distance"} <= set(named)
+    (first, *_) = without = [name for name, metric in METRICS.items() if metric.estimator is None]
+    assert not set(without) & set(named)
+    with pytest.raises(KeyError, match=re.escape(first)):
+        ESTIMATORS[first]
+
+
+def test_measured_values_are_the_same_in_every_resample_and_change_rows_in_no_exchange() -> None:
+    scored = Scored({"task": 5}, {}, {"cost": np.array([1.0, 2.0, 3.0])}, lambda them: them["cost"])
+    assert scored.weighted({"task": np.ones((4, 5))})["cost"].tolist() == [[1.0] * 4, [2.0] * 4, [3.0] * 4]
+    first, other = scored.exchanged({"task": np.ones((4, 5))})
+    assert first["cost"].tolist() == [[1.0] * 4] * 2
+    assert other["cost"].tolist() == [[2.0] * 4, [3.0] * 4]
+    assert list(scored.runs_of_rows) == [1, 1, 1]
+    assert scored.width == 1

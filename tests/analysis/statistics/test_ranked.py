@@ -117,14 +117,18 @@ def test_a_score_that_is_a_metric_but_for_unit_and_direction_has_its_interval() 
 def test_a_score_of_two_metrics_is_drawn_with_their_correlation() -> None:
     """The difference of two metrics that move alike is surer than either; of two data sets they do not move alike."""
 
-    def errors(second: str, seeds: Array | None = None, slope: float = -1.0) -> Array:
+    def found_of(second: str, seeds: Array | None = None, slope: float = -1.0) -> Any:
         spreads = {"brier": spread_of("brier", [2.0, 1.5, 3.0], seeds), second: spread_of(second, [2.0, 1.5, 3.0])}
         sizes = {"task": N, "crows_pairs": N}
         columns = {name: np.zeros((3, N, 1)) for name in spreads}
         scored = Scored(sizes, columns, {}, lambda them: them["brier"] + slope * them[second])
         found = Ranked(scored, spreads, {}, np.array([0.0, 0.0, 0.0])).of_score(0.0)
         assert (found[2][0], found[3][0], found[4][0]) == (0.0, 0.0, 0.0)
-        return np.asarray(found[1] - found[0])
+        return found
+
+    def errors(second: str, seeds: Array | None = None, slope: float = -1.0) -> Array:
+        low, high, *_ = found_of(second, seeds, slope)
+        return np.asarray(high - low)
 
     assert errors("log_loss").max() < 1e-6  # the same influences: the difference is known exactly
     own = math.sqrt((INFLUENCES[1] ** 2).sum() / (N * (N - 1)))
@@ -136,3 +140,8 @@ def test_a_score_of_two_metrics_is_drawn_with_their_correlation() -> None:
     of_five = errors("log_loss", seeds)[1] / (2 * 1.96)
     # variances 5 and 1 of items 1 and 1 that are the same: their correlation is √(1/5), the difference has 5 + 1 - 2
     assert of_five == pytest.approx(math.sqrt(5 + 1 - 2 * math.sqrt(5) * math.sqrt(1 / 5)) * own, rel=0.1)
+    *_, behind_low, behind_high, of_difference, freedom = found_of("log_loss", slope=1.0)
+    apart = 2 * (INFLUENCES[0] - INFLUENCES[1])  # both metrics of both rows
+    assert of_difference[1] == pytest.approx(math.sqrt((apart**2).sum() / (N * (N - 1))), rel=0.1)
+    assert (behind_low[1] + behind_high[1]) / 2 == pytest.approx(1.0, abs=0.2)  # 2 · (2.0 - 1.5)
+    assert list(freedom) == [N - 1.0] * 3
