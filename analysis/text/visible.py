@@ -19,8 +19,8 @@ def visible(text: str) -> str:
     """
     if text.isprintable():
         return text
-    text = text.replace("\r\n", "\n").translate(_BREAKS)
-    return "".join(char if char in "\n\t" or char.isprintable() else _sign(char) for char in text)
+    lines = text.replace("\r\n", "\n").translate(_BREAKS).split("\n")
+    return "\n".join(line if line.isprintable() else "".join(map(_sign, line)) for line in lines)
 
 
 def single_line(text: object) -> str:
@@ -30,6 +30,8 @@ def single_line(text: object) -> str:
 
 
 def _sign(char: str) -> str:
+    if char == "\t" or char.isprintable():
+        return char
     code = ord(char)
     if code < 0x20:
         return chr(0x2400 + code)
