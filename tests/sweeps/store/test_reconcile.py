@@ -342,7 +342,12 @@ class Noted:
 
     def search(self) -> Any:
         def note(event: str) -> Callable[[str, dict[str, Any]], None]:
-            return lambda name, report: self.told.append((event, report["step"], report["objective"], report["state"]))
+            def told(name: str, report: dict[str, Any]) -> None:
+                assert report["rung_metrics"] == ({} if report["final"] else report["metrics"])
+                assert report["metrics"] == report["rows"][0]["metrics"]
+                self.told.append((event, report["step"], report["objective"], report["state"]))
+
+            return told
 
         return SimpleNamespace(
             take_up=self.take_up, on_trial_result=note("rung"), on_trial_complete=note("end"),
@@ -363,7 +368,12 @@ def half_told(root: Path, state: State, step: int) -> SweepFolder:
     """A trial with rungs at 4 and 8 and, at its end, a final scoring, of which the study knows nothing."""
     folder = SweepFolder(root)
     files = folder.trial("t0000")
-    for at, score, final in ((4, 0.75, False), (8, 0.5, False), *([(8, 0.25, True)] if state in ENDED else [])):
+    for at, score, final in (
+        (4, 0.75, False),
+        (6, 0.625, False),
+        (8, 0.5, False),
+        *([(8, 0.25, True)] if state in ENDED else []),
+    ):
         files.append_metrics(MetricsRow("t0000", at, 100 * at, 1.0, final, 12, {"accuracy": score}))
     files.write_status(Status(state, "why", step))
     files.checkpoint_dir(4).mkdir(parents=True)
@@ -391,7 +401,8 @@ def test_a_rung_at_which_the_scheduler_stops_a_trial_ends_it_though_the_driver_d
 def test_rungs_of_a_trial_that_goes_on_are_told_and_nothing_else(tmp_path: Path) -> None:
     folder = half_told(tmp_path, State.RUNNING, 8)
     assert [it[:3] for it in taken_in(folder, Noted())] == [
-        ("decided", 4, 0.75), ("rung", 4, 0.75), ("decided", 8, 0.5), ("rung", 8, 0.5),
+        ("decided", 4, 0.75), ("rung", 4, 0.75), ("decided", 6, 0.625), ("rung", 6, 0.625),
+        ("decided", 8, 0.5), ("rung", 8, 0.5),
     ]  # fmt: skip
     assert folder.trial("t0000").read_status().state is State.RUNNING
     assert folder.trial("t0000").checkpoints_dir.exists()
@@ -400,11 +411,11 @@ def test_rungs_of_a_trial_that_goes_on_are_told_and_nothing_else(tmp_path: Path)
 @pytest.mark.parametrize(
     ("state", "stops_at", "objective", "rungs"),
     [
-        (State.COMPLETED, (), 0.75, [4]),  # of the best rung; the last one was told together with the end
-        (State.COMPLETED, (4,), 0.75, [4]),  # it has ended: what the scheduler says of it now changes nothing
-        (State.STOPPED_EARLY, (8,), 0.5, [4, 8]),  # of the rung at which it was stopped
-        (State.DIVERGED, (), math.nan, [4]),
-        (State.FAILED, (), math.nan, [4]),
+        (State.COMPLETED, (), 0.75, [4, 6]),  # of the best rung; the last one was told together with the end
+        (State.COMPLETED, (4,), 0.75, [4, 6]),  # it has ended: what the scheduler says of it now changes nothing
+        (State.STOPPED_EARLY, (8,), 0.5, [4, 6, 8]),  # of the rung at which it was stopped
+        (State.DIVERGED, (), math.nan, [4, 6]),
+        (State.FAILED, (), math.nan, [4, 6]),
     ],
 )
 def test_an_end_that_only_the_files_have_is_told_to_the_study(
@@ -419,3 +430,25 @@ def test_an_end_that_only_the_files_have_is_told_to_the_study(
     assert told[-2:] == [end, scheduler]
     assert folder.trial("t0000").checkpoints() == []
     assert folder.trial("t0000").read_status() == Status(state, "why", 8)
+
+
+@pytest.mark.parametrize(
+    ("state", "given", "reason"),
+    [
+        ("stopped_early", "", "scheduler: not among the best at step 6"),
+        ("stopped_early", "stopped by hand", "stopped by hand"),
+        ("failed", "no room on the disk", "no room on the disk"),
+        ("failed", "", ""),
+    ],
+)
+def test_the_reason_of_an_end_is_the_records_or_the_schedulers(
+    tmp_path: Path, state: str, given: str, reason: str
+) -> None:
+    folder = half_told(tmp_path, State.RUNNING, 8)
+    told = {"event": "tell", "trial_id": "t0000", "state": state, "reason": given, "step": 6}
+    update_files(folder, [{"event": "ask", "trial_id": "t0000"}, told])
+    status = folder.trial("t0000").read_status()
+    assert (str(status.state), status.reason, status.step) == (state, reason, 6)
+    assert folder.trial("t0000").checkpoints() == []
+    update_files(folder, [told | {"state": "completed"}])
+    assert folder.trial("t0000").read_status() == status, "an end that is written stays"
