@@ -31,10 +31,6 @@ class SlotModule:
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)
         self.scale, self.p = scale, p
 
-    @property
-    def rank(self) -> int:
-        return len(self.a)
-
 
 class PackedLora:
     """All slots' adapters on one linear layer. Called as the layer's forward hook.
