@@ -24,7 +24,8 @@ from analysis.files.file_system import lock_now
 _PREFIX, _OWNER = "lsw-", ".owner"  # the file is locked by the command whose folder it is
 _LONGEST = 20  # bytes of the place for sockets: below it Ray's have up to 84 more, and a socket's path may have 107
 _SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # where the usual place is too long for sockets
-_VARIABLES = ("TMPDIR", "RAY_TMPDIR")
+_WANDB = "WANDB_CACHE_DIR"  # each service of W&B leaves a log there; by default in the home folder
+_VARIABLES = ("TMPDIR", "RAY_TMPDIR", _WANDB)
 _EVERY = 0.05  # seconds between two looks of the janitor
 _PATIENCE = 6.0  # for processes to end by themselves: W&B's service writes what it has, Ray's agents take a while
 _UNMARKED = 3600.0  # seconds after which a folder without an owner is one whose command died while making it
@@ -58,6 +59,7 @@ def private_scratch() -> Iterator[None]:
             _janitors.append(_start_janitor(folders))
             outliving.add(_janitors[-1].pid)
         os.environ.update({"TMPDIR": str(files), "RAY_TMPDIR": str(sockets)})
+        os.environ.setdefault(_WANDB, str(files / "wandb"))
         tempfile.tempdir = str(files)
         try:
             remove_abandoned({folder.parent for folder in folders})
@@ -92,11 +94,6 @@ def leave_to_janitor() -> None:
         if janitor.stdin:
             janitor.stdin.close()
         janitor.returncode = 0  # it is not waited for
-
-
-def private_folder() -> Path | None:
-    """The folder for files that ``private_scratch`` has made; None where it is not at work."""
-    return Path(os.environ["TMPDIR"]) if _open else None
 
 
 def socket_folder() -> Path:

@@ -10,7 +10,6 @@ from typing import Any
 
 from analysis.folder import SweepFolder
 from sweeps.process.installation import program, shell_path
-from sweeps.process.scratch import private_folder
 from sweeps.tracking.wandb_environment import set_aside
 from sweeps.tracking.wandb_folders import WandbFolders, discard, is_uploaded, mark_uploaded, note_points, upload_failed
 
@@ -73,8 +72,6 @@ class WandbRuns:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         # Tables wait for their upload beside the runs they belong to: the folder can be copied and synced.
         os.environ.setdefault("WANDB_DATA_DIR", str(self._folder.wandb_dir / "wandb" / "staging"))
-        if private := private_folder():  # else each service leaves a log in the home folder, if that can be written
-            os.environ.setdefault("WANDB_CACHE_DIR", str(private / "wandb"))
         try:
             import wandb
 

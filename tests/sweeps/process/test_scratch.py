@@ -90,6 +90,17 @@ def test_temporary_files_are_private_and_gone_at_the_end(place):
     assert "RAY_TMPDIR" not in os.environ
 
 
+def test_wandbs_logs_are_private_too_unless_a_place_is_named_and_the_variable_is_as_before(place, monkeypatch):
+    monkeypatch.delenv("WANDB_CACHE_DIR", raising=False)
+    with private_scratch():
+        assert os.environ["WANDB_CACHE_DIR"] == str(socket_folder() / "wandb")
+    assert "WANDB_CACHE_DIR" not in os.environ  # else the next service would make the folder again, and leave it
+    monkeypatch.setenv("WANDB_CACHE_DIR", "/mine")
+    with private_scratch():
+        assert os.environ["WANDB_CACHE_DIR"] == "/mine"
+    assert os.environ["WANDB_CACHE_DIR"] == "/mine"
+
+
 def test_sockets_have_a_short_path_and_files_the_place_that_was_named(place, monkeypatch):
     long = place / ("long" * 20)
     long.mkdir()
