@@ -44,6 +44,7 @@ _ROOMS = {
 }
 MODULES = tuple(f"{room}/{name}.py" for room, names in _ROOMS.items() for name in names.split())
 _PACKS = [f"tests/trainer/engines/test_{it}.py" for it in ("pack", "pack_equivalence", "pack_lengths")]
+_LAYERS = [f"tests/trainer/engines/test_{it}.py" for it in ("architectures", "shared_inputs", "pack_stack")]
 # Tests of a folder that mirrors a module's are found by themselves; these see it too.
 MORE_TESTS = {
     "analysis/leaderboard": ["tests/analysis/test_constraints.py"],
@@ -51,10 +52,7 @@ MORE_TESTS = {
     "sweeps/search/searcher.py": ["tests/sweeps/store/test_reconcile.py"],
     "sweeps/search/study_log.py": ["tests/sweeps/store/test_reconcile.py"],
     "trainer/engines/tensors": _PACKS,
-    "trainer/engines/pack_layers.py": [
-        *_PACKS,
-        *(f"tests/trainer/engines/test_{it}.py" for it in ("architectures", "shared_inputs", "pack_stack")),
-    ],
+    "trainer/engines/pack_layers.py": [*_PACKS, *_LAYERS],
 }
 LIBRARIES = {  # imported once, before any fork: what the tests of a package take longest to import
     "analysis": ["torch", "pandas", "pyarrow.parquet", "scipy.stats", "sklearn.metrics"],

@@ -43,6 +43,15 @@ def trials(n: int) -> list[Any]:
     return [SimpleNamespace(trial_id=f"x{k}", config={"trial_id": f"t{k}", "values": values[k]}) for k in range(n)]
 
 
+def populated(n: int, **settings: Any) -> tuple[Any, list[Exchange], list[Any]]:
+    """A population of so many trials, what it decides, and the trials."""
+    scheduler, made = population(**settings)
+    several = trials(n)
+    for trial in several:
+        scheduler.on_trial_add(None, trial)
+    return scheduler, made, several
+
+
 def reach(scheduler: Any, trial: Any, step: int, score: float) -> None:
     result = {"step": step, "objective": score, "state": "running"}
     assert scheduler.on_trial_result(None, trial, result) == "CONTINUE"
@@ -51,10 +60,7 @@ def reach(scheduler: Any, trial: Any, step: int, score: float) -> None:
 def test_the_worst_take_up_the_best_once_all_are_at_the_rung_whoever_comes_first() -> None:
     seen = set()
     for seed in range(5):
-        scheduler, made = population()
-        eight = trials(8)
-        for trial in eight:
-            scheduler.on_trial_add(None, trial)
+        scheduler, made, eight = populated(8)
         order = random.Random(seed).sample(eight, 8)
         for trial in order[:-1]:
             reach(scheduler, trial, 2, int(trial.trial_id[1]) / 10)
@@ -72,10 +78,7 @@ def test_the_worst_take_up_the_best_once_all_are_at_the_rung_whoever_comes_first
 def test_perturbed_values_are_the_parents_times_a_factor_or_a_choice_beside_and_stay_in_the_space() -> None:
     ratios, decays = set(), set()
     for seed in range(60):
-        scheduler, made = population(seed=seed, resample=0.0, quantile=0.5)
-        two = trials(2)
-        for trial in two:
-            scheduler.on_trial_add(None, trial)
+        scheduler, made, two = populated(2, seed=seed, resample=0.0, quantile=0.5)
         for trial, score in zip(two, (0.1, 0.9), strict=True):
             reach(scheduler, trial, 2, score)
         (it,) = made
@@ -85,10 +88,7 @@ def test_perturbed_values_are_the_parents_times_a_factor_or_a_choice_beside_and_
     assert decays == {0.0, 0.1}
     drawn = []
     for seed in range(60):
-        scheduler, made = population(seed=seed, resample=1.0, quantile=0.5)
-        two = trials(2)
-        for trial in two:
-            scheduler.on_trial_add(None, trial)
+        scheduler, made, two = populated(2, seed=seed, resample=1.0, quantile=0.5)
         for trial in two:
             reach(scheduler, trial, 2, float(trial.trial_id[1]))
         drawn.append(made[0].new["optim.lr"])
@@ -98,10 +98,7 @@ def test_perturbed_values_are_the_parents_times_a_factor_or_a_choice_beside_and_
 
 
 def test_a_trial_that_ended_or_has_gone_on_is_no_parent_and_the_last_to_end_lets_the_others_be_decided() -> None:
-    scheduler, made = population(quantile=0.5)
-    four = trials(4)
-    for trial in four:
-        scheduler.on_trial_add(None, trial)
+    scheduler, made, four = populated(4, quantile=0.5)
     reach(scheduler, four[3], 2, 0.9)
     reach(scheduler, four[3], 4, 0.95)
     reach(scheduler, four[0], 2, 0.1)
@@ -176,10 +173,7 @@ def test_settings_at_the_ends_of_what_makes_sense_are_taken() -> None:
 
 def test_the_worst_are_the_share_asked_for_rounded_up_and_never_among_the_best() -> None:
     def replaced(n: int, quantile: float) -> list[str]:
-        scheduler, made = population(quantile=quantile)
-        several = trials(n)
-        for trial in several:
-            scheduler.on_trial_add(None, trial)
+        scheduler, made, several = populated(n, quantile=quantile)
         for k, trial in enumerate(several):
             reach(scheduler, trial, 2, k / 10)
         assert {it.parent for it in made} <= {f"t{k}" for k in range(n - len(made), n)}
@@ -194,10 +188,7 @@ def test_the_worst_are_the_share_asked_for_rounded_up_and_never_among_the_best()
 def test_a_trial_that_has_ended_in_whatever_way_is_not_waited_for() -> None:
     ended = {"step": 6, "objective": 0.5, "state": "completed"}
     for leave, more in (("on_trial_error", ()), ("on_trial_remove", ()), ("on_trial_complete", (ended,))):
-        scheduler, made = population(quantile=0.5)
-        three = trials(3)
-        for trial in three:
-            scheduler.on_trial_add(None, trial)
+        scheduler, made, three = populated(3, quantile=0.5)
         reach(scheduler, three[0], 2, 0.1)
         reach(scheduler, three[1], 2, 0.9)
         assert (made, scheduler.debug_string()) == ([], "population of 3")

@@ -337,9 +337,6 @@ class Noted:
     def __init__(self, stops_at: tuple[int, ...] = ()):
         self.stops_at, self.told = stops_at, []
 
-    def take_up(self) -> list[tuple[str, dict[str, Any]]]:
-        return [("taken up 0", {"trial_id": "t0000"})]
-
     def search(self) -> Any:
         def note(event: str) -> Callable[[str, dict[str, Any]], None]:
             def told(name: str, report: dict[str, Any]) -> None:
@@ -349,8 +346,9 @@ class Noted:
 
             return told
 
+        taken = [("taken up 0", {"trial_id": "t0000"})]
         return SimpleNamespace(
-            take_up=self.take_up, on_trial_result=note("rung"), on_trial_complete=note("end"),
+            take_up=lambda: taken, on_trial_result=note("rung"), on_trial_complete=note("end"),
         )  # fmt: skip
 
     def scheduler(self) -> Any:
@@ -364,8 +362,8 @@ class Noted:
         return SimpleNamespace(on_trial_result=decided, on_trial_complete=ended)
 
 
-def half_told(root: Path, state: State, step: int) -> SweepFolder:
-    """A trial with rungs at 4 and 8 and, at its end, a final scoring, of which the study knows nothing."""
+def half_told(root: Path, state: State) -> SweepFolder:
+    """A trial with rungs at 4, 6 and 8 and, at its end, a final scoring, of which the study knows nothing."""
     folder = SweepFolder(root)
     files = folder.trial("t0000")
     for at, score, final in (
@@ -375,7 +373,7 @@ def half_told(root: Path, state: State, step: int) -> SweepFolder:
         *([(8, 0.25, True)] if state in ENDED else []),
     ):
         files.append_metrics(MetricsRow("t0000", at, 100 * at, 1.0, final, 12, {"accuracy": score}))
-    files.write_status(Status(state, "why", step))
+    files.write_status(Status(state, "why", 8))
     files.checkpoint_dir(4).mkdir(parents=True)
     return folder
 
@@ -388,7 +386,7 @@ def taken_in(folder: SweepFolder, noted: Noted) -> list[tuple[Any, ...]]:
 def test_a_rung_at_which_the_scheduler_stops_a_trial_ends_it_though_the_driver_died_before_it_said_so(
     tmp_path: Path,
 ) -> None:
-    folder = half_told(tmp_path, State.RUNNING, 8)
+    folder = half_told(tmp_path, State.RUNNING)
     assert taken_in(folder, Noted(stops_at=(4,))) == [
         ("decided", 4, 0.75, "t0000"), ("end", 4, 0.75, "running"), ("scheduler", 4, 0.75, False),
     ]  # fmt: skip
@@ -399,7 +397,7 @@ def test_a_rung_at_which_the_scheduler_stops_a_trial_ends_it_though_the_driver_d
 
 
 def test_rungs_of_a_trial_that_goes_on_are_told_and_nothing_else(tmp_path: Path) -> None:
-    folder = half_told(tmp_path, State.RUNNING, 8)
+    folder = half_told(tmp_path, State.RUNNING)
     assert [it[:3] for it in taken_in(folder, Noted())] == [
         ("decided", 4, 0.75), ("rung", 4, 0.75), ("decided", 6, 0.625), ("rung", 6, 0.625),
         ("decided", 8, 0.5), ("rung", 8, 0.5),
@@ -421,7 +419,7 @@ def test_rungs_of_a_trial_that_goes_on_are_told_and_nothing_else(tmp_path: Path)
 def test_an_end_that_only_the_files_have_is_told_to_the_study(
     tmp_path: Path, state: State, stops_at: tuple[int, ...], objective: float, rungs: list[int]
 ) -> None:
-    folder = half_told(tmp_path, state, 8)
+    folder = half_told(tmp_path, state)
     told = taken_in(folder, Noted(stops_at))
     assert [step for event, step, *_ in told if event == "rung"] == rungs
     (end,), (scheduler,) = ([it for it in told if it[0] == name] for name in ("end", "scheduler"))
@@ -444,7 +442,7 @@ def test_an_end_that_only_the_files_have_is_told_to_the_study(
 def test_the_reason_of_an_end_is_the_records_or_the_schedulers(
     tmp_path: Path, state: str, given: str, reason: str
 ) -> None:
-    folder = half_told(tmp_path, State.RUNNING, 8)
+    folder = half_told(tmp_path, State.RUNNING)
     told = {"event": "tell", "trial_id": "t0000", "state": state, "reason": given, "step": 6}
     update_files(folder, [{"event": "ask", "trial_id": "t0000"}, told])
     status = folder.trial("t0000").read_status()

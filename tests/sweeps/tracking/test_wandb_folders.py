@@ -21,11 +21,6 @@ def written(root: Path, run_id: str, points: int, length: int = 1) -> Path:
     return folder
 
 
-def uploaded(folder: Path) -> Path:
-    mark_uploaded(folder)
-    return folder
-
-
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WandbFolders:
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
@@ -40,7 +35,7 @@ def test_points_are_counted_in_what_wandb_wrote(
     """Also where a record lies in several blocks of the file, and blocks hold many records."""
     folder = written(tmp_path, "ab-t0000", points, length)
     assert folders.points("ab-t0000") == 0
-    uploaded(folder)
+    mark_uploaded(folder)
     assert folders.points("ab-t0000") == points
     (file,) = folder.glob("*.wandb")
     file.write_bytes(file.read_bytes()[:-50])  # a driver was killed; the end of the file is not a point
@@ -57,10 +52,10 @@ def test_two_folders_of_one_run_in_the_same_second_are_both_found(folders: Wandb
     later = named(1, "offline-run-20260101_000002-ab-t0000")
     same_second = named(2, "offline-run-20260101_000001-ab-t0000-1")  # as W&B names it
     first = named(1, "offline-run-20260101_000001-ab-t0000")
-    uploaded(named(5, "offline-run-20260101_000003-ab-t0000-1", "ab-t0000-1"))  # another run, which looks alike
+    mark_uploaded(named(5, "offline-run-20260101_000003-ab-t0000-1", "ab-t0000-1"))  # another run, which looks alike
     assert folders.of("ab-t0000") == [first, same_second, later]
     for folder in (first, same_second, later):
-        uploaded(folder)
+        mark_uploaded(folder)
     assert folders.points("ab-t0000") == 1 + 2 + 1
     note_points(later, 3)  # all points of the run, and not those of the folder alone
     assert folders.points("ab-t0000") == 3
