@@ -66,7 +66,7 @@ def _together(group: Sequence[Row], expected: int) -> Row:
     """
     first, of = group[0], max(expected, len(group))
     if of == 1 or not rankable(first):
-        return replace(first, uncounted=tuple(group[1:])) if len(group) > 1 else first
+        return replace(first, uncounted=tuple(group[1:]))
     counted = [row for row in group if rankable(row)]
     ended = sum(row.status in ENDED or row.status == UNKNOWN for row in group)
     status, reason = _outcome(group, f"{len(counted)} of {of} seeds", ended == of)

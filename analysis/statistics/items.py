@@ -143,8 +143,8 @@ def align(tables: Sequence[pa.Table]) -> Aligned:
 
 
 def groups(tables: Mapping[str, pa.Table], reference: str) -> list[list[str]]:
-    """Trial ids by the items that their tables have; the reference opens each group."""
-    by_items: dict[Any, list[str]] = {}
+    """Trial ids by the items that their tables have, the reference's own items first; it opens each group."""
+    by_items: dict[Any, list[str]] = {"same": []}
     own = tables[reference]["item_id"].combine_chunks()
     for name, table in tables.items():
         if name == reference:
@@ -152,4 +152,4 @@ def groups(tables: Mapping[str, pa.Table], reference: str) -> list[list[str]]:
         ids = table["item_id"].combine_chunks()
         key = "same" if ids.equals(own) else frozenset(ids.to_pylist())
         by_items.setdefault(key, []).append(name)
-    return [[reference, *names] for names in by_items.values()]
+    return [[reference, *names] for names in by_items.values() if names]

@@ -5,9 +5,9 @@
     make mutants BENCH="--changed main"                      # only lines that changed since main, in any module
 
 A mistake ("mutant") is one changed operator, number, condition or result. It is made in memory, in a process forked
-from one that has imported the libraries: no file changes, and a mutant costs its tests alone. Processes that tests
-start do not see it. It is killed where a test fails, or takes ten times as long as without it. Not mutated are
-strings, annotations, decorators and fields of classes.
+from one that has imported the libraries: no file changes, and a mutant costs alone the tests that reach its line, the
+shortest first. Processes that tests start do not see it. It is killed where a test fails, or takes ten times as long as
+without it. Not mutated are strings, annotations, decorators and fields of classes.
 
 Why not mutmut or Cosmic Ray: both write the mutants into a copy of the tree and run it in a fresh interpreter or import
 all of it anew, where the libraries alone take ten seconds; and neither draws a sample.
@@ -15,6 +15,7 @@ all of it anew, where the libraries alone take ten seconds; and neither draws a 
 
 import argparse
 import ast
+import collections
 import contextlib
 import copy
 import importlib
@@ -27,8 +28,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -217,11 +219,42 @@ class Seen:
             self.failed.append(report.nodeid or "collection")
 
 
+class Reached:
+    """A pytest plugin: the lines of a module that a test ran in this process.
+
+    Attributes:
+        lines: test, or file for what ran in fixtures, or "" for what ran before any test → numbers.
+    """
+
+    def __init__(self, module: str) -> None:
+        self.lines: dict[str, set[int]] = collections.defaultdict(set)
+        self._path, self._now = str(ROOT / module), ""
+        threading.settrace(self._called)
+        sys.settrace(self._called)
+
+    def _called(self, frame: Any, _event: str, _value: Any) -> Any:
+        return self._passed if frame.f_code.co_filename == self._path else None
+
+    def _passed(self, frame: Any, _event: str, _value: Any) -> Any:
+        self.lines[self._now].add(frame.f_lineno)
+        return self._passed
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._now = nodeid.split("::")[0]
+
+    def pytest_runtest_call(self, item: Any) -> None:
+        self._now = item.nodeid
+
+    def pytest_runtest_teardown(self, item: Any) -> None:
+        self._now = item.nodeid.split("::")[0]
+
+
 def in_a_fork(tests: list[str], tree: ast.Module | None, module: str, seconds: float, *more: str) -> dict[str, Any]:
     """Run tests in a fork of this process, which has imported nothing of ours yet; ``more`` are options of pytest.
 
     Returns:
-        ``seconds`` by test, and ``failed``; or nothing, where it took longer than ``seconds``.
+        ``seconds`` by test, ``failed``, and ``lines`` where ``tree`` is None (see ``Reached``); or nothing, where it
+        took longer than ``seconds``.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -229,8 +262,7 @@ def in_a_fork(tests: list[str], tree: ast.Module | None, module: str, seconds: f
         os.setpgid(0, 0)
         os.close(reader)
         try:
-            seen = _run_here(tests, tree, module, *more)
-            os.write(writer, json.dumps({"seconds": seen.seconds, "failed": seen.failed}).encode())
+            os.write(writer, json.dumps(_run_here(tests, tree, module, *more)).encode())
         except BaseException as error:
             os.write(writer, json.dumps({"seconds": {}, "failed": [repr(error)]}).encode())
         finally:
@@ -259,7 +291,7 @@ def in_a_fork(tests: list[str], tree: ast.Module | None, module: str, seconds: f
     return answer
 
 
-def _run_here(tests: list[str], tree: ast.Module | None, module: str, *more: str) -> Seen:
+def _run_here(tests: list[str], tree: ast.Module | None, module: str, *more: str) -> dict[str, Any]:
     import pytest
 
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -274,9 +306,22 @@ def _run_here(tests: list[str], tree: ast.Module | None, module: str, *more: str
             return code if Path(self.path) == ROOT / module else ordinary(self, name)
 
         importlib.machinery.SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
-    seen = Seen()
-    pytest.main([*tests, "-q", "-p", "no:cacheprovider", "-m", "not heavy", *more], plugins=[seen])
-    return seen
+    seen, reached = Seen(), Reached(module) if tree is None else None
+    plugins = [seen, reached] if reached else [seen]
+    pytest.main([*tests, "-q", "-p", "no:cacheprovider", "-m", "not heavy", *more], plugins=plugins)
+    lines = {name: sorted(found) for name, found in reached.lines.items()} if reached else {}
+    return {"seconds": seen.seconds, "failed": seen.failed, "lines": lines}
+
+
+def reaching(mutant: Mutant, tests: list[str], lines: Mapping[str, Sequence[int]]) -> list[str]:
+    """Those of some tests that run a mutant's lines; all of them where none is known to."""
+    node: Any = walk(ast.parse((ROOT / mutant.module).read_text()))[mutant.node]
+    end = node.test.end_lineno if isinstance(node, ast.If | ast.While) else node.end_lineno
+    own = set(range(node.lineno, end + 1))
+    if not own.isdisjoint(lines.get("", ())):
+        return tests
+    places = ((it, (it, it.split("::")[0])) for it in tests)
+    return [it for it, of in places if any(not own.isdisjoint(lines.get(name, ())) for name in of)] or tests
 
 
 def sample_of(module: str, lines: set[int] | None, size: int, seed: int) -> list[Mutant]:
@@ -294,7 +339,8 @@ def try_module(module: str, chosen: list[Mutant], slow: float, until: float) -> 
         return [], "no tests" if chosen else "no line to change"
     plain = in_a_fork(tests, None, module, 3600, f"--timeout={slow}")  # then a test has failed, and is left out
     failing = {it.split("::")[0] for it in plain.get("failed", [])}
-    quick = {name: took for name, took in plain["seconds"].items() if took <= slow and name not in plain["failed"]}
+    seconds = plain["seconds"]
+    quick = [it for it in sorted(seconds, key=seconds.get) if seconds[it] <= slow and it not in plain["failed"]]
     if not quick:
         return [], f"no quick test passes ({', '.join(sorted(failing))})"
     whole = time.monotonic() - begun  # with imports and fixtures, and as busy as the machine is
@@ -302,12 +348,14 @@ def try_module(module: str, chosen: list[Mutant], slow: float, until: float) -> 
     for mutant in chosen:
         if time.monotonic() > until:
             break
-        told = in_a_fork(list(quick), mutated(mutant), module, 30 + PATIENCE * whole, "-x")
+        reach = reaching(mutant, quick, plain["lines"])
+        limits = 30 + PATIENCE * whole, "-x", f"--timeout={PATIENCE * slow}"
+        told = in_a_fork(reach, mutated(mutant), module, *limits)
         failed = told.get("failed", [])
         outcome = "slow" if not told else "killed" if failed else "survived"
         tried.append(Tried(mutant, outcome, failed[0] if failed else ""))
         print(f"  {outcome:8} {module}:{mutant.line} {mutant.what}", flush=True)
-    left_out = len({*plain["seconds"], *plain["failed"]} - quick.keys())
+    left_out = len({*seconds, *plain["failed"]} - set(quick))
     return tried, f"{len(quick)} tests in {whole:.0f} s" + (f", {left_out} left out as slow" if left_out else "")
 
 

@@ -83,21 +83,40 @@ def test_changed_lines_are_those_of_the_modules_since_a_commit(module: str, tmp_
     assert mutants.changed_lines("HEAD") == {"analysis/toy.py": {line, line + 1}}
 
 
-def test_a_mutant_is_seen_in_a_fork_alone(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
+@pytest.fixture
+def toy_tests(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file for tests of the module, which they import as ``toy``."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = heavy\n")
-    (tmp_path / "toy.py").write_text(SOURCE)
-    file = tmp_path / "test_toy.py"
-    file.write_text("import toy\n\n\ndef test_sum():\n    assert toy.of([1, 2]) == 1\n")
-    (tmp_path / "toy.py").rename(tmp_path / "analysis" / "toy.py")
+    (tmp_path / module).write_text(SOURCE)
     monkeypatch.syspath_prepend(str(tmp_path / "analysis"))
+    return tmp_path / "test_toy.py"
+
+
+def test_a_mutant_is_seen_in_a_fork_alone(module: str, toy_tests: Path) -> None:
+    toy_tests.write_text("import toy\n\n\ndef test_sum():\n    assert toy.of([1, 2]) == 1\n")
 
     def outcome(tree: ast.Module | None) -> tuple[bool, bool]:
-        told = mutants.in_a_fork([str(file)], tree, module, 300, "-x")
+        told = mutants.in_a_fork([str(toy_tests)], tree, module, 300, "-x")
         return bool(told["seconds"]), bool(told["failed"])
 
     by_what = {it.what: it for it in mutants.mutants(module)}
     assert outcome(None) == (True, False)
     assert outcome(mutants.mutated(by_what["Add → Sub"])) == (True, True)
     assert outcome(mutants.mutated(by_what["Lt → LtE"])) == (True, False), "nothing tests the border"
+
+
+def test_only_tests_that_run_its_line_are_tried_on_a_mutant(module: str, toy_tests: Path) -> None:
+    toy_tests.write_text(
+        "import pytest, toy\n\n\n@pytest.fixture(scope='module')\ndef three():\n    return toy.of([3])\n\n\n"
+        "def test_none():\n    toy.of([])\n\n\ndef test_some():\n    toy.of([1])\n\n\n"
+        "def test_three(three):\n    pass\n"
+    )
+    told = mutants.in_a_fork([str(toy_tests)], None, module, 300)
+    tests = sorted(told["seconds"])
+    none, some, three = tests
+    reached = {it.what: mutants.reaching(it, tests, told["lines"]) for it in mutants.mutants(module)}
+    assert reached["Add → Sub"] == [some]
+    assert reached["0 → 1"] == [none, some, three], "a fixture's lines are those of all tests of its file"
+    assert reached["3 → 4"] == tests, "ran as the module was imported"
+    assert mutants.reaching(mutants.mutants(module)[0], tests, {}) == tests

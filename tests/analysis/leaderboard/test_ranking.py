@@ -245,10 +245,23 @@ def test_of_those_tied_with_the_best_the_cheapest_is_first_in_every_list(
         files = sweep.trial(name, 1 - len(wrong) / 160)
         files.write_items("task", "validation", 24, columns)
         files.adapter_size_file.write_text('{"parameters": 1000}')
+    sweep.trial("t0002", 0.5, hits=80).adapter_size_file.write_text('{"parameters": 10}')  # cheapest, and not tied
     slow = sweep.folder.trial("t0001").metrics_file
     slow.write_text(slow.read_text().replace('"seconds": 3.0', '"seconds": 300.0'))
-    assert order(sweep) == expected
-    assert [row.trial_id for row in leaderboard.ranked(sweep.folder).rows] == expected
+    assert order(sweep) == [*expected, "t0002"]
+    assert [row.trial_id for row in leaderboard.ranked(sweep.folder).rows] == [*expected, "t0002"]
+
+
+@pytest.mark.parametrize(("ties", "by"), [("score", None), ("cost", ["accuracy"])])
+def test_nothing_is_compared_for_the_list_of_a_running_sweep_where_ties_do_not_decide(
+    make_sweep: Any, monkeypatch: pytest.MonkeyPatch, ties: str, by: list[str] | None
+) -> None:
+    quality = {"metric": "accuracy", "direction": "max", "range": [0.0, 1.0], "weight": 1.0}
+    sweep = make_sweep({"name": "x", "rho": 0.0, "ties": ties, "terms": {"quality": quality}})
+    for name, hits in (("t0000", 100), ("t0001", 120)):
+        sweep.trial(name, hits / 160, hits=hits)
+    monkeypatch.setattr(ranking, "judged", None)
+    assert order(sweep, by) == ["t0001", "t0000"]
 
 
 def test_a_baseline_that_was_scored_again_counts_by_its_last_scores_of_the_kind_asked_for(sweep: Any) -> None:

@@ -136,6 +136,12 @@ def test_a_trial_called_completed_whose_final_scoring_is_lost_is_not_the_best(sw
     assert line.startswith("No trial has been scored on all validation items: its final scoring is not in")
 
 
+def test_trials_without_a_score_are_told_with_what_is_wrong_with_it(sweep: Any) -> None:
+    sweep.trial("t0000", sweep.metrics(math.nan))
+    [line] = verdict(sweep)
+    assert line == "No trial has a score to rank by: no objective: macro_f1 missing or not finite."
+
+
 def test_an_empty_sweep_says_that_nothing_started(sweep: Any) -> None:
     assert verdict(sweep) == ["No trial has started."]
 

@@ -166,6 +166,20 @@ def test_rows_with_other_items_are_compared_on_the_common_ones(tmp_path: Path) -
     files.write_items("task", "validation", 1, {name: column[:120] for name, column in items.items()})
     found = judged(folder, rows)
     assert [found.standings[row.trial_id].n for row in rows[1:]] == [120, 200]
+    of_own_items = judged(folder, [rows[0], rows[2]])
+    assert found.corrected == of_own_items.corrected, "from those with all items of the best, whoever is second"
+
+
+def test_a_row_without_a_common_item_is_named_and_the_others_are_compared(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path)
+    rows = simulated(folder, [0.9, 0.8, 0.8, 0.8], 200, 7)
+    for row in rows[1:3]:  # two other lists of items
+        files = folder.trial(row.trial_id)
+        items = files.read_items("task", "validation", 1)
+        files.write_items("task", "validation", 1, items | {"item_id": [f"{row.trial_id}-{i}" for i in range(200)]})
+    found = judged(folder, rows)
+    assert sorted(found.standings) == sorted([rows[0].trial_id, rows[3].trial_id])
+    assert sorted(found.lacking) == sorted(row.trial_id for row in rows[1:3])
 
 
 def test_a_row_without_item_table_is_named_and_prevents_a_winner(tmp_path: Path) -> None:

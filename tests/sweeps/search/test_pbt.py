@@ -125,6 +125,7 @@ def test_a_replayed_population_decides_what_is_open_and_nothing_twice() -> None:
         })  # fmt: skip
         reach(scheduler, trial, 2, k / 10)
     assert [it.trial_id for it in made] == ["t0", "t1"]
+    assert scheduler.inner._values["t0"] == made[0].new, "what its next exchange begins from"
     first = {"event": "perturb", "trial_id": "t0", "values": made[0].new, "step": 2}
     again, after = population(quantile=0.5)
     again.inner.exchange = None

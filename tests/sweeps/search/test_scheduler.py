@@ -350,7 +350,7 @@ def test_after_a_replay_every_decision_equals_that_of_an_undisturbed_scheduler(k
     _, expected = step_through(whole, happened, "undisturbed")
     assert expected.count(STOP) >= 5
 
-    np.random.seed(2)
+    np.random.seed(4)  # its first number would draw another bracket than that of 1
     before = build_scheduler(config, rungs)
     records, first = step_through(before, happened[:cut], "first")
     after = build_scheduler(config, rungs)

@@ -324,6 +324,15 @@ def test_a_grid_goes_on_after_a_resume_and_ends_the_search_when_it_is_used_up(tm
     assert sorted(seen) == [(rank, p) for rank in (2, 4) for p in (0.0, 0.1, 0.2)]
 
 
+def test_a_disk_that_takes_no_line_stops_the_sweep_with_the_reason(tmp_path: Path) -> None:
+    told: list[str] = []
+    search = make(tmp_path, disk_fault=told.append)
+    SweepFolder(tmp_path).asks_file.mkdir(parents=True)  # root writes where it may not, and no line into a directory
+    with pytest.raises(IsADirectoryError):
+        search.suggest("a")
+    assert ["Is a directory" in it for it in told] == [True]
+
+
 def test_a_torn_last_line_is_a_trial_that_was_never_asked(tmp_path: Path) -> None:
     search = make(tmp_path)
     play(search, "a")
