@@ -1,14 +1,23 @@
-"""Tiny random models and small data files that stand in for real ones."""
+"""Tiny random models and small data files that stand in for real ones, and the command line for whole sweeps."""
 
+import contextlib
 import csv
 import logging
 import os
 import random
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
+if TYPE_CHECKING:
+    from tests.sweeps.command_line import Lorasweep, Reader
+
+pytest.register_assert_rewrite("tests.sweeps.command_line")  # for its own asserts
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may ask a model hub
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -133,3 +142,48 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Training and validation CSV: three classes, learnable from the words."""
     folder = tmp_path_factory.mktemp("tiny-data")
     return write_rows(folder / "train.csv", 60, 0), write_rows(folder / "validation.csv", 30, 1)
+
+
+@pytest.fixture(scope="session")
+def reading() -> "Reader":
+    from tests.sweeps.command_line import Reader
+
+    return Reader()
+
+
+@pytest.fixture(scope="session")
+def lorasweep() -> Iterator[type["Lorasweep"]]:
+    from tests.sweeps.command_line import Lorasweep, left_behind
+
+    place = Path(tempfile.mkdtemp(prefix="lt-", dir="/tmp"))
+    yield type("LorasweepHere", (Lorasweep,), {"temporary": place})
+    left = left_behind(place)
+    for process in psutil.process_iter():  # of tests that failed: a driver that hung, a raylet that was stopped
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("LORASWEEP_TESTS") == str(os.getpid()):
+                process.kill()
+    shutil.rmtree(place)
+    assert not left, "a command of these tests left temporary files behind"
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_models: dict[str, Path], tiny_data: tuple[Path, Path]) -> Callable[..., list[str]]:
+    """Overrides for a sweep that trains in a second: ``tiny("llama")``, ``tiny("bert", "task=classification")``."""
+
+    def overrides(model: str, *more: str) -> list[str]:
+        train, validation = tiny_data
+        return [
+            "model=local",
+            f"model.path={tiny_models[model]}",
+            "data=csv",
+            f"data.train={train}",
+            f"data.validation={validation}",
+            "train.max_steps=8",
+            "train.rungs=[2,8]",
+            "train.batch_size=4",
+            "eval.rung_items=12",
+            "bias=none",
+            *more,
+        ]
+
+    return overrides

@@ -22,14 +22,12 @@ import pytest
 from analysis.folder import SweepFolder
 from sweeps.process.installation import package_root
 from tests.cluster.slurm_site import Site, missing, slurm_site
-from tests.sweeps import conftest as whole_sweeps
 
 pytestmark = [
     pytest.mark.heavy,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(bool(missing()), reason=missing() or "there is SLURM"),
 ]
-lorasweep, reading, tiny = whole_sweeps.lorasweep, whole_sweeps.reading, whole_sweeps.tiny
 SLURM = Path(package_root()) / "cluster" / "slurm"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 # One slot and one thread: with whom a row is padded decides the last bits, which grow in so many steps.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from analysis.folder import SweepFolder
 from tests.conftest import write_rows
-from tests.sweeps.conftest import Lorasweep
+from tests.sweeps.command_line import Lorasweep
 
 
 def test_a_model_and_a_file_are_enough_and_resume_keeps_what_was_chosen(

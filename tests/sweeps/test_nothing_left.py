@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.sweeps.conftest import left_behind
+from tests.sweeps.command_line import left_behind
 
 SETTINGS = ("scheduler=fifo", "sampler=random", "search.start_from=[]", "search.trials=3", "sweep.name=tiny")
 SECRETS = {

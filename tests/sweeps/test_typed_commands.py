@@ -19,7 +19,7 @@ import yaml
 
 from sweeps.compose import conf_tree
 from tests.sweeps import options
-from tests.sweeps.conftest import Lorasweep
+from tests.sweeps.command_line import Lorasweep
 from tests.sweeps.driver.ray_nodes import RayCluster, ray_cluster
 from tests.test_documents import commands as documented
 
