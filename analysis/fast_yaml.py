@@ -1,5 +1,7 @@
 """Reads and writes plain YAML with libyaml, ten times as fast as PyYAML's own code, which is used without libyaml."""
 
+import copy
+import functools
 import re
 from typing import Any
 
@@ -7,16 +9,25 @@ import yaml
 
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DEEPEST = 200  # levels
+_TOO_DEEP = f"it is nested more than {_DEEPEST} levels deep"
 _NESTED = re.compile(r"(?:[-?] +){8}")  # lists in lists on one line
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def load(content: bytes | str) -> Any:
-    """The content of a YAML document.
+    """The content of a YAML document, each time a new copy. A command reads a sweep's file a dozen times.
 
     Raises:
         YAMLError, ValueError: for what is not YAML.
     """
+    try:
+        return copy.deepcopy(_loaded(content))
+    except RecursionError:
+        raise yaml.YAMLError(_TOO_DEEP) from None
+
+
+@functools.lru_cache(maxsize=8)
+def _loaded(content: bytes | str) -> Any:
     _refuse_deep(content)
     return yaml.load(content, Loader=LOADER)
 
@@ -30,7 +41,7 @@ def _refuse_deep(content: bytes | str) -> None:
     for event in yaml.parse(text, Loader=LOADER):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEEPEST:
-            raise yaml.YAMLError(f"it is nested more than {_DEEPEST} levels deep")
+            raise yaml.YAMLError(_TOO_DEEP)
 
 
 def dump(content: Any, width: int = 80) -> str:

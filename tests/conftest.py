@@ -2,6 +2,8 @@
 
 import contextlib
 import csv
+import functools
+import gc
 import logging
 import os
 import random
@@ -28,11 +30,26 @@ if os.environ.get("LORASWEEP_TEST_DEVICE", "cpu") == "cpu":
 WORDS = {"fruit": "apple pear plum cherry", "metal": "iron copper zinc tin", "bird": "wren owl hawk crow"}
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()  # the libraries' millions of objects stay, and each collection would look through them
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)  # the same sums in the same order, whatever else the machine does
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interpolations_parsed_once() -> None:
+    """Hundreds of tests compose the same files, and parsing takes a third of that. OmegaConf only reads the trees."""
+    import omegaconf.base
+    from omegaconf import grammar_parser
+
+    parse = functools.cache(grammar_parser.parse)
+    for module in (grammar_parser, omegaconf.base, omegaconf._utils):
+        module.parse = parse  # type: ignore[attr-defined]
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,11 @@
-"""From config files and overrides to a typed config, with Hydra's compose API. No ``DictConfig`` leaves this module.
+"""From config files and overrides to a typed config, with Hydra's compose API. No ``DictConfig`` leaves this room.
 
 Interpolations are resolved after sampling: ``Composed.trial`` puts a trial's values into the unresolved config first,
 so that ``alpha_value: ${mul:2,${lora.rank}}`` follows the sampled rank.
 """
 
 import copy
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -279,6 +280,18 @@ def _searched(extra: Path | None) -> list[str]:
 
 def _compose_files(lines: Sequence[str], name: str, extra: Path | None) -> tuple[dict[str, Any], dict[str, str]]:
     """What Hydra makes of the files: the nested config, and the option of each group."""
+    if extra:
+        return _read_files(lines, name, extra)
+    return copy.deepcopy(_shipped_files(tuple(lines), name))
+
+
+@functools.lru_cache(maxsize=256)
+def _shipped_files(lines: tuple[str, ...], name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Shipped files do not change while a process lives, which composes several times."""
+    return _read_files(lines, name, None)
+
+
+def _read_files(lines: Sequence[str], name: str, extra: Path | None) -> tuple[dict[str, Any], dict[str, str]]:
     resolvers.let_read_environment()
     try:
         with initialize_config_module("conf", version_base="1.3"):

@@ -1,5 +1,6 @@
 """Makes a nested mapping with interpolations into a ``SweepConfig``; OmegaConf's errors become one sentence each."""
 
+import copy
 import functools
 import math
 import os
@@ -8,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_origin
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from analysis.buckets.bucket import Bucket, is_uri
@@ -146,10 +147,53 @@ def to_dataclass(raw: dict[str, Any], origins: Origins) -> tuple[SweepConfig, di
     Raises:
         ConfigError: with key, value, what was expected, and the file or override that holds it.
     """
+    return resolved(typed(raw, origins), raw, origins)
+
+
+def typed(raw: Mapping[str, Any], origins: Origins) -> DictConfig:
+    """The config's keys with their types, defaults filled in and interpolations unresolved. Raises ConfigError."""
     resolvers.register()
     _check_plain(raw, origins)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(SweepConfig), OmegaConf.create(raw))
+        merged = OmegaConf.merge(_types(), OmegaConf.create(dict(raw)))
+    except OmegaConfBaseException as error:
+        raise _explained(error, raw, origins) from None
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+@functools.cache
+def _types() -> DictConfig:
+    types = OmegaConf.structured(SweepConfig)
+    assert isinstance(types, DictConfig)
+    return types
+
+
+def replaced(merged: DictConfig, values: Mapping[str, Any], raw: Mapping[str, Any], origins: Origins) -> DictConfig:
+    """A copy of a typed config with other values at dotted paths, in a third of the time of a new one.
+
+    Args:
+        merged: as ``typed`` makes it.
+        values: dotted path → value.
+        raw: nested, with these values; for messages.
+        origins: for messages.
+
+    Raises:
+        ConfigError: for a value of a wrong type.
+    """
+    _check_plain(raw, origins)
+    other = copy.deepcopy(merged)
+    try:
+        for path, value in values.items():
+            OmegaConf.update(other, path, value, merge=False)
+    except OmegaConfBaseException as error:
+        raise _explained(error, raw, origins) from None
+    return other
+
+
+def resolved(merged: DictConfig, raw: Mapping[str, Any], origins: Origins) -> tuple[SweepConfig, dict[str, Any]]:
+    """The second half of ``to_dataclass``, of a config as ``typed`` or ``replaced`` make it."""
+    try:
         config, unresolved = OmegaConf.to_object(merged), OmegaConf.to_container(merged, resolve=False)
     except OmegaConfBaseException as error:
         raise _explained(error, raw, origins) from None
@@ -234,7 +278,7 @@ def _numbers(path: str, value: Any) -> Iterator[tuple[str, int | float]]:
         yield path, value
 
 
-def _explained(error: OmegaConfBaseException, raw: dict[str, Any], origins: Origins) -> ConfigError:
+def _explained(error: OmegaConfBaseException, raw: Mapping[str, Any], origins: Origins) -> ConfigError:
     """OmegaConf's error as one sentence with key, value and origin."""
     full = str(error.full_key or "")
     path = full.split("[", 1)[0]

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from omegaconf import DictConfig
+
 from analysis.errors import ConfigError, did_you_mean
 from sweeps.compose.provenance import Origins
-from sweeps.compose.to_dataclass import put, to_dataclass
+from sweeps.compose.to_dataclass import put, replaced, resolved, typed
 from sweeps.config import SweepConfig, trial_part
 from sweeps.space.dimensions import Scalar
 from sweeps.space.parse import searchable
@@ -72,12 +74,20 @@ class TrialTemplate:
             for path, value in sampled.items():
                 put(raw, path, value)
             given = [(path, f"{path}={value}, sampled for {trial_id}") for path, value in sampled.items()]
-            config = to_dataclass(raw, Origins(tuple, given))[0]
+            origins = Origins(tuple, given)
+            config = resolved(replaced(self._typed, sampled, raw, origins), raw, origins)[0]
             if len(self._resolved) < _KEPT:
                 self._resolved[key] = config
         for path, value in plain.items():
             config = _put_in(config, path.split("."), value)
         return config
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config, "raw": self.raw}  # the rest is made again where it is needed
+
+    @cached_property
+    def _typed(self) -> DictConfig:
+        return typed(self.raw, Origins(tuple, ()))
 
     @cached_property
     def _resolved(self) -> dict[tuple[tuple[str, Scalar], ...], SweepConfig]:

@@ -42,6 +42,17 @@ def test_yaml_as_deep_as_configs_are_is_read() -> None:
     assert fast_yaml.load("{a: " * 100 + "1" + "}" * 100 + " " * 500)
 
 
+def test_yaml_that_is_deep_by_indentation_alone_is_refused_too() -> None:
+    with pytest.raises(yaml.YAMLError, match="nested more than"):
+        fast_yaml.load("".join(" " * i + "a:\n" for i in range(900)) + " " * 900 + "1")
+
+
+def test_yaml_that_is_read_twice_is_a_copy_each_time() -> None:
+    first = fast_yaml.load("a: [1, {b: 2}]")
+    first["a"][1]["b"] = 3
+    assert fast_yaml.load("a: [1, {b: 2}]") == {"a": [1, {"b": 2}]}
+
+
 @pytest.mark.parametrize("text", DEEP)
 @pytest.mark.parametrize("name", ["status.json", "metrics.jsonl"])
 def test_a_trials_file_that_is_nested_too_deep_is_that_rows_reason(tmp_path: Path, name: str, text: str) -> None:

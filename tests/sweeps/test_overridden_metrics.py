@@ -4,7 +4,6 @@ Every metric that a sweep can be ranked by, in every term of every shipped objec
 the ranking of a made-up sweep, what the sampler is told, what the scheduler stops, and which rung is kept.
 """
 
-import copy
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -111,22 +110,11 @@ def settings(kind: str) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The files of an objective are composed once, and no points are placed in the space: neither differs."""
+    """No points are placed in the space: they do not depend on the objective."""
     monkeypatch.chdir(tmp_path)
     lines = ["the cat sat,cat,a", "the dog ran,dog,b"] * 8
     (tmp_path / "rows.csv").write_text("\n".join(["text,label,group", *lines]) + "\n")
-    monkeypatch.setattr(
-        composing, "_compose_files", lambda groups, name, extra: copy.deepcopy(_files(tuple(groups), name))
-    )
     monkeypatch.setattr(composing, "portfolio", lambda model: [])
-
-
-@cache
-def _files(groups: tuple[str, ...], name: str) -> Any:
-    return _COMPOSE_FILES(list(groups), name, None)
-
-
-_COMPOSE_FILES = composing._compose_files
 
 
 @cache
@@ -335,10 +323,7 @@ def test_a_target_comes_with_its_metric_and_another_can_be_given() -> None:
     assert term("quality", "objective=single", *wanted)["target"] == 0.8
 
 
-def test_a_file_that_changes_a_shipped_files_metric_does_not_keep_its_figures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(composing, "_compose_files", _COMPOSE_FILES)
+def test_a_file_that_changes_a_shipped_files_metric_does_not_keep_its_figures(tmp_path: Path) -> None:
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "objective").mkdir()
     head = "# @package _global_\ndefaults:\n  - override /objective: {}\nobjective:\n  terms:\n    quality:\n"

@@ -1,15 +1,10 @@
 """Values that no key takes are refused while the config is composed, with the key: never a defect, never later."""
 
-import copy
-import functools
 import random
 from collections.abc import Callable
 from typing import Any
 
-import omegaconf._utils
-import omegaconf.base
 import pytest
-from omegaconf import grammar_parser
 
 from analysis.errors import ConfigError, DataError, ModelError
 from sweeps.compose import compose as composing
@@ -55,20 +50,7 @@ WRONG = [
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Composed]:
-    """``compose`` with the files composed, and interpolations parsed, once."""
-    original: Any = composing._compose_files
-    known: dict[Any, Any] = {}
-
-    def files(lines: Any, name: str, extra: Any) -> Any:
-        key = (*lines, name)
-        if key not in known:
-            known[key] = original(lines, name, extra)
-        return copy.deepcopy(known[key])
-
-    parse = functools.cache(grammar_parser.parse)
-    for module in (grammar_parser, omegaconf.base, omegaconf._utils):
-        monkeypatch.setattr(module, "parse", parse)
-    monkeypatch.setattr(composing, "_compose_files", files)
+    """``compose`` without origins, and without points placed in the space."""
     monkeypatch.setattr(composing, "_sources", lambda *_: [])
     monkeypatch.setattr(composing, "portfolio", lambda *_: [])
     return compose
