@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from analysis.errors import ConfigError, did_you_mean
 from sweeps.compose.provenance import Origins
-from sweeps.compose.to_dataclass import put, replaced, resolved, typed
+from sweeps.compose.to_dataclass import put, section_with, to_dataclass, typed
 from sweeps.config import SweepConfig, trial_part
 from sweeps.space.dimensions import Scalar
 from sweeps.space.parse import searchable
@@ -51,8 +51,15 @@ class TrialTemplate:
         return trial
 
     def lora(self, values: Mapping[str, Scalar]) -> LoraSettings:
-        """The adapter's settings in a trial with these sampled values, unchecked."""
-        return self._with("known", values).lora
+        """The adapter's settings in a trial with these values of its keys, unchecked. Raises ConfigError."""
+        plain, sampled = self._split(values)
+        key = tuple(sorted(sampled.items()))
+        if key not in self._adapters:
+            self._adapters[key] = section_with(self._typed, "lora", sampled, self.raw)
+        settings = self._adapters[key]
+        for path, value in plain.items():
+            settings = _put_in(settings, path.split(".")[1:], value)
+        return settings
 
     def _with(self, trial_id: str, values: Mapping[str, Scalar]) -> SweepConfig:
         """The config with sampled values.
@@ -60,10 +67,7 @@ class TrialTemplate:
         Resolving it takes a tenth of a second, so that is done once for all values of keys that others follow, such as
         ``lora.alpha_rule``; the rest is put in. Raises ConfigError.
         """
-        plain = {path: value for path, value in values.items() if path not in self._followed}
-        if any(not _fits(path, value) for path, value in plain.items()):
-            plain = {}  # the long way converts it, or says where it came from
-        sampled = {path: value for path, value in values.items() if path not in plain}
+        plain, sampled = self._split(values)
         key = tuple(sorted(sampled.items()))
         if not sampled:
             config = self.config
@@ -74,13 +78,19 @@ class TrialTemplate:
             for path, value in sampled.items():
                 put(raw, path, value)
             given = [(path, f"{path}={value}, sampled for {trial_id}") for path, value in sampled.items()]
-            origins = Origins(tuple, given)
-            config = resolved(replaced(self._typed, sampled, raw, origins), raw, origins)[0]
+            config = to_dataclass(raw, Origins(tuple, given))[0]
             if len(self._resolved) < _KEPT:
                 self._resolved[key] = config
         for path, value in plain.items():
             config = _put_in(config, path.split("."), value)
         return config
+
+    def _split(self, values: Mapping[str, Scalar]) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
+        """Values that can be put in where all else is resolved, and those that others follow."""
+        plain = {path: value for path, value in values.items() if path not in self._followed}
+        if any(not _fits(path, value) for path, value in plain.items()):
+            plain = {}  # the long way converts it, or says where it came from
+        return plain, {path: value for path, value in values.items() if path not in plain}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"config": self.config, "raw": self.raw}  # the rest is made again where it is needed
@@ -88,6 +98,10 @@ class TrialTemplate:
     @cached_property
     def _typed(self) -> DictConfig:
         return typed(self.raw, Origins(tuple, ()))
+
+    @cached_property
+    def _adapters(self) -> dict[tuple[tuple[str, Scalar], ...], LoraSettings]:
+        return {}
 
     @cached_property
     def _resolved(self) -> dict[tuple[tuple[str, Scalar], ...], SweepConfig]:

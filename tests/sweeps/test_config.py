@@ -320,6 +320,19 @@ def test_a_trials_config_is_the_same_the_short_way_and_the_long_way(space, monke
     assert [replace(composed).trial("t0000", values) for values in sampled] == short
 
 
+def test_an_adapters_settings_alone_are_those_of_the_trial_whatever_was_asked_before():
+    relative = ["lora.alpha_rule=fixed", "lora.alpha_value=${.rank}"]
+    for words in ([], relative):
+        template = compose(["space=wide", *words, *SIZED]).template
+        rules = ["fixed"] if words else ["fixed", "ratio", "sqrt"]
+        asked = [{"lora.rank": rank, "lora.alpha_rule": rule} for rank in (4, 16) for rule in rules]
+        alone = [template.lora(values) for values in (*asked, *reversed(asked))]
+        whole = [template.trial("t0000", values).lora for values in asked]
+        assert alone == [*whole, *reversed(whole)]
+        assert len({(it.rank, it.alpha_value) for it in whole}) == len(asked)
+        assert template.lora({}) == template.config.lora, "as if nothing had been asked"
+
+
 def test_what_follows_a_sampled_key_follows_it_relatively_too():
     assert (
         compose(["lora.rank=choice(4,8)", "train.batch_size=${lora.rank}", *SIZED])
