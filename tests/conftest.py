@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,11 @@ if os.environ.get("LORASWEEP_TEST_DEVICE", "cpu") == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported: its kernels run on CPUs then
 
 WORDS = {"fruit": "apple pear plum cherry", "metal": "iron copper zinc tin", "bird": "wren owl hawk crow"}
+
+
+def pytest_configure() -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started with & in a script, which commands would take over
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
