@@ -24,15 +24,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
     folder = tmp_path_factory.mktemp("minilm")
     overrides = ["train.max_steps=24", "train.rungs=[12,24]", "eval.rung_items=48", f"sweep.dir={folder}"]
     overrides += ["precision=fp32"]  # so that plain PEFT, which loads the model so, says the same to the fourth digit
-    assert main(["run", "experiment=quickstart_classifier", "search.trials=4", *overrides]) == 0
+    assert main(["run", "experiment=quickstart_classifier", "search.trials=2", *overrides]) == 0
     return SweepFolder.open(folder / "quickstart_classifier")
 
 
-def test_four_trials_and_the_baselines_are_ranked_and_the_best_has_learnt_it(finished: SweepFolder) -> None:
+def test_two_trials_and_the_baselines_are_ranked_and_the_best_has_learnt_it(finished: SweepFolder) -> None:
     rows = list(csv.DictReader(finished.leaderboard_file.open()))
-    assert sorted(row["trial_id"] for row in rows) == [
-        *("frozen", "linear", "majority", "t0000", "t0001", "t0002", "t0003", "zero_shot")
-    ]
+    assert sorted(row["trial_id"] for row in rows) == [*("frozen", "linear", "majority", "t0000", "t0001", "zero_shot")]
     best = next(row for row in rows if row["kind"] == "trial")
     assert (best["kind"], best["status"], best["n_items"]) == ("trial", "completed", "160")
     assert float(best["accuracy"]) >= 0.85

@@ -9,7 +9,7 @@ import pytest
 from analysis.folder import SweepFolder
 
 # One slot: with whom a row is padded decides the last bits, which grow in so many steps.
-SETTINGS = ("search.trials=3", "resources.threads=1", "resources.slots=1", "tracking=none", "baselines=[]",
+SETTINGS = ("search.trials=2", "resources.threads=1", "resources.slots=1", "tracking=none", "baselines=[]",
             "scheduler=fifo", "sampler=random", "train.max_steps=240", "train.rungs=[120,240]")  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def test_sigterm_in_the_middle_of_rungs_changes_nothing(engine, lorasweep, tiny,
     out, err = process.communicate()
     assert (process.returncode, err) == (0, ""), out
     assert {trial.read_status().state for trial in folder.trials()} == {"completed"}
-    assert sorted(reading.tells(folder)) == ["t0000", "t0001", "t0002"]
+    assert sorted(reading.tells(folder)) == ["t0000", "t0001"]
 
     whole = lorasweep(tmp_path)("run", *tiny("llama", *settings, "sweep.name=whole"))
     assert whole.returncode == 0, whole.stderr

@@ -97,6 +97,7 @@ def test_what_is_wrong_with_each_node_is_told_by_name_and_nothing_is_left(bed, l
     assert command.processes() == []
 
 
+@pytest.mark.heavy
 def test_the_same_code_at_another_place_is_as_good(bed, lorasweep, tiny, tmp_path):
     copy = bed.scratch / "copy"
     for name in PACKAGES:

@@ -103,6 +103,7 @@ def settings(folder: Path, name: str, *more: str) -> list[str]:
             "baselines=[]", "resources.slots=1", *more]  # fmt: skip
 
 
+@pytest.mark.heavy
 def test_a_job_is_a_sweep_on_all_of_its_cluster_with_the_jobs_own_environment(
     jobs: JobCluster, tiny: Any, tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ from tests.sweeps.tracking.test_wandb_tracker import VALUES, Read, command, comp
 from tests.wandb_server import ServedRun, WandbServer, wait_for
 
 KEY = "0123456789abcdef" * 3
+HEAVY = pytest.mark.heavy
 
 
 @pytest.fixture
@@ -190,7 +191,7 @@ def test_a_resumed_driver_goes_on_in_the_same_run_and_logs_no_rung_twice(
     assert server.runs["ab12cd34-t0000"].summary["state"] == "stopped_early"
 
 
-@pytest.mark.parametrize("trouble", ["500", "hang", "drop"])
+@pytest.mark.parametrize("trouble", ["500", pytest.param("hang", marks=HEAVY), pytest.param("drop", marks=HEAVY)])
 def test_a_server_that_fails_from_the_start_means_offline(
     tracker: Callable[..., TrackerCallback], folder: SweepFolder, server: WandbServer, notes: list[str], trouble: str
 ) -> None:
@@ -208,7 +209,7 @@ def test_a_server_that_fails_from_the_start_means_offline(
     assert command(mine) in notes[0]
 
 
-@pytest.mark.parametrize("trouble", ["500", "hang", "drop"])
+@pytest.mark.parametrize("trouble", [pytest.param("500", marks=HEAVY), "hang", pytest.param("drop", marks=HEAVY)])
 def test_a_server_lost_in_the_middle_loses_nothing_that_was_logged(
     tracker: Callable[..., TrackerCallback], folder: SweepFolder, server: WandbServer, notes: list[str], trouble: str
 ) -> None:
