@@ -179,6 +179,27 @@ def test_with_activation_checkpointing_the_weights_are_the_same(trials, material
 # --- what goes wrong
 
 
+@pytest.mark.parametrize(("behind", "together"), [(1, True), (2, True), (3, False)])
+def test_a_slot_at_a_rung_waits_for_one_that_is_near_to_be_scored_with_it(
+    behind: int,
+    together: bool,
+    trials,
+    materials,  # noqa: F811
+    tmp_path,
+) -> None:
+    engine, (first, second), scored = packed_engine(materials), trials(2), {}
+    engine.admit(first, TrialFolder(tmp_path / first.trial_id), None)
+    while engine.steps(first.trial_id) < behind:
+        assert engine.advance(lambda: True) == []
+    engine.admit(second, TrialFolder(tmp_path / second.trial_id), None)
+    for turn in range(40):
+        for event in engine.advance(lambda: True):
+            scored.setdefault(event.trial_id, turn)
+            if isinstance(event, RungResult):
+                engine.proceed(event.trial_id)
+    assert (scored[first.trial_id] == scored[second.trial_id]) is together
+
+
 def test_out_of_memory_halves_the_passes_and_changes_no_result(trials, materials, tmp_path, monkeypatch) -> None:  # noqa: F811
     four = trials(4)
     sizes: list[int] = []
