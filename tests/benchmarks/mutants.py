@@ -53,7 +53,7 @@ MORE_TESTS = {
     "sweeps/search/lineage.py": ["tests/sweeps/store/test_reconcile.py"],
     "sweeps/search/searcher.py": ["tests/sweeps/store/test_reconcile.py"],
     "sweeps/search/study_log.py": ["tests/sweeps/store/test_reconcile.py"],
-    "trainer/engines/tensors": _PACKS,
+    "trainer/engines/tensors": ["tests/trainer/engines/triton_kernels/test_adamw.py", *_PACKS],
     "trainer/engines/pack_layers.py": [*_PACKS, *_LAYERS],
 }
 LIBRARIES = {  # imported once, before any fork: what the tests of a package take longest to import
@@ -414,6 +414,7 @@ def main(arguments: list[str]) -> int:
     sys.path.insert(0, str(ROOT))
     os.chdir(ROOT)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # as in the tests, which would set it too late
     for name in dict.fromkeys(it for module in modules for it in LIBRARIES[module.split("/")[0]]):
         importlib.import_module(name)
     until = time.monotonic() + 60 * options.minutes
