@@ -205,12 +205,13 @@ def _types() -> DictConfig:
 
 
 def section_with(merged: DictConfig, section: str, values: Mapping[str, Any], raw: Mapping[str, Any]) -> Any:
-    """One section's dataclass where other values stand at some paths, a tenth of the time of a whole config.
+    """One section's dataclass where other values stand at some paths; no other section is resolved.
 
     Args:
         merged: as ``typed`` makes it of ``raw``; it is as before at the end.
         section: its name.
         values: dotted path → value.
+        raw: nested, with every key; interpolations unresolved.
 
     Raises:
         ConfigError: for a value of a wrong type.
