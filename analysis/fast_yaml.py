@@ -15,7 +15,7 @@ _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def load(content: bytes | str) -> Any:
-    """The content of a YAML document, each time a new copy. A command reads a sweep's file a dozen times.
+    """The content of a YAML document, each time a new copy, parsed once: a command reads a sweep's file a dozen times.
 
     Raises:
         YAMLError, ValueError: for what is not YAML.
