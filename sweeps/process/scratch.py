@@ -21,7 +21,7 @@ from typing import IO
 from analysis.errors import HardwareError
 from analysis.files.file_system import lock_now
 
-_PREFIX, _OWNER = "lsw-", ".owner"  # the file is locked by the command whose folder it is
+_PREFIX, _OWNER = "lsw-", ".owner"  # the file is locked for as long as the folder's command or its janitor lives
 _LONGEST = 20  # bytes of the place for sockets: below it Ray's have up to 84 more, and a socket's path may have 107
 _SHORT = ("/tmp", "/var/tmp", "/dev/shm")  # where the usual place is too long for sockets
 _WANDB = "WANDB_CACHE_DIR"  # each service of W&B leaves a log there; by default in the home folder
@@ -51,12 +51,12 @@ def private_scratch() -> Iterator[None]:
         yield
         return
     with contextlib.ExitStack() as made:
-        sockets, files = _folders(made)
+        sockets, files, locks = _folders(made)
         folders = sorted({sockets, files})
         before = {name: os.environ.get(name) for name in _VARIABLES}
         _open.extend(folders)
         with contextlib.suppress(OSError):  # no process can be started: the folders are removed at a usual end alone
-            _janitors.append(_start_janitor(folders))
+            _janitors.append(_start_janitor(folders, locks))
             outliving.add(_janitors[-1].pid)
         os.environ.update({"TMPDIR": str(files), "RAY_TMPDIR": str(sockets)})
         os.environ.setdefault(_WANDB, str(files / "wandb"))
@@ -73,8 +73,7 @@ def private_scratch() -> Iterator[None]:
                     os.environ[name] = value
             still_mine = bool(_open)
             _open.clear()
-            made.close()  # its locks
-            if still_mine:
+            if still_mine:  # and still locked: else another command would end what is at work there, this one too
                 _let_clean(_janitors.pop() if _janitors else None, folders)
 
 
@@ -132,15 +131,18 @@ def _usual() -> str | None:
     return None
 
 
-def _folders(made: contextlib.ExitStack) -> tuple[Path, Path]:
-    """New folders for sockets and for files, locked until the stack is closed."""
+def _folders(made: contextlib.ExitStack) -> tuple[Path, Path, list[int]]:
+    """New folders for sockets and for files, and the descriptors of their locks, open until the stack is closed."""
     place = socket_place()
-    sockets = _new_folder(place, made)
+    sockets, lock = _new_folder(place, made)
     usual = _usual()
-    return sockets, sockets if usual is None or Path(usual) == place else _new_folder(Path(usual), made)
+    if usual is None or Path(usual) == place:
+        return sockets, sockets, [lock]
+    files, second = _new_folder(Path(usual), made)
+    return sockets, files, [lock, second]
 
 
-def _new_folder(place: Path, made: contextlib.ExitStack) -> Path:
+def _new_folder(place: Path, made: contextlib.ExitStack) -> tuple[Path, int]:
     try:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))  # mode 0700
         lock = made.enter_context((folder / f"{_OWNER}.new").open("wb"))
@@ -150,10 +152,10 @@ def _new_folder(place: Path, made: contextlib.ExitStack) -> Path:
         raise HardwareError(
             f"{place}: no folder can be made there ({error.strerror}). Give another one: LORASWEEP_TMP=DIR"
         ) from None
-    return folder
+    return folder, lock.fileno()
 
 
-def _start_janitor(folders: Sequence[Path]) -> "subprocess.Popen[bytes]":
+def _start_janitor(folders: Sequence[Path], locks: Sequence[int]) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, "-P", "-c", _JANITOR.format(sys.path), *map(str, folders)],
         stdin=subprocess.PIPE,  # its end is this process's, however that comes
@@ -161,6 +163,7 @@ def _start_janitor(folders: Sequence[Path]) -> "subprocess.Popen[bytes]":
         stderr=subprocess.DEVNULL,
         cwd="/",
         start_new_session=True,  # Ctrl-C is this process's
+        pass_fds=locks,  # a lock ends with the last process that has it: there is no moment without one
     )
 
 
@@ -176,6 +179,8 @@ def _let_clean(janitor: "subprocess.Popen[bytes] | None", folders: Sequence[Path
 def clean_up_after(folders: Sequence[str]) -> None:
     """The janitor's process: wait for the end of the one that started it, then clean up.
 
+    It has inherited the folders' locks: until it ends, no other command takes them for abandoned.
+
     Args:
         folders: to be removed.
     """
@@ -190,11 +195,7 @@ def clean_up_after(folders: Sequence[str]) -> None:
                 break
             owner = int(told)
         time.sleep(_EVERY)
-    with contextlib.ExitStack() as locked:
-        for folder in folders:
-            with contextlib.suppress(OSError):  # from now on nobody else cleans up here
-                _try_lock(locked.enter_context(Path(folder, _OWNER).open("rb")))
-        _remove([Path(folder) for folder in folders], owner)
+    _remove([Path(folder) for folder in folders], owner)
 
 
 def remove_abandoned(places: Iterable[Path]) -> None:

@@ -1,5 +1,6 @@
 """Private folders for temporary files: of whom they are, and who removes them."""
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -178,6 +179,49 @@ def test_the_next_command_removes_what_a_lost_machine_left_and_nothing_of_others
         linked.unlink()
         other.rmdir()
         lives.kill()
+    assert until_empty(place)
+
+
+ENDS = """
+import sys
+from sweeps.process.scratch import private_scratch, socket_folder
+with private_scratch():
+    log = (socket_folder() / "log").open("wb")  # Ray's, which is open until the process exits
+    print("there", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def open_in(process: "subprocess.Popen[str]") -> list[str]:
+    """What a process has open, by the names of its descriptors."""
+    found = []
+    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found.append(os.readlink(descriptor))
+    return found
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_a_command_that_ends_is_not_taken_for_abandoned_before_its_janitor_has_seen_the_end(place, kill):
+    environment = {**os.environ, "PYTHONPATH": package_root()}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", ENDS], env=environment, **pipes) as process:
+        assert process.stdout.readline() == "there\n"
+        (folder,) = place.iterdir()
+        (janitor,) = psutil.Process(process.pid).children()
+        janitor.suspend()  # it is slow to look, as on a busy machine
+        if kill:
+            process.kill()
+            process.wait()
+        else:
+            pipe = os.readlink(f"/proc/{janitor.pid}/fd/0")
+            print(file=process.stdin, flush=True)
+            while pipe in open_in(process):  # until it waits for the janitor
+                time.sleep(0.05)
+        remove_abandoned([place])  # of another command, which has just begun
+        assert folder.exists()
+        janitor.resume()
+        assert process.wait(30) == (-signal.SIGKILL if kill else 0)
     assert until_empty(place)
 
 
