@@ -195,7 +195,7 @@ def clean_up_after(folders: Sequence[str]) -> None:
                 break
             owner = int(told)
         time.sleep(_EVERY)
-    _remove([Path(folder) for folder in folders], owner)
+    _remove([Path(folder) for folder in folders], {parent, owner})
 
 
 def remove_abandoned(places: Iterable[Path]) -> None:
@@ -207,7 +207,7 @@ def remove_abandoned(places: Iterable[Path]) -> None:
     for place in places:
         for folder in place.glob(f"{_PREFIX}*"):
             if folder not in _open and _is_abandoned(folder):
-                _remove([folder], os.getpid(), patience=0.0)
+                _remove([folder], set(), patience=0.0)
 
 
 def _is_abandoned(folder: Path) -> bool:
@@ -231,17 +231,18 @@ def _try_lock(file: IO[bytes]) -> bool:
         return False
 
 
-def _remove(folders: Sequence[Path], owner: int, patience: float = _PATIENCE) -> None:
+def _remove(folders: Sequence[Path], owners: set[int], patience: float = _PATIENCE) -> None:
     """End the processes that have files of the folders open or name them, after some patience, and remove the folders.
 
-    The owner is none of them: a command that has ended well has a log of Ray's open until it exits.
+    The owners are none of them: a command that has ended well has a log of Ray's open until it exits, and one that was
+    detached is read by the process that the user started, for as long as its terminal takes.
 
     Ray's workers are no children of anybody that is left; but their logs are in the folder, as those of its agents,
     and its servers have it in their command lines.
     """
     until = time.monotonic() + patience
     for _ in range(200):
-        using = [process for process in _users(folders) if process not in (owner, os.getpid())]
+        using = [process for process in _users(folders) if process not in {*owners, os.getpid()}]
         if not using:
             break
         if time.monotonic() >= until:

@@ -50,6 +50,22 @@ with private_scratch():
             time.sleep(0.05)
         Path(sys.argv[1]).write_text(str(socket_folder().exists()))
 """
+READS_ON = """
+import os, tempfile
+from sweeps.process.scratch import _janitors, leave_to_janitor, private_scratch, take_over
+with private_scratch():
+    printed = tempfile.TemporaryFile()
+    janitor = _janitors[0].pid
+    if pid := os.fork():
+        leave_to_janitor()
+        os.waitpid(pid, 0)
+        os.waitpid(janitor, 0)  # its terminal is not read for as long as that takes
+        print(os.pread(printed.fileno(), 100, 0).decode())
+    else:
+        take_over()
+        printed.write(b"what it printed")
+        printed.flush()
+"""
 
 
 @pytest.fixture
@@ -144,6 +160,13 @@ def test_a_process_that_was_forked_to_go_on_keeps_the_folder(tmp_path, place):
     told.touch()
     assert until_empty(place)
     assert told.read_text() == "True"
+
+
+def test_the_process_that_a_detached_one_was_forked_from_may_still_read_what_it_printed(place):
+    environment = {**os.environ, "PYTHONPATH": package_root()}
+    reader = subprocess.run([sys.executable, "-c", READS_ON], env=environment, stdout=subprocess.PIPE, check=False)
+    assert (reader.returncode, reader.stdout) == (0, b"what it printed\n")
+    assert until_empty(place)
 
 
 @pytest.mark.parametrize("leave", ["", "leave_to_janitor()"])
