@@ -86,7 +86,7 @@ class Settings:
 
     @property
     def trials(self) -> int:
-        return max(6, self.strikes)  # a quiet machine gives time for one to two strikes a trial
+        return max(6, 2 * self.strikes)  # a quiet machine gives time for 0.7 to two strikes a trial
 
     @property
     def rel(self) -> float:
