@@ -1,12 +1,13 @@
 """Which runs of a sweep are complete, and where: ``study/tracked.jsonl``.
 
-A line is written only once a tracker says that nothing of a finished run can be lost any more. So whatever a driver
+A line is written only once a tracker says that nothing of a finished run can be lost any more; one that takes it back,
+before such a run is gone on with or written again. So whatever a driver
 that was killed leaves, the next one knows which runs it has to write again from the sweep folder.
 """
 
 import logging
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from analysis.folder import SweepFolder, append_line, read_lines
 
@@ -18,7 +19,7 @@ class Kept:
     """A complete run.
 
     Attributes:
-        stamp: what it is complete of, such as the state in which a trial ended.
+        stamp: what it is complete of, such as the state in which a trial ended; empty for one that is not any more.
         place: where it is, in the tracker's words.
     """
 
@@ -48,6 +49,12 @@ class TrackingRecord:
                 append_line(self._file, line)
             except OSError as error:  # then the run is written once more, by the next resume
                 log.warning("%s: %s", self._file, error)
+
+    def withdraw(self, tracker: str, run: str) -> None:
+        """A run goes on, or is written again: until it is added anew, it is not complete."""
+        kept = self.get(tracker, run)
+        if kept is not None:
+            self.add(tracker, run, replace(kept, stamp=""))
 
     def _read(self) -> dict[tuple[str, str], Kept]:
         if self._kept is None:

@@ -39,7 +39,7 @@ class _CatchUp:
 
 
 class TrackerThread:
-    """One tracker with its queue, and the thread that works it off.
+    """One tracker with its queue, and the thread that works it off. What comes after ``stop`` is not done.
 
     Args:
         tracker: what is told.
@@ -49,11 +49,10 @@ class TrackerThread:
     def __init__(self, tracker: Tracker, record: TrackingRecord | None = None) -> None:
         self._tracker, self._record = tracker, record
         self._title = tracker.title or type(tracker).__name__
-        self._lock = threading.Lock()  # the driver may close while Tune's thread still reports
+        self._lock = threading.Lock()  # other threads may post while the driver stops this
         self._queue: SimpleQueue[_Call | _CatchUp | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._stopped: threading.Thread | None = None
-        self._given_up = False
+        self._given_up = self._closed = False
         self._noted = False
         self._refused: set[str] = set()  # runs whose start raised
         self._spoiled: set[str] = set()  # runs of which a call raised
@@ -70,12 +69,8 @@ class TrackerThread:
         Its arguments are copied: trackers work at the same time, and a library may change what it is given, if only
         for a moment (Plotly does, where it makes a figure of a dictionary).
         """
-        if self._given_up:
-            return
-        arguments = copy.deepcopy(arguments)
-        with self._lock:
-            self._start()
-            self._queue.put(_Call(run, method, arguments))
+        if not self._given_up:
+            self._put(_Call(run, method, copy.deepcopy(arguments)))
 
     def tell(self, story: Story) -> None:
         """Post a whole run."""
@@ -85,9 +80,7 @@ class TrackerThread:
     def catch_up(self, due: Sequence[Due]) -> None:
         """Have those runs written that the tracker lacks when it has done what was posted before."""
         if due and not self._given_up:
-            with self._lock:
-                self._start()
-                self._queue.put(_CatchUp(due))
+            self._put(_CatchUp(due))
 
     def lacks(self, due: Due) -> bool:
         """Whether the tracker has not all of a run; nobody is asked for this."""
@@ -99,17 +92,16 @@ class TrackerThread:
     def stop(self) -> None:
         """Have the tracker closed once all that was posted is done."""
         with self._lock:
-            self._stopped, self._thread = self._thread or self._stopped, None
-            if self._stopped is not None:
+            self._closed = True
+            if self._thread is not None:
                 self._queue.put(None)
 
     def join(self, seconds: float) -> bool:
         """Wait until a stopped tracker is closed. False where it is not within the time."""
-        thread, self._stopped = self._stopped, None
-        if thread is None:
+        if self._thread is None or self._given_up:
             return True
-        thread.join(seconds)
-        return not thread.is_alive()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def abandon(self, seconds: float) -> None:
         """Queue nothing more for the tracker, and say so. What is queued may still be done while the process lives."""
@@ -125,23 +117,25 @@ class TrackerThread:
             self._trouble("its hint cannot be shown", error)
             return None
 
+    def _put(self, call: "_Call | _CatchUp") -> None:
+        with self._lock:
+            self._start()
+            self._queue.put(call)  # after what stops the thread, it stays there
+
     def _start(self) -> None:
-        if self._thread is None and not self._given_up:
-            self._queue = SimpleQueue()
+        if self._thread is None and not self._given_up and not self._closed:
             # A daemon: a call that hangs must not keep the process alive.
-            self._thread = threading.Thread(
-                target=self._work, args=(self._queue,), name=f"lorasweep-{self._title}", daemon=True
-            )
+            self._thread = threading.Thread(target=self._work, name=f"lorasweep-{self._title}", daemon=True)
             self._thread.start()
 
-    def _work(self, queue: "SimpleQueue[_Call | _CatchUp | None]") -> None:
+    def _work(self) -> None:
         try:
             self._tracker.connect()
         except Exception as error:
             self._given_up = True
             self._trouble("the trials are not tracked there", error)
             return
-        while (call := queue.get()) is not None:
+        while (call := self._queue.get()) is not None:
             if isinstance(call, _CatchUp):
                 self._write_lacking(call.due)
             else:
@@ -159,6 +153,8 @@ class TrackerThread:
         if method == "start_run":
             self._ended.pop(run, None)
             self._spoiled.discard(run)
+            if self._record is not None:  # first of all: a driver that is killed in the midst of it leaves no whole run
+                self._record.withdraw(self._key, run)
         try:
             getattr(self._tracker, method)(*arguments)
         except Exception as error:

@@ -7,6 +7,7 @@ A sweep never waits for a tracker and never fails because of one: here a call is
 import contextlib
 import logging
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -62,6 +63,8 @@ class TrackerCallback(Callback):
         self._logged: dict[str, set[int]] = {}  # trial id → steps of the rungs that its run has
         self._last: dict[str, Mapping[str, Any]] = {}  # trial id → what it reported last
         self._open: set[str] = set()
+        self._turn = threading.Lock()  # to begin or end a run: where Ray dies, the driver closes beside Tune's thread
+        self._closed = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray pickles callbacks into its scratch folder, and a sweep is never restored from there."""
@@ -111,7 +114,9 @@ class TrackerCallback(Callback):
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         """Trials that have not ended are left to be gone on with when the sweep is run again."""
-        for trial_id in sorted(self._open):
+        with self._turn:
+            left = sorted(self._open)
+        for trial_id in left:
             self._end(trial_id, State.RUNNING, "the sweep was interrupted; run it again to go on")
 
     def log_exchange(self, exchange: Exchange) -> None:
@@ -137,8 +142,11 @@ class TrackerCallback(Callback):
     def close(self, timeout: float = CLOSE_SECONDS) -> None:
         """Finish every run and wait, at most ``timeout`` seconds, until all is on disk or uploaded.
 
-        To be called by the driver in the end, whatever happened. May be called more than once.
+        To be called by the driver in the end, whatever happened. What Tune still reports afterwards is not tracked: the
+        sweep folder has it, and the next driver writes it from there. May be called more than once.
         """
+        with self._turn:
+            self._closed = True
         self.on_experiment_end([])
         close_all(self._threads, timeout)
 
@@ -147,9 +155,13 @@ class TrackerCallback(Callback):
         return [hint for thread in self._threads if (hint := thread.hint()) is not None]
 
     def _begin(self, trial_id: str, values: dict[str, Any]) -> None:
-        if not self._threads or trial_id in self._open:
-            return  # a retried trial goes on in its run
-        self._open.add(trial_id)
+        with self._turn:
+            if not self._threads or self._closed or trial_id in self._open:
+                return  # a retried trial goes on in its run
+            self._open.add(trial_id)
+            self._start(self._run(trial_id, values))
+
+    def _run(self, trial_id: str, values: dict[str, Any]) -> Run:
         try:
             config = self._trial_config(trial_id, values)
         except Exception as error:  # the trial itself meets the same error, and says so
@@ -159,19 +171,22 @@ class TrackerCallback(Callback):
             config = {**config, "configuration": configuration_id(trial_id)}
         logged = self._logged.get(trial_id)
         earlier = [point for point in self._past.points(trial_id) if point[0] in logged] if logged else []
-        self._start(Run(trial_id, "trial", config, dict(values), tuple(earlier)))
+        return Run(trial_id, "trial", config, dict(values), tuple(earlier))
 
     def _end(self, trial_id: str, state: State, reason: str) -> None:
-        if trial_id not in self._open:
-            return
-        self._open.discard(trial_id)
+        with self._turn:
+            if trial_id in self._open:
+                self._open.discard(trial_id)
+                self._finish(trial_id, self._outcome(trial_id, state, reason))
+
+    def _outcome(self, trial_id: str, state: State, reason: str) -> Outcome:
         last = self._last.pop(trial_id, {})
         facts = {"state": str(state), "reason": reason} | _counts(last)
         facts |= {"where": last["where"]} if last.get("where") else {}
         scores = {"objective": float(last.get("objective", math.nan))} | floats(last.get("metrics", {}))
         files = self._folder.trial(trial_id)
         steps = [row["step"] for row in last.get("rows", []) if row["final"]]
-        self._finish(trial_id, trial_outcome(files, state, facts, scores, steps))
+        return trial_outcome(files, state, facts, scores, steps)
 
     def _tell(self, story: Story) -> None:
         for thread in self._threads:
@@ -183,8 +198,9 @@ class TrackerCallback(Callback):
 
     def _log(self, name: str, point: Mapping[str, Any]) -> None:
         values = {key: value for key, value in point.items() if key != "step"}
-        for thread in self._threads:
-            thread.post(name, "log_point", name, int(point["step"]), values)
+        with self._turn:
+            for thread in self._threads if name in self._open else []:
+                thread.post(name, "log_point", name, int(point["step"]), values)
 
     def _finish(self, name: str, outcome: Outcome) -> None:
         for thread in self._threads:

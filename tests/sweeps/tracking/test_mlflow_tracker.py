@@ -294,16 +294,16 @@ def test_a_run_that_was_deleted_there_does_not_hold_up_the_others(
 ) -> None:
     from mlflow import MlflowClient
 
-    mine, gone, kept = tracker(), trial("t0000"), trial("t0001")
-    start(mine, gone)
-    tell(mine, gone, report(12, 0.12))
-    mine.close()
+    mine = tracker()._threads[0]._tracker  # in this thread: the run is there before it is deleted
+    mine.connect()
+    mine.start_run(Run("t0000", "trial", {}))
+    mine.log_point("t0000", 12, {"accuracy": 0.12})
     client = MlflowClient(f"sqlite:///{store}/mlflow.db")
     client.delete_run(runs()["t0000"].run_id)
-    mine._threads[0].post("t0000", "log_point", "t0000", 24, {"accuracy": 0.24})
-    start(mine, kept)
-    tell(mine, kept, report(12, 0.5))
-    complete(mine, kept)
+    mine.log_point("t0000", 24, {"accuracy": 0.24})
+    mine.start_run(Run("t0001", "trial", {}))
+    mine.log_point("t0001", 12, {"accuracy": 0.5})
+    mine.finish_run("t0001", Outcome(State.COMPLETED, {}, {}))
     mine.close()
     assert runs()["t0001"].history["accuracy"] == [(12, 0.5)]
     (note,) = notes

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ import pytest
 from analysis.folder import State, SweepFolder
 from analysis.rows import Row
 from sweeps.tracking.base import Hint, Outcome, Run, TrackedSweep, Tracker
+from sweeps.tracking.from_folder import Due
+from sweeps.tracking.record import TrackingRecord
+from sweeps.tracking.tracker_thread import TrackerThread
 from sweeps.tracking.tune_callback import TrackerCallback, spare_imports_for_usage_reports
 from tests.sweeps.tracking.test_wandb_tracker import complete, config_of, report, start, tell, trial
 
@@ -83,6 +86,13 @@ def follow(callback: TrackerCallback, timeout: float = 20.0) -> float:
     held_up = time.monotonic() - began
     callback.close(timeout)
     return held_up
+
+
+def until(reached: Callable[[], bool]) -> bool:
+    gives_up = time.monotonic() + 20
+    while not reached() and time.monotonic() < gives_up:
+        time.sleep(0.01)
+    return reached()
 
 
 def test_every_tracker_is_told_all_in_order_in_a_thread_of_its_own(sweep: TrackedSweep, notes: list[str]) -> None:
@@ -158,10 +168,66 @@ def test_a_tracker_that_hangs_holds_up_neither_the_trials_nor_the_other_tracker(
         start(callback, trial("t0001"))  # and nothing is queued any more
     finally:
         slow.release.set()
-    until = time.monotonic() + 20
-    while slow.calls[-1:] != [("close",)] and time.monotonic() < until:
-        time.sleep(0.01)
+    assert until(lambda: slow.calls[-1:] == [("close",)])
     assert slow.calls == WHOLE
+
+
+class Keeping(Noting):
+    """Has all of a run as soon as that has ended."""
+
+    def kept(self, name: str) -> str | None:
+        return "here" if name in self.outcomes else None
+
+    def start_run(self, run: Run) -> None:
+        self.outcomes.pop(run.name, None)
+        super().start_run(run)
+
+
+@pytest.mark.parametrize(("of", "method"), [(TrackerCallback, "on_experiment_end"), (TrackerThread, "stop")])
+def test_what_tune_reports_while_the_driver_closes_is_left_to_the_next_one(
+    sweep: TrackedSweep, monkeypatch: pytest.MonkeyPatch, of: type, method: str
+) -> None:
+    """Ray dies: the driver closes, and Tune's thread, beside it, still hears of the end of a trial."""
+    slow = Keeping(sweep, hangs="log_point")
+    callback = TrackerCallback([slow], sweep.folder, config_of)
+    one = trial("t0000")
+    start(callback, one)
+    tell(callback, one, report(12, 0.5))
+    closes = getattr(of, method)
+
+    def and_tune_goes_on(self: Any, *arguments: Any) -> None:
+        closes(self, *arguments)
+        tell(callback, one, report(24, 0.5))
+        complete(callback, one)
+        callback.log_baseline("majority", {"accuracy": 0.5}, {})
+        slow.release.set()
+
+    monkeypatch.setattr(of, method, and_tune_goes_on)
+    callback.close()
+    baseline = 3 * (method == "on_experiment_end")  # calls: it was scored in time, and is whole
+    assert slow.calls == [*WHOLE[:3], WHOLE[-2], *slow.calls[4 : 4 + baseline], WHOLE[-1]]
+    assert slow.outcomes["t0000"].state is State.RUNNING
+    assert len(slow.threads) == 1
+    assert TrackingRecord(sweep.folder).get("Noting", "t0000") is None  # so that the next driver writes it
+
+
+def test_a_run_that_is_gone_on_with_is_not_taken_for_complete(sweep: TrackedSweep) -> None:
+    """A trial was extended, or is written again: its driver may be killed at once."""
+
+    def lacks() -> bool:
+        due = Due("t0000", str(State.STOPPED_EARLY), lambda: pytest.fail("nothing is to be written"))
+        return TrackerThread(Keeping(sweep), TrackingRecord(sweep.folder)).lacks(due)
+
+    follow(TrackerCallback([Keeping(sweep)], sweep.folder, config_of))
+    assert not lacks()
+    keeping = Keeping(sweep, hangs="start_run")
+    callback = TrackerCallback([keeping], sweep.folder, config_of)
+    start(callback, trial("t0000"))
+    assert until(lambda: ("start_run", "t0000") in keeping.calls)
+    assert lacks()
+    keeping.release.set()
+    callback.close()
+    assert lacks()  # it has not ended
 
 
 def test_a_trial_without_a_config_is_tracked_with_its_values(sweep: TrackedSweep, notes: list[str]) -> None:
