@@ -240,9 +240,9 @@ def _remove(folders: Sequence[Path], owners: set[int], patience: float = _PATIEN
     Ray's workers are no children of anybody that is left; but their logs are in the folder, as those of its agents,
     and its servers have it in their command lines.
     """
-    until = time.monotonic() + patience
+    until, spared = time.monotonic() + patience, {*owners, os.getpid()}
     for _ in range(200):
-        using = [process for process in _users(folders) if process not in {*owners, os.getpid()}]
+        using = [process for process in _users(folders) if process not in spared]
         if not using:
             break
         if time.monotonic() >= until:

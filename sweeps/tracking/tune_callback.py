@@ -199,8 +199,9 @@ class TrackerCallback(Callback):
     def _log(self, name: str, point: Mapping[str, Any]) -> None:
         values = {key: value for key, value in point.items() if key != "step"}
         with self._turn:
-            for thread in self._threads if name in self._open else []:
-                thread.post(name, "log_point", name, int(point["step"]), values)
+            if name in self._open:  # else it comes too late
+                for thread in self._threads:
+                    thread.post(name, "log_point", name, int(point["step"]), values)
 
     def _finish(self, name: str, outcome: Outcome) -> None:
         for thread in self._threads:

@@ -50,6 +50,14 @@ with private_scratch():
             time.sleep(0.05)
         Path(sys.argv[1]).write_text(str(socket_folder().exists()))
 """
+ENDS = """
+import sys
+from sweeps.process.scratch import private_scratch, socket_folder
+with private_scratch():
+    log = (socket_folder() / "log").open("wb")  # Ray's, which is open until the process exits
+    print("there", flush=True)
+    sys.stdin.readline()
+"""
 READS_ON = """
 import os, tempfile
 from sweeps.process.scratch import _janitors, leave_to_janitor, private_scratch, take_over
@@ -85,6 +93,15 @@ def holder(place: Path) -> "subprocess.Popen[str]":
     assert process.stdout
     assert process.stdout.readline() == "there\n"
     return process
+
+
+def open_in(process: "subprocess.Popen[str]") -> list[str]:
+    """What a process has open, by the names of its descriptors."""
+    found = []
+    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found.append(os.readlink(descriptor))
+    return found
 
 
 def until_empty(place: Path) -> bool:
@@ -203,25 +220,6 @@ def test_the_next_command_removes_what_a_lost_machine_left_and_nothing_of_others
         other.rmdir()
         lives.kill()
     assert until_empty(place)
-
-
-ENDS = """
-import sys
-from sweeps.process.scratch import private_scratch, socket_folder
-with private_scratch():
-    log = (socket_folder() / "log").open("wb")  # Ray's, which is open until the process exits
-    print("there", flush=True)
-    sys.stdin.readline()
-"""
-
-
-def open_in(process: "subprocess.Popen[str]") -> list[str]:
-    """What a process has open, by the names of its descriptors."""
-    found = []
-    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            found.append(os.readlink(descriptor))
-    return found
 
 
 @pytest.mark.parametrize("kill", [False, True])

@@ -131,8 +131,8 @@ def work():
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdout=subprocess.DEVNULL)
     pathlib.Path("{tmp_path}/pid").write_text(str(child.pid))
     with signals.left_behind(lambda: pathlib.Path("{tmp_path}/removed").touch()):
-        say("ready")
         try:
+            say("ready")
             time.sleep(60)
         finally:
             time.sleep(60)

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from sweeps.tracking.record import TrackingRecord
 from sweeps.tracking.tracker_thread import TrackerThread
 from sweeps.tracking.tune_callback import TrackerCallback, spare_imports_for_usage_reports
 from tests.sweeps.tracking.test_wandb_tracker import complete, config_of, report, start, tell, trial
+from tests.wandb_server import wait_for
 
 
 class Noting(Tracker):
@@ -86,13 +87,6 @@ def follow(callback: TrackerCallback, timeout: float = 20.0) -> float:
     held_up = time.monotonic() - began
     callback.close(timeout)
     return held_up
-
-
-def until(reached: Callable[[], bool]) -> bool:
-    gives_up = time.monotonic() + 20
-    while not reached() and time.monotonic() < gives_up:
-        time.sleep(0.01)
-    return reached()
 
 
 def test_every_tracker_is_told_all_in_order_in_a_thread_of_its_own(sweep: TrackedSweep, notes: list[str]) -> None:
@@ -168,7 +162,7 @@ def test_a_tracker_that_hangs_holds_up_neither_the_trials_nor_the_other_tracker(
         start(callback, trial("t0001"))  # and nothing is queued any more
     finally:
         slow.release.set()
-    assert until(lambda: slow.calls[-1:] == [("close",)])
+    assert wait_for(lambda: slow.calls[-1:] == [("close",)])
     assert slow.calls == WHOLE
 
 
@@ -223,7 +217,7 @@ def test_a_run_that_is_gone_on_with_is_not_taken_for_complete(sweep: TrackedSwee
     keeping = Keeping(sweep, hangs="start_run")
     callback = TrackerCallback([keeping], sweep.folder, config_of)
     start(callback, trial("t0000"))
-    assert until(lambda: ("start_run", "t0000") in keeping.calls)
+    assert wait_for(lambda: ("start_run", "t0000") in keeping.calls)
     assert lacks()
     keeping.release.set()
     callback.close()
