@@ -14,7 +14,7 @@ from analysis.objective import Objective
 from sweeps.config import SweepConfig
 from sweeps.driver.device_client import DeviceClient, DispatcherClient
 from sweeps.driver.device_worker import DeviceWorker
-from sweeps.driver.dispatcher import Dispatcher
+from sweeps.driver.dispatcher import DispatcherActor
 from sweeps.driver.trial_ranks import RanksWorker
 from sweeps.process.visible_gpus import visible_gpus
 from sweeps.process.worker_variables import training_environment
@@ -149,7 +149,7 @@ class Cluster:
     def dispatcher(self) -> DispatcherClient:
         """Start the dispatcher, beside this process."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        make = ray.remote(Dispatcher).options(
+        make = ray.remote(DispatcherActor).options(
             num_cpus=0,
             max_restarts=-1,
             max_task_retries=-1,

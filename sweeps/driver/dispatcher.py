@@ -8,12 +8,15 @@ Ray starts it again, and it learns from what workers answer.
 
 import asyncio
 import math
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sweeps.driver.device_client import Device, DeviceClient, Trials
+from sweeps.process.termination import on_sigterm
 
 _BELIEVED_FULL = 10.0  # seconds: a worker that said so is asked again then, or once a trial has left it
 _LIST_AGE = 30.0  # seconds; the driver's list of trials does not have those yet that have just begun
@@ -187,3 +190,15 @@ class Dispatcher:
             return load == 0
         had, when = self._full.get(name, (math.inf, 0.0))
         return load < device.slots and (load < had or self._clock() - when > _BELIEVED_FULL)
+
+
+class DispatcherActor(Dispatcher):
+    """The dispatcher in a process of its own, which ends at once on SIGTERM.
+
+    Ray's own handler takes no more calls and waits for those that are under way: trials that wait for a device would
+    wait for one of which nobody could tell it any more.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        on_sigterm(lambda: os._exit(128 + signal.SIGTERM))

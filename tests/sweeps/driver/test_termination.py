@@ -1,4 +1,4 @@
-"""SIGTERM to a device worker's process, on a real Ray."""
+"""SIGTERM to a device worker's process, and to the dispatcher's, on a real Ray."""
 
 import os
 import signal
@@ -14,13 +14,16 @@ from ray.exceptions import ActorDiedError, GetTimeoutError
 
 from analysis.folder import MetricsRow, TrialFolder
 from analysis.objective import Objective, Term
-from sweeps.driver.device_client import DeviceClient
+from sweeps.config import SweepConfig
+from sweeps.driver.cluster_nodes import Cluster
+from sweeps.driver.device_client import Device, DeviceClient, Reply
 from sweeps.process.installation import package_root
 from tests.benchmarks.simulated import SimulatedEngine, SimulatedWorker
 from trainer.config import EngineConfig, LoraSettings, OptimConfig, TrainConfig, TrialConfig
 from trainer.engine import Admitted, Full, Requeued, RungResult
 
 LEFT = "its device worker on alpha left"
+OBJECTIVE = Objective("single", 0.05, (Term("quality", "accuracy", "max", None, 0.0, 1.0, 1.0),))
 
 
 class Worker(SimulatedWorker):
@@ -61,9 +64,8 @@ def _ray() -> Iterator[None]:
 
 @pytest.fixture(params=[Worker])
 def device(_ray: None, request: pytest.FixtureRequest) -> Iterator[DeviceClient]:
-    objective = Objective("single", 0.05, (Term("quality", "accuracy", "max", None, 0.0, 1.0, 1.0),))
     make = ray.remote(request.param).options(num_cpus=0.5, max_concurrency=64)
-    client = DeviceClient(make.remote(EngineConfig(), 4, objective, 1, "alpha", package_root()))
+    client = DeviceClient(make.remote(EngineConfig(), 4, OBJECTIVE, 1, "alpha", package_root()))
     yield client
     client.kill()
 
@@ -146,3 +148,22 @@ def test_it_can_be_asked_to_leave_and_lives_on(device: DeviceClient, tmp_path: P
     assert device.leave(10.0).get(15) == ["t0000"]
     assert waiting.get(10) == Requeued("t0000", LEFT)
     assert device.admit(trial("t0001", [4]), folder).get(10) == Full()
+
+
+@pytest.mark.usefixtures("_ray")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_trials_that_wait_for_a_device_get_one_where_the_dispatcher_is_ended(number: int) -> None:
+    dispatcher = Cluster(SweepConfig(), OBJECTIVE).dispatcher()
+    try:
+        dispatcher.update([], {}, None).get(60)
+        waiting: Reply[DeviceClient] = Reply(dispatcher.actor.acquire.remote("t0000", "fp32"))
+        judged: Reply[list[str]] = Reply(dispatcher.actor.died_by_themselves.remote(["gone"]))
+        with pytest.raises(GetTimeoutError):
+            waiting.get(0.5)
+        os.kill(ray._private.state.state.actor_table(dispatcher.actor._actor_id.hex())["Pid"], number)
+        time.sleep(1)  # Ray's own handler has begun
+        devices = [Device(DeviceClient(None, "alpha", "alpha 1"), 1)]
+        assert dispatcher.update(devices, {"gone": True}, None).get(30) is not None
+        assert (waiting.get(30).name, judged.get(30)) == ("alpha 1", ["gone"])
+    finally:
+        dispatcher.kill()

@@ -238,8 +238,9 @@ def test_two_workers_a_trial_give_the_leaderboard_of_one(
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_process_of_a_trial_that_is_killed_costs_no_result(
-    undisturbed: SweepFolder, lorasweep: Any, tiny: Any, tmp_path: Path, reading: Any
+    number: int, undisturbed: SweepFolder, lorasweep: Any, tiny: Any, tmp_path: Path, reading: Any
 ) -> None:
     command = lorasweep(tmp_path)
     more = ("resources.workers_per_trial=2", "search.trials=2", "sweep.name=two")
@@ -252,7 +253,7 @@ def test_a_process_of_a_trial_that_is_killed_costs_no_result(
         time.sleep(0.02)
     both = ranks_of(command)
     assert len(both) == 2
-    os.kill(both[1], signal.SIGKILL)
+    os.kill(both[1], number)
     out, err = process.communicate(timeout=280)
     assert (process.returncode, err) == (0, ""), out
     require_same(folder, undisturbed, reading)
