@@ -130,6 +130,7 @@ def rows(folder: SweepFolder) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if row["kind"] == "trial"]
 
 
+@pytest.mark.heavy
 def test_the_jobs_command_ends_in_a_leaderboard(tiny: Any, tmp_path: Path) -> None:
     pods = Pods(tmp_path, tiny("llama", *SETTINGS, "search.trials=2", "baselines=[]"))
     with pods.cluster() as nodes:

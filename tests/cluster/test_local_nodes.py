@@ -72,6 +72,7 @@ def variables(advice: str) -> dict[str, str]:
     return dict(re.findall(r"(RAY_\w+)=(\S+)", advice))
 
 
+@pytest.mark.heavy
 def test_a_sweep_joins_and_ctrl_c_ends_these_nodes_and_no_other(
     nodes: Script, tiny: Any, lorasweep: Any, tmp_path: Path
 ) -> None:

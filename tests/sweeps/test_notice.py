@@ -31,7 +31,8 @@ def between(folder):
     }
 
 
-@pytest.mark.parametrize("engine", ["packed", pytest.param("hf", marks=pytest.mark.heavy)])
+@pytest.mark.heavy
+@pytest.mark.parametrize("engine", ["packed", "hf"])
 def test_sigterm_in_the_middle_of_rungs_changes_nothing(engine, lorasweep, tiny, tmp_path, reading):
     settings = (*SETTINGS, f"engine={engine}")
     process = lorasweep(tmp_path).start("run", *tiny("llama", *settings, "sweep.name=moved"))

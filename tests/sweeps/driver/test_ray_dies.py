@@ -78,7 +78,7 @@ def all_end(sweep: Sweep) -> None:
     ("name", "number", "what"),
     [
         pytest.param("gcs_server", signal.SIGKILL, "control store", id="control store killed"),
-        pytest.param("raylet", signal.SIGKILL, "raylet of this machine", id="raylet killed"),
+        pytest.param("raylet", signal.SIGKILL, "raylet of this machine", id="raylet killed", marks=pytest.mark.heavy),
         pytest.param("raylet", signal.SIGTERM, "raylet of this machine", id="raylet ended", marks=pytest.mark.heavy),
         pytest.param("gcs_server", signal.SIGSTOP, "control store", id="control store hangs", marks=pytest.mark.heavy),
         pytest.param("raylet", signal.SIGSTOP, "raylet of this machine", id="raylet hangs", marks=pytest.mark.heavy),

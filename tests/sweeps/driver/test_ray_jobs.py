@@ -190,7 +190,9 @@ def test_a_driver_without_the_clusters_token_is_told_what_it_needs(
     assert "\n" not in done.stderr.strip()
 
 
-@pytest.mark.parametrize("mode", ["token", None], ids=["asked for", "Ray's default"])
+@pytest.mark.parametrize(
+    "mode", [pytest.param("token", marks=pytest.mark.heavy), None], ids=["asked for", "Ray's default"]
+)
 def test_a_ray_of_our_own_needs_no_token_file_and_writes_none(
     mode: str | None, tiny: Any, lorasweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

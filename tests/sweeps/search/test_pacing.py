@@ -97,7 +97,7 @@ print("proxies", len(reported - {None}))
 """
 
 
-@pytest.mark.parametrize("mended", [True, False])
+@pytest.mark.parametrize("mended", [True, pytest.param(False, marks=pytest.mark.heavy)])
 def test_trials_that_end_at_once_leave_their_proxies_to_the_next_ones(mended: bool, tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
     done = subprocess.run(
