@@ -16,6 +16,7 @@ from sweeps.process.installation import package_root
 from tests.sweeps.tracking.mlflow_reading import MlflowRun, MlflowServer, mlflow_runs
 
 SETTINGS = ["search.start_from=[]", "precision=fp32", "resources.slots=1", "sweep.name=tiny"]
+LONG = ["train.max_steps=200", "train.rungs=[2,200]"]  # so that a trial is not over before it is stopped
 
 TOY = '''
 """A third tracker: what it is told, as lines of a file."""
@@ -117,8 +118,8 @@ def test_three_trackers_follow_a_sweep_that_is_stopped_and_resumed(
     command: Any, tiny: Callable[..., list[str]], wandb_runs: Any, tmp_path: Path
 ) -> None:
     trackers = ["--config-dir", "mine", "tracking=[wandb_offline,mlflow,toy]"]
-    process = command.start("run", *tiny("llama", *SETTINGS, *trackers, "search.trials=3"))
-    until(process, "t0000", "step 2/8")
+    process = command.start("run", *tiny("llama", *SETTINGS, *LONG, *trackers, "search.trials=3"))
+    until(process, "t0000", "step 2/200")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (130, "")
@@ -175,8 +176,8 @@ def test_a_server_holds_a_sweep_that_is_stopped_and_resumed(
     command: Any, tiny: Callable[..., list[str]], server: MlflowServer, tmp_path: Path
 ) -> None:
     chosen = ["tracking=mlflow", f"tracking.uri={server.url}"]
-    process = command.start("run", *tiny("llama", *SETTINGS, *chosen, "search.trials=3"))
-    until(process, "t0000", "step 2/8")
+    process = command.start("run", *tiny("llama", *SETTINGS, *LONG, *chosen, "search.trials=3"))
+    until(process, "t0000", "step 2/200")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, err, out.count("MLflow")) == (130, "", 0)
