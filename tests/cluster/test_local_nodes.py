@@ -1,4 +1,9 @@
-"""`cluster/local/nodes.py`: nodes on this machine, of which a sweep is the guest, and which end without a trace."""
+"""`cluster/local/nodes.py`: nodes on this machine, of which a sweep is the guest, and which end without a trace.
+
+What takes minutes is marked heavy:
+
+    pytest -m heavy tests/cluster/test_local_nodes.py
+"""
 
 import os
 import re

@@ -1,4 +1,9 @@
-"""A whole sweep whose device workers get SIGTERM in the middle of rungs ends as the undisturbed one."""
+"""A whole sweep whose device workers get SIGTERM in the middle of rungs ends as the undisturbed one.
+
+It takes minutes and is marked heavy:
+
+    pytest -m heavy tests/sweeps/test_notice.py
+"""
 
 import signal
 import time

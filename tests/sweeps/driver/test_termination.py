@@ -31,9 +31,6 @@ class Worker(SimulatedWorker):
 
     seconds = 10.0
 
-    async def pid(self) -> int:
-        return os.getpid()
-
 
 class SlowDisk(SimulatedEngine):
     def snapshot(self, trial_id: str, to: Path) -> Callable[[], None]:
@@ -76,10 +73,14 @@ def trial(trial_id: str, rungs: list[int]) -> TrialConfig:
     )
 
 
-def terminate(device: DeviceClient) -> psutil.Process:
-    process = psutil.Process(ray.get(device.actor.pid.remote()))
-    process.send_signal(signal.SIGTERM)
+def send(number: int, actor: Any) -> psutil.Process:
+    process = psutil.Process(ray.get(actor.__ray_call__.remote(lambda self: os.getpid())))
+    process.send_signal(number)
     return process
+
+
+def terminate(device: DeviceClient) -> psutil.Process:
+    return send(signal.SIGTERM, device.actor)
 
 
 def test_on_sigterm_a_worker_gives_its_trials_back_before_it_ends(device: DeviceClient, tmp_path: Path) -> None:
@@ -160,7 +161,7 @@ def test_trials_that_wait_for_a_device_get_one_where_the_dispatcher_is_ended(num
         judged: Reply[list[str]] = Reply(dispatcher.actor.died_by_themselves.remote(["gone"]))
         with pytest.raises(GetTimeoutError):
             waiting.get(0.5)
-        os.kill(ray._private.state.state.actor_table(dispatcher.actor._actor_id.hex())["Pid"], number)
+        send(number, dispatcher.actor)
         time.sleep(1)  # Ray's own handler has begun
         devices = [Device(DeviceClient(None, "alpha", "alpha 1"), 1)]
         assert dispatcher.update(devices, {"gone": True}, None).get(30) is not None
